@@ -1,0 +1,93 @@
+"""plan.json: which blocks of which dense model go, chosen how, and what it cost on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from mi_prun.artefact import Artefact, Record
+from mi_prun.errors import UserError
+from mi_prun.model import ModelIdentity
+from mi_prun.version import __version__
+
+
+class Quality(Record):
+    """Perplexity and KL(dense || pruned) on text that was not used to choose, with the protocol that gave them."""
+
+    text: str
+    protocol: str
+    window_tokens: int
+    windows: int
+    predicted_tokens: int
+    dense_perplexity: float
+    pruned_perplexity: float
+    kl_nats_per_token: float
+
+
+class Objective(Record):
+    """J of the chosen set, and the least J that any set of as many blocks has (dynamic programme), in nats."""
+
+    chosen_nats: float
+    optimum_nats: float
+    optimum_dropped: tuple[int, ...]
+
+    @property
+    def gap_nats(self) -> float:
+        return self.chosen_nats - self.optimum_nats
+
+
+class Plan(Artefact):
+    """Block indices are 0-based and ascending; `dropped` and `kept` together are all blocks of `dense`.
+
+    forward_passes: what the choice cost beyond the analysis: blocks x tokens evaluated, over the blocks x tokens of one
+    pass of the dense model over the scoring text.
+    """
+
+    schema_name: ClassVar[str] = "plan"
+
+    dense: ModelIdentity
+    dropped: tuple[int, ...]
+    kept: tuple[int, ...]
+    method: str
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    objective: Objective | None = None
+    forward_passes: float = 0.0
+    quality: Quality | None = None
+    tool_version: str = __version__
+
+    @model_validator(mode="after")
+    def _blocks(self) -> Plan:
+        both = sorted((*self.dropped, *self.kept))
+        if both != list(range(self.dense.num_blocks)) or list(self.kept) != sorted(self.kept):
+            raise ValueError(f"dropped and kept must split the blocks 0..{self.dense.num_blocks - 1} in two")
+        if list(self.dropped) != sorted(self.dropped) or not self.kept:
+            raise ValueError("dropped must be ascending, and at least one block kept")
+        return self
+
+    @property
+    def block_ratio(self) -> float:
+        return len(self.dropped) / self.dense.num_blocks
+
+    @property
+    def parameters_dropped(self) -> int:
+        return sum(self.dense.block_parameters[block] for block in self.dropped)
+
+    @property
+    def parameter_ratio(self) -> float:
+        return self.parameters_dropped / self.dense.num_parameters
+
+    def check_belongs_to(self, dense: ModelIdentity) -> None:
+        """Refuse a model that is not the one the plan was made for."""
+        if not self.dense.same_model(dense):
+            which = "config" if self.dense.config_sha256 != dense.config_sha256 else "weights"
+            raise UserError(
+                f"the plan was made for {self.dense.name} and {dense.name} is another model (its {which} differ); "
+                "make a plan for this one"
+            )
+
+
+def kept_blocks(num_blocks: int, dropped: Sequence[int]) -> tuple[int, ...]:
+    gone = set(dropped)
+    return tuple(block for block in range(num_blocks) if block not in gone)
