@@ -1,0 +1,59 @@
+"""What a command says while it works and when it fails: progress on a terminal only, one-line errors, exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from mi_prun.errors import UserError
+
+Advance = Callable[[float], None]
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """A progress bar on stderr with a rate in `unit`/s; silent where stderr is not a terminal.
+
+    Yields a function that is called with the number of units done since the last call.
+    """
+    if not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed or 0.0
+            return Text(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command; turn what it raises into an exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
+
+    SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed.
+    """
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        command()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
