@@ -38,7 +38,7 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; what it raises becomes an exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
+    """x
 
     SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed.
     """

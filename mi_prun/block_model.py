@@ -1,0 +1,160 @@
+"""A causal LM taken apart at its blocks: embed, run one block, read the logits off a boundary state.
+
+Nothing is known here about a family but where its blocks are (`architecture.Family.block_prefix`). What else a block is
+called with (masks, rotary embeddings) is what the model itself passes to it: it is recorded once per input shape, with
+every block bypassed, and used again. Inputs are whole windows without padding, so it depends on the shape alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mi_prun.architecture import family_of
+from mi_prun.errors import UserError
+from mi_prun.model import ModelFolder
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class BlockModel:
+    """Blocks are 0-based; boundary state i, of shape (batch, tokens, d), is the input of block i."""
+
+    def __init__(self, model: nn.Module, block_prefix: str) -> None:
+        self.model = model.eval()
+        self.blocks = cast("nn.ModuleList", model.get_submodule(block_prefix))
+        self._calls: list[Call] = []
+        self._shape: tuple[int, ...] | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Boundary state 0 of `tokens` (batch, tokens)."""
+        calls: list[Call] = []
+        entry: list[Tensor] = []
+
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not entry:
+                entry.append(hidden)
+            calls.append((args, kwargs))
+            return hidden
+
+        with self._forwards([record] * self.num_blocks):
+            self.model(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1)
+        self._calls, self._shape = calls, tuple(tokens.shape)
+        return entry[0]
+
+    def run(self, block: int, hidden: Tensor) -> Tensor:
+        """Boundary state after `block`; `hidden` must come from the last batch given to `embed`."""
+        args, kwargs = self._calls[block]
+        return _state(self.blocks[block](hidden, *args, **kwargs))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (batch, tokens, vocabulary) of the final boundary state, through the model's own norm and head."""
+
+        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return state
+
+        def inject(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden
+
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        with self._forwards([*[skip] * (self.num_blocks - 1), inject]):
+            return cast("Tensor", self.model(input_ids=tokens, use_cache=False).logits)
+
+    @contextlib.contextmanager
+    def without(self, dropped: Sequence[int]) -> Iterator[nn.Module]:
+        """The model with the blocks `dropped` bypassed, for whoever needs the whole (generation, checks)."""
+
+        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return state
+
+        with self._forwards([skip if block in dropped else None for block in range(self.num_blocks)]):
+            yield self.model
+
+    @contextlib.contextmanager
+    def _forwards(self, forwards: Sequence[Any]) -> Iterator[None]:
+        """Set each block's `forward` (None: leave it), and take it back at the end."""
+        changed = [
+            (block, forward) for block, forward in zip(self.blocks, forwards, strict=True) if forward is not None
+        ]
+        try:
+            for block, forward in changed:
+                object.__setattr__(block, "forward", forward)
+            yield
+        finally:
+            for block, _ in changed:
+                object.__delattr__(block, "forward")
+
+
+def _state(output: Any) -> Tensor:
+    """Some families return a tuple whose first entry is the state."""
+    return cast("Tensor", output[0] if isinstance(output, tuple) else output)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """CUDA where there is one, else CPU; or the device named."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
+    """bfloat16 on an accelerator, float32 on CPU (whose bf16 is slow and noisy on many machines)."""
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in dtypes:
+        raise UserError(f"--dtype must be one of {', '.join(dtypes)}, got {name!r}")
+    return dtypes[name]
+
+
+def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> BlockModel:
+    """Load a checked model folder through transformers (safetensors only, no remote code)."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    family = family_of(folder.config)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"model {folder.path} cannot be loaded by transformers: {str(error).splitlines()[0]}"
+        ) from error
+    return BlockModel(model.to(device), family.block_prefix)
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(f"model {folder.path} has no usable tokenizer: {first}") from error
+
+
+def context_tokens(model: nn.Module, *, cap: int = 2048) -> int:
+    """Window length: the model's context, capped."""
+    limit = getattr(cast("Any", model).config.get_text_config(), "max_position_embeddings", None)
+    return min(cap, limit) if isinstance(limit, int) and limit > 0 else cap

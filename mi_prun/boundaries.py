@@ -1,0 +1,145 @@
+"""The one pass: boundary states of calibration windows, seen by hooks on the blocks and never kept whole.
+
+What comes out, per boundary: a fixed random projection of sampled tokens to p dimensions (L+1, n, p), and the cosine
+of adjacent boundary states, mean over all tokens.
+The first tokens of each window are left out: attention sinks carry activations a thousand times larger than the rest.
+
+Hooks, not `output_hidden_states`: its last entry comes after the final norm and spoils the last block's score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mi_prun.block_model import BlockModel
+from mi_prun.errors import UserError
+
+SKIP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """projections: (L+1, n, p) float32 on CPU. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1})."""
+
+    projections: Tensor
+    cosine: Tensor
+    tokens: int
+
+
+class Collector:
+    """Takes boundary states as the pass goes. One instance serves whole-model and block-by-block passes alike.
+
+    sample: (windows, window_tokens) bool, the tokens whose projections are kept.
+    """
+
+    def __init__(self, num_blocks: int, hidden: int, projection: int, sample: Tensor, seed: int) -> None:
+        self.num_blocks = num_blocks
+        self.sample = sample
+        self.directions = random_orthonormal(hidden, projection, seed)  # (d, p)
+        self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
+        self.cosine = torch.zeros(num_blocks, dtype=torch.float64)
+        self.tokens = 0
+
+    def see(self, boundary: int, state: Tensor, first_window: int) -> None:
+        """A boundary state (batch, tokens, d) of the windows from `first_window` on."""
+        if self.directions.device != state.device:
+            self.directions = self.directions.to(state.device)
+        chosen = state[self.sample[first_window : first_window + len(state)].to(state.device)]
+        projected = chosen.float() @ self.directions
+        if not torch.isfinite(projected).all():
+            made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
+            raise UserError(
+                f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
+            )
+        self.kept[boundary].append(projected.cpu())
+
+    def compare(self, block: int, before: Tensor, after: Tensor) -> None:
+        """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
+        cosine = torch.nn.functional.cosine_similarity(before[:, SKIP_TOKENS:], after[:, SKIP_TOKENS:], dim=-1)
+        self.cosine[block] += float(cosine.float().sum(dtype=torch.float64))
+
+    def result(self, windows: Tensor) -> Boundaries:
+        tokens = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS)
+        return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), self.cosine / tokens, tokens)
+
+
+def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:
+    """(d, p) with orthonormal columns, scaled so that squared lengths keep their expectation."""
+    if projection < 1:
+        raise UserError(f"--projection must be at least 1, got {projection}")
+    projection = min(projection, hidden)
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(hidden, projection, generator=generator, dtype=torch.float64))
+    scaled: Tensor = q * r.diagonal().sign() * (hidden / projection) ** 0.5
+    return scaled.float()
+
+
+def sample_tokens(windows: Tensor, count: int, seed: int) -> Tensor:
+    """(windows, window_tokens) bool: `count` tokens drawn without replacement, none of the first ones of a window."""
+    usable = torch.ones(windows.shape, dtype=torch.bool)
+    usable[:, :SKIP_TOKENS] = False
+    places = usable.flatten().nonzero()[:, 0]
+    if not len(places):
+        raise UserError(f"windows of {windows.shape[1]} tokens are too short: the first {SKIP_TOKENS} are left out")
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
+    sample = torch.zeros(windows.numel(), dtype=torch.bool)
+    sample[places[order]] = True
+    return sample.view_as(windows)
+
+
+@torch.inference_mode()
+def collect(
+    model: BlockModel,
+    windows: Tensor,
+    *,
+    projection: int,
+    max_tokens: int,
+    seed: int,
+    batch_tokens: int = 4096,
+    advance: Callable[[float], None] | None = None,
+) -> Boundaries:
+    """One forward pass over `windows` (windows, window_tokens) of the whole model, with hooks on its blocks."""
+    hidden = int(model.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+    sample = sample_tokens(windows, max_tokens, seed)
+    collector = Collector(model.num_blocks, hidden, projection, sample, seed)
+    first = 0
+
+    def hook(block: int) -> Callable[..., None]:
+        def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            if block == 0:
+                collector.see(0, before, first)
+            collector.see(block + 1, after, first)
+            collector.compare(block, before, after)
+
+        return see
+
+    handles = [block.register_forward_hook(hook(i), with_kwargs=True) for i, block in enumerate(model.blocks)]
+    try:
+        for tokens in torch.split(windows, max(1, batch_tokens // windows.shape[1])):
+            # The head is not needed: one position's logits keep the pass from spending time on it.
+            model.model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
+            first += len(tokens)
+            if advance is not None:
+                advance(tokens.numel())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return collector.result(windows)
+
+
+def pair_angles(projections: Tensor) -> Tensor:
+    """`arccos(cos(h_i, h_j)) / pi`, mean over tokens, (L+1, L+1), from projections (L+1, n, p) of uncentred states."""
+    unit = torch.nn.functional.normalize(projections, dim=-1)
+    count = len(unit)
+    angles = torch.zeros(count, count, dtype=torch.float64)
+    for i in range(count):
+        cosine = (unit[i] * unit[i + 1 :]).sum(-1).clamp(-1, 1)
+        angles[i, i + 1 :] = torch.arccos(cosine).mean(-1).double() / torch.pi
+    return angles

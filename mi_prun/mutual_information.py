@@ -1,0 +1,209 @@
+"""Mutual information between boundary states, in nats: three estimators behind one protocol.
+
+For a deterministic continuous map MI is infinite, so what is estimated is `I(h_i ; h_j + e)`, the later state observed
+through isotropic Gaussian noise e whose variance is `noise` times the mean variance per dimension of h_i. The noise
+gives MI a finite value and J a natural zero: `I(h_i ; h_i + e)`, what a segment that changes nothing would keep.
+
+All take projections of the boundary states, `states` of shape (L+1, n, p): L+1 boundaries, n tokens, p dimensions; and
+give a matrix (L+1, L+1) whose entry [i, j], i <= j, is the estimate. Entries below the diagonal are 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mi_prun.errors import UserError
+
+NOISE = 1e-2
+
+
+class Estimator(Protocol):
+    """`max_tokens`: how many tokens it is worth giving; cost grows with the square of it for `ksg` and `renyi`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
+        """MI (L+1, L+1) in nats, float64, of `states` (L+1, n, p)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Canonical correlations: `MI = -1/2 sum_c log(1 - rho_c^2)`, exact where the states are jointly Gaussian.
+
+    With `A = S_xx^-1/2 S_xy S_yy^-1/2`, `sum log(1 - rho^2) = log det(I - A A^T)`: one Cholesky factor a pair, no SVD.
+    Biased upwards by about p^2 / (2 n) nats, the same for every pair of one analysis.
+    """
+
+    noise: float = NOISE
+    max_tokens: int = 65_536
+    name: str = "gaussian"
+
+    def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
+        _check(states, self.noise)
+        count, tokens, dims = states.shape
+        if tokens < 2 * dims:
+            raise UserError(
+                f"gaussian MI of {dims} dimensions needs at least {2 * dims} tokens, got {tokens}; "
+                "give more calibration text or a smaller --projection"
+            )
+        centred = (states - states.mean(1, keepdim=True)).float()
+        identity = torch.eye(dims, dtype=torch.float64)
+        covariances = [(x.T @ x).cpu().double() / tokens for x in centred]
+        result = torch.zeros(count, count, dtype=torch.float64)
+        whiten = [_inverse_root(s, 1e-9 * s.diagonal().mean()) for s in covariances]
+        for i, x in enumerate(centred):
+            noise = self.noise * covariances[i].diagonal().mean()
+            for j in range(i, count):
+                cross = (x.T @ centred[j]).cpu().double() / tokens
+                # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
+                observed = torch.linalg.cholesky(covariances[j] + noise * identity)
+                a = torch.linalg.solve_triangular(observed, (whiten[i] @ cross).T, upper=False).T
+                factor, info = torch.linalg.cholesky_ex(identity * (1 + 1e-12) - a @ a.T)
+                if int(info):
+                    result[i, j] = -0.5 * torch.log(1 - torch.linalg.svdvals(a).clamp(max=1 - 1e-12) ** 2).sum()
+                else:
+                    result[i, j] = -factor.diagonal().log().sum()
+        return result
+
+
+def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:
+    """A matrix W with `W S W^T = I`; the ridge keeps directions without variance from exploding."""
+    identity = torch.eye(len(covariance), dtype=covariance.dtype)
+    root = torch.linalg.cholesky(covariance + ridge * identity)
+    inverse: Tensor = torch.linalg.solve_triangular(root, identity, upper=False)
+    return inverse
+
+
+@dataclass(frozen=True)
+class KSG:
+    """k-nearest-neighbour MI (Kraskov, Stoegbauer, Grassberger 2004, eq. 8), maximum norm, on sampled tokens.
+
+    `MI = psi(k) + psi(n) - mean(psi(n_x + 1) + psi(n_y + 1))`. Saturates near log(n): it ranks, it does not measure,
+    where states are almost the same. Dimensions are scaled to unit variance first, which leaves MI as it is.
+    """
+
+    neighbours: int = 3
+    noise: float = NOISE
+    max_tokens: int = 1_500
+    name: str = "ksg"
+
+    def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
+        _check(states, self.noise)
+        count, tokens, _ = states.shape
+        if tokens <= self.neighbours + 1:
+            raise UserError(f"ksg with {self.neighbours} neighbours needs more than that many tokens, got {tokens}")
+        result = torch.zeros(count, count, dtype=torch.float64)
+        clean = [_chebyshev(x) for x in states]
+        for j in range(count):
+            for i in range(j + 1):
+                noisy = _observed(states[j], states[i], self.noise, seed + j)
+                dx, dy = clean[i], _chebyshev(noisy)
+                joint = torch.maximum(dx, dy)
+                radius = joint.kthvalue(self.neighbours, dim=1, keepdim=True).values
+                near = torch.stack([(dx < radius).sum(1), (dy < radius).sum(1)]).double()
+                psi = torch.special.digamma
+                constants = torch.tensor([self.neighbours, tokens], dtype=torch.float64)
+                result[i, j] = (psi(constants).sum() - psi(near + 1).sum(0).mean()).cpu()
+        return result
+
+
+@dataclass(frozen=True)
+class Renyi:
+    """Matrix-based Renyi entropy (Sanchez Giraldo, Rao, Principe 2015), alpha = 2, Gaussian kernel.
+
+    `I(x; y) = S(A_x) + S(A_y) - S(A_x o A_y / tr)`, `S(A) = -log tr(A^2)`; A the Gram matrix over its trace, o the
+    entrywise product. Kernel width: `bandwidth` times the median distance between tokens, for each boundary.
+    """
+
+    bandwidth: float = 1.0
+    noise: float = NOISE
+    max_tokens: int = 1_500
+    name: str = "renyi"
+
+    def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
+        _check(states, self.noise)
+        count = len(states)
+        result = torch.zeros(count, count, dtype=torch.float64)
+        clean = [self._gram(x) for x in states]
+        for j in range(count):
+            for i in range(j + 1):
+                noisy = self._gram(_observed(states[j], states[i], self.noise, seed + j))
+                result[i, j] = self.entropy(clean[i]) + self.entropy(noisy) - self.entropy(clean[i] * noisy)
+        return result
+
+    def _gram(self, x: Tensor) -> Tensor:
+        """(n, n), ones on the diagonal; the trace n is divided out in `entropy`."""
+        squared = torch.cdist(x.float(), x.float()) ** 2
+        upper = squared[torch.triu_indices(len(x), len(x), 1, device=x.device).unbind()]
+        width = upper.median().clamp(min=1e-30) * self.bandwidth**2
+        return torch.exp(-squared / (2 * width))
+
+    @staticmethod
+    def entropy(gram: Tensor) -> Tensor:
+        """`-log tr((K/n)^2)` of a Gram matrix K (n, n) with ones on the diagonal."""
+        return -torch.log((gram.double() ** 2).mean()).cpu()
+
+
+ESTIMATORS: dict[str, Callable[[float], Estimator]] = {
+    "gaussian": lambda noise: Gaussian(noise=noise),
+    "ksg": lambda noise: KSG(noise=noise),
+    "renyi": lambda noise: Renyi(noise=noise),
+}
+
+
+def make_estimator(name: str, noise: float = NOISE) -> Estimator:
+    """An estimator by its name."""
+    if name not in ESTIMATORS:
+        raise UserError(f"--estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
+    if not (math.isfinite(noise) and 0 < noise <= 10):
+        raise UserError(f"--noise must be in (0, 10], got {noise}; without noise MI of a state with itself is infinite")
+    return ESTIMATORS[name](noise)
+
+
+def segment_costs(mi: Tensor) -> Tensor:
+    """`cost[i, j] = I(h_i ; h_i + e) - I(h_i ; h_j + e)` in nats, (L+1, L+1), 0 at i = j: what segment [i, j) loses."""
+    return torch.triu(mi.diagonal()[:, None] - mi)
+
+
+def dpi_violations(mi: Tensor, tolerance_nats: float = 1e-3) -> int:
+    """How many triples i < j < k break `I(h_i; h_k) <= I(h_i; h_j)`, the data processing inequality."""
+    count = len(mi)
+    return sum(
+        int((mi[i, k] > mi[i, i + 1 : k] + tolerance_nats).sum()) for i in range(count) for k in range(i + 2, count)
+    )
+
+
+def _check(states: Tensor, noise: float) -> None:
+    if not torch.isfinite(states).all():
+        boundary = int((~torch.isfinite(states)).flatten(1).any(1).nonzero()[0])
+        raise UserError(f"boundary state {boundary} holds NaN or Inf (the output of block {boundary - 1})")
+    still = (states - states.mean(1, keepdim=True)).abs().flatten(1).amax(1) == 0
+    if still.any():
+        raise UserError(f"boundary state {int(still.nonzero()[0])} is the same for every token; nothing to estimate")
+    if noise < 0:
+        raise UserError(f"noise must not be negative, got {noise}")
+
+
+def _observed(x: Tensor, reference: Tensor, noise: float, seed: int) -> Tensor:
+    """x + e, the variance of e `noise` times the mean variance per dimension of `reference`."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    e = torch.randn(x.shape, generator=generator).to(x)
+    return x + e * (noise * reference.var(0).mean()).sqrt()
+
+
+def _chebyshev(x: Tensor) -> Tensor:
+    """Maximum-norm distances (n, n) after scaling each dimension to unit variance; infinite on the diagonal."""
+    scaled = ((x - x.mean(0)) / x.std(0).clamp(min=1e-30)).float()
+    distance = torch.cdist(scaled, scaled, p=math.inf)
+    return distance.fill_diagonal_(math.inf)

@@ -1,0 +1,79 @@
+"""How many blocks go: by a share of blocks, by a number, by a share of parameters, or named by hand."""
+
+from __future__ import annotations
+
+import math
+
+from mi_prun.errors import UserError
+from mi_prun.model import ModelIdentity
+
+
+def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> int:
+    """k = round(ratio * L); a ratio that rounds to no block or to all of them is refused."""
+    check_ratio(ratio, option)
+    k = math.floor(ratio * num_blocks + 0.5)
+    if k == 0 or k == num_blocks:
+        what = "no block" if k == 0 else "all blocks"
+        raise UserError(
+            f"{option} {ratio} of {num_blocks} blocks rounds to {what}; it must leave 1 to {num_blocks - 1} to drop "
+            f"({option} {1 / num_blocks:.3g} is one block)"
+        )
+    return k
+
+
+def blocks_for_number(k: int, num_blocks: int) -> int:
+    if not 1 <= k < num_blocks:
+        raise UserError(f"--num-blocks must be in 1..{num_blocks - 1} for a model of {num_blocks} blocks, got {k}")
+    return k
+
+
+def blocks_for_param_ratio(ratio: float, dense: ModelIdentity) -> int:
+    """The largest k whose dropped parameters cannot pass `ratio` of the whole, whichever blocks they are."""
+    check_ratio(ratio, "--param-ratio")
+    budget = ratio * dense.num_parameters
+    k, dropped = 0, 0
+    for size in sorted(dense.block_parameters, reverse=True):
+        dropped += size
+        if dropped > budget:
+            break
+        k += 1
+    if k == 0:
+        least = max(dense.block_parameters) / dense.num_parameters
+        raise UserError(f"--param-ratio {ratio} is less than one block ({least:.3g} of the parameters); ask for more")
+    return min(k, dense.num_blocks - 1)
+
+
+def check_ratio(ratio: float, option: str) -> None:
+    if not (math.isfinite(ratio) and 0 < ratio < 1):
+        raise UserError(f"{option} must be in (0, 1), got {ratio:g}")
+
+
+def parse_blocks(text: str, num_blocks: int) -> tuple[int, ...]:
+    """`5,6,9` or `5-7,9`: block indices, 0-based, both ends of a range included."""
+    blocks: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"--drop {text!r}: {part.strip()!r} is not a block index; write it like 5,6,9 or 5-7")
+        wanted = range(int(first), int(last or first) + 1)
+        if not wanted:
+            raise UserError(f"--drop {text!r}: the range {part.strip()} runs backwards")
+        if wanted.stop > num_blocks:
+            raise UserError(f"--drop {text!r}: blocks are 0..{num_blocks - 1} (0-based), got {wanted.stop - 1}")
+        if twice := blocks & set(wanted):
+            raise UserError(f"--drop {text!r} names block {min(twice)} twice")
+        blocks |= set(wanted)
+    if len(blocks) == num_blocks:
+        raise UserError(f"--drop {text!r} names all {num_blocks} blocks; at least one must stay")
+    return tuple(sorted(blocks))
+
+
+def only_one(options: dict[str, object]) -> str:
+    """The one option that is given, of those that exclude each other."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "none"
+        raise UserError(f"give exactly one of {', '.join(options)}; found {found}")
+    return given[0]
+
+
