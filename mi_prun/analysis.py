@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
 from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from mi_prun.artefact import Artefact
 from mi_prun.calibration import CalibrationDescription
@@ -29,7 +29,7 @@ ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", 
 
 
 class AnalysisRecord(Artefact):
-    """dpi_violations: triples of boundaries whose estimates break the data processing inequality (the estimator's fault).
+    """dpi_violations: triples of boundaries whose estimates break the data processing inequality.
     fingerprint: sha256 of analysis.safetensors; a plan names it.
     """
 

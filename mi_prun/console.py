@@ -7,8 +7,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mi_prun.errors import UserError
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 Advance = Callable[[float], None]
 
@@ -38,7 +42,7 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """x
+    """Run a command. Exit status: 2 for UserError (said in one line), 130 for Ctrl-C, 143 for SIGTERM.
 
     SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed.
     """
@@ -50,10 +54,29 @@ def run_command(command: Callable[[], object]) -> int:
     try:
         command()
     except UserError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def run_app(app: Typer) -> int:
+    """`run_command` for a typer application; a wrong option is one line too."""
+    from typer import Abort
+    from typer.exceptions import TyperException
+
+    def call() -> None:
+        try:
+            app(standalone_mode=False)
+        except Abort as error:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        except TyperException as error:
+            raise UserError(error.format_message()) from error
+
+    return run_command(call)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from mi_prun.errors import UserError
+from mi_prun.settings import AnalyzeSettings
 
-NOISE = 1e-2
+NOISE = AnalyzeSettings.noise
 
 
 class Estimator(Protocol):

@@ -75,5 +75,3 @@ def only_one(options: dict[str, object]) -> str:
         found = " and ".join(given) if given else "none"
         raise UserError(f"give exactly one of {', '.join(options)}; found {found}")
     return given[0]
-
-

@@ -1,0 +1,106 @@
+"""`mi-prun analyze`: model folder -> analysis. One pass serves every ratio."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mi_prun.analysis import AnalysisRecord, arrays_bytes, write_analysis
+from mi_prun.block_model import context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
+from mi_prun.boundaries import SKIP_TOKENS, collect, pair_angles
+from mi_prun.calibration import load_calibration
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.files import check_output
+from mi_prun.model import ModelFolder, identity_of
+from mi_prun.mutual_information import dpi_violations, make_estimator, segment_costs
+from mi_prun.settings import AnalyzeSettings
+
+
+def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: bool = False) -> AnalysisRecord:
+    """Run the pass and write the analysis folder."""
+    check_output(out, force=force)
+    check_settings(settings)
+    identity = identity_of(dense)
+    estimator = make_estimator(settings.estimator, settings.noise)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(device, settings.dtype)
+    tokenizer = load_tokenizer(dense)
+    model = load_block_model(dense, device=device, dtype=dtype)
+    half = max(1, settings.scoring_tokens // 2)
+    calibration = load_calibration(
+        settings.calibration,
+        tokenizer,
+        window_tokens=settings.window_tokens or context_tokens(model.model),
+        scoring_tokens=settings.scoring_tokens,
+        ranking_tokens=settings.ranking_tokens or half,
+        held_out_tokens=settings.held_out_tokens or half,
+        seed=settings.seed,
+        model=model.model,
+    )
+    windows = calibration.scoring.tokens
+    with progress("boundary states", windows.numel(), "tokens") as advance:
+        seen = collect(
+            model,
+            windows,
+            projection=settings.projection,
+            max_tokens=estimator.max_tokens,
+            seed=settings.seed,
+            batch_tokens=settings.batch_tokens or batch_tokens(device),
+            advance=advance,
+        )
+    mi = estimator.segment_mi(seen.projections.to(device), settings.seed)
+    arrays = arrays_bytes(
+        {
+            "segment_cost_nats": segment_costs(mi).numpy(),
+            "segment_mi_nats": mi.numpy(),
+            "block_cosine": seen.cosine.numpy(),
+            "pair_angle": pair_angles(seen.projections).numpy(),
+            "scoring": windows.numpy().astype(np.int32),
+            "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
+            "held_out": calibration.held_out.tokens.numpy().astype(np.int32),
+        }
+    )
+    record = AnalysisRecord(
+        dense=identity,
+        calibration=calibration.description,
+        estimator=estimator.name,
+        projection=seen.projections.shape[-1],
+        noise=settings.noise,
+        seed=settings.seed,
+        estimated_tokens=seen.projections.shape[1],
+        seen_tokens=seen.tokens,
+        skipped_tokens_per_window=SKIP_TOKENS,
+        dpi_violations=dpi_violations(mi),
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        fingerprint=sha256(arrays).hexdigest(),
+    )
+    write_analysis(record, arrays, out, force=force)
+    return record
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB a token; 4,096 on CPU."""
+    if device.type != "cuda":
+        return 4_096
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < 2**28:
+        raise UserError(f"only {free / 2**20:.0f} MiB of {device} are free; free some or use --device cpu")
+    return max(2_048, min(65_536, free // 4 // 2**18))
+
+
+def check_settings(settings: AnalyzeSettings) -> None:
+    """Refuse what cannot be, before a model is loaded."""
+    if settings.scoring_tokens < 1:
+        raise UserError(f"--tokens must be at least 1, got {settings.scoring_tokens}")
+    if settings.projection < 1:
+        raise UserError(f"--projection must be at least 1, got {settings.projection}")
+    if settings.window_tokens is not None and settings.window_tokens <= SKIP_TOKENS + 1:
+        raise UserError(
+            f"--window must be over {SKIP_TOKENS + 1} (the first {SKIP_TOKENS} tokens are left out), "
+            f"got {settings.window_tokens}"
+        )
