@@ -302,10 +302,9 @@ def say_analysis(record: AnalysisRecord, output: Path) -> None:
 def say_plan(plan: Plan, output: Path | None) -> None:
     if output is not None:
         print(f"{output}: {plan.method} for {plan.dense.name}")
-    print(
-        f"dropped blocks (0-based): {', '.join(map(str, plan.dropped))}: {len(plan.dropped)} of "
-        f"{plan.dense.num_blocks} blocks ({plan.block_ratio:.1%}), {plan.parameters_dropped:,} parameters ({plan.parameter_ratio:.1%})"
-    )
+    blocks = f"{len(plan.dropped)} of {plan.dense.num_blocks} blocks ({plan.block_ratio:.1%})"
+    parameters = f"{plan.parameters_dropped:,} parameters ({plan.parameter_ratio:.1%})"
+    print(f"dropped blocks (0-based): {', '.join(map(str, plan.dropped))}: {blocks}, {parameters}")
     if plan.objective is not None:
         print(
             f"J: {plan.objective.chosen_nats:.4g} nats, least possible {plan.objective.optimum_nats:.4g} "

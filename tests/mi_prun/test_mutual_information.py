@@ -1,0 +1,130 @@
+"""Estimators against analytic values. Tolerances are stated at each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mi_prun.errors import UserError
+from mi_prun.mutual_information import (
+    ESTIMATORS,
+    KSG,
+    Gaussian,
+    Renyi,
+    dpi_violations,
+    make_estimator,
+    segment_costs,
+)
+
+NO_NOISE = 1e-9
+
+
+def correlated(rho: float, dims: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    """(2, tokens, dims): x and y with correlation rho in each dimension; MI = -dims/2 log(1 - rho^2)."""
+    generator = torch.Generator().manual_seed(seed)
+    x, e = torch.randn(2, tokens, dims, generator=generator)
+    return torch.stack([x, rho * x + math.sqrt(1 - rho**2) * e])
+
+
+def analytic(rho: float, dims: int) -> float:
+    return -dims / 2 * math.log(1 - rho**2)
+
+
+@pytest.mark.parametrize("dims", [1, 4, 16])
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.6, 0.9])
+def test_gaussian_gives_the_analytic_value(rho: float, dims: int) -> None:
+    tokens = 20_000
+    estimate = float(Gaussian(noise=NO_NOISE).segment_mi(correlated(rho, dims, tokens))[0, 1])
+    bias = dims**2 / (2 * tokens)
+    assert estimate == pytest.approx(analytic(rho, dims) + bias, abs=0.03 + 0.01 * analytic(rho, dims))
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_ksg_gives_the_analytic_value(rho: float, dims: int) -> None:
+    estimate = float(KSG(noise=NO_NOISE).segment_mi(correlated(rho, dims, 1_500))[0, 1])
+    assert estimate == pytest.approx(analytic(rho, dims), abs=0.08 + 0.12 * analytic(rho, dims))
+
+
+def test_renyi_entropy_of_a_gaussian_is_the_analytic_one() -> None:
+    """tr(A^2) -> E[k(x, x')^2]: for unit Gaussians and width w, x - x' ~ N(0, 2), so it is (1 + 4 / w^2)^(-d/2)."""
+    dims, tokens = 2, 1_500
+    x = correlated(0.0, dims, tokens)[0]
+    median_squared = float(torch.pdist(x).square().median())
+    expected = dims / 2 * math.log(1 + 4 / median_squared)
+    renyi = Renyi()
+    assert float(renyi.entropy(renyi._gram(x))) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_independence_is_about_zero_and_mi_grows_with_correlation(name: str) -> None:
+    estimator = make_estimator(name, 1e-3)
+    values = [float(estimator.segment_mi(correlated(rho, 2, 1_200))[0, 1]) for rho in (0.0, 0.4, 0.7, 0.95)]
+    assert abs(values[0]) < 0.05
+    assert values == sorted(values)
+
+
+def test_gaussian_does_not_change_under_an_invertible_linear_map_of_its_input() -> None:
+    states = correlated(0.7, 4, 5_000)
+    mixed = torch.stack([states[0] @ torch.randn(4, 4, generator=torch.Generator().manual_seed(1)), states[1]])
+    estimator = Gaussian(noise=NO_NOISE)
+    assert float(estimator.segment_mi(mixed)[0, 1]) == pytest.approx(
+        float(estimator.segment_mi(states)[0, 1]), abs=1e-3
+    )
+
+
+def test_the_zero_of_the_cost_is_a_state_that_did_not_change() -> None:
+    states = correlated(0.0, 3, 2_000)[0]
+    cost = segment_costs(Gaussian(noise=0.01).segment_mi(torch.stack([states, states, states])))
+    assert torch.allclose(cost, torch.zeros(3, 3, dtype=torch.float64), atol=1e-6)
+
+
+def test_self_information_through_noise_is_the_channel_capacity() -> None:
+    """I(x; x + e) of unit Gaussians is d/2 log(1 + 1/noise)."""
+    states = correlated(0.0, 4, 50_000)[:1]
+    value = float(Gaussian(noise=0.1).segment_mi(states)[0, 0])
+    assert value == pytest.approx(2 * math.log(1 + 1 / 0.1), rel=0.01)
+
+
+def test_a_chain_keeps_the_data_processing_inequality_and_a_shortcut_is_counted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chain = [torch.randn(4_000, 2, generator=generator)]
+    for _ in range(4):
+        chain.append(chain[-1] + torch.randn(4_000, 2, generator=generator))
+    mi = Gaussian().segment_mi(torch.stack(chain))
+    assert dpi_violations(mi, tolerance_nats=0.01) == 0
+    shortcut = mi.clone()
+    shortcut[0, 3] = shortcut[0, 1] + 1
+    assert dpi_violations(shortcut, tolerance_nats=0.01) == 2  # against [0, 1] and [0, 2]
+
+
+def test_states_that_are_not_finite_name_the_block() -> None:
+    states = torch.randn(3, 400, 2)
+    states[2, 5, 1] = math.nan
+    with pytest.raises(UserError, match="boundary state 2 holds NaN or Inf \\(the output of block 1\\)"):
+        Gaussian().segment_mi(states)
+
+
+def test_constant_states_are_refused() -> None:
+    states = torch.randn(3, 400, 2)
+    states[1] = 1.0
+    with pytest.raises(UserError, match="boundary state 1 is the same for every token"):
+        KSG().segment_mi(states)
+
+
+def test_too_few_tokens_say_how_many_are_needed() -> None:
+    with pytest.raises(UserError, match="needs at least 64 tokens, got 20"):
+        Gaussian().segment_mi(torch.randn(2, 20, 32))
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, 11.0])
+def test_noise_out_of_range_is_refused(noise: float) -> None:
+    with pytest.raises(UserError, match="--noise must be in"):
+        make_estimator("gaussian", noise)
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    with pytest.raises(UserError, match="gaussian, ksg, renyi, got 'mine'"):
+        make_estimator("mine")
