@@ -15,8 +15,48 @@ from typing import Any
 from mi_prun.errors import UserError
 
 Config = dict[str, Any]
+FULL, SLIDING = "full_attention", "sliding_attention"
+NOT_PER_BLOCK = frozenset(
+    {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference"}
+)
 Rule = Callable[[Config, Sequence[int]], Config]
 """A rule takes the dense config and the kept blocks (ascending) and returns the fields to set, or raises UserError."""
+
+
+def _window_layers(config: Config, kept: Sequence[int]) -> Config:
+    """Qwen2, Qwen3: with `use_sliding_window`, blocks from `max_window_layers` on slide.
+
+    transformers reads `layer_types` and derives it from `max_window_layers` (28 where absent) only where there is no
+    such list. vLLM does not read the list: it applies the window to every block, and refuses a mixture of kinds unless
+    `max_window_layers` equals the number of blocks. So the kept blocks of the prefix are counted, which keeps an
+    equality an equality, and where no sliding block is left the window is switched off for vLLM's sake.
+    """
+    fields: Config = {}
+    if config.get("max_window_layers") is not None or config.get("use_sliding_window"):
+        fields["max_window_layers"] = sum(1 for block in kept if block < _max_window_layers(config))
+    kinds = _window_kinds(config)
+    if SLIDING in kinds and not any(kinds[block] == SLIDING for block in kept):
+        fields["use_sliding_window"] = False
+    return fields
+
+
+def _max_window_layers(config: Config) -> int:
+    count = config.get("max_window_layers")
+    return count if isinstance(count, int) else 28
+
+
+def _window_kinds(config: Config) -> list[str]:
+    count = int(config["num_hidden_layers"])
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    first = (
+        _max_window_layers(config) if config.get("use_sliding_window") and config.get("sliding_window", 4096) else count
+    )
+    return [SLIDING if block >= first else FULL for block in range(count)]
+
+
+def _uniform_kinds(config: Config) -> list[str]:
+    return list(config.get("layer_types") or [FULL] * int(config["num_hidden_layers"]))
 
 
 @dataclass(frozen=True)
@@ -26,26 +66,16 @@ class Family:
     block_prefix: tensors of block i are named `{block_prefix}.{i}.`; the match is anchored at the start of the name.
     slice_fields: lists with one entry a block; the kept entries stay.
     rules: fields that need more than slicing.
-    safe_fields: fields known to say nothing of a single block, though their value may equal the number of blocks.
+    kinds: the kind of each block, for people to read.
     """
 
     model_type: str
     architecture: str
     block_prefix: str = "model.layers"
-    slice_fields: tuple[str, ...] = ()
+    slice_fields: tuple[str, ...] = ("layer_types",)
     rules: tuple[Rule, ...] = ()
+    kinds: Callable[[Config], list[str]] = _uniform_kinds
     count_field: str = "num_hidden_layers"
-
-
-def _window_layers(config: Config, kept: Sequence[int]) -> Config:
-    """Qwen2, Qwen3: blocks from `max_window_layers` on slide, if `use_sliding_window`; `layer_types` says the same.
-
-    vLLM refuses a mixture of kinds unless `max_window_layers` is the number of blocks, and transformers derives
-    `layer_types` from it only where that list is absent. So: count the kept blocks of the prefix.
-    """
-    if config.get("max_window_layers") is None:
-        return {}
-    return {"max_window_layers": sum(1 for block in kept if block < config["max_window_layers"])}
 
 
 FAMILIES: dict[str, Family] = {
@@ -53,8 +83,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("llama", "LlamaForCausalLM"),
         Family("mistral", "MistralForCausalLM"),
-        Family("qwen2", "Qwen2ForCausalLM", slice_fields=("layer_types",), rules=(_window_layers,)),
-        Family("qwen3", "Qwen3ForCausalLM", slice_fields=("layer_types",), rules=(_window_layers,)),
+        Family("qwen2", "Qwen2ForCausalLM", rules=(_window_layers,), kinds=_window_kinds),
+        Family("qwen3", "Qwen3ForCausalLM", rules=(_window_layers,), kinds=_window_kinds),
     )
 }
 
@@ -70,7 +100,26 @@ def family_of(config: Config) -> Family:
         raise UserError(
             f"architectures {architectures!r} of a {model_type} config is not supported; only {family.architecture} is"
         )
+    _check_remote_code(config, family)
     return family
+
+
+def block_kinds(config: Config) -> list[str]:
+    """The kind of each block, e.g. `full_attention` or `sliding_attention`."""
+    return family_of(config).kinds(config)
+
+
+def _check_remote_code(config: Config, family: Family) -> None:
+    """Custom code is not copied. It is not needed where it is the family's own class, now a part of transformers."""
+    auto_map = config.get("auto_map")
+    if not auto_map:
+        return
+    model = auto_map.get("AutoModelForCausalLM") if isinstance(auto_map, dict) else None
+    if not isinstance(model, str) or model.rpartition(".")[2] != family.architecture:
+        raise UserError(
+            f"config field 'auto_map' names remote code ({model or auto_map!r}) that is not transformers' own "
+            f"{family.architecture}; not supported"
+        )
 
 
 def num_blocks(config: Config) -> int:
@@ -90,7 +139,7 @@ def reduce_config(config: Config, kept: Sequence[int]) -> Config:
     family = family_of(config)
     count = num_blocks(config)
     check_kept(kept, count)
-    reduced = dict(config)
+    reduced = {field: value for field, value in config.items() if field != "auto_map"}
     reduced[family.count_field] = len(kept)
     for field in family.slice_fields:
         values = config.get(field)
@@ -108,10 +157,7 @@ def reduce_config(config: Config, kept: Sequence[int]) -> Config:
 
 def _refuse_unknown_lists(config: Config, family: Family, count: int) -> None:
     for field, value in config.items():
-        if isinstance(value, list) and len(value) == count and field not in family.slice_fields:
-            # One architecture in a list of a one-block model is not per block.
-            if field == "architectures":
-                continue
+        if isinstance(value, list) and len(value) == count and field not in {*family.slice_fields, *NOT_PER_BLOCK}:
             raise UserError(
                 f"config field {field!r} lists {count} values, as many as there are blocks, and is not known for "
                 f"{family.model_type}; not supported"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from mi_prun.artefact import Artefact, Record
 from mi_prun.plan import Plan
+from mi_prun.version import __version__
 
 MANIFEST_NAME = "mi_prun.json"
 
@@ -22,7 +23,11 @@ class FileDigest(Record):
 
 
 class Manifest(Artefact):
-    """`files` names every file of the folder but the manifest itself."""
+    """`files` names every file of the folder but the manifest itself.
+
+    weight_bytes: of the tensors that the pruned model has, whether they lie in the folder or in the dense model's.
+    block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
+    """
 
     schema_name: ClassVar[str] = "manifest"
 
@@ -31,6 +36,8 @@ class Manifest(Artefact):
     weight_bytes: int
     dense_weight_bytes: int
     files: dict[str, FileDigest]
+    block_kinds: tuple[str, ...] = ()
+    tool_version: str = __version__
 
 
 def config_entry(plan: Plan, weights: Weights, base: str) -> dict[str, Any]:

@@ -120,7 +120,13 @@ def _shards(path: Path) -> tuple[Shard, ...]:
         return _indexed_shards(path, index_path)
     single = path / SINGLE_NAME
     if single.is_file():
+        if escapes(single, path):
+            raise UserError(f"model {path}: {SINGLE_NAME} is a link that leads outside the folder; refused")
         return (read_shard(single),)
+    if (entry := read_config(path).get("mi_prun")) and isinstance(entry, dict) and entry.get("weights") == "virtual":
+        raise UserError(
+            f"model {path} is a virtual checkpoint without weights of its own; name its dense model {entry.get('base')}"
+        )
     pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
     if pickles:
         raise UserError(f"model {path} has only pickled weights ({pickles[0]}); convert them to safetensors first")
@@ -144,7 +150,7 @@ def _indexed_shards(path: Path, index_path: Path) -> tuple[Shard, ...]:
         shard_path = path / file
         if not shard_path.is_file():
             raise UserError(f"model {path}: shard {file} is named in the index but missing")
-        if _escapes(shard_path, path):
+        if escapes(shard_path, path):
             raise UserError(f"model {path}: shard {file} is a link that leads outside the folder; refused")
         shard = read_shard(shard_path)
         named = {name for name, home in weight_map.items() if home == file}
@@ -156,11 +162,9 @@ def _indexed_shards(path: Path, index_path: Path) -> tuple[Shard, ...]:
     return tuple(shards)
 
 
-def _escapes(shard: Path, folder: Path) -> bool:
+def escapes(file: Path, folder: Path) -> bool:
     """Links are the hub cache's way (snapshots/ -> blobs/ of the same repository); any other way out is refused."""
-    if not shard.is_symlink():
-        return False
-    target, home = shard.resolve(), folder.resolve()
+    target, home = file.resolve(), folder.resolve()
     repository = home.parent.parent if home.parent.name == "snapshots" else home
     return not target.is_relative_to(repository)
 

@@ -1,0 +1,144 @@
+"""Dense model + plan -> a checkpoint folder that has only the kept blocks; whole, or not there at all.
+
+Materialised: the bytes of the kept tensors, streamed and renamed; it opens in stock transformers and stock vLLM.
+Virtual: the reduced config and the small files; the weights stay in the dense model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+from mi_prun.architecture import Config, block_kinds, family_of, reduce_config, renamed
+from mi_prun.block_map import svg_map
+from mi_prun.card import CARD_NAME, MAP_NAME, model_card
+from mi_prun.companions import companions
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.files import check_output, new_folder, sync
+from mi_prun.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
+from mi_prun.model import INDEX_NAME, ModelFolder, identity_of
+from mi_prun.plan import Plan
+from mi_prun.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
+
+SPARE_BYTES = 16 << 20  # for headers, index and card, beyond the tensors and the copied files
+
+
+def write_checkpoint(
+    dense: ModelFolder,
+    plan: Plan,
+    out: Path,
+    *,
+    virtual: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+    force: bool = False,
+) -> Manifest:
+    """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
+
+    Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
+    not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
+    """
+    check_output(out, force=force)
+    _check_apart(dense.path, out)
+    if max_shard_bytes < 1:
+        raise UserError(f"a shard must hold at least 1 byte, got {max_shard_bytes}")
+    identity = identity_of(dense)
+    plan.check_belongs_to(identity)
+    config = reduce_config(dense.config, plan.kept)
+    copies = kept_tensors(dense, plan)
+    weight_bytes = sum(copy.info.num_bytes for copy in copies)
+    base, is_hub_id = _base_of(dense)
+    weights: Weights = "virtual" if virtual else "materialized"
+    if not (virtual or is_hub_id):
+        base = dense.path.resolve().name  # a folder that may be given away does not name where it was made
+    config["mi_prun"] = config_entry(plan, weights, base)
+    shards = [] if virtual else plan_shards(copies, max_shard_bytes)
+    beside = companions(dense.path)
+    _check_space(
+        out, sum(shard.num_bytes for shard in shards) + sum((dense.path / name).stat().st_size for name in beside)
+    )
+
+    with new_folder(out, force=force) as folder:
+        files: dict[str, FileDigest] = {}
+        if shards:
+            metadata = {"format": "pt"} | dense.shards[0].metadata
+            with progress("writing", weight_bytes, "bytes") as advance:
+                files |= write_shards(folder, shards, metadata, advance)
+        if len(shards) > 1:
+            files[INDEX_NAME] = _write(
+                folder, INDEX_NAME, _index(shards, identity.num_parameters - plan.parameters_dropped)
+            )
+        for name in beside:
+            files[name] = _write(folder, name, (dense.path / name).read_bytes())
+        files["config.json"] = _write(folder, "config.json", _json(config))
+        kinds = tuple(block_kinds(dense.config))
+        files[MAP_NAME] = _write(folder, MAP_NAME, svg_map(plan.dense.num_blocks, plan.dropped, kinds).encode())
+        manifest = Manifest(
+            plan=plan,
+            weights=weights,
+            weight_bytes=weight_bytes,
+            dense_weight_bytes=dense.weight_bytes,
+            files=files,
+            block_kinds=kinds,
+        )
+        card = model_card(manifest, source=dense.path, base=base, is_hub_id=is_hub_id)
+        files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
+        manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+        manifest.write(folder / MANIFEST_NAME)
+    return manifest
+
+
+def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
+    """The tensors of the pruned model under their new names, in the order they lie in the dense model's files."""
+    family = family_of(dense.config)
+    copies = []
+    for shard in dense.shards:
+        for info in shard.tensors.values():
+            if (name := renamed(info.name, family, plan.kept)) is not None:
+                copies.append(TensorCopy(name, shard.path, info))
+    return copies
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """The dense model is never touched: the output may neither be its folder, nor hold it, nor lie in it."""
+    home, target = source.resolve(), out.absolute().resolve()
+    if home == target or home.is_relative_to(target) or target.is_relative_to(home):
+        raise UserError(f"output {out} is, holds or lies in the dense model's folder {source}; choose another place")
+
+
+def _base_of(dense: ModelFolder) -> tuple[str, bool]:
+    """What names the dense model: its absolute path, or its hub id."""
+    if Path(dense.name).is_dir():
+        return str(dense.path.resolve()), False
+    return dense.name, True
+
+
+def _check_space(out: Path, needed: int) -> None:
+    parent = out.absolute().parent
+    free = shutil.disk_usage(parent).free
+    if free < needed + SPARE_BYTES:
+        raise UserError(
+            f"output {out} needs {(needed + SPARE_BYTES) / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk"
+        )
+
+
+def _index(shards: list[ShardPlan], num_parameters: int) -> bytes:
+    total = sum(shard.num_bytes for shard in shards)
+    weight_map = {copy.name: shard.file for shard in shards for copy in shard.copies}
+    metadata = {"total_parameters": num_parameters, "total_size": total}
+    return _json({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _json(data: Config) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write(folder: Path, name: str, data: bytes) -> FileDigest:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    sync(path)
+    return FileDigest(num_bytes=len(data), sha256=sha256(data).hexdigest())
