@@ -1,0 +1,100 @@
+"""CBO (arXiv 2602.00161): second-order Taylor of the loss in block gates, minimised over the sets of k blocks.
+
+`h_{i+1} = h_i + (1 - a_i) f_i(h_i)`; `E(a) = sum_i g_i a_i + 1/2 sum_ij H_ij a_i a_j`, g and H the gradient and Hessian
+of the mean cross-entropy at a = 0. Two forms of H: `exact`, by double backward through the L gates, and `fisher`, the
+mean over samples of g g^T (each window cut in pieces), which needs one backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mi_prun.block_model import BlockModel
+
+Form = Literal["exact", "fisher"]
+
+# Forward passes a step is worth: a backward is two forwards; a Hessian row is a backward of a graph of three.
+BACKWARD_PASSES = 2
+HESSIAN_ROW_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """gradient (L,), hessian (L, L), both in nats per token; passes: what they cost, in forward passes of `windows`."""
+
+    gradient: Tensor
+    hessian: Tensor
+    passes: float
+
+
+def taylor(
+    model: BlockModel, windows: Tensor, form: Form, *, pieces: int = 8, advance: Callable[[float], None] | None = None
+) -> Taylor:
+    """Derivatives of the mean loss over `windows` (windows, window_tokens), one window at a time."""
+    count = model.num_blocks
+    gradient = torch.zeros(count, dtype=torch.float64)
+    hessian = torch.zeros(count, count, dtype=torch.float64)
+    # Attention's fused kernels have no second derivative; the plain one does.
+    with gated(model) as gates, sdpa_kernel(SDPBackend.MATH):
+        for window in torch.split(windows, 1):
+            losses = _token_losses(model, window)  # (window_tokens - 1,)
+            if form == "exact":
+                (first,) = torch.autograd.grad(losses.mean(), gates, create_graph=True)
+                rows = [torch.autograd.grad(first[i], gates, retain_graph=True)[0] for i in range(count)]
+                hessian += torch.stack(rows).double().cpu()
+                gradient += first.detach().double().cpu()
+            else:
+                parts = torch.tensor_split(losses, pieces)
+                grads = [torch.autograd.grad(part.mean(), gates, retain_graph=True)[0] for part in parts if len(part)]
+                sample = torch.stack(grads).double().cpu()
+                hessian += sample.T @ sample / len(sample)
+                gradient += sample.mean(0)
+            if advance is not None:
+                advance(window.numel())
+    steps = HESSIAN_ROW_PASSES * count if form == "exact" else BACKWARD_PASSES * (pieces - 1)
+    hessian = (hessian + hessian.T) / (2 * len(windows))
+    return Taylor(gradient / len(windows), hessian, 1 + BACKWARD_PASSES + steps)
+
+
+def _token_losses(model: BlockModel, window: Tensor) -> Tensor:
+    tokens = window.to(model.device)
+    logits = model.model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
+
+
+class gated:  # noqa: N801 - reads as the statement it makes
+    """`with gated(model) as gates`: each block's contribution is scaled by 1 - gates[i]; gates are zeros with gradients."""
+
+    def __init__(self, model: BlockModel) -> None:
+        self.model = model
+        self.gates = torch.zeros(model.num_blocks, device=model.device, requires_grad=True)
+
+    def __enter__(self) -> Tensor:
+        def hook(index: int) -> Callable[..., Any]:
+            def scale(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+                before = args[0] if args else kwargs["hidden_states"]
+                after = output[0] if isinstance(output, tuple) else output
+                mixed = after - self.gates[index].to(after.dtype) * (after - before)
+                return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+            return scale
+
+        self.parameters = [p for p in self.model.model.parameters() if p.requires_grad]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        self.handles = [
+            block.register_forward_hook(hook(i), with_kwargs=True) for i, block in enumerate(self.model.blocks)
+        ]
+        return self.gates
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
