@@ -34,8 +34,8 @@ class Windows:
 
 
 class CalibrationDescription(Record):
-    """fingerprint: sha256 of all token ids, in the order of the parts. wanted_tokens differ from what was found where the
-    text was shorter than asked for.
+    """fingerprint: sha256 of all token ids, in the order of the parts. wanted_tokens is more than the three parts have
+    where the text was shorter than asked for.
     """
 
     source: str
@@ -51,8 +51,8 @@ class CalibrationDescription(Record):
 
 @dataclass(frozen=True)
 class Calibration:
-    """scoring: boundary states and scores come from it. ranking: candidates are measured on it. held_out: touched only by
-    the final figure of quality.
+    """scoring: boundary states and scores come from it. ranking: candidates are measured on it. held_out: touched only
+    by the final figure of quality.
     """
 
     scoring: Windows
@@ -98,10 +98,10 @@ def load_calibration(
         seed=seed,
         fingerprint=hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
     )
-    windows = (
+    scoring, ranking, held_out = (
         Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
     )
-    return Calibration(*windows, description)
+    return Calibration(scoring, ranking, held_out, description)
 
 
 def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> tuple[Tensor, bool]:
@@ -120,8 +120,8 @@ def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_token
     count = min(windows, len(ids) // body)
     if count < len(PARTS):
         raise UserError(
-            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {window_tokens} are needed, "
-            f"one each for {', '.join(PARTS)}: give more text or a smaller --window"
+            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {window_tokens} are "
+            f"needed, one each for {', '.join(PARTS)}: give more text or a smaller --window"
         )
     tokens = torch.tensor(ids[: count * body]).view(count, body)
     if bos:
@@ -135,7 +135,7 @@ def _begins_with_bos(tokenizer: Any) -> bool:
 
 
 def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
-    """Documents in batches of about BATCH_CHARACTERS, so that the tokenizer works on many at once; empty ones left out."""
+    """Documents, empty ones left out, in batches of about BATCH_CHARACTERS: the tokenizer works on many at once."""
     batch: list[str] = []
     size = 0
     for document in documents:

@@ -134,7 +134,8 @@ def _hub(source: str, seed: int) -> TextSource:
     parts = source.split(":")
     if len(parts) != 4 or not parts[0] or not parts[2] or not parts[3]:
         raise UserError(
-            f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}, self, or name:config:split:field"
+            f"calibration text {source!r} is neither a file nor one of {', '.join(HUB)}, self, "
+            "or name:config:split:field"
         )
     name, config, split, field = parts
     return TextSource(source, lambda: _rows(name, config or None, split, field, seed))

@@ -54,7 +54,7 @@ def _enumerate(
 def _anneal(
     linear: NDArray[np.float64], symmetric: NDArray[np.float64], k: int, count: int, rng: np.random.Generator
 ) -> list[tuple[float, Dropped]]:
-    """Swap one dropped block for a kept one; accept by Metropolis at a falling temperature; keep every low state seen."""
+    """Swap a dropped block for a kept one; accept by Metropolis at a falling temperature; keep the low states seen."""
     coupling = 2 * symmetric
     np.fill_diagonal(coupling, 0.0)
     num_blocks = len(linear)
