@@ -5,7 +5,7 @@ No download, and just the distribution that KL(dense || pruned) is about.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,4 +52,4 @@ def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
         step = torch.multinomial(torch.softmax(output.logits[:, -1].float(), dim=-1), 1)
         rows.append(step)
         advance(len(step))
-    return cast("Tensor", torch.cat(rows, dim=1))
+    return torch.cat(rows, dim=1)

@@ -69,7 +69,7 @@ def _token_losses(model: BlockModel, window: Tensor) -> Tensor:
 
 
 class gated:  # noqa: N801 - reads as the statement it makes
-    """`with gated(model) as gates`: block i's contribution is scaled by 1 - gates[i]; gates are zeros with gradients."""
+    """`with gated(model) as gates`: block i adds 1 - gates[i] of what it did; gates are zeros with gradients."""
 
     def __init__(self, model: BlockModel) -> None:
         self.model = model
