@@ -39,7 +39,7 @@ class Artefact(Record):
         """Raises UserError with the first fault; `origin` names the file in the message."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{origin} is not JSON: {error}") from error
         if not isinstance(data, dict) or data.get("mi_prun_schema") != cls.schema_name:
             found = data.get("mi_prun_schema") if isinstance(data, dict) else type(data).__name__

@@ -1,0 +1,102 @@
+"""Tiny random models, saved as real model folders; and what a dense model says with some blocks skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mi_prun.model import identity_of, open_model
+from mi_prun.plan import Plan, kept_blocks
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+TOKENS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(7))
+
+
+def randomise(model: nn.Module) -> None:
+    """Weights large enough that every block matters, and norms and biases that are not all alike."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """`tiny(model_type, **config fields)` saves a random model of that type into a folder of its own."""
+
+    def make(
+        model_type: str,
+        *,
+        folder: str = "dense",
+        max_shard_size: str = "5GB",
+        dtype: torch.dtype = torch.float32,
+        base: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> Path:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(model_type, **((SMALL if base is None else base) | fields))
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        randomise(model)
+        path = tmp_path / folder
+        model.save_pretrained(path, max_shard_size=max_shard_size)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_plan() -> Callable[[Path, Sequence[int]], Plan]:
+    def make(path: Path, dropped: Sequence[int]) -> Plan:
+        dense = identity_of(open_model(path))
+        return Plan(dense=dense, dropped=tuple(dropped), kept=kept_blocks(dense.num_blocks, dropped), method="by hand")
+
+    return make
+
+
+@torch.no_grad()
+def logits(path: Path, skipped: Sequence[int] = (), blocks: str = "model.layers") -> torch.Tensor:
+    """Logits of a folder opened with stock transformers, the output of each skipped block replaced by its input."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+
+    def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        state = args[0] if args else kwargs["hidden_states"]
+        return (state, *output[1:]) if isinstance(output, tuple) else state
+
+    for block in skipped:
+        model.get_submodule(f"{blocks}.{block}").register_forward_hook(bypass, with_kwargs=True)
+    return model(input_ids=TOKENS, use_cache=False).logits
+
+
+@pytest.fixture
+def assert_same_as_skipping() -> Callable[..., None]:
+    """The pruned folder says what the dense one says without those blocks (fp32, 1e-4), and not what it says."""
+
+    def check(dense: Path, pruned: Path, skipped: Sequence[int], blocks: str = "model.layers") -> None:
+        wanted = torch.log_softmax(logits(dense, skipped, blocks), -1)
+        found = torch.log_softmax(logits(pruned), -1)
+        assert (found - wanted).abs().max() < 1e-4
+        if skipped:
+            assert (found - torch.log_softmax(logits(dense), -1)).abs().max() > 1e-2
+
+    return check

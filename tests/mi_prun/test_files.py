@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mi_prun.errors import UserError
+from mi_prun.files import check_output, new_folder, sha256_of, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["a"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_error_leaves_what_was_there(tmp_path, error, force):
+    if force:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/old").write_text("old")
+
+    def write() -> None:
+        with new_folder(tmp_path / "out", force=force) as folder:
+            (folder / "a").write_text("a")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == (["out"] if force else [])
+    assert not force or names(tmp_path / "out") == ["old"]
+
+
+@pytest.mark.parametrize("before", ["nothing", "empty folder", "full folder", "file"])
+def test_force_replaces_whatever_is_there(tmp_path, before):
+    out = tmp_path / "out"
+    if before == "file":
+        out.write_text("old")
+    elif before != "nothing":
+        out.mkdir()
+    if before == "full folder":
+        (out / "old").write_text("old")
+    with new_folder(out, force=True) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["new"]
+
+
+def test_an_empty_folder_needs_no_force(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_outputs_that_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "full")
+    (tmp_path / "repository/.git").mkdir(parents=True)
+    for name, force, message in [
+        ("none/out", False, "its parent folder .* does not exist"),
+        ("file/out", False, "its parent folder .* does not exist"),
+        ("file", False, "exists; choose another, or --force"),
+        ("full", False, "exists and is not empty"),
+        ("link", True, "is a symbolic link"),
+        ("repository", True, "is a repository or holds the working folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_output(tmp_path / name, force=force)
+    monkeypatch.chdir(tmp_path / "full")
+    with pytest.raises(UserError, match="holds the working folder"):
+        check_output(tmp_path / "full", force=True)
+
+
+def test_a_target_that_cannot_be_written_is_one_line():
+    # /proc takes no new folder, not even from root.
+    with (
+        pytest.raises(UserError, match=r"cannot write /proc/out: .*; nothing was left behind"),
+        new_folder(Path("/proc/out")),
+    ):
+        pass
+
+
+def test_text_is_replaced_whole(tmp_path):
+    write_text(tmp_path / "x", "one")
+    write_text(tmp_path / "x", "two\n")
+    assert (tmp_path / "x").read_text() == "two\n"
+    assert names(tmp_path) == ["x"]
+    assert sha256_of(tmp_path / "x") == "27dd8ed44a83ff94d557f9fd0412ed5a8cbca69ea04922d88c01184a07300a5a"

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mi_prun.errors import UserError
+from mi_prun.model import INDEX_NAME, identity_of, open_model
+
+
+@pytest.fixture
+def dense(tiny) -> Path:
+    path = tiny("llama", max_shard_size="40KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return path
+
+
+def edit(path: Path, **fields: object) -> None:
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in (data | fields).items() if v is not None}))
+
+
+def remap(path: Path, change) -> None:
+    index = json.loads((path / INDEX_NAME).read_text())
+    change(index["weight_map"])
+    (path / INDEX_NAME).write_text(json.dumps(index))
+
+
+def first_shard(path: Path) -> Path:
+    return sorted(path.glob("*.safetensors"))[0]
+
+
+def truncate(path: Path) -> None:
+    shard = first_shard(path)
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def pickles_only(path: Path) -> None:
+    for file in path.glob("*.safetensors*"):
+        file.unlink()
+    (path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def link_outside(path: Path) -> None:
+    shard = first_shard(path)
+    shutil.move(shard, path.parent / "elsewhere.safetensors")
+    shard.symlink_to(path.parent / "elsewhere.safetensors")
+
+
+def outside(path: Path) -> None:
+    shutil.copy(first_shard(path), path.parent / "outside.safetensors")
+    remap(path, lambda names: names.update({next(iter(names)): "../outside.safetensors"}))
+
+
+def without_weights(path: Path) -> None:
+    for file in path.glob("*.safetensors*"):
+        file.unlink()
+
+
+FAULTS = {
+    "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
+    "config is not JSON": (lambda p: (p / "config.json").write_text("{"), "cannot be read as JSON"),
+    "config is not text": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe\0"), "cannot be read as JSON"),
+    "config is a list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
+    "config nests too deep": (lambda p: (p / "config.json").write_text("[" * 99_999), "cannot be read as JSON"),
+    "no weights": (without_weights, "has no weights"),
+    "pickles": (pickles_only, r"only pickled weights \(pytorch_model.bin\)"),
+    "no index": (lambda p: (p / INDEX_NAME).unlink(), "the index is missing"),
+    "shard missing": (lambda p: first_shard(p).unlink(), "named in the index but missing"),
+    "shard truncated": (truncate, "is truncated"),
+    "tensor not in the index": (lambda p: remap(p, lambda names: names.pop("model.norm.weight")), "not in the index"),
+    "tensor only in the index": (
+        lambda p: remap(p, lambda names: names.update({"ghost": next(iter(names.values()))})),
+        "says 'ghost' lies in",
+    ),
+    "index leads outside": (outside, "leads outside the model folder"),
+    "index names an absolute path": (
+        lambda p: remap(p, lambda names: names.update({"x": str(first_shard(p))})),
+        "leads outside the model folder",
+    ),
+    "index names a pickle": (lambda p: remap(p, lambda names: names.update({"x": "a.bin"})), "not a safetensors file"),
+    "index names a number": (lambda p: remap(p, lambda names: names.update({"x": 7})), "not a safetensors file"),
+    "index without a map": (lambda p: (p / INDEX_NAME).write_text('{"weight_map": {}}'), "has no weight_map"),
+    "shard links outside": (link_outside, "is a link that leads outside the folder"),
+    "no block tensors": (
+        lambda p: edit(p / "config.json", num_hidden_layers=9),
+        r"no tensor of block 6 \(model.layers.6",
+    ),
+    "too many blocks": (lambda p: edit(p / "config.json", num_hidden_layers=3), "but the config has 3 blocks"),
+    "no block count": (lambda p: edit(p / "config.json", num_hidden_layers=None), "'num_hidden_layers' must be"),
+    "block count is no number": (lambda p: edit(p / "config.json", num_hidden_layers=True), "got True"),
+    "unknown family": (lambda p: edit(p / "config.json", model_type="bert"), "model_type 'bert' is not supported"),
+    "no family": (lambda p: edit(p / "config.json", model_type=None), "model_type None is not supported"),
+    "other head": (
+        lambda p: edit(p / "config.json", architectures=["LlamaForSequenceClassification"]),
+        "only LlamaForCausalLM is",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_not_right_is_refused_in_one_line(dense, fault):
+    break_it, message = FAULTS[fault]
+    break_it(dense)
+    with pytest.raises(UserError, match=message) as caught:
+        identity_of(open_model(dense))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("no-such-folder", "not a hub id"),
+        ("./a/b", "not a hub id"),
+        ("../up", "not a hub id"),
+        ("/etc/passwd", "is a file"),
+        ("a/b/c", "not a hub id"),
+    ],
+)
+def test_a_name_that_leads_nowhere(reference, message):
+    with pytest.raises(UserError, match=message):
+        open_model(reference)
+
+
+def test_identity_tells_weights_and_config_apart_but_not_the_place(dense, tmp_path):
+    was = identity_of(open_model(dense))
+    assert was.num_blocks == 6
+    assert was.num_parameters == sum(was.block_parameters) + 2 * 97 * 32 + 32
+    moved = shutil.copytree(dense, tmp_path / "moved")
+    assert was.same_model(identity_of(open_model(moved)))
+    edit(moved / "config.json", rms_norm_eps=1e-3)
+    changed = identity_of(open_model(moved))
+    assert changed.config_sha256 != was.config_sha256
+    assert changed.weights_sha256 == was.weights_sha256
+    shard = first_shard(dense)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    assert identity_of(open_model(dense)).weights_sha256 != was.weights_sha256
+
+
+def test_identity_does_not_depend_on_the_sharding(tiny):
+    many, one = tiny("qwen2", max_shard_size="40KB"), tiny("qwen2", folder="one")
+    assert identity_of(open_model(many)).same_model(identity_of(open_model(one)))
+
+
+def test_links_of_the_hub_cache_are_followed(dense, tmp_path):
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    shutil.move(dense, cache / "blobs")
+    for file in (cache / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert open_model(snapshot).num_blocks == 6
