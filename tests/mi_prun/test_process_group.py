@@ -1,0 +1,84 @@
+"""A process group ends whole: children, deaf ones, and those of a parent that was killed."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mi_prun.errors import UserError
+from mi_prun.process_group import ProcessGroup, free_port
+
+CHILD = "import time; time.sleep(60)"
+FAMILY = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
+print("child", child.pid, flush=True)
+time.sleep(60)
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+
+
+def wait_for(log: Path, word: str) -> str:
+    for _ in range(200):
+        text = log.read_text()
+        if word in text:
+            return text
+        time.sleep(0.05)
+    raise AssertionError(f"{word!r} never came: {log.read_text()}")
+
+
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
+    with ProcessGroup([sys.executable, "-c", FAMILY], tmp_path / "log") as group:
+        child = int(wait_for(tmp_path / "log", "child").split()[1])
+        assert {group.process.pid, child} <= {process.pid for process in group.processes()}
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert group.processes() == []
+    assert group.peak_rss_bytes > 1_000_000
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    group = ProcessGroup([sys.executable, "-c", DEAF], tmp_path / "log")
+    wait_for(tmp_path / "log", "deaf")
+    group.stop(grace_seconds=0.3)
+    assert group.process.returncode == -signal.SIGKILL
+    group.stop()
+
+
+def test_a_killed_parent_takes_its_child_with_it(tmp_path: Path) -> None:
+    parent_code = (
+        "import sys, time; from pathlib import Path; from mi_prun.process_group import ProcessGroup\n"
+        f"group = ProcessGroup([sys.executable, '-c', {CHILD!r}], Path({str(tmp_path / 'log')!r}))\n"
+        "print(group.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", parent_code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(0.3)
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=5)
+
+
+def test_a_command_that_ends_early_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('starting'); sys.exit('error: no such model')"]
+    with ProcessGroup(command, tmp_path / "log") as group, pytest.raises(UserError, match="error: no such model"):
+        group.wait_ready(f"http://127.0.0.1:{free_port()}/health", timeout_seconds=20)
+
+
+def test_time_runs_out(tmp_path: Path) -> None:
+    group = ProcessGroup([sys.executable, "-c", CHILD], tmp_path / "log")
+    with group, pytest.raises(UserError, match="did not answer within"):
+        group.wait_ready(f"http://127.0.0.1:{free_port()}/health", timeout_seconds=0.5)
+
+
+def test_readiness_is_an_answer_of_the_url(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    with ProcessGroup(command, tmp_path / "log") as group:
+        assert group.wait_ready(f"http://127.0.0.1:{port}/", timeout_seconds=20) > 0
