@@ -119,21 +119,21 @@ class ProcessGroup:
         self._watcher.join()
 
     def _look(self) -> None:
-        """Remember each process of the group: one whose parent dies would be lost to a later look."""
+        """Remember each process of the group (one whose parent dies would be lost to a later look), and weigh them."""
         for process in list(_group(self.process.pid)):
             self._known.setdefault(process.pid, process)
             with contextlib.suppress(psutil.Error):
                 for child in process.children(recursive=True):
                     self._known.setdefault(child.pid, child)
+        rss = 0
+        for process in list(self._known.values()):
+            with contextlib.suppress(psutil.Error):
+                rss += process.memory_info().rss
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
 
     def _watch(self) -> None:
         while not self._stopping.wait(0.25):
             self._look()
-            rss = 0
-            for process in list(self._known.values()):
-                with contextlib.suppress(psutil.Error):
-                    rss += process.memory_info().rss
-            self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
 
 
 def _answers(url: str) -> bool:

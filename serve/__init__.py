@@ -1,0 +1,1 @@
+"""Serving: one pruned or dense model behind vLLM's OpenAI-compatible server."""

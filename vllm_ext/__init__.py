@@ -1,0 +1,1 @@
+"""The vLLM extension. `plugin.register` is what vLLM calls in each of its processes."""
