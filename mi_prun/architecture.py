@@ -15,6 +15,7 @@ from typing import Any
 from mi_prun.errors import UserError
 
 Config = dict[str, Any]
+MAX_BLOCKS = 10_000  # a config that lies may not make us allocate
 FULL, SLIDING = "full_attention", "sliding_attention"
 NOT_PER_BLOCK = frozenset(
     {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference"}
@@ -128,6 +129,8 @@ def num_blocks(config: Config) -> int:
     count = config.get(field)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"config field {field!r} must be a whole number of at least 1, got {count!r}")
+    if count > MAX_BLOCKS:
+        raise UserError(f"config field {field!r} must be at most {MAX_BLOCKS}, got {count}")
     return count
 
 

@@ -6,3 +6,6 @@ class UserError(Exception):
 
     Every command prints it without a traceback and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # a name out of a file may hold line breaks

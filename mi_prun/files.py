@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from mi_prun.errors import UserError
+
+ABANDONED_SECONDS = 10.0  # between a folder's making and its lock
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
@@ -48,24 +53,30 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that takes the place of `path` when the block ends without an error.
 
     Each file should be fsynced by its writer (see `sync`). On any error, Ctrl-C included, the sibling is removed and
-    `path` is as it was. After a kill -9 only a hidden `.NAME.partial-*` sibling is left, which nothing takes for whole.
+    `path` is as it was. A kill -9 leaves a hidden `.NAME.partial-*` sibling, which nothing takes for whole and which
+    the next run for the same path removes.
     """
     check_output(path, force=force)
     partial = partial_sibling(path)
     try:
         with one_line_os_errors(path):
+            _remove_abandoned(path)
             partial.mkdir()
-            yield partial
-            sync(partial)
-            _take_place(partial, path)
-            sync(path.absolute().parent)
+            with _locked(partial):
+                yield partial
+                sync(partial)
+                _take_place(partial, path)
+                sync(path.absolute().parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 def _take_place(partial: Path, path: Path) -> None:
-    if not path.exists():
+    """After it `path` is what `partial` was, and what was at `path` before is at `partial`."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         partial.rename(path)
+        return
+    if _exchange(partial, path):
         return
     old = partial_sibling(path)
     path.rename(old)
@@ -74,10 +85,51 @@ def _take_place(partial: Path, path: Path) -> None:
     except BaseException:
         old.rename(path)
         raise
-    if old.is_dir():
-        shutil.rmtree(old)
+    old.rename(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, so that a kill at any moment finds one of them whole; False where that cannot be."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Mark a folder as being written; the mark goes with the process, however it ends."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a killed run for the same path has left: its siblings that no living process holds."""
+    for sibling in path.absolute().parent.iterdir():
+        if not sibling.name.startswith(f".{path.name}.partial-") or sibling.is_symlink() or not sibling.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(sibling, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(fd).st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(sibling)
+            finally:
+                os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        old.unlink()
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

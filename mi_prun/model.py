@@ -145,8 +145,12 @@ def _indexed_shards(path: Path, index_path: Path) -> tuple[Shard, ...]:
             raise UserError(f"{index_path}: tensor {name!r} lies in {file!r}, which is not a safetensors file")
         if PurePosixPath(file).name != file or file.startswith("."):
             raise UserError(f"{index_path}: {file!r} leads outside the model folder; refused")
+    files = sorted(set(weight_map.values()))
+    # Others, such as `consolidated.safetensors`, are the same weights in another layout.
+    if stray := sorted(file.name for file in path.glob("model-*-of-*.safetensors") if file.name not in files):
+        raise UserError(f"model {path}: shard {stray[0]} is not named in {INDEX_NAME}; the index is not whole")
     shards = []
-    for file in sorted(set(weight_map.values())):
+    for file in files:
         shard_path = path / file
         if not shard_path.is_file():
             raise UserError(f"model {path}: shard {file} is named in the index but missing")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from mi_prun import files
 from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sha256_of, write_text
 
@@ -96,3 +98,38 @@ def test_text_is_replaced_whole(tmp_path):
     assert (tmp_path / "x").read_text() == "two\n"
     assert names(tmp_path) == ["x"]
     assert sha256_of(tmp_path / "x") == "27dd8ed44a83ff94d557f9fd0412ed5a8cbca69ea04922d88c01184a07300a5a"
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_replacing_works_with_and_without_an_atomic_exchange(tmp_path, monkeypatch, atomic):
+    if not atomic:  # not every file system has it
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    else:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").write_text("")
+        assert files._exchange(tmp_path / "a", tmp_path / "b")
+        assert (tmp_path / "a").is_file()
+        (tmp_path / "a").unlink()
+        (tmp_path / "b").rmdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("old")
+    with new_folder(tmp_path / "out", force=True) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["new"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    abandoned = tmp_path / ".out.partial-0123456789ab"
+    (abandoned / "sub").mkdir(parents=True)
+    os.utime(abandoned, (0, 0))
+    with new_folder(tmp_path / "out") as living:
+        os.utime(living, (0, 0))
+        with new_folder(tmp_path / "out") as other:
+            (other / "a").write_text("a")
+        assert living.is_dir()
+        assert not abandoned.exists()
+        (tmp_path / "out/a").unlink()
+        (living / "b").write_text("b")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["b"]

@@ -70,6 +70,10 @@ FAULTS = {
     "no index": (lambda p: (p / INDEX_NAME).unlink(), "the index is missing"),
     "shard missing": (lambda p: first_shard(p).unlink(), "named in the index but missing"),
     "shard truncated": (truncate, "is truncated"),
+    "shard not in the index": (
+        lambda p: remap(p, lambda names: [names.pop(n) for n in list(names) if names[n] == first_shard(p).name]),
+        "is not named in model.safetensors.index.json",
+    ),
     "tensor not in the index": (lambda p: remap(p, lambda names: names.pop("model.norm.weight")), "not in the index"),
     "tensor only in the index": (
         lambda p: remap(p, lambda names: names.update({"ghost": next(iter(names.values()))})),

@@ -1,0 +1,217 @@
+"""Mutated headers, indexes, configs and plans end in a right result or in one line, never in a traceback."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+
+from mi_prun.architecture import FAMILIES, reduce_config
+from mi_prun.artefact import Artefact
+from mi_prun.errors import UserError
+from mi_prun.manifest import Manifest
+from mi_prun.model import INDEX_NAME, ModelIdentity, identity_of, open_model
+from mi_prun.plan import Plan
+from mi_prun.shard import read_shard
+
+HEADER = {
+    "model.layers.0.w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "model.layers.1.w": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    "model.norm.weight": {"dtype": "U8", "shape": [8], "data_offsets": [32, 40]},
+}
+DATA = bytes(range(40))
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "num_hidden_layers": 2,
+    "layer_types": ["full_attention", "sliding_attention"],
+    "max_window_layers": 1,
+    "use_sliding_window": True,
+    "sliding_window": 4,
+}
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+NASTY: list[Any] = [
+    *(None, True, False, 0, 1, 2, 3, 6, 24, 32, 40, -1, -(2**70), 2**31, 2**63, 2**64 - 1, 2**70),
+    *(0.0, 6.0, -0.5, 1e308, float("nan"), float("inf"), "", "x", "\n", "\x00", "\ud800", "é\u2028"),
+    *(
+        "F32",
+        "F4",
+        "BF16",
+        "F33",
+        "../x",
+        "/etc/passwd",
+        ".",
+        "..",
+        "a.safetensors",
+        "../model-00001-of-00002.safetensors",
+    ),
+    *(ONE, TWO, "full_attention", "sliding_attention", "llama", "gemma2", "virtual", [], {}, [0, 1], [[]], [None]),
+    *([2, 3], [24, 32], [0, 24], ["full_attention"], ["full_attention"] * 2, {"a": 1}, {"": {}}, [1] * 40),
+]
+json_values = st.sampled_from(NASTY).map(lambda value: json.loads(json.dumps(value)))
+short_names = st.sampled_from(
+    ["", "a", "\n", "model.layers.2.w", "model.layers.01.w", "__metadata__", "layer_x", "mi_prun"]
+)
+
+
+def many(count: int) -> Any:
+    return settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def mutated(draw: Any, value: Any) -> Any:
+    """`value` with one to three of its places changed, removed or doubled under another name."""
+    root = {"": json.loads(json.dumps(value))}
+    for _ in range(draw(st.integers(1, 3))):
+        places = [(root, "")]
+        for holder, key in places:
+            inner = holder[key]
+            pairs = inner.items() if isinstance(inner, dict) else enumerate(inner) if isinstance(inner, list) else ()
+            places += [(inner, key) for key, _ in pairs]
+        holder, key = draw(st.sampled_from(places[1:] or places))
+        action = draw(st.sampled_from(["set", "set", "set", "remove", "add"]))
+        if action == "set" or key == "":
+            holder[key] = draw(json_values)
+        elif action == "remove":
+            del holder[key]
+        elif isinstance(holder, dict):
+            holder[draw(short_names)] = holder[key]
+        else:
+            holder.insert(key, draw(json_values))
+    return root[""]
+
+
+def assert_one_line(error: UserError) -> None:
+    assert str(error)
+    assert "\n" not in str(error)
+
+
+def check_shard(path: Path) -> None:
+    try:
+        shard = read_shard(path)
+    except UserError as error:
+        assert_one_line(error)
+        return
+    size = path.stat().st_size
+    assert all(8 <= info.begin <= info.end <= size for info in shard.tensors.values())
+    try:
+        with safe_open(path, "np") as file:  # what we take for whole, the library reads too
+            assert set(file.keys()) == set(shard.tensors)
+    except SafetensorError as error:
+        if "unknown variant" not in str(error):  # the library may know fewer dtypes
+            raise AssertionError("the safetensors library refuses what was taken for whole") from error
+
+
+@many(3_000)
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6), st.integers(0, 400))
+def test_bytes_of_a_shard(tmp_path_factory, changes, cut):
+    text = json.dumps(HEADER).encode()
+    whole = bytearray(struct.pack("<Q", len(text)) + text + DATA)
+    for offset, value in changes:
+        whole[offset % len(whole)] = value
+    path = tmp_path_factory.getbasetemp() / "bytes.safetensors"
+    path.write_bytes(whole[:cut] if cut % 3 == 0 else whole)
+    check_shard(path)
+
+
+@many(3_000)
+@given(mutated(HEADER), st.sampled_from([DATA, DATA[:-1], DATA + b"\0", b""]))
+def test_header_of_a_shard(tmp_path_factory, header, data):
+    text = json.dumps(header).encode()
+    path = tmp_path_factory.getbasetemp() / "header.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    check_shard(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("folder")
+    for file, names in ((ONE, list(HEADER)[:2]), (TWO, list(HEADER)[2:])):
+        first = HEADER[names[0]]["data_offsets"][0]
+        header = {
+            name: HEADER[name] | {"data_offsets": [end - first for end in HEADER[name]["data_offsets"]]}
+            for name in names
+        }
+        text = json.dumps(header).encode()
+        data = DATA[first : HEADER[names[-1]]["data_offsets"][1]]
+        (path / file).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+INDEX = {
+    "metadata": {"total_size": 40},
+    "weight_map": {
+        "model.layers.0.w": ONE,
+        "model.layers.1.w": ONE,
+        "model.norm.weight": TWO,
+    },
+}
+
+
+@many(2_000)
+@given(st.sampled_from(["index", "config"]), st.data())
+def test_index_and_config_of_a_folder(folder, which, data):
+    index = data.draw(mutated(INDEX)) if which == "index" else INDEX
+    config = data.draw(mutated(CONFIG)) if which == "config" else CONFIG
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        model = open_model(folder)
+        identity = identity_of(model)
+    except UserError as error:
+        assert_one_line(error)
+        return
+    assert model.tensors.keys() == HEADER.keys()
+    assert identity.block_parameters == (6, 4)
+
+
+@many(3_000)
+@given(st.sampled_from(sorted(FAMILIES)), st.data())
+def test_a_config_is_reduced_or_refused(model_type, data):
+    from transformers import AutoConfig
+
+    if model_type not in CONFIGS:
+        CONFIGS[model_type] = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False))
+    config = data.draw(mutated(CONFIGS[model_type]))
+    before = json.dumps(config)
+    kept = data.draw(st.lists(st.integers(0, 40), max_size=40, unique=True).map(sorted))
+    try:
+        reduced = reduce_config(config, kept)
+    except UserError as error:
+        assert_one_line(error)
+        return
+    finally:
+        assert json.dumps(config) == before
+    assert reduced[FAMILIES[config["model_type"]].count_field] == len(kept)
+
+
+CONFIGS: dict[str, Any] = {}
+DENSE = ModelIdentity(
+    name="a",
+    model_type="llama",
+    num_blocks=2,
+    num_parameters=9,
+    block_parameters=(4, 4),
+    config_sha256="c",
+    weights_sha256="w",
+)
+PLAN = Plan(dense=DENSE, dropped=(0,), kept=(1,), method="m")
+MANIFEST = Manifest(plan=PLAN, weights="virtual", weight_bytes=1, dense_weight_bytes=2, files={})
+
+
+@many(1_000)
+@given(st.sampled_from([PLAN, MANIFEST]), st.data())
+def test_plans_and_manifests(artefact: Artefact, data):
+    text = json.dumps(data.draw(mutated(json.loads(artefact.to_json()))))
+    try:
+        read = type(artefact).parse(text, origin="x")
+    except UserError as error:
+        assert_one_line(error)
+        return
+    assert type(artefact).parse(read.to_json(), origin="x") == read
