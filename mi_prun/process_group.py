@@ -1,7 +1,8 @@
 """A command in a process group of its own: started, waited for, measured, and ended with all its children.
 
 An engine is several processes: an API server, an engine core, workers. Whoever starts one here gets them all ended, and
-a parent that is killed takes its child with it (Linux: the kernel's parent-death signal).
+a parent that is killed takes its child with it (Linux: the kernel's parent-death signal). That signal is sent when the
+*thread* that started the command ends, so start it from one that lives as long as the command shall.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,8 +27,10 @@ import psutil
 from mi_prun.errors import UserError
 
 PR_SET_PDEATHSIG = 1
+MARK = "MI_PRUN_GROUP"  # in the environment of every process of a group, those that left the group included
 GRACE_SECONDS = 15.0
 LOG_LINES = 12
+SAMPLE_SECONDS = 0.25
 
 
 def free_port() -> int:
@@ -47,7 +51,10 @@ class ProcessGroup:
         self.command = list(command)
         self.log = log
         self.peak_rss_bytes = 0
+        self._mark = uuid.uuid4().hex
         self._known: dict[int, psutil.Process] = {}
+        self._foreign: dict[int, float] = {}  # pid -> start time of processes that are not ours: looked at once
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -55,9 +62,9 @@ class ProcessGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), MARK: self._mark},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_with_parent(os.getpid()),
             )
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -91,13 +98,14 @@ class ProcessGroup:
         return " | ".join((said or lines)[-LOG_LINES if not said else -2 :]) or "it printed nothing"
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of the group, and those that descend from it."""
-        self._look()
-        return [process for process in self._known.values() if _alive(process)]
+        """All living processes of the group, those that descend from it, and those that carry its mark."""
+        with self._lock:
+            self._look()
+            return [process for process in self._known.values() if _alive(process)]
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """SIGTERM to the leader, then to what it left, then SIGKILL to what is deaf. Safe to call twice."""
-        self._look()
+        self.processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -120,20 +128,28 @@ class ProcessGroup:
 
     def _look(self) -> None:
         """Remember each process of the group (one whose parent dies would be lost to a later look), and weigh them."""
-        for process in list(_group(self.process.pid)):
-            self._known.setdefault(process.pid, process)
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                if process.pid in self._known or self._foreign.get(process.pid) == process.create_time():
+                    continue
+                if os.getpgid(process.pid) == self.process.pid or process.environ().get(MARK) == self._mark:
+                    self._known[process.pid] = process
+                elif time.time() - process.create_time() > 5.0:  # a young one may not have come to its exec yet
+                    self._foreign[process.pid] = process.create_time()
+        for process in list(self._known.values()):
             with contextlib.suppress(psutil.Error):
                 for child in process.children(recursive=True):
                     self._known.setdefault(child.pid, child)
         rss = 0
-        for process in list(self._known.values()):
+        for process in self._known.values():
             with contextlib.suppress(psutil.Error):
                 rss += process.memory_info().rss
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(0.25):
-            self._look()
+        while not self._stopping.wait(SAMPLE_SECONDS):
+            with self._lock:
+                self._look()
 
 
 def _answers(url: str) -> bool:
@@ -144,13 +160,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _group(leader: int) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getpgid(process.pid) == leader:
-                yield process
-
-
 def _alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -158,5 +167,12 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(parent: int, signum: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies; now, where it is dead already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def _with_parent(parent: int) -> Callable[[], None]:
+    return lambda: die_with_parent(parent)

@@ -21,6 +21,14 @@ child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
 print("child", child.pid, flush=True)
 time.sleep(60)
 """
+RUNAWAY = f"""
+import os, subprocess, sys
+if os.fork():
+    os._exit(0)  # nobody knows the parent of what follows
+os.setsid()
+print("runaway", subprocess.Popen([sys.executable, "-c", {CHILD!r}], start_new_session=True).pid, flush=True)
+"""
+ESCAPE = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {RUNAWAY!r}]); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
 
 
@@ -40,6 +48,22 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     assert group.processes() == []
     assert group.peak_rss_bytes > 1_000_000
+
+
+def test_what_left_the_group_is_ended_too(tmp_path: Path) -> None:
+    with ProcessGroup([sys.executable, "-c", ESCAPE], tmp_path / "log") as group:
+        runaway = psutil.Process(int(wait_for(tmp_path / "log", "runaway").split()[1]))
+        assert runaway.ppid() != group.process.pid
+    assert not runaway.is_running() or runaway.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_leader_leaves_behind_is_ended(tmp_path: Path) -> None:
+    leaves = FAMILY.replace("time.sleep(60)\n", "sys.exit(3)\n")
+    with ProcessGroup([sys.executable, "-c", leaves], tmp_path / "log") as group:
+        child = psutil.Process(int(wait_for(tmp_path / "log", "child").split()[1]))
+        group.process.wait()
+        assert child.is_running()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
