@@ -1,0 +1,83 @@
+"""Load on a running engine, by vLLM's own serving benchmark; several rounds, medians."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.engine import Engine
+from bench.record import Latency, Load, Speed
+from mi_prun.errors import UserError
+from mi_prun.process_group import ProcessGroup
+
+LOAD_SECONDS = 3_600.0
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
+
+
+def drive(engine: Engine, model: str, load: Load, rounds: int) -> Speed:
+    """Run the load `rounds` times, the first after `load.warmups` requests that are not counted."""
+    with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as folder:
+        out, log = Path(folder) / "out.json", Path(folder) / "load.log"
+        command = [sys.executable, "-m", "bench.vllm_load", "--rounds", str(rounds), "--out", str(out), "--"]
+        with ProcessGroup([*command, *_arguments(engine, model, load)], log) as group:
+            status = group.process.wait(LOAD_SECONDS)
+            if status != 0 or not out.is_file():
+                raise UserError(f"the load on {model} ended with status {status}: {group.last_lines()}")
+        return speed_of(json.loads(out.read_text()))
+
+
+def _arguments(engine: Engine, model: str, load: Load) -> list[str]:
+    options: dict[str, Any] = {
+        "backend": "openai",
+        "base-url": engine.base_url,
+        "model": model,
+        "tokenizer": model,
+        "endpoint": "/v1/completions",
+        "dataset-name": load.dataset,
+        "random-input-len": load.input_tokens,
+        "random-output-len": load.output_tokens,
+        "num-prompts": load.prompts,
+        "max-concurrency": load.concurrency,
+        "num-warmups": load.warmups,
+        "seed": load.seed,
+        "percentile-metrics": ",".join(LATENCIES),
+        "metric-percentiles": "50,99",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    # Every answer has the same length, so that dense and pruned do the same work whatever they say.
+    return [*words, "--ignore-eos", "--disable-tqdm"]
+
+
+def speed_of(rounds: Sequence[dict[str, Any]]) -> Speed:
+    """Medians over the rounds of what vLLM's benchmark reports."""
+
+    def middle(name: str) -> float:
+        return float(median(result[name] for result in rounds))
+
+    def latency(name: str) -> Latency:
+        return Latency(
+            mean_ms=middle(f"mean_{name}_ms"), p50_ms=middle(f"median_{name}_ms"), p99_ms=middle(f"p99_{name}_ms")
+        )
+
+    failed = sum(int(result["failed"]) for result in rounds)
+    completed = sum(int(result["completed"]) for result in rounds)
+    if failed or not completed:
+        raise UserError(f"{failed} of {failed + completed} requests failed; the figures would mean nothing")
+    throughput = [float(result["output_throughput"]) for result in rounds]
+    return Speed(
+        output_tokens_per_s=median(throughput),
+        requests_per_s=middle("request_throughput"),
+        ttft=latency("ttft"),
+        tpot=latency("tpot"),
+        itl=latency("itl"),
+        e2e=latency("e2el"),
+        completed=completed,
+        failed=failed,
+        rounds=len(rounds),
+        spread=(max(throughput) - min(throughput)) / median(throughput),
+    )
