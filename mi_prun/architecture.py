@@ -1,93 +1,28 @@
-"""Families of models, as data: where the blocks live and what a config says about each of them.
+"""Where the blocks of a model live, and its config and tensor names without some of them.
 
-One table, `FAMILIES`, and three functions that read it: `family_of` (or a refusal), `reduce_config` (the config of the
-kept blocks) and `renamed` (a tensor's name in the pruned model). The checkpoint writer and the vLLM loader both call
-these; there is no second table.
+`families.FAMILIES` is the one table; the functions here read it: `family_of` (or a refusal), `reduce_config` (the
+config of the kept blocks) and `renamed` (a tensor's name in the pruned model). The checkpoint writer and the vLLM
+loader both call these; there is no second table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
+from mi_prun.config_rules import FULL
 from mi_prun.errors import UserError
+from mi_prun.families import FAMILIES, REFUSED
+from mi_prun.family import Config, Family, block_list
+from mi_prun.field_guard import check_fields
+from mi_prun.quantization import reduce_quantization
 
-Config = dict[str, Any]
+__all__ = [
+    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_kept", "extra_blocks", "family_of", "num_blocks",
+    "reduce_config", "renamed",
+]  # fmt: skip
+
 MAX_BLOCKS = 10_000  # a config that lies may not make us allocate
-FULL, SLIDING = "full_attention", "sliding_attention"
-NOT_PER_BLOCK = frozenset(
-    {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference"}
-)
-Rule = Callable[[Config, Sequence[int]], Config]
-"""A rule takes the dense config and the kept blocks (ascending) and returns the fields to set, or raises UserError."""
-
-
-def _window_layers(config: Config, kept: Sequence[int]) -> Config:
-    """Qwen2, Qwen3: with `use_sliding_window`, blocks from `max_window_layers` on slide.
-
-    transformers reads `layer_types` and derives it from `max_window_layers` (28 where absent) only where there is no
-    such list. vLLM does not read the list: it applies the window to every block, and refuses a mixture of kinds unless
-    `max_window_layers` equals the number of blocks. So the kept blocks of the prefix are counted, which keeps an
-    equality an equality, and where no sliding block is left the window is switched off for vLLM's sake.
-    """
-    fields: Config = {}
-    if config.get("max_window_layers") is not None or config.get("use_sliding_window"):
-        fields["max_window_layers"] = sum(1 for block in kept if block < _max_window_layers(config))
-    kinds = _window_kinds(config)
-    if SLIDING in kinds and not any(kinds[block] == SLIDING for block in kept):
-        fields["use_sliding_window"] = False
-    return fields
-
-
-def _max_window_layers(config: Config) -> int:
-    count = config.get("max_window_layers")
-    return count if isinstance(count, int) else 28
-
-
-def _window_kinds(config: Config) -> list[str]:
-    count = int(config["num_hidden_layers"])
-    if config.get("layer_types"):
-        return list(config["layer_types"])
-    first = (
-        _max_window_layers(config) if config.get("use_sliding_window") and config.get("sliding_window", 4096) else count
-    )
-    return [SLIDING if block >= first else FULL for block in range(count)]
-
-
-def _uniform_kinds(config: Config) -> list[str]:
-    return list(config.get("layer_types") or [FULL] * int(config["num_hidden_layers"]))
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the blocks of one `model_type` are called, and what its config says of them.
-
-    block_prefix: tensors of block i are named `{block_prefix}.{i}.`; the match is anchored at the start of the name.
-    slice_fields: lists with one entry a block; the kept entries stay.
-    rules: fields that need more than slicing.
-    kinds: the kind of each block, for people to read.
-    """
-
-    model_type: str
-    architecture: str
-    block_prefix: str = "model.layers"
-    slice_fields: tuple[str, ...] = ("layer_types",)
-    rules: tuple[Rule, ...] = ()
-    kinds: Callable[[Config], list[str]] = _uniform_kinds
-    count_field: str = "num_hidden_layers"
-
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("llama", "LlamaForCausalLM"),
-        Family("mistral", "MistralForCausalLM"),
-        Family("qwen2", "Qwen2ForCausalLM", rules=(_window_layers,), kinds=_window_kinds),
-        Family("qwen3", "Qwen3ForCausalLM", rules=(_window_layers,), kinds=_window_kinds),
-    )
-}
 
 
 def family_of(config: Config) -> Family:
@@ -95,6 +30,8 @@ def family_of(config: Config) -> Family:
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
+        if isinstance(model_type, str) and model_type in REFUSED:
+            raise UserError(f"model_type {model_type!r}: {REFUSED[model_type]}; not supported")
         raise UserError(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     architectures = config.get("architectures")
     if architectures is not None and architectures != [family.architecture]:
@@ -103,11 +40,6 @@ def family_of(config: Config) -> Family:
         )
     _check_remote_code(config, family)
     return family
-
-
-def block_kinds(config: Config) -> list[str]:
-    """The kind of each block, e.g. `full_attention` or `sliding_attention`."""
-    return family_of(config).kinds(config)
 
 
 def _check_remote_code(config: Config, family: Family) -> None:
@@ -123,48 +55,102 @@ def _check_remote_code(config: Config, family: Family) -> None:
         )
 
 
+def _text(config: Config, family: Family) -> tuple[Config, Family]:
+    """The config and the family that speak of the blocks: those of the text model where it is nested."""
+    if family.text is None:
+        return config, family
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise UserError(f"config field 'text_config' of a {family.model_type} config must be an object, got {text!r}")
+    if text.get("model_type", family.text) != family.text:
+        raise UserError(f"text_config has model_type {text.get('model_type')!r}; only {family.text} is supported there")
+    return text, FAMILIES[family.text]
+
+
 def num_blocks(config: Config) -> int:
     """L, the number of blocks."""
-    field = family_of(config).count_field
-    count = config.get(field)
+    text, family = _text(config, family_of(config))
+    field = next((name for name in family.count_fields if text.get(name) is not None), None)
+    count = text[field] if field else family.count(text) if family.count else None
+    named = field or next(iter((*family.count_fields, *family.slice_fields)))
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise UserError(f"config field {field!r} must be a whole number of at least 1, got {count!r}")
+        raise UserError(f"config field {named!r} must be a whole number of at least 1, got {count!r}")
     if count > MAX_BLOCKS:
-        raise UserError(f"config field {field!r} must be at most {MAX_BLOCKS}, got {count}")
+        raise UserError(f"config field {named!r} must be at most {MAX_BLOCKS}, got {count}")
     return count
 
 
-def reduce_config(config: Config, kept: Sequence[int]) -> Config:
+def block_kinds(config: Config) -> list[str]:
+    """The kind of each block, for people to read: e.g. `sliding_attention`, or `linear_attention+moe`."""
+    count = num_blocks(config)
+    text, family = _text(config, family_of(config))
+    attention = [str(kind) for kind in _attention_kinds(text, family, count) or [FULL] * count]
+    if family.mlp_kinds is None:
+        return attention
+    mlp = family.mlp_kinds(text, count)
+    if len(set(mlp)) == 1:
+        return attention
+    return mlp if len(set(attention)) == 1 else [f"{one}+{other}" for one, other in zip(attention, mlp, strict=True)]
+
+
+def _attention_kinds(text: Config, family: Family, count: int) -> list[str] | None:
+    for field in ("layer_types", "layers_block_type"):
+        if field in family.slice_fields and text.get(field) is not None:
+            return block_list(text, field, count)
+    return family.attention_kinds(text, count) if family.attention_kinds else None
+
+
+def extra_blocks(config: Config) -> int:
+    """Blocks stored after the last one that are no part of the stack (multi-token prediction)."""
+    text, family = _text(config, family_of(config))
+    return family.extra_blocks(text) if family.extra_blocks else 0
+
+
+def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool = False) -> Config:
     """The config of the model that has only the blocks `kept` (ascending, 0-based). The dense config is not changed.
 
-    Raises UserError where a field is per block and not known: writing it unchanged would shift the kinds of blocks.
+    Raises UserError where a field is, or may be, per block and is not known: writing it unchanged would shift the kinds
+    of blocks. `assume_uniform` lets such unknown fields pass, on the user's word.
     """
     family = family_of(config)
     count = num_blocks(config)
     check_kept(kept, count)
     reduced = {field: value for field, value in config.items() if field != "auto_map"}
-    reduced[family.count_field] = len(kept)
-    for field in family.slice_fields:
-        values = config.get(field)
-        if values is None:
-            continue
-        if not isinstance(values, list) or len(values) != count:
-            raise UserError(f"config field {field!r} must list {count} blocks, got {values!r}")
-        reduced[field] = [values[block] for block in kept]
-    for rule in family.rules:
-        reduced.update(rule(config, kept))
-    if len(kept) < count:
-        _refuse_unknown_lists(config, family, count)
+    text, text_family = _text(config, family)
+    fields = _reduce_text(text, text_family, kept, count, assume_uniform=assume_uniform)
+    if family.text is None:
+        reduced = {field: value for field, value in fields.items() if field != "auto_map"}
+    else:
+        if not assume_uniform and len(kept) < count:
+            check_fields(config, family, count)
+        reduced["text_config"] = fields
+    if reduced.get("quantization_config") is not None:
+        reduced["quantization_config"] = reduce_quantization(
+            reduced["quantization_config"],
+            lambda number: str(kept.index(int(number))) if int(number) in kept else None,
+            lambda name: renamed(name, family, kept),
+        )
     return reduced
 
 
-def _refuse_unknown_lists(config: Config, family: Family, count: int) -> None:
-    for field, value in config.items():
-        if isinstance(value, list) and len(value) == count and field not in {*family.slice_fields, *NOT_PER_BLOCK}:
-            raise UserError(
-                f"config field {field!r} lists {count} values, as many as there are blocks, and is not known for "
-                f"{family.model_type}; not supported"
-            )
+def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, *, assume_uniform: bool) -> Config:
+    reduced = dict(text)
+    reduced.update({field: len(kept) for field in family.count_fields if text.get(field) is not None})
+    for field in family.slice_fields:
+        if (values := block_list(text, field, count)) is not None:
+            reduced[field] = [values[block] for block in kept]
+    if len(kept) == count:
+        return reduced
+    if family.attention_kinds and not any(text.get(field) is not None for field in family.slice_fields):
+        kinds = family.attention_kinds(text, count)
+        reduced[family.slice_fields[0]] = [kinds[block] for block in kept]
+    for rule in family.rules:
+        reduced.update(rule(text, kept, count))
+    for field in family.removed_fields:
+        reduced.pop(field, None)
+    if not assume_uniform:
+        check_fields(text, family, count)
+    return reduced
 
 
 def check_kept(kept: Sequence[int], count: int) -> None:
@@ -177,20 +163,33 @@ def check_kept(kept: Sequence[int], count: int) -> None:
 
 def block_of(name: str, family: Family) -> int | None:
     """The block a tensor belongs to, or None where it belongs to none."""
-    match = re.match(re.escape(family.block_prefix) + r"\.(0|[1-9][0-9]{0,5})\.", name)
-    return int(match[1]) if match else None
+    found = _split(name, family)
+    return found[1] if found else None
 
 
-def renamed(name: str, family: Family, kept: Sequence[int]) -> str | None:
+def renamed(name: str, family: Family, kept: Sequence[int], *, num_blocks: int | None = None) -> str | None:
     """A tensor's name in the pruned model; None where its block is dropped.
+
+    With `num_blocks`, the dense model's, blocks stored after the last one (multi-token prediction) stay behind the last
+    kept one; without it they are dropped.
 
     >>> renamed("model.layers.7.mlp.up_proj.weight", FAMILIES["llama"], (0, 7))
     'model.layers.1.mlp.up_proj.weight'
     """
-    block = block_of(name, family)
-    if block is None:
+    found = _split(name, family)
+    if found is None:
         return name
-    if block not in kept:
-        return None
-    prefix = f"{family.block_prefix}.{block}."
-    return f"{family.block_prefix}.{kept.index(block)}.{name[len(prefix) :]}"
+    prefix, block, rest = found
+    if block in kept:
+        return f"{prefix}.{kept.index(block)}{rest}"
+    if num_blocks is not None and block >= num_blocks:
+        return f"{prefix}.{len(kept) + block - num_blocks}{rest}"
+    return None
+
+
+def _split(name: str, family: Family) -> tuple[str, int, str] | None:
+    """`model.layers.7.mlp` -> (`model.layers`, 7, `.mlp`); the match is anchored at the start of the name."""
+    for prefix in family.prefixes:
+        if match := re.match(rf"{re.escape(prefix)}\.(0|[1-9][0-9]{{0,5}})(?=\.|\Z)", name):
+            return prefix, int(match[1]), name[match.end() :]
+    return None

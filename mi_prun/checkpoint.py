@@ -34,11 +34,13 @@ def write_checkpoint(
     virtual: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     force: bool = False,
+    assume_uniform: bool = False,
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
     Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
     not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
+    `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
     """
     check_output(out, force=force)
     _check_apart(dense.path, out)
@@ -46,7 +48,8 @@ def write_checkpoint(
         raise UserError(f"a shard must hold at least 1 byte, got {max_shard_bytes}")
     identity = identity_of(dense)
     plan.check_belongs_to(identity)
-    config = reduce_config(dense.config, plan.kept)
+    _check_quantization_beside(dense)
+    config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
     copies = kept_tensors(dense, plan)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
     base, is_hub_id = _base_of(dense)
@@ -82,6 +85,7 @@ def write_checkpoint(
             dense_weight_bytes=dense.weight_bytes,
             files=files,
             block_kinds=kinds,
+            assume_uniform=assume_uniform,
         )
         card = model_card(manifest, source=dense.path, base=base, is_hub_id=is_hub_id)
         files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
@@ -96,9 +100,18 @@ def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
     copies = []
     for shard in dense.shards:
         for info in shard.tensors.values():
-            if (name := renamed(info.name, family, plan.kept)) is not None:
+            if (name := renamed(info.name, family, plan.kept, num_blocks=dense.num_blocks)) is not None:
                 copies.append(TensorCopy(name, shard.path, info))
     return copies
+
+
+def _check_quantization_beside(dense: ModelFolder) -> None:
+    """A quantisation that only its own file describes names blocks that would not be renumbered."""
+    for name in ("hf_quant_config.json", "quantize_config.json"):
+        if (dense.path / name).exists() and not dense.config.get("quantization_config"):
+            raise UserError(
+                f"model {dense.path} describes its quantisation in {name} only, not in config.json; not supported"
+            )
 
 
 def _check_apart(source: Path, out: Path) -> None:
@@ -133,7 +146,7 @@ def _index(shards: list[ShardPlan], num_parameters: int) -> bytes:
 
 
 def _json(data: Config) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(data, indent=2) + "\n").encode()
 
 
 def _write(folder: Path, name: str, data: bytes) -> FileDigest:

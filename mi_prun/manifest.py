@@ -27,6 +27,7 @@ class Manifest(Artefact):
 
     weight_bytes: of the tensors that the pruned model has, whether they lie in the folder or in the dense model's.
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
+    assume_uniform: config fields that are not known passed, on the user's word that all blocks are alike.
     """
 
     schema_name: ClassVar[str] = "manifest"
@@ -37,6 +38,7 @@ class Manifest(Artefact):
     dense_weight_bytes: int
     files: dict[str, FileDigest]
     block_kinds: tuple[str, ...] = ()
+    assume_uniform: bool = False
     tool_version: str = __version__
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mi_prun.architecture import Config, block_of, family_of, num_blocks
+from pydantic import model_validator
+
+from mi_prun.architecture import Config, block_of, extra_blocks, family_of, num_blocks
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 from mi_prun.shard import Shard, TensorInfo, read_shard
@@ -38,6 +40,12 @@ class ModelIdentity(Record):
     block_parameters: tuple[int, ...]
     config_sha256: str
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ModelIdentity:
+        if not 1 <= self.num_blocks == len(self.block_parameters) or sum(self.block_parameters) > self.num_parameters:
+            raise ValueError("block_parameters must list one number a block, together no more than num_parameters")
+        return self
 
     def same_model(self, other: ModelIdentity) -> bool:
         """True where the contents agree; the name, a path or a hub id, may differ."""
@@ -177,6 +185,7 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
     """Digest a model; reads the config and at most 2 KiB of each tensor."""
     family = family_of(model.config)
     blocks = [0] * model.num_blocks
+    extra = extra_blocks(model.config)
     total = 0
     digest = hashlib.sha256()
     tensors = model.tensors
@@ -184,7 +193,7 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
         for info in shard.tensors.values():
             total += info.num_elements
             block = block_of(info.name, family)
-            if block is None:
+            if block is None or len(blocks) <= block < len(blocks) + extra:
                 continue
             if block >= len(blocks):
                 raise UserError(

@@ -60,7 +60,7 @@ class Plan(Artefact):
     @model_validator(mode="after")
     def _blocks(self) -> Plan:
         both = sorted((*self.dropped, *self.kept))
-        if both != list(range(self.dense.num_blocks)) or list(self.kept) != sorted(self.kept):
+        if len(both) != self.dense.num_blocks or both != list(range(len(both))) or list(self.kept) != sorted(self.kept):
             raise ValueError(f"dropped and kept must split the blocks 0..{self.dense.num_blocks - 1} in two")
         if list(self.dropped) != sorted(self.dropped) or not self.kept:
             raise ValueError("dropped must be ascending, and at least one block kept")

@@ -74,13 +74,15 @@ def read_shard(path: Path) -> Shard:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates)
+        header = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the safetensors header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: the safetensors header is not a JSON object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _encodable(key + value) for key, value in metadata.items()
+    ):
         raise UserError(f"{path}: __metadata__ of the safetensors header is not a map of strings")
     start = 8 + length
     infos = sorted(
@@ -104,13 +106,31 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _no_constant(text: str) -> object:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _encodable(text: str) -> bool:
+    """JSON can spell half a surrogate pair, which no other file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
+    if not _encodable(name):
+        raise UserError(f"{path}: tensor {name!r}: the name is not valid Unicode")
+
     def whole(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
     if not isinstance(entry, dict):
         raise UserError(f"{path}: tensor {name!r}: the header entry is not an object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise UserError(f"{path}: tensor {name!r}: the header entry has the fields {', '.join(entry)!r}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS_OF_DTYPE:
         raise UserError(f"{path}: tensor {name!r}: unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(map(whole, shape)):

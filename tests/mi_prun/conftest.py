@@ -64,6 +64,12 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def small() -> dict[str, Any]:
+    """Config fields of a small text model."""
+    return dict(SMALL)
+
+
+@pytest.fixture
 def make_plan() -> Callable[[Path, Sequence[int]], Plan]:
     def make(path: Path, dropped: Sequence[int]) -> Plan:
         dense = identity_of(open_model(path))

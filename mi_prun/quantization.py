@@ -1,0 +1,65 @@
+"""Names of blocks inside `quantization_config`: they follow their blocks.
+
+compressed-tensors' `ignore` and `targets`, FP8's and AWQ's `modules_to_not_convert`, GPTQ's `dynamic`, AutoRound's
+`extra_config`: a module name in any of them, as a value or as a key, is renumbered, and left out where its block is
+dropped. A pattern that spells out one block's number is renumbered too; one that is about several is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from mi_prun.errors import UserError
+
+Rename = Callable[[str], str | None]
+
+# In a pattern: the container of the blocks, a dot (perhaps escaped), and what stands for the number.
+NUMBERED = re.compile(r"(?<![A-Za-z0-9_])(?:layers|h)\\?\.(?P<number>\\d(?:[+*]|\{[^}]*\})?|[^.\\$]*)")
+ANY_NUMBER = ("", "*", ".*", ".+", r"\d", r"\d+", r"\d*", "[0-9]+", "[0-9]*", "(.*)", "([0-9]+)")
+_DROPPED = object()
+
+
+def reduce_quantization(config: Any, rename_block: Rename, rename: Rename) -> Any:
+    """`quantization_config` of the pruned model.
+
+    rename: a module's full name in the pruned model, None where its block is dropped.
+    rename_block: the same of a block's number, as text.
+    """
+
+    def name(text: str) -> Any:
+        if not _is_pattern(text):
+            new = rename(text)
+            return _DROPPED if new is None else new
+        found = list(NUMBERED.finditer(text))
+        fixed = [match for match in found if match["number"] not in ANY_NUMBER]
+        if not fixed:
+            return text
+        number = fixed[0]["number"]
+        if len(fixed) > 1 or not number.isdecimal():
+            raise UserError(
+                f"quantization_config has the pattern {text!r}, which is about blocks by their number; not supported: "
+                "prune first, then quantise"
+            )
+        block = rename_block(number)
+        if block is None:
+            return _DROPPED
+        start, end = fixed[0].span("number")
+        return text[:start] + block + text[end:]
+
+    def reduce(value: Any) -> Any:
+        if isinstance(value, str):
+            return name(value)
+        if isinstance(value, list):
+            return [new for new in map(reduce, value) if new is not _DROPPED]
+        if isinstance(value, dict):
+            pairs = ((name(key), reduce(inner)) for key, inner in value.items())
+            return {key: inner for key, inner in pairs if key is not _DROPPED and inner is not _DROPPED}
+        return value
+
+    return reduce(config)
+
+
+def _is_pattern(text: str) -> bool:
+    return text.startswith(("re:", "+:", "-:")) or any(character in text for character in "*\\^$[](|+?")
