@@ -8,7 +8,7 @@ every block bypassed, and used again. Inputs are whole windows without padding, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,8 +24,9 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class BlockModel:
     """Blocks are 0-based; boundary state i, of shape (batch, tokens, d), is the input of block i."""
 
-    def __init__(self, model: nn.Module, block_prefix: str) -> None:
+    def __init__(self, model: nn.Module, block_prefix: str, *, returns_tuple: bool = False) -> None:
         self.model = model.eval()
+        self._output: Callable[[Tensor], Any] = (lambda state: (state,)) if returns_tuple else (lambda state: state)
         self.blocks = cast("nn.ModuleList", model.get_submodule(block_prefix))
         self._calls: list[Call] = []
         self._shape: tuple[int, ...] | None = None
@@ -43,11 +44,11 @@ class BlockModel:
         calls: list[Call] = []
         entry: list[Tensor] = []
 
-        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not entry:
                 entry.append(hidden)
             calls.append((args, kwargs))
-            return hidden
+            return self._output(hidden)
 
         with self._forwards([record] * self.num_blocks):
             self.model(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1)
@@ -62,11 +63,11 @@ class BlockModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (batch, tokens, vocabulary) of the final boundary state, through the model's own norm and head."""
 
-        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return state
+        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(state)
 
-        def inject(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden
+        def inject(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(hidden)
 
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         with self._forwards([*[skip] * (self.num_blocks - 1), inject]):
@@ -76,8 +77,8 @@ class BlockModel:
     def without(self, dropped: Sequence[int]) -> Iterator[nn.Module]:
         """The model with the blocks `dropped` bypassed, for whoever needs the whole (generation, checks)."""
 
-        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return state
+        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(state)
 
         with self._forwards([skip if block in dropped else None for block in range(self.num_blocks)]):
             yield self.model
@@ -140,7 +141,7 @@ def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.
         raise UserError(
             f"model {folder.path} cannot be loaded by transformers: {str(error).splitlines()[0]}"
         ) from error
-    return BlockModel(model.to(device), family.block_prefix)
+    return BlockModel(model.to(device), family.block_prefix, returns_tuple=family.returns_tuple)
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:

@@ -86,6 +86,7 @@ FAMILIES: dict[str, Family] = {
             "FalconForCausalLM",
             block_prefix="transformer.h",
             count_fields=("num_hidden_layers", "n_layer"),
+            returns_tuple=True,
         ),
         Family("mixtral", "MixtralForCausalLM"),
         Family(

@@ -34,6 +34,7 @@ class Family:
     rules: fields that need more than slicing.
     removed_fields: a pattern or an interval that `slice_fields` replace.
     known_fields: fields that look as if they were tied to single blocks (see `field_guard`), and are handled or not.
+    returns_tuple: a block of transformers' class returns its state in a tuple.
     extra_blocks: how many blocks are stored after the last one that are no part of the stack (multi-token prediction).
     """
 
@@ -51,6 +52,7 @@ class Family:
     removed_fields: tuple[str, ...] = ()
     known_fields: tuple[str, ...] = ()
     extra_blocks: Callable[[Config], int] | None = None
+    returns_tuple: bool = False
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -95,6 +95,12 @@ def logits(path: Path, skipped: Sequence[int] = (), blocks: str = "model.layers"
 
 
 @pytest.fixture
+def logits_without() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """(tokens, logits of the dense folder with some blocks skipped)."""
+    return lambda path, skipped, blocks: (TOKENS, logits(path, skipped, blocks))
+
+
+@pytest.fixture
 def assert_same_as_skipping() -> Callable[..., None]:
     """The pruned folder says what the dense one says without those blocks (fp32, 1e-4), and not what it says."""
 

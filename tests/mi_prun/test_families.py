@@ -155,6 +155,25 @@ def test_pruned_equals_dense_without_those_blocks(
     verify(tmp_path / "pruned")
 
 
+@pytest.mark.parametrize(("model_type", "fields", "dropped"), [case[:3] for case in {c[0]: c for c in CASES}.values()])
+def test_the_analysis_runs_the_blocks_one_by_one(tiny, logits_without, model_type, fields, dropped):
+    """What is scored is the model that is written: embed, each kept block, norm and head give the same logits."""
+    import torch
+
+    from mi_prun.block_model import load_block_model
+
+    dense = tiny(model_type, **fields)
+    model = load_block_model(open_model(dense), device=torch.device("cpu"), dtype=torch.float32)
+    tokens, wanted = logits_without(dense, dropped, FAMILIES[model_type].block_prefix)
+    with torch.inference_mode():
+        state = model.embed(tokens)
+        for block in range(model.num_blocks):
+            if block not in dropped:
+                state = model.run(block, state)
+        found = model.logits(state)
+    assert (torch.log_softmax(found, -1) - torch.log_softmax(wanted, -1)).abs().max() < 1e-4
+
+
 def test_every_family_is_tried():
     elsewhere = {"llama", "mistral", "qwen2", "qwen3", "gemma3"}  # test_checkpoint.py, and below
     assert FAMILIES.keys() == {case[0] for case in CASES} | elsewhere
