@@ -18,8 +18,8 @@ from mi_prun.field_guard import check_fields
 from mi_prun.quantization import reduce_quantization
 
 __all__ = [
-    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_kept", "extra_blocks", "family_of", "num_blocks",
-    "reduce_config", "renamed",
+    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_config", "check_kept", "extra_blocks", "family_of",
+    "num_blocks", "reduce_config", "renamed",
 ]  # fmt: skip
 
 MAX_BLOCKS = 10_000  # a config that lies may not make us allocate
@@ -117,12 +117,12 @@ def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool =
     check_kept(kept, count)
     reduced = {field: value for field, value in config.items() if field != "auto_map"}
     text, text_family = _text(config, family)
-    fields = _reduce_text(text, text_family, kept, count, assume_uniform=assume_uniform)
+    if not assume_uniform and len(kept) < count:
+        check_config(config)
+    fields = _reduce_text(text, text_family, kept, count)
     if family.text is None:
         reduced = {field: value for field, value in fields.items() if field != "auto_map"}
     else:
-        if not assume_uniform and len(kept) < count:
-            check_fields(config, family, count)
         reduced["text_config"] = fields
     if reduced.get("quantization_config") is not None:
         reduced["quantization_config"] = reduce_quantization(
@@ -133,7 +133,16 @@ def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool =
     return reduced
 
 
-def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, *, assume_uniform: bool) -> Config:
+def check_config(config: Config) -> None:
+    """Raise UserError for a field that may be per block and is not known, whichever blocks would be dropped."""
+    family, count = family_of(config), num_blocks(config)
+    text, text_family = _text(config, family)
+    check_fields(text, text_family, count)
+    if family.text is not None:
+        check_fields(config, family, count)
+
+
+def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int) -> Config:
     reduced = dict(text)
     reduced.update({field: len(kept) for field in family.count_fields if text.get(field) is not None})
     for field in family.slice_fields:
@@ -148,8 +157,6 @@ def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, 
         reduced.update(rule(text, kept, count))
     for field in family.removed_fields:
         reduced.pop(field, None)
-    if not assume_uniform:
-        check_fields(text, family, count)
     return reduced
 
 

@@ -57,6 +57,12 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CU
 Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
 Rerank = Annotated[int, typer.Option(help="candidate sets measured by KL before one is taken; 0: the paper's way")]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
+AssumeUniform = Annotated[
+    bool,
+    typer.Option(
+        "--assume-uniform", help="let config fields pass that are not known and may differ from block to block"
+    ),
+]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]
 
@@ -139,6 +145,7 @@ def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json made by `mi-prun plan`")],
     output: Output,
     virtual: Virtual = False,
+    assume_uniform: AssumeUniform = False,
     max_shard_size: ShardSize = "5GB",
     force: Force = False,
 ) -> None:
@@ -152,7 +159,13 @@ def apply(
 
     read = Plan.read(plan)
     manifest = write_checkpoint(
-        open_model(model), read, output, virtual=virtual, max_shard_bytes=parse_size(max_shard_size), force=force
+        open_model(model),
+        read,
+        output,
+        virtual=virtual,
+        max_shard_bytes=parse_size(max_shard_size),
+        force=force,
+        assume_uniform=assume_uniform,
     )
     say_checkpoint(manifest, output)
 
@@ -175,6 +188,7 @@ def prune(
     rerank: Rerank = PLAN.rerank,
     no_quality: NoQuality = False,
     virtual: Virtual = False,
+    assume_uniform: AssumeUniform = False,
     max_shard_size: ShardSize = "5GB",
     seed: Seed = ANALYZE.seed,
     device: Device = None,
@@ -186,6 +200,7 @@ def prune(
     """
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
+    from mi_prun.architecture import check_config
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.files import check_output
     from mi_prun.model import identity_of, open_model
@@ -193,7 +208,10 @@ def prune(
     check_output(output, force=force)
     shard_bytes = parse_size(max_shard_size)
     dense = open_model(model)
-    count_blocks(identity_of(dense), ratio, num_blocks, param_ratio, drop)  # refused before the long pass, not after
+    # Refused before the long pass, not after.
+    count_blocks(identity_of(dense), ratio, num_blocks, param_ratio, drop)
+    if not assume_uniform:
+        check_config(dense.config)
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,
@@ -209,7 +227,15 @@ def prune(
         found = read_analysis(Path(folder) / "analysis")
     plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
     made = make(found, plan_settings, ratio, num_blocks, param_ratio, drop)
-    manifest = write_checkpoint(dense, made, output, virtual=virtual, max_shard_bytes=shard_bytes, force=force)
+    manifest = write_checkpoint(
+        dense,
+        made,
+        output,
+        virtual=virtual,
+        max_shard_bytes=shard_bytes,
+        force=force,
+        assume_uniform=assume_uniform,
+    )
     say_plan(made, None)
     say_checkpoint(manifest, output)
 

@@ -24,6 +24,7 @@ def describe(path: Path) -> str:
                 f"{path}: {manifest.weights} checkpoint, "
                 f"{manifest.weight_bytes / 1e6:,.1f} of {manifest.dense_weight_bytes / 1e6:,.1f} MB of weights",
                 *describe_plan(manifest.plan, manifest.block_kinds),
+                *(["assumed      all blocks alike, by --assume-uniform"] if manifest.assume_uniform else []),
                 _wholeness(path, manifest),
             ]
         )
