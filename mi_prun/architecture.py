@@ -18,8 +18,8 @@ from mi_prun.field_guard import check_fields
 from mi_prun.quantization import reduce_quantization
 
 __all__ = [
-    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_config", "check_kept", "extra_blocks", "family_of",
-    "num_blocks", "reduce_config", "renamed",
+    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_config", "check_kept", "extra_blocks",
+    "family_of", "num_blocks", "reduce_config", "renamed",
 ]  # fmt: skip
 
 MAX_BLOCKS = 10_000  # a config that lies may not make us allocate
