@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.mergekit_equal import recipe
 from mi_prun.files import sync
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, kept_blocks
@@ -127,19 +128,10 @@ def run_cp(source: Path, out: Path) -> float:
 
 def run_mergekit(program: str, dense: Path, plan: Plan, out: Path) -> dict[str, float]:
     """The passthrough merge of the kept slices; its peak memory is that of its process."""
-    slices: list[list[int]] = []
-    for block in plan.kept:
-        if slices and slices[-1][1] == block:
-            slices[-1][1] = block + 1
-        else:
-            slices.append([block, block + 1])
-    text = "merge_method: passthrough\ndtype: bfloat16\nslices:\n" + "".join(
-        f"- sources:\n  - model: {dense}\n    layer_range: [{begin}, {end}]\n" for begin, end in slices
-    )
-    recipe = out.with_suffix(".yaml")
-    recipe.write_text(text)
+    path = out.with_suffix(".yaml")
+    path.write_text(recipe(dense, plan.kept))
     start = time.perf_counter()
-    subprocess.run([program, str(recipe), str(out), "--copy-tokenizer"], check=True, capture_output=True)
+    subprocess.run([program, str(path), str(out)], check=True, capture_output=True)
     for file in out.iterdir():
         sync(file)
     seconds = time.perf_counter() - start
