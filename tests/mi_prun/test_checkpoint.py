@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -154,6 +155,24 @@ def test_virtual_holds_no_weights_and_names_its_base(tiny, make_plan, tmp_path):
     verify(tmp_path / "v")
     with pytest.raises(UserError, match=r"virtual checkpoint .* name its dense model"):
         open_model(tmp_path / "v")
+
+
+def test_a_hub_id_is_the_base_model_of_the_card_and_of_the_config(tiny, make_plan, tmp_path):
+    model = dataclasses.replace(open_model(tiny("llama")), name="owner/dense")
+    for virtual in (False, True):
+        out = tmp_path / f"pruned-{virtual}"
+        write_checkpoint(model, make_plan(model.path, (1,)), out, virtual=virtual)
+        assert json.loads((out / "config.json").read_text())["mi_prun"]["base"] == "owner/dense"
+        assert 'base_model: "owner/dense"\n' in (out / "README.md").read_text()
+
+
+def test_a_companion_that_links_outside_is_refused(tiny, make_plan, tmp_path):
+    dense = tiny("llama")
+    (tmp_path / "secret").write_text("secret")
+    (dense / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"tokenizer\.json is a link that leads outside the folder"):
+        write_checkpoint(open_model(dense), make_plan(dense, (1,)), tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
 
 
 def test_a_pruned_checkpoint_can_be_pruned_again(tiny, make_plan, assert_same_as_skipping, tmp_path):

@@ -148,6 +148,14 @@ def test_identity_does_not_depend_on_the_sharding(tiny):
     assert identity_of(open_model(many)).same_model(identity_of(open_model(one)))
 
 
+def test_a_single_shard_that_links_outside_is_refused(tiny, tmp_path):
+    dense = tiny("llama")
+    (dense / "model.safetensors").rename(tmp_path / "elsewhere")
+    (dense / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link that leads outside the folder"):
+        open_model(dense)
+
+
 def test_links_of_the_hub_cache_are_followed(dense, tmp_path):
     cache = tmp_path / "models--owner--name"
     snapshot = cache / "snapshots" / "abc"
