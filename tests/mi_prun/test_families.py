@@ -3,7 +3,11 @@ transformers, it says what the dense model says without those blocks."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +178,67 @@ def test_the_analysis_runs_the_blocks_one_by_one(tiny, logits_without, model_typ
     assert (torch.log_softmax(found, -1) - torch.log_softmax(wanted, -1)).abs().max() < 1e-4
 
 
+# Served by stock vLLM's CPU build with the log-probabilities of transformers' dense model without those blocks.
+IN_VLLM = [
+    "phi3", "gemma2", "gemma3_text", "olmo2", "olmo3", "granite", "smollm3", "gpt2", "opt", "falcon", "mixtral",
+    "qwen2_moe", "granitemoehybrid", "exaone4", "llama4_text",
+]  # fmt: skip
+# transformers alone proves these: what vLLM 0.32's CPU build does with such a tiny model, pruned or dense.
+NOT_IN_VLLM = {
+    "gpt_neox": "the dense model's log-probabilities differ from transformers' (by 3)",
+    "cohere2": "the dense model's differ too: vLLM's window is one token longer than transformers'",
+    "qwen3_moe": "the dense model gives NaN",
+    "qwen3_next": "CPU GDN attention requires BF16",
+    "deepseek_v2": "the dense model's log-probabilities differ from transformers' (by 1.7)",
+    "deepseek_v3": "the dense model's log-probabilities differ from transformers' (by 3)",
+    "gpt_oss": "no unquantised MoE backend for CPU",
+    "nemotron_h": "experts without gate (is_act_and_mul=False) need a GPU",
+}
+
+
+def larger(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The same with heads of 32, the smallest that vLLM's CPU attention has, and a chunk that its pages divide."""
+    changes: dict[str, Any] = {"n_embd": 128} if model_type == "gpt2" else {"hidden_size": 128}
+    if "head_dim" in fields:
+        changes["head_dim"] = 32
+    if "attention_chunk_size" in fields:
+        changes["attention_chunk_size"] = 8192
+    if model_type == "opt":
+        changes["word_embed_proj_dim"] = 128
+    if model_type == "granitemoehybrid":
+        changes |= {"mamba_n_heads": 8, "mamba_d_head": 32}
+    return fields | changes
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("model_type", IN_VLLM)
+def test_stock_vllm_says_the_same(tiny, make_plan, logits_without, tmp_path, model_type):
+    """One family by default (about 25 s each); all with MI_PRUN_ALL_FAMILIES=1."""
+    import torch
+
+    if model_type != "gemma2" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
+        pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries every family on vLLM")
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    _, fields, dropped, _ = next(case for case in CASES if case[0] == model_type)
+    dense = tiny(model_type, **larger(model_type, fields))
+    write_checkpoint(open_model(dense), make_plan(dense, dropped), tmp_path / "pruned")
+    tokens, wanted = logits_without(dense, dropped, FAMILIES[model_type].block_prefix)
+    (tmp_path / "tokens.json").write_text(json.dumps(tokens.tolist()))
+    program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(tmp_path / "pruned")]
+    done = subprocess.run(
+        [*program, str(tmp_path / "tokens.json")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    wanted = torch.log_softmax(wanted[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
+    assert (found - wanted).abs().max() < 1e-4
+
+
 def test_every_family_is_tried():
     elsewhere = {"llama", "mistral", "qwen2", "qwen3", "gemma3"}  # test_checkpoint.py, and below
     assert FAMILIES.keys() == {case[0] for case in CASES} | elsewhere
+    assert FAMILIES.keys() - elsewhere == {*IN_VLLM, *NOT_IN_VLLM}
 
 
 VISION: dict[str, Any] = {
