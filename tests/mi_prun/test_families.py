@@ -198,7 +198,9 @@ NOT_IN_VLLM = {
 
 def larger(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
     """The same with heads of 32, the smallest that vLLM's CPU attention has, and a chunk that its pages divide."""
-    changes: dict[str, Any] = {"n_embd": 128} if model_type == "gpt2" else {"hidden_size": 128}
+    changes: dict[str, Any] = {"hidden_size": 128}
+    if model_type == "gpt2":
+        changes["n_embd"] = 128
     if "head_dim" in fields:
         changes["head_dim"] = 32
     if "attention_chunk_size" in fields:
