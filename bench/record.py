@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,8 @@ from mi_prun.plan import Quality
 RECORDS_NAME = "records.jsonl"
 SCHEMA_VERSION = 1
 
+MeasuredOn = Literal["plan", "checkpoint"]
+
 
 class Latency(Record):
     """Milliseconds; medians over the rounds of each round's figure."""
@@ -28,18 +29,20 @@ class Latency(Record):
 
 
 class Speed(Record):
-    """spread: (max - min) / median of the rounds' output tokens/s."""
+    """Medians over the rounds. round_output_tokens_per_s: of each round, in the order they were run."""
 
     output_tokens_per_s: float
+    round_output_tokens_per_s: tuple[float, ...]
     requests_per_s: float
     ttft: Latency
     tpot: Latency
     itl: Latency
     e2e: Latency
     completed: int
-    failed: int
-    rounds: int
-    spread: float
+
+    @property
+    def rounds(self) -> int:
+        return len(self.round_output_tokens_per_s)
 
 
 class Load(Record):
@@ -82,7 +85,11 @@ class Blocks(Record):
 
 
 class BenchRecord(Record):
-    """One model of one run. run: the same for all models that were measured side by side."""
+    """One model of one run.
+
+    run: the same for all models that were measured side by side; ratios are taken within it, never across.
+    quality_measured_on: the dense model with blocks skipped, as the plan did, or the checkpoint's own files.
+    """
 
     schema_version: Literal[1] = 1
     run: str
@@ -97,6 +104,7 @@ class BenchRecord(Record):
     memory: Memory
     startup_s: float
     quality: Quality | None
+    quality_measured_on: MeasuredOn | None
     machine: Machine
     versions: dict[str, str]
     commit: str | None
@@ -104,12 +112,17 @@ class BenchRecord(Record):
 
 
 def append_record(folder: Path, record: BenchRecord) -> None:
-    """One whole line, on the disk before this returns."""
+    """One whole line in one write, on the disk before this returns: a kill leaves the line whole or not there."""
     path = folder / RECORDS_NAME
-    with one_line_os_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(record.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = (record.model_dump_json() + "\n").encode()
+    with one_line_os_errors(path):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if os.write(file, line) != len(line):
+                raise UserError(f"{path}: the disk took only a part of the last line; make room and remove that line")
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def read_records(folder: Path) -> list[BenchRecord]:
@@ -117,23 +130,26 @@ def read_records(folder: Path) -> list[BenchRecord]:
     path = folder / RECORDS_NAME
     if not path.is_file():
         raise UserError(f"{folder} has no {RECORDS_NAME}; make some with `mi-prun-bench run`")
-    return list(_parse(path, path.read_text(encoding="utf-8").splitlines()))
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if text and not text.endswith(b"\n"):
+        raise UserError(f"{path}: the last line is cut short; remove it")
+    return [_parse(path, number, line) for number, line in enumerate(text.splitlines(), 1)]
 
 
-def _parse(path: Path, lines: Iterable[str]) -> Iterable[BenchRecord]:
-    for number, line in enumerate(lines, 1):
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}, line {number} has schema version {version!r}; this release reads {SCHEMA_VERSION}"
-            )
-        try:
-            yield BenchRecord.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path}, line {number}: field {where}: {first['msg']}") from error
+def _parse(path: Path, number: int, line: bytes) -> BenchRecord:
+    where = f"{path}, line {number}"
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{where} has schema version {version!r}; this release reads {SCHEMA_VERSION}")
+    try:
+        return BenchRecord.model_validate_json(line, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,7 +1,13 @@
-"""`mi-prun-bench run`: dense and pruned models served in turn, loaded, measured; a record of each."""
+"""`mi-prun-bench run`: dense and pruned models served in turn, loaded, measured; a record of each.
+
+Everything is opened and checked before the first engine is started. A record is on the disk as soon as its model is
+measured: a run that is killed leaves whole records.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +17,26 @@ from pathlib import Path
 from bench.engine import Engine, running
 from bench.load import drive
 from bench.machine import commit, this_machine, versions
-from bench.record import BenchRecord, Blocks, Load, Memory, append_record
+from bench.quality import measured_quality
+from bench.record import RECORDS_NAME, BenchRecord, Load, MeasuredOn, Memory, append_record, read_records
+from bench.subject import Subject, open_subjects
 from mi_prun.errors import UserError
-from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
-from mi_prun.model import ModelFolder, ModelIdentity, identity_of, open_model
+from mi_prun.files import one_line_os_errors
+from mi_prun.model import ModelIdentity
 from mi_prun.plan import Quality
+
+TOOL = "vllm bench serve"
+DATASET = "random"
+# The bench sets these itself, or could not reach the server with them.
+RESERVED_FLAGS = ("--model", "--host", "--port", "--uds", "--config", "--served-model-name", "--api-key", "--plan")
+LENGTH_FLAG = "--max-model-len"
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Lengths in tokens. quality_text: measure perplexity and KL of each checkpoint on this text; None takes what the
-    plan measured.
+    """Lengths in tokens. warmups: requests that are not counted, before the first round.
+
+    quality_text: measure perplexity and KL of each checkpoint on this text; None takes what the plan measured.
     """
 
     input_tokens: int = 128
@@ -34,13 +49,18 @@ class RunSettings:
     quality_text: str | None = None
     serve_flags: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to measure. manifest: None for the dense one."""
-
-    folder: ModelFolder
-    manifest: Manifest | None
+    @property
+    def load(self) -> Load:
+        return Load(
+            tool=TOOL,
+            dataset=DATASET,
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            prompts=self.prompts,
+            concurrency=self.concurrency,
+            warmups=self.warmups,
+            seed=self.seed,
+        )
 
 
 WhileServed = Callable[[Engine, Subject], None]
@@ -49,10 +69,13 @@ WhileServed = Callable[[Engine, Subject], None]
 def run(
     dense: str, pruned: Sequence[str], out: Path, settings: RunSettings, while_served: WhileServed | None = None
 ) -> list[BenchRecord]:
-    """Measure the dense model, then each pruned one; `while_served` may use each engine before it is measured."""
-    check_settings(settings)
-    identity, subjects = check_models(dense, pruned)
-    out.mkdir(parents=True, exist_ok=True)
+    """Measure the dense model, then each pruned one; `while_served` may use each engine before it is measured.
+
+    Raises UserError before anything is started for a setting, a model or a results folder that will not do.
+    """
+    identity, subjects = open_subjects(dense, pruned)
+    check_settings(settings, subjects[0])
+    check_results(out)
     name = uuid.uuid4().hex[:12]
     records = []
     for subject in subjects:
@@ -62,26 +85,39 @@ def run(
     return records
 
 
-def check_settings(settings: RunSettings) -> None:
+def check_settings(settings: RunSettings, dense: Subject) -> None:
     for name in ("input_tokens", "output_tokens", "prompts", "concurrency", "rounds"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(settings, name)}")
+    for flag in settings.serve_flags:
+        if flag.partition("=")[0] in RESERVED_FLAGS:
+            raise UserError(f"--serve-flags may not hold {flag.partition('=')[0]}: the bench chooses it")
+    wanted, context = settings.input_tokens + settings.output_tokens, _context_tokens(settings, dense)
+    if context is not None and wanted > context:
+        raise UserError(
+            f"--input-tokens {settings.input_tokens} and --output-tokens {settings.output_tokens} make {wanted}, "
+            f"but the model is served with a context of {context}; ask for less"
+        )
 
 
-def check_models(dense: str, pruned: Sequence[str]) -> tuple[ModelIdentity, list[Subject]]:
-    """Open everything before anything is started; refuse a pruned model of another dense one."""
-    folder = open_model(dense)
-    if is_pruned(folder.path):
-        raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
-    identity = identity_of(folder)
-    subjects = [Subject(folder, None)]
-    for name in pruned:
-        if not is_pruned(Path(name)):
-            raise UserError(f"--pruned {name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
-        manifest = Manifest.read(Path(name) / MANIFEST_NAME)
-        manifest.plan.check_belongs_to(identity)
-        subjects.append(Subject(open_model(name), manifest))
-    return identity, subjects
+def _context_tokens(settings: RunSettings, dense: Subject) -> int | None:
+    """Of the flags, else of the config; None where neither says it in plain digits."""
+    words = [part for flag in settings.serve_flags for part in flag.split("=", 1)]
+    if LENGTH_FLAG in words[:-1]:
+        text = words[words.index(LENGTH_FLAG) + 1]
+        return int(text) if text.isdecimal() else None
+    context = dense.folder.config.get("max_position_embeddings")
+    return context if isinstance(context, int) else None
+
+
+def check_results(out: Path) -> None:
+    """Make the folder, and refuse one whose records this release could not read back beside its own."""
+    with one_line_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise UserError(f"--output {out} cannot be written to; choose another folder")
+    if (out / RECORDS_NAME).exists():
+        read_records(out)
 
 
 def measure(
@@ -89,25 +125,19 @@ def measure(
 ) -> BenchRecord:
     """Serve one model, load it, and say what was seen."""
     model = subject.folder.name
-    load = Load(
-        tool="vllm bench serve",
-        dataset="random",
-        input_tokens=settings.input_tokens,
-        output_tokens=settings.output_tokens,
-        prompts=settings.prompts,
-        concurrency=settings.concurrency,
-        warmups=settings.warmups,
-        seed=settings.seed,
-    )
+    quality, measured_on = _quality(subject, dense, settings)
+    say(f"{subject.title} ({model}): starting")
     with running(model, settings.serve_flags) as engine:
+        say(f"{subject.title}: ready after {engine.startup_s:.0f} s; {settings.rounds} rounds of load")
         if while_served is not None:
             while_served(engine, subject)
-        speed = drive(engine, model, load, settings.rounds)
+        speed = drive(engine, model, settings.load, settings.rounds)
         memory = Memory(
-            weight_bytes=subject.folder.weight_bytes,
+            weight_bytes=subject.weight_bytes,
             kv_tokens=engine.kv_tokens(),
             peak_rss_bytes=engine.group.peak_rss_bytes,
         )
+    say(f"{subject.title}: {speed.output_tokens_per_s:,.1f} tokens/s")
     return BenchRecord(
         run=run_name,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,12 +145,13 @@ def measure(
         model=model,
         dense_model=dense.name,
         dense_weights_sha256=dense.weights_sha256,
-        blocks=blocks_of(subject, dense),
-        load=load,
+        blocks=subject.blocks(dense),
+        load=settings.load,
         speed=speed,
         memory=memory,
         startup_s=engine.startup_s,
-        quality=quality_of(subject, dense, settings),
+        quality=quality,
+        quality_measured_on=measured_on,
         machine=this_machine(),
         versions=versions(),
         commit=commit(),
@@ -128,23 +159,16 @@ def measure(
     )
 
 
-def blocks_of(subject: Subject, dense: ModelIdentity) -> Blocks:
-    plan = subject.manifest.plan if subject.manifest else None
-    return Blocks(
-        num_blocks=dense.num_blocks,
-        dropped=plan.dropped if plan else (),
-        block_ratio=plan.block_ratio if plan else 0.0,
-        parameter_ratio=plan.parameter_ratio if plan else 0.0,
-        method=plan.method if plan else None,
-    )
-
-
-def quality_of(subject: Subject, dense: ModelIdentity, settings: RunSettings) -> Quality | None:
-    """Measured on the written checkpoint where a text is named, else what its plan measured."""
+def _quality(subject: Subject, dense: ModelIdentity, settings: RunSettings) -> tuple[Quality | None, MeasuredOn | None]:
+    """On the written checkpoint where a text is named, else what its plan measured."""
     if subject.manifest is None:
-        return None
+        return None, None
     if settings.quality_text is None:
-        return subject.manifest.plan.quality
-    from mi_prun.quality import measure_quality
+        return subject.manifest.plan.quality, "plan" if subject.manifest.plan.quality else None
+    say(f"{subject.title}: quality on {settings.quality_text}")
+    return measured_quality(dense.name, subject.folder.name, settings.quality_text, settings.seed), "checkpoint"
 
-    return measure_quality(dense.name, subject.folder.name, settings.quality_text, seed=settings.seed)
+
+def say(line: str) -> None:
+    """Progress goes to stderr; stdout is for the figures."""
+    print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,10 @@ from mi_prun.errors import UserError
 
 
 class Row(Record):
-    """x_: the figure over the dense model's. Latencies are medians, in milliseconds."""
+    """x_: the figure over the dense model's. x_low, x_high: tokens/s of the slowest and the fastest round, likewise.
+
+    Latencies are medians over the rounds, in milliseconds.
+    """
 
     model: str
     dropped: tuple[int, ...]
@@ -19,6 +22,8 @@ class Row(Record):
     method: str | None
     output_tokens_per_s: float
     x_output_tokens_per_s: float
+    x_low: float
+    x_high: float
     requests_per_s: float
     ttft_p50_ms: float
     ttft_p99_ms: float
@@ -34,7 +39,6 @@ class Row(Record):
     x_kv_tokens: float
     peak_rss_bytes: int
     startup_s: float
-    spread: float
     perplexity: float | None
     x_perplexity: float | None
     kl_nats_per_token: float | None
@@ -71,6 +75,8 @@ def _row(record: BenchRecord, dense: BenchRecord, records: Sequence[BenchRecord]
         method=record.blocks.method,
         output_tokens_per_s=speed.output_tokens_per_s,
         x_output_tokens_per_s=speed.output_tokens_per_s / dense.speed.output_tokens_per_s,
+        x_low=min(speed.round_output_tokens_per_s) / dense.speed.output_tokens_per_s,
+        x_high=max(speed.round_output_tokens_per_s) / dense.speed.output_tokens_per_s,
         requests_per_s=speed.requests_per_s,
         ttft_p50_ms=speed.ttft.p50_ms,
         ttft_p99_ms=speed.ttft.p99_ms,
@@ -86,15 +92,16 @@ def _row(record: BenchRecord, dense: BenchRecord, records: Sequence[BenchRecord]
         x_kv_tokens=memory.kv_tokens / dense.memory.kv_tokens,
         peak_rss_bytes=memory.peak_rss_bytes,
         startup_s=record.startup_s,
-        spread=speed.spread,
         perplexity=perplexity,
         x_perplexity=perplexity / dense_perplexity if perplexity and dense_perplexity else None,
-        kl_nats_per_token=0.0
-        if record.arm == "dense"
-        else record.quality.kl_nats_per_token
-        if record.quality
-        else None,
+        kl_nats_per_token=_kl(record),
     )
+
+
+def _kl(record: BenchRecord) -> float | None:
+    if record.arm == "dense":
+        return 0.0
+    return record.quality.kl_nats_per_token if record.quality else None
 
 
 def _perplexity(record: BenchRecord, records: Sequence[BenchRecord]) -> float | None:

@@ -1,14 +1,16 @@
 """vLLM's own serving benchmark, reached in Python: the `vllm` command line does not run with every build.
 
-    python -m bench.vllm_load --rounds 3 --out results.json -- --base-url http://127.0.0.1:8000 --model M ...
+    python -m bench.vllm_load --warmups 4 --rounds 3 --out results.json -- --base-url URL --model M ...
 
 A process of its own, so that the load has no part in the memory of whoever measures. The rounds run in one process:
-vLLM is imported once.
+vLLM is imported once. Each round has a seed of its own, the same for every model: were the prompts of two rounds the
+same, the engine's prefix cache would answer the second.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--warmups", type=int, required=True, help="requests before the first round, not counted")
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
@@ -28,13 +31,26 @@ def main() -> None:
 
     benchmark = FlexibleArgumentParser()
     add_cli_args(benchmark)
+    args = benchmark.parse_args(arguments)
+    args.ready_check_timeout_sec = 0  # the server is ready; the check would put the first prompt into the prefix cache
     results: list[dict[str, Any]] = []
-    for round_number in range(own.rounds):
-        args = benchmark.parse_args(arguments)
-        if round_number:
-            args.num_warmups = 0
-        results.append(plain(run_benchmark(args)))
-    own.out.write_text(json.dumps(results))
+    for number in range(own.rounds + 1):
+        this = copy.deepcopy(args)
+        this.seed = args.seed + number
+        if number == 0:
+            this.num_prompts = own.warmups
+        if this.num_prompts:
+            result = run_benchmark(this)
+            check(result)
+            results.append(plain(result))
+    own.out.write_text(json.dumps(results[-own.rounds :]))
+
+
+def check(result: dict[str, Any]) -> None:
+    """Requests that fail make a fast engine out of a broken one."""
+    if failed := int(result["failed"]):
+        said = next((error for error in result.get("errors", ()) if error), "no reason given").strip().splitlines()
+        raise SystemExit(f"error: {failed} of {failed + int(result['completed'])} requests failed: {said[-1]}")
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""`make demo`: the whole way on the bundled model, with the commands that a user would type.
+
+One analysis, plans at four ratios, checkpoints; dense and pruned served, asked one completion each through the `openai`
+client, and benched; a report. Written to ./demo, which is made anew each time. No process is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from bench.engine import Engine
+from bench.report import write_report
+from bench.run import RunSettings, run
+from bench.subject import Subject
+from bench.summary import summary
+from mi_prun.console import run_command
+from mi_prun.errors import UserError
+
+REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
+OUT = Path("demo")
+BLOCKS = (1, 2, 3, 4)  # of 12: ratios of 8, 17, 25 and 33 %
+PROMPT = "The old man opened the door and"
+ANSWER_TOKENS = 40
+# A load that fits in the demo's time; the report prints it.
+SETTINGS = RunSettings(
+    prompts=16, rounds=2, serve_flags=("--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning")
+)
+
+
+def main() -> None:
+    sys.exit(run_command(demo))
+
+
+def demo() -> None:
+    start = time.monotonic()
+    if OUT.is_symlink() or (OUT.exists() and not OUT.is_dir()):
+        raise UserError(f"{OUT} is not a folder; move it away, the demo writes there")
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir()
+    command("analyze", str(REFERENCE), "-o", "demo/analysis")
+    pruned = []
+    for k in BLOCKS:
+        plan, folder = f"demo/plan-{k}.json", f"demo/pruned-{k}"
+        command("plan", "demo/analysis", "--num-blocks", str(k), "-o", plan)
+        command("apply", str(REFERENCE), plan, "-o", folder)
+        pruned.append(folder)
+    answers: list[tuple[str, str]] = []
+
+    def ask(engine: Engine, subject: Subject) -> None:
+        name = "dense" if subject.manifest is None else f"{subject.manifest.plan.block_ratio:.0%} dropped"
+        answers.append((name, complete(engine, subject.folder.name)))
+        print(f"[{time.monotonic() - start:4.0f} s] {name}: answered, now under load", flush=True)
+
+    print(f"\n$ mi-prun-bench run --dense bench/reference --pruned {' '.join(pruned)} -o demo/results", flush=True)
+    records = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, ask)
+    print("\n$ mi-prun-bench report demo/results")
+    paths = write_report(OUT / "results", OUT / "results")
+    left = [process.pid for process in psutil.Process().children(recursive=True)]
+    if left:
+        raise RuntimeError(f"processes are left behind: {left}")
+    print(f"\nThe same prompt to each ({PROMPT!r}, greedy):")
+    for name, answer in answers:
+        print(f"  {name:12} ...{answer}")
+    print()
+    for row in summary(records):
+        print(row.line())
+    print("(a model this small is bound by the engine's work per step: its speed says nothing about real ones)")
+    print(f"\nNo process is left. {time.monotonic() - start:.0f} s. Report: {paths[0].resolve()}")
+
+
+def command(*words: str) -> None:
+    """Run `mi-prun ...` as a user would, and show it."""
+    shown = " ".join("bench/reference" if word == str(REFERENCE) else word for word in words)
+    print(f"\n$ mi-prun {shown}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "mi_prun.cli", *words], check=False).returncode
+    if status:
+        raise SystemExit(status)
+
+
+def complete(engine: Engine, model: str) -> str:
+    """One greedy completion through the `openai` client."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{engine.base_url}/v1", api_key="none")
+    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=ANSWER_TOKENS, temperature=0)
+    return " ".join(answer.choices[0].text.split())
+
+
+if __name__ == "__main__":
+    main()
