@@ -172,9 +172,9 @@ def overhead_note(rows: Sequence[Row]) -> str | None:
     if dense.weight_bytes > OVERHEAD_BYTES:
         return None
     return (
-        f"The dense model has only {dense.weight_bytes / MIB:.0f} MiB of weights: the engine's own work per step "
-        "bounds its speed, so the speed and latency figures here say nothing about larger models. Quality, weight bytes "
-        "and KV tokens are what they are."
+        f"The dense model has only {dense.weight_bytes / MIB:.0f} MiB of weights: the engine's own work per step bounds "  # noqa: E501
+        "its speed. Speed and latency here say nothing about larger models; quality, weight bytes and KV tokens are "
+        "what they are."
     )
 
 
