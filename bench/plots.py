@@ -61,7 +61,9 @@ def memory_svg(rows: Sequence[Row]) -> str:
     )
     for axes, values, ratios, title in columns:
         bars = axes.barh(range(len(rows)), values, color=colours, height=0.62)
-        texts = [f"{value:,.0f}  ({ratio:.2f}×)" for value, ratio in zip(values, ratios, strict=True)]
+        texts = [
+            f"{value:,.{1 if value < 100 else 0}f}  ({ratio:.2f}×)" for value, ratio in zip(values, ratios, strict=True)
+        ]
         axes.bar_label(bars, texts, padding=4, color=INK, fontsize=9.5)
         axes.set_yticks(range(len(rows)), labels if axes is left else [""] * len(rows))
         axes.invert_yaxis()

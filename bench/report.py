@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from bench.plots import block_map_svg, memory_svg, quality_speed_svg
@@ -44,8 +45,9 @@ def _pair(p50: float, p99: float, form: str) -> str:
 
 
 COLUMNS = (
-    Column("Blocks dropped", "", lambda row: f"{len(row.dropped)}" if row.dropped else "none (dense)"),
-    Column("Blocks", "dropped", lambda row: f"{row.block_ratio:.1%}"),
+    Column(
+        "Blocks", "dropped", lambda row: f"{len(row.dropped)} ({row.block_ratio:.1%})" if row.dropped else "0, dense"
+    ),
     Column("Params", "dropped", lambda row: f"{row.parameter_ratio:.1%}"),
     Column("Output", "tokens/s", lambda row: f"{row.output_tokens_per_s:,.1f}"),
     Column("Speed", "× dense", lambda row: f"{row.x_output_tokens_per_s:.2f}"),
@@ -102,7 +104,7 @@ def _run(name: str, records: Sequence[BenchRecord]) -> Run | None:
     rows = summary(own)
     return Run(
         name=name,
-        time=dense.time,
+        time=datetime.fromisoformat(dense.time).strftime("%Y-%m-%d %H:%M UTC"),
         dense_model=Path(dense.dense_model).name if Path(dense.dense_model).is_absolute() else dense.dense_model,
         rows=rows,
         headline=headline(rows),
@@ -120,7 +122,8 @@ def footers(dense: BenchRecord, records: Sequence[BenchRecord]) -> list[tuple[st
     asked = (
         f"{load.tool}, {load.dataset} prompts: {load.input_tokens} tokens in, {load.output_tokens} out, "
         f"{load.prompts} requests a round, {load.concurrency} in flight; medians of {dense.speed.rounds} rounds after "
-        f"{load.warmups} warm-up requests; seeds from {load.seed}, another each round, the same for each model"
+        f"{load.warmups} warm-up requests; seeds from {load.seed}, another each round, the same for each model. "
+        "ITL is between chunks as a client sees them: tokens that come together are 0 ms apart"
     )
     methods = sorted({record.blocks.method for record in records if record.blocks.method})
     return [
@@ -172,7 +175,7 @@ def overhead_note(rows: Sequence[Row]) -> str | None:
     if dense.weight_bytes > OVERHEAD_BYTES:
         return None
     return (
-        f"The dense model has only {dense.weight_bytes / MIB:.0f} MiB of weights: the engine's own work per step bounds "  # noqa: E501
+        f"The dense model has only {dense.weight_bytes / MIB:.0f} MiB of weights: the engine's own work per step sets "
         "its speed. Speed and latency here say nothing about larger models; quality, weight bytes and KV tokens are "
         "what they are."
     )
