@@ -24,7 +24,7 @@ def label_of(row: Row) -> str:
     return f"{row.block_ratio:.0%}" if row.dropped else "dense"
 
 
-def quality_speed_svg(rows: Sequence[Row]) -> str:
+def quality_speed_svg(rows: Sequence[Row], run: str) -> str:
     """Quality against speed, both over the dense model's; each ratio a point, its whiskers the slowest and fastest
     round. Empty where nothing measured quality.
     """
@@ -47,10 +47,10 @@ def quality_speed_svg(rows: Sequence[Row]) -> str:
     axes.set_xlabel("output tokens/s, × dense  (right: faster)")
     axes.set_ylabel("perplexity, × dense  (down: better)")
     axes.margins(x=0.1, y=0.16)
-    return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", rows)
+    return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", run)
 
 
-def memory_svg(rows: Sequence[Row]) -> str:
+def memory_svg(rows: Sequence[Row], run: str) -> str:
     """Weights in MiB and KV cache in tokens, a bar for each model."""
     figure, (left, right) = _figure(6.4, 0.9 + 0.42 * len(rows), columns=2)
     labels = [label_of(row) for row in rows]
@@ -72,7 +72,7 @@ def memory_svg(rows: Sequence[Row]) -> str:
         axes.set_title(title, loc="left", fontsize=11, color=INK)
         axes.tick_params(axis="y", length=0)
         axes.spines["bottom"].set_visible(False)
-    return _svg(figure, "Weight MiB and KV cache tokens of each model", rows)
+    return _svg(figure, "Weight MiB and KV cache tokens of each model", run)
 
 
 def _style() -> Any:
@@ -95,7 +95,7 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, title: str, rows: Sequence[Row]) -> str:
+def _svg(figure: Any, title: str, run: str) -> str:
     """Without XML prologue and fixed size, in the page's colours, text as text, with a name for screen readers.
 
     Ids are kept only where they are referred to, and differ between pictures: several stand in one page.
@@ -103,7 +103,7 @@ def _svg(figure: Any, title: str, rows: Sequence[Row]) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    with _style(), rc_context({"svg.hashsalt": f"{title}{rows!r}"}):
+    with _style(), rc_context({"svg.hashsalt": f"{title} {run}"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
     text = out.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -109,8 +109,8 @@ def _run(name: str, records: Sequence[BenchRecord]) -> Run | None:
         rows=rows,
         headline=headline(rows),
         note=overhead_note(rows),
-        plot=quality_speed_svg(rows),
-        memory=memory_svg(rows),
+        plot=quality_speed_svg(rows, name),
+        memory=memory_svg(rows, name),
         block_map=block_map_svg(rows, dense.blocks.num_blocks),
         footers=footers(dense, own),
     )

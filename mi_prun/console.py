@@ -68,7 +68,9 @@ def run_app(app: Typer) -> int:
 
     def call() -> None:
         try:
-            app(standalone_mode=False)
+            status = app(standalone_mode=False)
+            if isinstance(status, int) and status:  # typer gives an exit status back instead of raising it
+                raise SystemExit(status)
         except Abort as error:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt from error
         except TyperException as error:
