@@ -11,18 +11,12 @@ from typing import Annotated
 import typer
 
 from bench.run import RunSettings
-from mi_prun.console import run_app
+from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 
 DEFAULT = RunSettings()
 
-app = typer.Typer(
-    help="Measure dense against pruned models: speed, latency, memory, quality.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
 
 
 @app.callback()

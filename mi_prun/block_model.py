@@ -29,11 +29,19 @@ class BlockModel:
         self._output: Callable[[Tensor], Any] = (lambda state: (state,)) if returns_tuple else (lambda state: state)
         self.blocks = cast("nn.ModuleList", model.get_submodule(block_prefix))
         self._calls: list[Call] = []
-        self._shape: tuple[int, ...] | None = None
 
     @property
     def num_blocks(self) -> int:
         return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of a boundary state."""
+        return int(cast("Any", self.model).config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(cast("Any", self.model).config.get_text_config().vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -52,36 +60,33 @@ class BlockModel:
 
         with self._forwards([record] * self.num_blocks):
             self.model(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1)
-        self._calls, self._shape = calls, tuple(tokens.shape)
+        self._calls = calls
         return entry[0]
 
     def run(self, block: int, hidden: Tensor) -> Tensor:
         """Boundary state after `block`; `hidden` must come from the last batch given to `embed`."""
         args, kwargs = self._calls[block]
-        return _state(self.blocks[block](hidden, *args, **kwargs))
+        return state_of(self.blocks[block](hidden, *args, **kwargs))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (batch, tokens, vocabulary) of the final boundary state, through the model's own norm and head."""
-
-        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self._output(state)
 
         def inject(state: Tensor, *args: Any, **kwargs: Any) -> Any:
             return self._output(hidden)
 
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        with self._forwards([*[skip] * (self.num_blocks - 1), inject]):
+        with self._forwards([*[self._skip] * (self.num_blocks - 1), inject]):
             return cast("Tensor", self.model(input_ids=tokens, use_cache=False).logits)
 
     @contextlib.contextmanager
     def without(self, dropped: Sequence[int]) -> Iterator[nn.Module]:
         """The model with the blocks `dropped` bypassed, for whoever needs the whole (generation, checks)."""
-
-        def skip(state: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self._output(state)
-
-        with self._forwards([skip if block in dropped else None for block in range(self.num_blocks)]):
+        with self._forwards([self._skip if block in dropped else None for block in range(self.num_blocks)]):
             yield self.model
+
+    def _skip(self, state: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """A block's `forward` that does nothing."""
+        return self._output(state)
 
     @contextlib.contextmanager
     def _forwards(self, forwards: Sequence[Any]) -> Iterator[None]:
@@ -98,9 +103,14 @@ class BlockModel:
                 object.__delattr__(block, "forward")
 
 
-def _state(output: Any) -> Tensor:
+def state_of(output: Any) -> Tensor:
     """Some families return a tuple whose first entry is the state."""
     return cast("Tensor", output[0] if isinstance(output, tuple) else output)
+
+
+def hooked_states(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Tensor]:
+    """The boundary states before and after a block, of what its forward hook is given."""
+    return cast("Tensor", args[0] if args else kwargs["hidden_states"]), state_of(output)
 
 
 def pick_device(name: str | None = None) -> torch.device:

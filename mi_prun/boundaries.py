@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mi_prun.block_model import BlockModel
+from mi_prun.block_model import BlockModel, hooked_states
 from mi_prun.errors import UserError
 
 SKIP_TOKENS = 4
@@ -104,15 +104,13 @@ def collect(
     advance: Callable[[float], None] | None = None,
 ) -> Boundaries:
     """One forward pass over `windows` (windows, window_tokens) of the whole model, with hooks on its blocks."""
-    hidden = int(model.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
     sample = sample_tokens(windows, max_tokens, seed)
-    collector = Collector(model.num_blocks, hidden, projection, sample, seed)
+    collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed)
     first = 0
 
     def hook(block: int) -> Callable[..., None]:
         def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            before, after = hooked_states(args, kwargs, output)
             if block == 0:
                 collector.see(0, before, first)
             collector.see(block + 1, after, first)

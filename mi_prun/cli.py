@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mi_prun.console import run_app
+from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.settings import AnalyzeSettings, PlanSettings
 from mi_prun.version import __version__
@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 ANALYZE = AnalyzeSettings()
 PLAN = PlanSettings()
 
-app = typer.Typer(
-    help="Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a hub id (owner/name)")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="where to write; must not exist, or be empty")]

@@ -54,11 +54,25 @@ def run_command(command: Callable[[], object]) -> int:
     try:
         command()
     except UserError as error:
-        return _fail(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def new_app(purpose: str) -> Typer:
+    """A typer application as all our commands are: plain help, no completion, our own way with errors."""
+    from typer import Typer
+
+    return Typer(
+        help=purpose,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
 
 
 def run_app(app: Typer) -> int:
@@ -77,8 +91,3 @@ def run_app(app: Typer) -> int:
             raise UserError(error.format_message()) from error
 
     return run_command(call)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2

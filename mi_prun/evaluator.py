@@ -57,7 +57,7 @@ class Evaluator:
         wanted = list(sets)
         new = sorted({dropped for dropped in wanted if dropped not in self._known})
         if new:
-            states = self.windows[: self.batch].numel() * self.model.model.config.get_text_config().hidden_size * 4  # type: ignore[union-attr, operator]
+            states = self.windows[: self.batch].numel() * self.model.hidden_size * 4
             group = max(1, STATE_BYTES // states - 1)
             for start in range(0, len(new), group):
                 self._measure(new[start : start + group], advance)
@@ -89,8 +89,7 @@ class Evaluator:
             self._known[dropped] = loss
 
     def _chunks(self, rows: Tensor, targets: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        vocabulary = int(self.model.model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
-        size = max(16, ROW_BYTES // (4 * vocabulary))
+        size = max(16, ROW_BYTES // (4 * self.model.vocab_size))
         return zip(torch.split(rows, size, dim=1), torch.split(targets, size), strict=True)
 
     def final_states(self, tokens: Tensor, sets: Sequence[Dropped]) -> list[Tensor]:

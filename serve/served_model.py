@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_prun.errors import UserError
+from mi_prun.inspection import read_manifest
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.model import open_model, read_config
 
@@ -51,7 +52,7 @@ def served_model(reference: str) -> ServedModel:
     if not is_pruned(folder):
         open_model(folder)
         return ServedModel(reference, None)
-    manifest = Manifest.read(folder / MANIFEST_NAME)
+    manifest = read_manifest(folder)
     _check(folder, manifest)
     return ServedModel(reference, manifest)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mi_prun.block_model import BlockModel
+from mi_prun.block_model import BlockModel, hooked_states
 
 Form = Literal["exact", "fisher"]
 
@@ -78,8 +78,7 @@ class gated:  # noqa: N801 - reads as the statement it makes
     def __enter__(self) -> Tensor:
         def hook(index: int) -> Callable[..., Any]:
             def scale(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-                before = args[0] if args else kwargs["hidden_states"]
-                after = output[0] if isinstance(output, tuple) else output
+                before, after = hooked_states(args, kwargs, output)
                 mixed = after - self.gates[index].to(after.dtype) * (after - before)
                 return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
