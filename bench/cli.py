@@ -87,6 +87,25 @@ def report(
     print(json.dumps({"report": [str(path) for path in paths]}))
 
 
+@app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a hub id")],
+    text: Annotated[str, typer.Option(help="a file or data set, as `mi-prun analyze --calibration` takes it")],
+    tokens: Annotated[int, typer.Option(help="tokens that are predicted, about")] = 65_536,
+    window: Annotated[int | None, typer.Option(help="tokens in a window; default: the model's context, capped")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
+) -> None:
+    """Perplexity of one model on a text.
+
+    Example: mi-prun-bench perplexity bench/reference --text held-out.txt
+    """
+    from bench.perplexity import measure_perplexity
+
+    found = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
+    print(f"perplexity {found.perplexity:.2f} on {found.text}: {found.predicted_tokens:,} tokens, {found.protocol}")
+    print(found.model_dump_json())
+
+
 def main() -> None:
     sys.exit(run_app(app))
 

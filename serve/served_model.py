@@ -53,6 +53,11 @@ def served_model(reference: str) -> ServedModel:
         open_model(folder)
         return ServedModel(reference, None)
     manifest = read_manifest(folder)
+    if manifest.weights == "virtual":
+        raise UserError(
+            f"{folder} has no weights of its own (virtual), and serving such a folder is not supported yet; "
+            f"write them: mi-prun apply {manifest.plan.dense.name} plan.json -o OUT"
+        )
     _check(folder, manifest)
     return ServedModel(reference, manifest)
 
@@ -65,8 +70,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
         raise UserError(
             f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"
         )
-    if manifest.weights == "materialized":
-        open_model(folder)
+    open_model(folder)
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():

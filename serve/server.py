@@ -8,6 +8,7 @@ from typing import Any
 
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel
+from vllm_ext.plugin import SERVER_PID
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 HOST = "127.0.0.1"
@@ -46,6 +47,7 @@ def parse_arguments(arguments: list[str]) -> Any:
 def run(served: ServedModel, arguments: list[str]) -> None:
     """Serve until SIGTERM or Ctrl-C. `arguments` are vLLM's, --model, --host and --port among them."""
     quiet_environment()
+    os.environ[SERVER_PID] = str(os.getpid())
     import uvloop
 
     from vllm_ext import compat

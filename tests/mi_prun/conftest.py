@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,5 +113,28 @@ def assert_same_as_skipping() -> Callable[..., None]:
         assert (found - wanted).abs().max() < 1e-4
         if skipped:
             assert (found - torch.log_softmax(logits(dense), -1)).abs().max() > 1e-2
+
+    return check
+
+
+@pytest.fixture
+def assert_stock_vllm_says_the_same(tmp_path: Path) -> Callable[..., None]:
+    """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4)."""
+
+    def check(dense: Path, pruned: Path, skipped: Sequence[int], blocks: str = "model.layers") -> None:
+        (tmp_path / "tokens.json").write_text(json.dumps(TOKENS.tolist()))
+        program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(pruned)]
+        done = subprocess.run(
+            [*program, str(tmp_path / "tokens.json")], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2_000:]
+        found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+
+        def chosen(skip: Sequence[int]) -> torch.Tensor:
+            log_p = torch.log_softmax(logits(dense, skip, blocks)[:, :-1], -1)
+            return log_p.gather(-1, TOKENS[:, 1:, None])[..., 0]
+
+        assert (found - chosen(skipped)).abs().max() < 1e-4
+        assert (found - chosen(())).abs().max() > 1e-2  # and not what the dense one says
 
     return check

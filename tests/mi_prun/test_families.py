@@ -6,8 +6,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +212,8 @@ def larger(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("model_type", IN_VLLM)
-def test_stock_vllm_says_the_same(tiny, make_plan, logits_without, tmp_path, model_type):
+def test_stock_vllm_says_the_same(tiny, make_plan, assert_stock_vllm_says_the_same, tmp_path, model_type):
     """One family by default (about 25 s each); all with MI_PRUN_ALL_FAMILIES=1."""
-    import torch
-
     if model_type != "gemma2" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
         pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries every family on vLLM")
     if importlib.util.find_spec("vllm") is None:
@@ -225,16 +221,7 @@ def test_stock_vllm_says_the_same(tiny, make_plan, logits_without, tmp_path, mod
     _, fields, dropped, _ = next(case for case in CASES if case[0] == model_type)
     dense = tiny(model_type, **larger(model_type, fields))
     write_checkpoint(open_model(dense), make_plan(dense, dropped), tmp_path / "pruned")
-    tokens, wanted = logits_without(dense, dropped, FAMILIES[model_type].block_prefix)
-    (tmp_path / "tokens.json").write_text(json.dumps(tokens.tolist()))
-    program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(tmp_path / "pruned")]
-    done = subprocess.run(
-        [*program, str(tmp_path / "tokens.json")], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    wanted = torch.log_softmax(wanted[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
-    assert (found - wanted).abs().max() < 1e-4
+    assert_stock_vllm_says_the_same(dense, tmp_path / "pruned", dropped, FAMILIES[model_type].block_prefix)
 
 
 def test_every_family_is_tried():

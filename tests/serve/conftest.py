@@ -1,0 +1,114 @@
+"""A pruned checkpoint of the bundled model, and one engine that serves it to all tests here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mi_prun.checkpoint import write_checkpoint
+from mi_prun.model import identity_of, open_model
+from mi_prun.plan import Plan, kept_blocks
+from mi_prun.process_group import ProcessGroup, free_port
+
+REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
+DROPPED = (2, 3, 7)
+KEY = "key-of-the-tests"
+FLAGS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
+STARTUP_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Server:
+    url: str
+    group: ProcessGroup
+
+
+def write_pruned(out: Path, dropped: Sequence[int], *, virtual: bool = False) -> Path:
+    dense = open_model(REFERENCE)
+    identity = identity_of(dense)
+    plan = Plan(
+        dense=identity, dropped=tuple(dropped), kept=kept_blocks(identity.num_blocks, dropped), method="by hand"
+    )
+    write_checkpoint(dense, plan, out, virtual=virtual)
+    return out
+
+
+def start(model: Path, log: Path, *flags: str) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "serve.cli", "--model", str(model), "--port", str(port), *FLAGS, *flags]
+    group = ProcessGroup(command, log, {"VLLM_CPU_KVCACHE_SPACE": "1"})
+    try:
+        group.wait_ready(f"http://127.0.0.1:{port}/health", timeout_seconds=STARTUP_SECONDS)
+    except BaseException:
+        group.stop()
+        raise
+    return Server(f"http://127.0.0.1:{port}", group)
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def prune_reference() -> Callable[..., Path]:
+    return write_pruned
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pruned(tmp_path_factory.mktemp("serve") / "pruned", DROPPED)
+
+
+@pytest.fixture
+def pruned_copy(pruned: Path, tmp_path: Path) -> Path:
+    """To be spoilt."""
+    return Path(shutil.copytree(pruned, tmp_path / "copy"))
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """`start_server(model, *flags)`: an engine of the test's own."""
+    started: list[Server] = []
+
+    def run(model: Path, *flags: str) -> Server:
+        started.append(start(model, tmp_path / f"server-{len(started)}.log", *flags))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.group.stop()
+
+
+@pytest.fixture(scope="session")
+def server(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Shared: guarded by KEY, with a name of its own; nothing of it is left at the end."""
+    found = start(pruned, tmp_path_factory.mktemp("log") / "server.log", "--api-key", KEY, "--served-model-name", "p25")
+    pids = [process.pid for process in found.group.processes()]
+    yield found
+    found.group.stop()
+    assert len(pids) >= 2  # the server and its engine core
+    assert alive(pids) == []
+
+
+@pytest.fixture
+def living() -> Callable[[Sequence[int]], list[int]]:
+    """Those of the processes that still run."""
+    return alive
+
+
+@pytest.fixture
+def key() -> str:
+    assert KEY not in os.environ.values()
+    return KEY

@@ -1,0 +1,95 @@
+"""`mi-prun-serve` on real vLLM: the OpenAI API, the pruning route, the same log-probabilities, and its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.engine
+
+
+def get(url: str, key: str | None = None) -> Any:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_pruning_says_what_was_dropped(server: Any, key: str) -> None:
+    said = get(f"{server.url}/v1/pruning", key)
+    assert said["dropped_blocks"] == [2, 3, 7]
+    assert said["block_indices"] == "0-based"
+    assert said["method"] == "by hand"
+
+
+def test_the_api_key_guards_the_pruning_route_too(server: Any) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(f"{server.url}/v1/pruning")
+
+
+def test_vllms_own_flags_are_passed_on(server: Any, key: str) -> None:
+    models = get(f"{server.url}/v1/models", key)["data"]
+    assert [(model["id"], model["max_model_len"]) for model in models] == [("p25", 256)]
+
+
+def test_the_openai_client_streams_a_completion(server: Any, key: str) -> None:
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key=key)
+    whole = client.completions.create(model="p25", prompt="The old man", max_tokens=12, temperature=0)
+    stream = client.completions.create(model="p25", prompt="The old man", max_tokens=12, temperature=0, stream=True)
+    assert whole.choices[0].text.strip()
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_the_dense_model_without_the_blocks(
+    server: Any, key: str, reference: Path
+) -> None:
+    from openai import OpenAI
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "It was the best of times, it was the worst of times, and the old man opened the door."
+    tokens = AutoTokenizer.from_pretrained(reference)(text)["input_ids"]
+    client = OpenAI(base_url=f"{server.url}/v1", api_key=key)
+    answer = client.completions.create(
+        model="p25", prompt=tokens, max_tokens=1, temperature=0, extra_body={"prompt_logprobs": 0}
+    )
+    places = answer.choices[0].model_extra["prompt_logprobs"]  # type: ignore[index]
+    found = [place[str(token)]["logprob"] for token, place in zip(tokens, places, strict=True) if place]
+
+    dense = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+    for block in (7, 3, 2):
+        del dense.model.layers[block]
+    log_p = torch.log_softmax(dense(torch.tensor([tokens]), use_cache=False).logits[0, :-1], -1)
+    wanted = log_p.gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    assert (torch.tensor(found) - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_it_is_ended(
+    start_server: Callable[..., Any],
+    living: Callable[[Sequence[int]], list[int]],
+    reference: Path,
+    signum: signal.Signals,
+) -> None:
+    """Only the server is told; its engine core must follow, kill -9 included. (Here a dense model is served.)"""
+    server = start_server(reference)
+    assert get(f"{server.url}/v1/pruning")["pruned"] is False
+    pids = [process.pid for process in server.group.processes()]
+    assert len(pids) >= 2
+    server.group.process.send_signal(signum)
+    status = server.group.process.wait(30)
+    assert status == (-signum if signum == signal.SIGKILL else 0)
+    deadline = time.monotonic() + 30
+    while living(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert living(pids) == []

@@ -1,0 +1,45 @@
+"""The plugin: declared to vLLM, light, and without effect outside `mi-prun-serve`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+import psutil
+
+from vllm_ext.plugin import SERVER_PID, register
+
+
+def test_vllm_finds_it() -> None:
+    found = [point for point in entry_points(group="vllm.general_plugins") if point.name == "mi_prun"]
+    assert [point.load() for point in found] == [register]
+
+
+def test_it_imports_nothing_heavy_and_may_run_twice() -> None:
+    code = "import sys; from vllm_ext.plugin import register; register(); register(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_child_of_the_server_ends_with_it() -> None:
+    child = "import time; from vllm_ext.plugin import register; register(); print('ready', flush=True); time.sleep(60)"
+    server = (
+        "import os, subprocess, sys, time; "
+        f"os.environ['{SERVER_PID}'] = str(os.getpid()); "
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True); "
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    assert psutil.pid_exists(pid)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
