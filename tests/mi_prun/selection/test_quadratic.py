@@ -1,0 +1,32 @@
+"""Low states of the quadratic: enumerated exactly, and annealed to the same lowest one."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from mi_prun.selection import quadratic
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_lowest_states_are_those_of_all_sets(k: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    linear, pair = rng.normal(size=10), rng.normal(size=(10, 10))
+
+    def energy(dropped: tuple[int, ...]) -> float:
+        return float(
+            sum(linear[i] for i in dropped) + sum(pair[i, j] + pair[j, i] for i, j in combinations(dropped, 2))
+        )
+
+    wanted = sorted((energy(dropped), dropped) for dropped in combinations(range(10), k))[:4]
+    found = quadratic.low_states(linear, pair, k, 4)
+    assert [dropped for _, dropped in found] == [dropped for _, dropped in wanted]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted])
+
+    monkeypatch.setattr(quadratic, "ENUMERABLE", 0)
+    annealed = quadratic.low_states(linear, pair, k, 1, seed=seed)
+    assert annealed[0][1] == wanted[0][1]
+    assert annealed[0][0] == pytest.approx(wanted[0][0])

@@ -1,0 +1,45 @@
+"""Loss of many block sets at once: the same as removing the blocks, at the cost of the distinct prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_prun.block_model import BlockModel, load_block_model
+from mi_prun.evaluator import Evaluator
+from mi_prun.model import open_model
+
+WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
+
+
+def load(path: Path) -> BlockModel:
+    return load_block_model(open_model(path), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2"])
+def test_kl_and_cross_entropy_are_those_of_the_model_without_the_blocks(
+    tiny: Callable[..., Path], model_type: str
+) -> None:
+    model = load(tiny(model_type))
+    sets = [(), (0,), (1, 4), (1, 2, 3), (5,)]
+    losses = Evaluator(model, WINDOWS, batch_tokens=32).measure(sets)
+    log_p = torch.log_softmax(model.model(input_ids=WINDOWS, use_cache=False).logits[:, :-1].double(), -1)
+    for dropped, loss in zip(sets, losses, strict=True):
+        with model.without(dropped) as pruned:
+            log_q = torch.log_softmax(pruned(input_ids=WINDOWS, use_cache=False).logits[:, :-1].double(), -1)
+        assert loss.kl_nats == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()), abs=1e-5)
+        assert loss.ce_nats == pytest.approx(float(-log_q.gather(-1, WINDOWS[:, 1:, None]).mean()), abs=1e-5)
+
+
+def test_each_distinct_prefix_is_run_once_and_results_are_remembered(tiny: Callable[..., Path]) -> None:
+    """6 blocks; dense runs 6; (5,) shares five of them and runs none more; (3, 4) shares three and runs block 5."""
+    evaluator = Evaluator(load(tiny("llama")), WINDOWS)
+    evaluator.measure([(5,), (3, 4)])
+    assert evaluator.block_tokens == (6 + 0 + 1) * WINDOWS.numel()
+    assert evaluator.passes == pytest.approx(7 / 6)
+    evaluator.measure([(3, 4), (5,)])
+    assert evaluator.block_tokens == 7 * WINDOWS.numel()
