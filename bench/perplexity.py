@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from mi_prun.artefact import Record
-from mi_prun.block_model import context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
-from mi_prun.calibration import load_calibration
+from mi_prun.block_model import pick_dtype
 from mi_prun.console import progress
 from mi_prun.evaluator import Evaluator
 from mi_prun.model import open_model
-from mi_prun.quality import protocol
+from mi_prun.quality import load_with_held_out, protocol
 
 
 class Perplexity(Record):
@@ -30,29 +29,19 @@ def measure_perplexity(
 ) -> Perplexity:
     """Of about `tokens` tokens: the held-out part of `text` as `load_calibration` cuts it."""
     folder = open_model(model)
-    place = pick_device(device)
-    dtype = pick_dtype(place)
-    loaded = load_block_model(folder, device=place, dtype=dtype)
-    length = window_tokens or context_tokens(loaded.model)
-    calibration = load_calibration(
-        text,
-        load_tokenizer(folder),
-        window_tokens=length,
-        scoring_tokens=length,
-        ranking_tokens=length,
-        held_out_tokens=tokens,
-        seed=seed,
-        model=loaded.model,
+    loaded, calibration = load_with_held_out(
+        folder, text, tokens=tokens, window_tokens=window_tokens, seed=seed, device=device
     )
-    evaluator = Evaluator(loaded, calibration.held_out.tokens)
-    with progress("perplexity", calibration.held_out.tokens.numel(), "tokens") as advance:
+    windows = calibration.held_out
+    evaluator = Evaluator(loaded, windows.tokens)
+    with progress("perplexity", windows.tokens.numel(), "tokens") as advance:
         loss = evaluator.measure([()], advance)[0]
     return Perplexity(
         model=folder.path.name,
-        text=calibration.held_out.text,
-        protocol=protocol(length, calibration.description.bos),
+        text=windows.text,
+        protocol=protocol(windows.tokens.shape[1], calibration.description.bos),
         predicted_tokens=evaluator.predicted_tokens,
         perplexity=math.exp(loss.ce_nats),
-        dtype=str(dtype).removeprefix("torch."),
-        device=place.type,
+        dtype=str(pick_dtype(loaded.device)).removeprefix("torch."),
+        device=loaded.device.type,
     )

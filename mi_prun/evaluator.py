@@ -77,7 +77,8 @@ class Evaluator:
                 log_p = torch.log_softmax(self.model.logits(dense[None])[0].float(), dim=-1)
                 p = log_p.exp()
                 for i, state in enumerate(pruned):
-                    log_q = torch.log_softmax(self.model.logits(state[None])[0].float(), dim=-1)
+                    # The empty set is the dense model: its logits are there already.
+                    log_q = torch.log_softmax(self.model.logits(state[None])[0].float(), dim=-1) if sets[i] else log_p
                     kl[i] += float((p * (log_p - log_q)).sum(dtype=torch.float64))
                     ce[i] -= float(log_q.gather(1, target[:, None]).sum(dtype=torch.float64))
             if advance is not None:

@@ -101,7 +101,7 @@ class ProcessGroup:
         """All living processes of the group, those that descend from it, and those that carry its mark."""
         with self._lock:
             self._look()
-            return [process for process in self._known.values() if _alive(process)]
+            return [process for process in self._known.values() if alive(process)]
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """SIGTERM to the leader, then to what it left, then SIGKILL to what is deaf. Safe to call twice."""
@@ -160,7 +160,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

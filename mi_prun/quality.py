@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from mi_prun.block_model import BlockModel, context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
-from mi_prun.calibration import load_calibration
+from mi_prun.calibration import Calibration, load_calibration
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped, Evaluator
-from mi_prun.model import open_model
+from mi_prun.model import ModelFolder, open_model
 from mi_prun.plan import Quality
 
 HELD_OUT_TOKENS = 8_192
@@ -63,24 +63,34 @@ def measure_quality(
     source: as `load_calibration` takes it; its held-out part of about `tokens` tokens is used.
     """
     dense_folder, pruned_folder = open_model(dense), open_model(pruned)
+    dense_model, calibration = load_with_held_out(
+        dense_folder, source, tokens=tokens, window_tokens=window_tokens, seed=seed, device=device
+    )
+    windows = calibration.held_out
+    place = dense_model.device
+    pruned_model = load_block_model(pruned_folder, device=place, dtype=pick_dtype(place))
+    figures = compare_models(dense_model, pruned_model, windows.tokens)
+    return _quality(windows.tokens, windows.text, calibration.description.bos, *figures)
+
+
+def load_with_held_out(
+    folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
+) -> tuple[BlockModel, Calibration]:
+    """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
     place = pick_device(device)
-    dtype = pick_dtype(place)
-    dense_model = load_block_model(dense_folder, device=place, dtype=dtype)
-    length = window_tokens or context_tokens(dense_model.model)
+    model = load_block_model(folder, device=place, dtype=pick_dtype(place))
+    length = window_tokens or context_tokens(model.model)
     calibration = load_calibration(
         source,
-        load_tokenizer(dense_folder),
+        load_tokenizer(folder),
         window_tokens=length,
         scoring_tokens=length,
         ranking_tokens=length,
         held_out_tokens=tokens,
         seed=seed,
-        model=dense_model.model,
+        model=model.model,
     )
-    windows = calibration.held_out
-    pruned_model = load_block_model(pruned_folder, device=place, dtype=dtype)
-    figures = compare_models(dense_model, pruned_model, windows.tokens)
-    return _quality(windows.tokens, windows.text, calibration.description.bos, *figures)
+    return model, calibration
 
 
 @torch.inference_mode()

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from bench.record import BenchRecord, Blocks, Latency, Load, Machine, Memory, Speed
-from mi_prun.checkpoint import write_checkpoint
-from mi_prun.model import identity_of, open_model
-from mi_prun.plan import Plan, Quality, kept_blocks
+from mi_prun.plan import Quality
 
 BLOCKS = 8
 
@@ -117,18 +115,3 @@ def tiny_llama(path: Path, seed: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def prune() -> Callable[..., Path]:
-    """`prune(dense, out, dropped)` writes the checkpoint that lacks those blocks."""
-
-    def make(source: Path, out: Path, dropped: Sequence[int], *, virtual: bool = False) -> Path:
-        folder = open_model(source)
-        identity = identity_of(folder)
-        kept = kept_blocks(identity.num_blocks, dropped)
-        plan = Plan(dense=identity, dropped=tuple(dropped), kept=kept, method="by hand")
-        write_checkpoint(folder, plan, out, virtual=virtual)
-        return out
-
-    return make

@@ -3,7 +3,6 @@ transformers, it says what the dense model says without those blocks."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -216,8 +215,6 @@ def test_stock_vllm_says_the_same(tiny, make_plan, assert_stock_vllm_says_the_sa
     """One family by default (about 25 s each); all with MI_PRUN_ALL_FAMILIES=1."""
     if model_type != "gemma2" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
         pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries every family on vLLM")
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
     _, fields, dropped, _ = next(case for case in CASES if case[0] == model_type)
     dense = tiny(model_type, **larger(model_type, fields))
     write_checkpoint(open_model(dense), make_plan(dense, dropped), tmp_path / "pruned")

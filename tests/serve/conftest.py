@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-from mi_prun.checkpoint import write_checkpoint
-from mi_prun.model import identity_of, open_model
-from mi_prun.plan import Plan, kept_blocks
-from mi_prun.process_group import ProcessGroup, free_port
+from mi_prun.process_group import ProcessGroup, alive, free_port
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 DROPPED = (2, 3, 7)
@@ -30,16 +26,6 @@ class Server:
     group: ProcessGroup
 
 
-def write_pruned(out: Path, dropped: Sequence[int], *, virtual: bool = False) -> Path:
-    dense = open_model(REFERENCE)
-    identity = identity_of(dense)
-    plan = Plan(
-        dense=identity, dropped=tuple(dropped), kept=kept_blocks(identity.num_blocks, dropped), method="by hand"
-    )
-    write_checkpoint(dense, plan, out, virtual=virtual)
-    return out
-
-
 def start(model: Path, log: Path, *flags: str) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "serve.cli", "--model", str(model), "--port", str(port), *FLAGS, *flags]
@@ -52,23 +38,14 @@ def start(model: Path, log: Path, *flags: str) -> Server:
     return Server(f"http://127.0.0.1:{port}", group)
 
 
-def alive(pids: Sequence[int]) -> list[int]:
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-
-
 @pytest.fixture(scope="session")
 def reference() -> Path:
     return REFERENCE
 
 
 @pytest.fixture(scope="session")
-def prune_reference() -> Callable[..., Path]:
-    return write_pruned
-
-
-@pytest.fixture(scope="session")
-def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pruned(tmp_path_factory.mktemp("serve") / "pruned", DROPPED)
+def pruned(prune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prune(REFERENCE, tmp_path_factory.mktemp("serve") / "pruned", DROPPED)
 
 
 @pytest.fixture
@@ -95,17 +72,11 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Shared: guarded by KEY, with a name of its own; nothing of it is left at the end."""
     found = start(pruned, tmp_path_factory.mktemp("log") / "server.log", "--api-key", KEY, "--served-model-name", "p25")
-    pids = [process.pid for process in found.group.processes()]
+    processes = found.group.processes()
     yield found
     found.group.stop()
-    assert len(pids) >= 2  # the server and its engine core
-    assert alive(pids) == []
-
-
-@pytest.fixture
-def living() -> Callable[[Sequence[int]], list[int]]:
-    """Those of the processes that still run."""
-    return alive
+    assert len(processes) >= 2  # the server and its engine core
+    assert [process for process in processes if alive(process)] == []
 
 
 @pytest.fixture

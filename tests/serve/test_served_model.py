@@ -61,7 +61,9 @@ def test_a_missing_tokenizer(pruned_copy: Path) -> None:
         served_model(str(pruned_copy))
 
 
-def test_a_virtual_folder_is_refused_with_the_way_out(prune_reference: Callable[..., Path], tmp_path: Path) -> None:
-    virtual = prune_reference(tmp_path / "virtual", [2], virtual=True)
+def test_a_virtual_folder_is_refused_with_the_way_out(
+    prune: Callable[..., Path], reference: Path, tmp_path: Path
+) -> None:
+    virtual = prune(reference, tmp_path / "virtual", [2], virtual=True)
     with pytest.raises(UserError, match=r"no weights of its own .* write them: mi-prun apply"):
         served_model(str(virtual))

@@ -7,12 +7,14 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from mi_prun.process_group import alive
 
 pytestmark = pytest.mark.engine
 
@@ -76,20 +78,17 @@ def test_log_probabilities_are_those_of_the_dense_model_without_the_blocks(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_when_it_is_ended(
-    start_server: Callable[..., Any],
-    living: Callable[[Sequence[int]], list[int]],
-    reference: Path,
-    signum: signal.Signals,
+    start_server: Callable[..., Any], reference: Path, signum: signal.Signals
 ) -> None:
     """Only the server is told; its engine core must follow, kill -9 included. (Here a dense model is served.)"""
     server = start_server(reference)
     assert get(f"{server.url}/v1/pruning")["pruned"] is False
-    pids = [process.pid for process in server.group.processes()]
-    assert len(pids) >= 2
+    processes = server.group.processes()
+    assert len(processes) >= 2
     server.group.process.send_signal(signum)
     status = server.group.process.wait(30)
     assert status == (-signum if signum == signal.SIGKILL else 0)
     deadline = time.monotonic() + 30
-    while living(pids) and time.monotonic() < deadline:
+    while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert living(pids) == []
+    assert left == []

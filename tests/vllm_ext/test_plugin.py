@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 import psutil
 
+from mi_prun.process_group import alive
 from vllm_ext.plugin import SERVER_PID, register
 
 
@@ -34,12 +35,12 @@ def test_a_child_of_the_server_ends_with_it() -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", server], stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    assert psutil.pid_exists(pid)
+    follower = psutil.Process(int(process.stdout.readline()))
+    assert alive(follower)
     process.kill()
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+    while alive(follower) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not alive(follower)
