@@ -11,10 +11,12 @@ from typing import Annotated
 import typer
 
 from bench.run import RunSettings
+from bench.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 
 DEFAULT = RunSettings()
+TRAIN = TrainSettings()
 
 app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
 
@@ -104,6 +106,46 @@ def perplexity(
     found = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
     print(f"perplexity {found.perplexity:.2f} on {found.text}: {found.predicted_tokens:,} tokens, {found.protocol}")
     print(found.model_dump_json())
+
+
+@app.command()
+def train(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help=".txt, .jsonl or .parquet, .xz and .gz too")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the model folder to write")],
+    family: Annotated[str, typer.Option(help="llama or qwen3")] = TRAIN.family,
+    blocks: Annotated[int, typer.Option(help="transformer blocks")] = TRAIN.blocks,
+    hidden: Annotated[int, typer.Option(help="width of a boundary state")] = TRAIN.hidden,
+    heads: Annotated[int, typer.Option(help="attention heads; half as many hold keys and values")] = TRAIN.heads,
+    vocabulary: Annotated[int, typer.Option(help="entries of the byte-level BPE tokenizer")] = TRAIN.vocabulary,
+    context: Annotated[int, typer.Option(help="tokens in a window")] = TRAIN.context,
+    tokens: Annotated[int, typer.Option(help="tokens to see in all")] = TRAIN.tokens,
+    batch_tokens: Annotated[int, typer.Option(help="tokens in a step")] = TRAIN.batch_tokens,
+    learning_rate: Annotated[float, typer.Option(help="highest, after the warm-up")] = TRAIN.learning_rate,
+    seed: Annotated[int, typer.Option(help="of the weights and the order of the text")] = TRAIN.seed,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace the output, whole, if it exists")] = False,
+) -> None:
+    """Train a small model from text; the same command goes on where an interrupted one stopped.
+
+    Example: mi-prun-bench train books.txt -o model/ --blocks 12 --tokens 11000000
+    """
+    from bench.train import train as run_training
+
+    settings = TrainSettings(
+        family=family,
+        blocks=blocks,
+        hidden=hidden,
+        heads=heads,
+        vocabulary=vocabulary,
+        context=context,
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    trained = run_training(texts, output, settings, device=device, force=force)
+    print(f"{output}: perplexity {trained.perplexity:.2f} on {trained.held_out_tokens:,} held-out tokens")
+    print(trained.model_dump_json())
 
 
 def main() -> None:

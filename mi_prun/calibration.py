@@ -106,7 +106,7 @@ def load_calibration(
 
 def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> tuple[Tensor, bool]:
     """Up to `windows` windows, and whether each begins with BOS (as the tokenizer itself begins a text)."""
-    bos = _begins_with_bos(tokenizer)
+    bos = begins_with_bos(tokenizer)
     body = window_tokens - int(bos)
     ids: list[int] = []
     with progress(f"reading {source.name}", windows * body, "tokens") as advance:
@@ -129,7 +129,8 @@ def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_token
     return tokens, bos
 
 
-def _begins_with_bos(tokenizer: Any) -> bool:
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself begins a text with BOS."""
     first = tokenizer("a")["input_ids"][:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
