@@ -198,11 +198,13 @@ def prune(
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.files import check_output
     from mi_prun.model import identity_of, open_model
+    from mi_prun.selection.methods import method_named
 
     check_output(output, force=force)
     shard_bytes = parse_size(max_shard_size)
     dense = open_model(model)
     # Refused before the long pass, not after.
+    method_named(method)
     count_blocks(identity_of(dense), ratio, num_blocks, param_ratio, drop)
     if not assume_uniform:
         check_config(dense.config)

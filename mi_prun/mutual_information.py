@@ -22,6 +22,7 @@ from mi_prun.errors import UserError
 from mi_prun.settings import AnalyzeSettings
 
 NOISE = AnalyzeSettings.noise
+ROUNDING = 1e-6  # of the mean variance: a covariance made in float32 says nothing below it
 
 
 class Estimator(Protocol):
@@ -62,10 +63,11 @@ class Gaussian:
         identity = torch.eye(dims, dtype=torch.float64)
         covariances = [(x.T @ x).cpu().double() / tokens for x in centred]
         result = torch.zeros(count, count, dtype=torch.float64)
-        whiten = [_inverse_root(s, 1e-9 * s.diagonal().mean()) for s in covariances]
+        whiten = [_whitening(s) for s in covariances]
         for i, x in enumerate(centred):
-            noise = self.noise * covariances[i].diagonal().mean()
             for j in range(i, count):
+                # What float32 leaves of a direction without variance is rounding; noise below it would be drowned.
+                noise = max(self.noise * covariances[i].diagonal().mean(), ROUNDING * covariances[j].diagonal().mean())
                 cross = (x.T @ centred[j]).cpu().double() / tokens
                 # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
                 observed = torch.linalg.cholesky(covariances[j] + noise * identity)
@@ -78,12 +80,15 @@ class Gaussian:
         return result
 
 
-def _inverse_root(covariance: Tensor, ridge: Tensor) -> Tensor:
-    """A matrix W with `W S W^T = I`; the ridge keeps directions without variance from exploding."""
-    identity = torch.eye(len(covariance), dtype=covariance.dtype)
-    root = torch.linalg.cholesky(covariance + ridge * identity)
-    inverse: Tensor = torch.linalg.solve_triangular(root, identity, upper=False)
-    return inverse
+def _whitening(covariance: Tensor) -> Tensor:
+    """A matrix W with `W S W^T = I` on the directions that have variance, and 0 on those that have none.
+
+    Repetitive text has fewer different tokens than dimensions: boundary state 0 is then of less than full rank.
+    """
+    variances, directions = torch.linalg.eigh(covariance)
+    scale = torch.where(variances > ROUNDING * variances.mean(), variances, torch.inf).rsqrt()
+    whitening: Tensor = scale[:, None] * directions.T
+    return whitening
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,13 @@ def test_a_model_learns_and_its_card_says_what_the_written_weights_do(text: Path
     assert len(model.model.layers) == 2
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     assert tokenizer.decode(tokenizer("The dog – ran")["input_ids"], skip_special_tokens=True) == "The dog – ran"
-    assert trained.perplexity < 60  # of 300 entries, 17 words
+    assert trained.perplexity < 60  # of 275 entries, 17 letters
     assert f"{trained.perplexity:.2f} over {trained.held_out_tokens:,} tokens" in (out / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    ids = tokenizer("the cat sat on the mat and then slept under the tree", return_tensors="pt")["input_ids"]
+    ids = tokenizer("b a d c f e h g j i l k", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        assert model(input_ids=ids, labels=ids).loss < 6
+        assert model(input_ids=ids, labels=ids).loss < 4.5  # a random model: log(275) = 5.6
 
 
 def test_stopped_or_killed_it_goes_on_to_the_same_weights(text: Path, tmp_path: Path) -> None:

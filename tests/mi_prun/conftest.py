@@ -14,8 +14,11 @@ import pytest
 import torch
 from torch import nn
 
+from mi_prun.analysis import Analysis, read_analysis
+from mi_prun.analyze import analyze
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, kept_blocks
+from mi_prun.settings import AnalyzeSettings
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -141,3 +144,36 @@ def assert_stock_vllm_says_the_same(tmp_path: Path) -> Callable[..., None]:
         assert (found - chosen(())).abs().max() > 1e-2  # and not what the dense one says
 
     return check
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The bundled 12-block model: trained, so that its quality means something."""
+    return Path(__file__).parents[2] / "bench" / "reference"
+
+
+@pytest.fixture(scope="session")
+def harbour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English text, 30,000 tokens or so."""
+    path = tmp_path_factory.mktemp("text") / "harbour.txt"
+    path.write_text(" ".join(f"In the year {n} there were {n * n % 97} ships in the harbour." for n in range(1_000)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def analyze_settings(harbour: Path) -> AnalyzeSettings:
+    return AnalyzeSettings(calibration=str(harbour), scoring_tokens=1_024, window_tokens=64, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def reference_analysis_folder(
+    tmp_path_factory: pytest.TempPathFactory, reference: Path, analyze_settings: AnalyzeSettings
+) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "analysis"
+    analyze(open_model(reference), out, analyze_settings)
+    return out
+
+
+@pytest.fixture(scope="session")
+def reference_analysis(reference_analysis_folder: Path) -> Analysis:
+    return read_analysis(reference_analysis_folder)

@@ -128,3 +128,15 @@ def test_noise_out_of_range_is_refused(noise: float) -> None:
 def test_an_unknown_estimator_is_refused() -> None:
     with pytest.raises(UserError, match="gaussian, ksg, renyi, got 'mine'"):
         make_estimator("mine")
+
+
+def test_states_of_less_than_full_rank_have_the_mutual_information_of_the_space_they_lie_in() -> None:
+    """Repetitive text: 3 dimensions inside 16. The noise is told per dimension, hence the factor."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4_000, 3, generator=generator)
+    low = torch.stack([x, x + 0.5 * torch.randn(4_000, 3, generator=generator)])
+    directions = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0][:3]
+    wanted = Gaussian(noise=0.03).segment_mi(low)
+    found = Gaussian(noise=0.03 * 16 / 3).segment_mi(low @ directions)
+    assert torch.allclose(found, wanted, atol=1e-3)
+    assert float(wanted[0, 1]) > 1

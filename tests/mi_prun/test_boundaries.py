@@ -1,0 +1,79 @@
+"""The one pass sees the boundary states as they are, and names the block that breaks them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from mi_prun.block_model import BlockModel, load_block_model
+from mi_prun.boundaries import SKIP_TOKENS, collect, pair_angles, random_orthonormal, sample_tokens
+from mi_prun.errors import UserError
+from mi_prun.model import open_model
+
+WINDOWS = torch.randint(0, 97, (5, 24), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def model(tiny: Callable[..., Path]) -> BlockModel:
+    return load_block_model(open_model(tiny("llama")), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@torch.inference_mode()
+def states(model: BlockModel) -> torch.Tensor:
+    """(L + 1, windows, tokens, d), block by block."""
+    found = [model.embed(WINDOWS)]
+    for block in range(model.num_blocks):
+        found.append(model.run(block, found[-1]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("batch_tokens", [24, 48, 4096])
+def test_cosines_and_projections_are_those_of_the_states(model: BlockModel, batch_tokens: int) -> None:
+    seen = collect(model, WINDOWS, projection=32, max_tokens=10_000, seed=3, batch_tokens=batch_tokens)
+    h = states(model)[:, :, SKIP_TOKENS:]
+    wanted = cosine_similarity(h[:-1], h[1:], dim=-1).flatten(1).mean(1)
+    assert torch.allclose(seen.cosine.float(), wanted, atol=1e-5)
+    assert seen.tokens == 5 * (24 - SKIP_TOKENS)
+    assert seen.projections.shape == (7, seen.tokens, 32)
+    # As many directions as the state has: lengths and angles are kept.
+    gram = seen.projections @ seen.projections.transpose(1, 2)
+    flat = h.flatten(1, 2)
+    assert torch.allclose(gram, flat @ flat.transpose(1, 2), rtol=1e-3, atol=1e-3)
+
+
+def test_sampled_tokens_are_as_many_as_asked_and_none_of_the_first(model: BlockModel) -> None:
+    sample = sample_tokens(WINDOWS, 17, seed=0)
+    assert int(sample.sum()) == 17
+    assert not sample[:, :SKIP_TOKENS].any()
+    assert torch.equal(sample_tokens(WINDOWS, 17, seed=0), sample)
+    assert not torch.equal(sample_tokens(WINDOWS, 17, seed=1), sample)
+    assert collect(model, WINDOWS, projection=8, max_tokens=17, seed=0).projections.shape == (7, 17, 8)
+    with pytest.raises(UserError, match="windows of 4 tokens are too short"):
+        sample_tokens(WINDOWS[:, :4], 17, seed=0)
+
+
+def test_the_block_that_gives_nan_is_named(model: BlockModel) -> None:
+    block: Any = model.blocks[3]
+    with torch.no_grad():
+        block.mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"block 3 .*boundary state 4"):
+        collect(model, WINDOWS, projection=8, max_tokens=100, seed=0)
+    assert not any(b._forward_hooks for b in model.blocks)  # taken off again
+
+
+def test_directions_are_orthonormal_but_for_their_scale() -> None:
+    directions = random_orthonormal(32, 8, seed=0)
+    assert torch.allclose(directions.T @ directions, 4 * torch.eye(8), atol=1e-5)
+    assert random_orthonormal(8, 32, seed=0).shape == (8, 8)
+
+
+def test_angles_of_known_states() -> None:
+    x = torch.tensor([1.0, 0.0]).expand(4, 2)
+    y = torch.tensor([0.0, 2.0]).expand(4, 2)
+    wanted = torch.tensor([[0, 0.5, 1], [0, 0, 0.5], [0, 0, 0]], dtype=torch.float64)
+    assert torch.allclose(pair_angles(torch.stack([x, y, -3 * x])), wanted, atol=1e-6)

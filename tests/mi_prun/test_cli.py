@@ -1,0 +1,147 @@
+"""The `mi-prun` command as a user meets it: the way from a model to a checkpoint, and one line about what is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mi_prun.cli import app
+from mi_prun.console import run_app
+from mi_prun.plan import Plan
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """`run(words)` gives the exit status, stdout and stderr."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mi-prun", *map(str, words)])
+        try:
+            status = run_app(app)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_from_a_model_to_a_checkpoint(run: Run, reference: Path, harbour: Path, tmp_path: Path) -> None:
+    analysis, plan, pruned = tmp_path / "analysis", tmp_path / "plan.json", tmp_path / "pruned"
+    text = ["--calibration", harbour, "--tokens", 512, "--window", 64]
+    status, out, err = run("analyze", reference, "-o", analysis, *text)
+    assert (status, err) == (0, "")
+    assert "harbour.txt" in out
+    status, out, _ = run("plan", analysis, "--ratio", 0.25, "-o", plan, "--rerank", 4)
+    assert status == 0
+    assert "3 of 12 blocks (25.0%)" in out
+    assert "KL(dense || pruned)" in out
+    assert len(Plan.read(plan).dropped) == 3
+    status, out, _ = run("apply", reference, plan, "-o", pruned)
+    assert status == 0
+    assert json.loads((pruned / "config.json").read_text())["num_hidden_layers"] == 9
+    status, out, _ = run("inspect", pruned, "--verify")
+    assert status == 0
+    assert "verified" in out
+    one_step = tmp_path / "one-step"
+    assert run("prune", reference, "--ratio", 0.25, "-o", one_step, "--rerank", 4, *text)[0] == 0
+    assert (one_step / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "dropped"),
+    [(["--num-blocks", "2"], 2), (["--param-ratio", "0.2"], 2), (["--drop", "5,6,9"], 3), (["--drop", "2-4"], 3)],
+)
+def test_each_way_to_say_how_much(
+    run: Run, reference_analysis_folder: Path, tmp_path: Path, option: list[str], dropped: int
+) -> None:
+    words = [reference_analysis_folder, *option, "-o", tmp_path / "plan.json", "--rerank", "0", "--no-quality"]
+    status, _, err = run("plan", *words)
+    assert (status, err) == (0, "")
+    assert len(Plan.read(tmp_path / "plan.json").dropped) == dropped
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--ratio", "0"],
+        ["--ratio", "1"],
+        ["--ratio", "1.5"],
+        ["--ratio", "nan"],
+        ["--ratio", "0.01"],  # rounds to no block
+        ["--ratio", "0.99"],  # rounds to all
+        ["--ratio", "much"],
+        ["--num-blocks", "12"],
+        ["--param-ratio", "0.001"],
+        ["--drop", "12"],
+        ["--drop", "3,3"],
+        ["--drop", "a"],
+        ["--ratio", "0.25", "--num-blocks", "3"],
+        [],
+        ["--ratio", "0.25", "--max-shard-size", "0"],
+        ["--ratio", "0.25", "--calibration", "gone.txt"],
+        ["--ratio", "0.25", "--calibration", "neither:a:set"],
+        ["--ratio", "0.25", "--calibration", "EMPTY"],
+        ["--ratio", "0.25", "--tokens", "0"],
+        ["--ratio", "0.25", "--method", "magic"],
+        ["--ratio", "0.25", "--device", "abacus"],
+        ["--colour", "red"],
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(run: Run, reference: Path, tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    words = [str(tmp_path / "empty.txt") if word == "EMPTY" else word for word in option]
+    status, out, err = run("prune", reference, "-o", tmp_path / "out", *words)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_models_that_will_not_do_are_refused(
+    run: Run, reference: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = tiny("llama", folder="other")
+    unsupported = tmp_path / "unsupported"
+    unsupported.mkdir()
+    (unsupported / "config.json").write_text(json.dumps({"model_type": "mamba", "num_hidden_layers": 4}))
+    for model in (tmp_path / "nowhere", empty, unsupported):
+        status, out, err = run("prune", model, "--ratio", 0.25, "-o", tmp_path / "out")
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert run("prune", reference, "--drop", "1", "-o", other)[0] == 2  # it is not empty
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_another_model_is_refused(
+    run: Run, reference_analysis_folder: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert run("plan", reference_analysis_folder, "--drop", "1", "--no-quality", "-o", plan)[0] == 0
+    status, out, err = run("apply", tiny("llama", num_hidden_layers=12), plan, "-o", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert "is another model" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["analyze", "plan", "apply", "prune", "inspect"])
+def test_help_shows_an_example(run: Run, command: str) -> None:
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"Example: mi-prun {command}" in out
+
+
+def test_methods_are_listed(run: Run) -> None:
+    status, out, _ = run("methods")
+    assert status == 0
+    assert {"mi-prun", "bi", "greedy-loss", "exhaustive"} <= {line.split()[0] for line in out.splitlines()}
