@@ -7,9 +7,8 @@ the tokenizer's training nor the model's sees it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mi_prun.calibration import begins_with_bos
+from mi_prun.artefact import Record
+from mi_prun.calibration import begins_with_bos, with_bos
 from mi_prun.console import Advance, progress
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of, sync, write_text
-from mi_prun.text_source import text_source
+from mi_prun.text_source import path_and_field, text_source
 
 TOKENIZER, TRAIN, HELD_OUT, SIZES = "tokenizer", "train.bin", "held_out.bin", "corpus.json"
 BOS, EOS = "<s>", "</s>"
@@ -32,24 +32,29 @@ TOKENIZER_CHARACTERS = 30_000_000  # more text hardly changes the merges of a sm
 BATCH_DOCUMENTS = 64
 
 
-@dataclass(frozen=True)
-class TextFile:
-    """source: as `text_source` takes it. name: of the file, without its folder, and the field after it if one is named.
-    num_bytes, sha256: of the file as it lies on the disk.
+class TextIdentity(Record):
+    """name: of the file, without its folder, and the field after it if one is named. num_bytes, sha256: of the file as
+    it lies on the disk.
     """
 
-    source: str
     name: str
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """source: as `text_source` takes it."""
+
+    source: str
+    identity: TextIdentity
 
     def documents(self) -> Iterator[str]:
         """Documents without the blanks around them; empty ones are left out."""
         return (document for document in map(str.strip, text_source(self.source).open()) if document)
 
 
-@dataclass(frozen=True)
-class CorpusSizes:
+class CorpusSizes(Record):
     """vocabulary: entries of the tokenizer. The other fields are sums over the files, of documents without the blanks
     around them; tokens count EOS, not BOS.
     """
@@ -64,15 +69,13 @@ class CorpusSizes:
 
 def text_file(source: str) -> TextFile:
     """Raises UserError for what is not a text file; a data set of the hub is none."""
-    path, field = Path(source), ""
-    if not path.exists() and ":" in source:
-        head, _, field = source.rpartition(":")
-        path = Path(head)
+    path, field = path_and_field(source)
     if not path.is_file():
         raise UserError(f"text {source}: no such file")
     text_source(source)
     try:
-        return TextFile(source, f"{path.name}:{field}" if field else path.name, path.stat().st_size, sha256_of(path))
+        name = f"{path.name}:{field}" if field else path.name
+        return TextFile(source, TextIdentity(name=name, num_bytes=path.stat().st_size, sha256=sha256_of(path)))
     except OSError as error:
         raise UserError(f"text {source} cannot be read: {error.strerror}") from error
 
@@ -83,7 +86,7 @@ class Corpus:
     def __init__(self, folder: Path, window_tokens: int) -> None:
         from transformers import AutoTokenizer
 
-        self.sizes = CorpusSizes(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
+        self.sizes = CorpusSizes.model_validate_json((folder / SIZES).read_bytes())
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
         self.bos = begins_with_bos(self.tokenizer)
         self._train = self._bodies(folder / TRAIN, window_tokens)
@@ -107,9 +110,7 @@ class Corpus:
 
     def _windows(self, bodies: NDArray[Any]) -> Tensor:
         rows = torch.from_numpy(bodies.astype(np.int64))
-        if not self.bos:
-            return rows
-        return torch.cat([torch.full((len(rows), 1), self.tokenizer.bos_token_id), rows], dim=1)
+        return with_bos(rows, self.tokenizer) if self.bos else rows
 
     @property
     def train_windows(self) -> int:
@@ -139,7 +140,7 @@ def write_corpus(texts: Sequence[TextFile], folder: Path, *, vocabulary: int) ->
     lengths = [sum(len(document) for document in text.documents()) for text in texts]
     total = sum(lengths)
     if not total:
-        raise UserError(f"no text in {', '.join(text.name for text in texts)}")
+        raise UserError(f"no text in {', '.join(text.identity.name for text in texts)}")
     share = min(HELD_OUT_SHARE, HELD_OUT_CHARACTERS / total)
     ends = [length - round(length * share) for length in lengths]  # of the training part, in characters
     train = [(text, 0, end) for text, end in zip(texts, ends, strict=True)]
@@ -154,8 +155,15 @@ def write_corpus(texts: Sequence[TextFile], folder: Path, *, vocabulary: int) ->
     with progress("tokenising", total, "characters") as advance:
         documents, train_tokens = _tokenise(_counted(_cut(train), advance), made, entries, folder / TRAIN)
         last, held_out_tokens = _tokenise(_counted(_cut(held_out), advance), made, entries, folder / HELD_OUT)
-    sizes = CorpusSizes(entries, documents + last, sum(ends), total - sum(ends), train_tokens, held_out_tokens)
-    write_text(folder / SIZES, json.dumps(asdict(sizes), indent=2) + "\n")
+    sizes = CorpusSizes(
+        vocabulary=entries,
+        documents=documents + last,
+        train_characters=sum(ends),
+        held_out_characters=total - sum(ends),
+        train_tokens=train_tokens,
+        held_out_tokens=held_out_tokens,
+    )
+    write_text(folder / SIZES, sizes.model_dump_json(indent=2) + "\n")
 
 
 def _cut(parts: Iterable[tuple[TextFile, int, int]]) -> Iterator[str]:

@@ -24,6 +24,12 @@ class Perplexity(Record):
     device: str
 
 
+def perplexity_of(evaluator: Evaluator) -> float:
+    """Of the evaluator's whole model on its windows."""
+    with progress("perplexity", evaluator.windows.numel(), "tokens") as advance:
+        return math.exp(evaluator.measure([()], advance)[0].ce_nats)
+
+
 def measure_perplexity(
     model: str, text: str, *, tokens: int, window_tokens: int | None = None, seed: int = 0, device: str | None = None
 ) -> Perplexity:
@@ -34,14 +40,12 @@ def measure_perplexity(
     )
     windows = calibration.held_out
     evaluator = Evaluator(loaded, windows.tokens)
-    with progress("perplexity", windows.tokens.numel(), "tokens") as advance:
-        loss = evaluator.measure([()], advance)[0]
     return Perplexity(
         model=folder.path.name,
         text=windows.text,
         protocol=protocol(windows.tokens.shape[1], calibration.description.bos),
         predicted_tokens=evaluator.predicted_tokens,
-        perplexity=math.exp(loss.ce_nats),
+        perplexity=perplexity_of(evaluator),
         dtype=str(pick_dtype(loaded.device)).removeprefix("torch."),
         device=loaded.device.type,
     )

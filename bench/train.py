@@ -23,8 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bench.corpus import Corpus, TextFile, text_file, write_corpus
+from bench.corpus import Corpus, TextIdentity, text_file, write_corpus
 from bench.machine import this_machine, versions
+from bench.perplexity import perplexity_of
 from bench.train_settings import TrainSettings
 from mi_prun.artefact import Artefact, Record
 from mi_prun.block_model import load_block_model, pick_device
@@ -32,7 +33,7 @@ from mi_prun.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Evaluator
-from mi_prun.files import check_output, new_folder, one_line_os_errors, partial_sibling, sync, write_text
+from mi_prun.files import check_output, new_file, new_folder, one_line_os_errors, sync, write_text
 from mi_prun.model import open_model
 from mi_prun.quality import protocol
 
@@ -43,19 +44,13 @@ BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class TrainedText(Record):
-    name: str
-    num_bytes: int
-    sha256: str
-
-
 class Training(Artefact):
     """What a training folder belongs to: only the same command goes on from it."""
 
     schema_name: ClassVar[str] = "training"
 
     settings: TrainSettings
-    texts: tuple[TrainedText, ...]
+    texts: tuple[TextIdentity, ...]
 
 
 class Trained(Record):
@@ -78,10 +73,7 @@ def train(
     check_output(out, force=force)
     place = pick_device(device)
     files = [text_file(text) for text in texts]
-    training = Training(
-        settings=settings,
-        texts=tuple(TrainedText(name=f.name, num_bytes=f.num_bytes, sha256=f.sha256) for f in files),
-    )
+    training = Training(settings=settings, texts=tuple(file.identity for file in files))
     folder = out.absolute().parent / f"{out.name}.training"
     with _owned(folder, training):
         if not (folder / CORPUS).is_dir():
@@ -89,9 +81,8 @@ def train(
                 write_corpus(files, partial, vocabulary=settings.vocabulary)
         corpus = Corpus(folder / CORPUS, settings.context)
         model = new_model(settings, corpus).to(place)
-        with one_line_os_errors(folder):
-            seconds = fit(model, corpus, settings, folder / STATE)
-        trained = _write(model, corpus, training, files, out, seconds, force)
+        seconds = fit(model, corpus, settings, folder / STATE)
+        trained = _write(model, corpus, training, out, seconds, force)
     shutil.rmtree(folder, ignore_errors=True)
     return trained
 
@@ -239,21 +230,15 @@ def _stop_requests() -> Iterator[list[int]]:
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, step: int, seconds: float) -> None:
     """One file, whole or not at all: weights, the two moments of each, the step."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[name] = parameter.detach().contiguous()
         for moment in MOMENTS:
             tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
-    partial = partial_sibling(path)
-    try:
-        save_file(tensors, partial, metadata={"step": str(step), "seconds": str(seconds)})
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial:
+        partial.write_bytes(save(tensors, {"step": str(step), "seconds": str(seconds)}))
 
 
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> tuple[int, float]:
@@ -266,9 +251,9 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> tuple[i
             for name, parameter in model.named_parameters():
                 parameter.copy_(file.get_tensor(name))
                 moments = {moment: file.get_tensor(f"{moment}/{name}").to(parameter.device) for moment in MOMENTS}
-                optimizer.state[parameter] = {"step": torch.tensor(float(about["step"])), **moments}
-                if parameter.device.type != "cpu":  # the fused kernel wants the step beside the weights
-                    optimizer.state[parameter]["step"] = optimizer.state[parameter]["step"].to(parameter.device)
+                # The fused kernel wants the step beside the weights.
+                steps = torch.tensor(float(about["step"]), device=parameter.device)
+                optimizer.state[parameter] = {"step": steps, **moments}
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}; remove {path.parent} to begin again") from error
     return int(about["step"]), float(about["seconds"])
@@ -278,7 +263,6 @@ def _write(
     model: Any,
     corpus: Corpus,
     training: Training,
-    files: Sequence[TextFile],
     out: Path,
     seconds: float,
     force: bool,
@@ -292,16 +276,14 @@ def _write(
     with new_folder(out, force=force) as folder:
         model.to(torch.bfloat16).save_pretrained(folder)
         corpus.tokenizer.save_pretrained(folder)
-        windows = corpus.held_out()
-        evaluator = Evaluator(load_block_model(open_model(folder), device=device, dtype=torch.float32), windows)
-        with progress("held-out perplexity", windows.numel(), "tokens") as advance:
-            loss = evaluator.measure([()], advance)[0]
+        written = load_block_model(open_model(folder), device=device, dtype=torch.float32)
+        evaluator = Evaluator(written, corpus.held_out())
         trained = Trained(
             model=out.name,
             parameters=sum(p.numel() for p in model.parameters()),
             tokens_seen=settings.steps * settings.windows_per_step * settings.context,
             seconds=seconds,
-            perplexity=math.exp(loss.ce_nats),
+            perplexity=perplexity_of(evaluator),
             held_out_tokens=evaluator.predicted_tokens,
             device=device.type,
         )

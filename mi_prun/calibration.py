@@ -124,9 +124,12 @@ def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_token
             f"needed, one each for {', '.join(PARTS)}: give more text or a smaller --window"
         )
     tokens = torch.tensor(ids[: count * body]).view(count, body)
-    if bos:
-        tokens = torch.cat([torch.full((count, 1), tokenizer.bos_token_id), tokens], dim=1)
-    return tokens, bos
+    return (with_bos(tokens, tokenizer) if bos else tokens), bos
+
+
+def with_bos(windows: Tensor, tokenizer: Any) -> Tensor:
+    """Windows (n, tokens) with BOS before each."""
+    return torch.cat([torch.full((len(windows), 1), tokenizer.bos_token_id), windows], dim=1)
 
 
 def begins_with_bos(tokenizer: Any) -> bool:

@@ -62,12 +62,13 @@ class Gaussian:
         centred = (states - states.mean(1, keepdim=True)).float()
         identity = torch.eye(dims, dtype=torch.float64)
         covariances = [(x.T @ x).cpu().double() / tokens for x in centred]
+        variance = [s.diagonal().mean() for s in covariances]
         result = torch.zeros(count, count, dtype=torch.float64)
         whiten = [_whitening(s) for s in covariances]
         for i, x in enumerate(centred):
             for j in range(i, count):
                 # What float32 leaves of a direction without variance is rounding; noise below it would be drowned.
-                noise = max(self.noise * covariances[i].diagonal().mean(), ROUNDING * covariances[j].diagonal().mean())
+                noise = max(self.noise * variance[i], ROUNDING * variance[j])
                 cross = (x.T @ centred[j]).cpu().double() / tokens
                 # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
                 observed = torch.linalg.cholesky(covariances[j] + noise * identity)

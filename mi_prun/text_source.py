@@ -40,16 +40,22 @@ class TextSource:
 
 def text_source(source: str, *, seed: int = 0) -> TextSource:
     """Resolve a source; raises UserError for one that is neither a file nor the name of a data set."""
-    path, field = Path(source), None
-    if not path.exists() and ":" in source:
-        head, _, last = source.rpartition(":")
-        if Path(head).suffix in ROW_SUFFIXES:
-            path, field = Path(head), last
+    path, field = path_and_field(source)
     if path.is_file():
         return _file(path, field)
     if path.suffix in (*TEXT_SUFFIXES, *ROW_SUFFIXES, ".xz", ".gz"):
         raise UserError(f"calibration text {source}: no such file")
     return _hub(HUB.get(source, source), seed)
+
+
+def path_and_field(source: str) -> tuple[Path, str | None]:
+    """The file that a source names, if it names one, and the field: `rows.jsonl:FIELD`."""
+    path = Path(source)
+    if not path.exists() and ":" in source:
+        head, _, field = source.rpartition(":")
+        if Path(head).suffix in ROW_SUFFIXES:
+            return Path(head), field
+    return path, None
 
 
 def _file(path: Path, field: str | None) -> TextSource:

@@ -16,6 +16,7 @@ from torch import nn
 
 from mi_prun.analysis import Analysis, read_analysis
 from mi_prun.analyze import analyze
+from mi_prun.block_model import BlockModel, load_block_model
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, kept_blocks
 from mi_prun.settings import AnalyzeSettings
@@ -68,6 +69,12 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[[Path], BlockModel]:
+    """A model folder in float32 on CPU."""
+    return lambda path: load_block_model(open_model(path), device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture

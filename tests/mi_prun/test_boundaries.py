@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from mi_prun.block_model import BlockModel, load_block_model
+from mi_prun.block_model import BlockModel
 from mi_prun.boundaries import SKIP_TOKENS, collect, pair_angles, random_orthonormal, sample_tokens
 from mi_prun.errors import UserError
-from mi_prun.model import open_model
 
 WINDOWS = torch.randint(0, 97, (5, 24), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
-def model(tiny: Callable[..., Path]) -> BlockModel:
-    return load_block_model(open_model(tiny("llama")), device=torch.device("cpu"), dtype=torch.float32)
+def model(tiny: Callable[..., Path], load: Callable[[Path], BlockModel]) -> BlockModel:
+    return load(tiny("llama"))
 
 
 @torch.inference_mode()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from mi_prun.analysis import Analysis
-from mi_prun.block_model import load_block_model
+from mi_prun.block_model import BlockModel
 from mi_prun.errors import UserError
-from mi_prun.model import open_model
 from mi_prun.planning import make_context, make_plan, plan_by_hand
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
@@ -21,11 +20,8 @@ from mi_prun.settings import PlanSettings
 
 
 @pytest.fixture(scope="module")
-def context(reference_analysis: Analysis, reference: Path) -> Context:
-    def load() -> object:
-        return load_block_model(open_model(reference), device=torch.device("cpu"), dtype=torch.float32)
-
-    return Context(reference_analysis, load)  # type: ignore[arg-type]
+def context(reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]) -> Context:
+    return Context(reference_analysis, lambda: load(reference))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_prun.block_model import BlockModel, load_block_model
-from mi_prun.model import open_model
+from mi_prun.block_model import BlockModel
 from mi_prun.selection.cbo import gated, taylor
 
 WINDOWS = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(8))
 
 
 @pytest.fixture
-def model(tiny: Callable[..., Path]) -> BlockModel:
-    return load_block_model(open_model(tiny("llama")), device=torch.device("cpu"), dtype=torch.float32)
+def model(tiny: Callable[..., Path], load: Callable[[Path], BlockModel]) -> BlockModel:
+    return load(tiny("llama"))
 
 
 @torch.no_grad()
