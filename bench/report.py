@@ -49,6 +49,8 @@ COLUMNS = (
         "Blocks", "dropped", lambda row: f"{len(row.dropped)} ({row.block_ratio:.1%})" if row.dropped else "0, dense"
     ),
     Column("Params", "dropped", lambda row: f"{row.parameter_ratio:.1%}"),
+    Column("Perplexity", "", lambda row: _measured(row.perplexity, ",.2f")),
+    Column("KL to dense", "nats/token", lambda row: _measured(row.kl_nats_per_token, ".4f")),
     Column("Output", "tokens/s", lambda row: f"{row.output_tokens_per_s:,.1f}"),
     Column("Speed", "× dense", lambda row: f"{row.x_output_tokens_per_s:.2f}"),
     Column("TTFT", "p50 / p99, ms", lambda row: _pair(row.ttft_p50_ms, row.ttft_p99_ms, ".1f")),
@@ -59,8 +61,6 @@ COLUMNS = (
     Column("KV cache", "tokens", lambda row: f"{row.kv_tokens:,}"),
     Column("Peak RSS", "MiB", lambda row: f"{row.peak_rss_bytes / MIB:,.0f}"),
     Column("Start-up", "s", lambda row: f"{row.startup_s:.0f}"),
-    Column("Perplexity", "", lambda row: _measured(row.perplexity, ",.2f")),
-    Column("KL to dense", "nats/token", lambda row: _measured(row.kl_nats_per_token, ".4f")),
 )
 
 

@@ -268,13 +268,17 @@ def _write(
     force: bool,
 ) -> Trained:
     """The model folder: bf16 weights, tokenizer, and a card with the perplexity of just these weights."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     settings = training.settings
     device = next(model.parameters()).device
     logging.disable_progress_bar()
     with new_folder(out, force=force) as folder:
-        model.to(torch.bfloat16).save_pretrained(folder)
+        try:
+            model.to(torch.bfloat16).save_pretrained(folder)
+        except SafetensorError as error:  # a full disk: no OSError there
+            raise UserError(f"cannot write {out}: {error}; the training is kept, the same command goes on") from error
         corpus.tokenizer.save_pretrained(folder)
         written = load_block_model(open_model(folder), device=device, dtype=torch.float32)
         evaluator = Evaluator(written, corpus.held_out())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +93,32 @@ def test_stopped_or_killed_it_goes_on_to_the_same_weights(text: Path, tmp_path: 
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not folder.exists()
+
+
+def test_a_disk_that_fills_up_under_the_last_write_keeps_the_training(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files, set when the checkpoint is there, stands for the full disk."""
+    import bench.train
+
+    fit = bench.train.fit
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fit_then_fill(*args: Any) -> float:
+        seconds = fit(*args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        return seconds
+
+    monkeypatch.setattr(bench.train, "fit", fit_then_fill)
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*model: .*; the training is kept"):
+            train([str(text)], tmp_path / "model", TINY, device="cpu")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.training"]
+    monkeypatch.undo()
+    assert train([str(text)], tmp_path / "model", TINY, device="cpu").perplexity < 60
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(text: Path, tmp_path: Path) -> None:
