@@ -50,7 +50,7 @@ METHODS = (
 )
 EXCERPT_CHARACTERS = 3_000
 EVALUATION_SEED = 10_000
-OPTIMUM_SHARES = (1 / 12, 1 / 3, 1.0)  # of the evaluation text
+OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 STANDARD_ERRORS = 3.0
 
 
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=8_192, help="in each of the parts scoring, ranking, held out")
-    parser.add_argument("--evaluation-tokens", type=int, default=16_384)
+    parser.add_argument("--evaluation-tokens", type=int, default=8_192)
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("-o", "--output", required=True)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -30,7 +31,8 @@ ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", 
 
 class AnalysisRecord(Artefact):
     """dpi_violations: triples of boundaries whose estimates break the data processing inequality.
-    fingerprint: sha256 of analysis.safetensors; a plan names it.
+    estimator_settings: what the estimator has beside projection and noise. ranks: processes that shared the windows.
+    streamed: one block was in memory at a time. fingerprint: sha256 of analysis.safetensors; a plan names it.
     """
 
     schema_name: ClassVar[str] = "analysis"
@@ -38,6 +40,7 @@ class AnalysisRecord(Artefact):
     dense: ModelIdentity
     calibration: CalibrationDescription
     estimator: str
+    estimator_settings: dict[str, float] = Field(default_factory=dict)
     projection: int
     noise: float
     seed: int
@@ -45,6 +48,8 @@ class AnalysisRecord(Artefact):
     seen_tokens: int
     skipped_tokens_per_window: int
     dpi_violations: int
+    ranks: int = 1
+    streamed: bool = False
     device: str
     dtype: str
     fingerprint: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,48 +10,59 @@ import numpy as np
 import torch
 
 from mi_prun.analysis import AnalysisRecord, arrays_bytes, write_analysis
-from mi_prun.block_model import context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
-from mi_prun.boundaries import SKIP_TOKENS, collect, pair_angles
-from mi_prun.calibration import load_calibration
+from mi_prun.block_model import (
+    BlockModel,
+    context_tokens,
+    load_block_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
+from mi_prun.boundaries import SKIP_TOKENS, merged, pair_angles, sample_tokens
+from mi_prun.boundaries import collect as collect_whole
+from mi_prun.calibration import SELF, Calibration, load_calibration
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output
 from mi_prun.model import ModelFolder, identity_of
 from mi_prun.mutual_information import dpi_violations, make_estimator, segment_costs
+from mi_prun.ranks import joined, local_device
 from mi_prun.settings import AnalyzeSettings
+from mi_prun.streamed_model import StreamedModel, collect_streamed
 
 
-def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: bool = False) -> AnalysisRecord:
-    """Run the pass and write the analysis folder."""
+def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: bool = False) -> AnalysisRecord | None:
+    """Run the pass and write the analysis folder. Under torchrun the ranks share the windows; rank 0 writes, and the
+    others give None.
+    """
     check_output(out, force=force)
     check_settings(settings)
     identity = identity_of(dense)
     estimator = make_estimator(settings.estimator, settings.noise)
-    device = pick_device(settings.device)
+    device = pick_device(local_device(settings.device))
     dtype = pick_dtype(device, settings.dtype)
-    tokenizer = load_tokenizer(dense)
-    model = load_block_model(dense, device=device, dtype=dtype)
-    calibration = load_calibration(
-        settings.calibration,
-        tokenizer,
-        window_tokens=settings.window_tokens or context_tokens(model.model),
-        scoring_tokens=settings.scoring_tokens,
-        ranking_tokens=settings.ranking_tokens or settings.scoring_tokens,
-        held_out_tokens=settings.held_out_tokens or settings.scoring_tokens,
-        seed=settings.seed,
-        model=model.model,
-    )
-    windows = calibration.scoring.tokens
-    with progress("boundary states", windows.numel(), "tokens") as advance:
-        seen = collect(
-            model,
-            windows,
-            projection=settings.projection,
-            max_tokens=estimator.max_tokens,
-            seed=settings.seed,
-            batch_tokens=settings.batch_tokens or batch_tokens(device),
-            advance=advance,
-        )
+    model = None if settings.stream_blocks else load_block_model(dense, device=device, dtype=dtype)
+    streamed = StreamedModel(dense, device=device, dtype=dtype)
+    with joined() as ranks:
+        calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)
+        windows = calibration.scoring.tokens
+        sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
+        check_tokens(int(sample.sum()), settings)
+        mine = ranks.share(windows)
+        with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
+            collect = partial(collect_whole, model) if model else partial(collect_streamed, streamed)
+            part = collect(
+                mine,
+                sample=ranks.share(sample),
+                projection=settings.projection,
+                seed=settings.seed,
+                batch_tokens=settings.batch_tokens or batch_tokens(device),
+                advance=advance,
+            )
+        parts = ranks.to_first(part)
+    if not ranks.first:
+        return None
+    seen = merged(parts)
     mi = estimator.segment_mi(seen.projections.to(device), settings.seed)
     arrays = arrays_bytes(
         {
@@ -67,6 +79,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         dense=identity,
         calibration=calibration.description,
         estimator=estimator.name,
+        estimator_settings=estimator.settings,
         projection=seen.projections.shape[-1],
         noise=settings.noise,
         seed=settings.seed,
@@ -74,12 +87,40 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         seen_tokens=seen.tokens,
         skipped_tokens_per_window=SKIP_TOKENS,
         dpi_violations=dpi_violations(mi),
+        ranks=ranks.size,
+        streamed=settings.stream_blocks,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
         fingerprint=sha256(arrays).hexdigest(),
     )
     write_analysis(record, arrays, out, force=force)
     return record
+
+
+def _calibration(dense: ModelFolder, model: BlockModel | None, settings: AnalyzeSettings) -> Calibration:
+    if model is None and settings.calibration == SELF:
+        raise UserError(
+            "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
+        )
+    return load_calibration(
+        settings.calibration,
+        load_tokenizer(dense),
+        window_tokens=settings.window_tokens or context_tokens(dense),
+        scoring_tokens=settings.scoring_tokens,
+        ranking_tokens=settings.ranking_tokens or settings.scoring_tokens,
+        held_out_tokens=settings.held_out_tokens or settings.scoring_tokens,
+        seed=settings.seed,
+        model=None if model is None else model.model,
+    )
+
+
+def check_tokens(count: int, settings: AnalyzeSettings) -> None:
+    """Fewer tokens than dimensions make any estimate one of noise."""
+    if count < settings.projection:
+        raise UserError(
+            f"{count} tokens are fewer than the {settings.projection} dimensions of --projection; give at least "
+            f"{settings.projection} (more calibration text or --tokens), or a smaller --projection"
+        )
 
 
 def batch_tokens(device: torch.device) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mi_prun.architecture import family_of
+from mi_prun.architecture import Config, Family, family_of
 from mi_prun.errors import UserError
 from mi_prun.model import ModelFolder
 
@@ -137,20 +138,35 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 
 def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> BlockModel:
     """Load a checked model folder through transformers (safetensors only, no remote code)."""
-    from transformers import AutoModelForCausalLM
+    return loaded(family_of(folder.config), folder.path, dtype, device, use_safetensors=True, local_files_only=True)
+
+
+def loaded(
+    family: Family,
+    path: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    config: Config | None = None,
+    **options: Any,
+) -> BlockModel:
+    """A model folder through transformers; or, with no path, the `state_dict` given under the `config` given."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    family = family_of(folder.config)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"model {folder.path} cannot be loaded by transformers: {str(error).splitlines()[0]}"
-        ) from error
+        if config is not None:
+            fields = {name: value for name, value in config.items() if name != "model_type"}
+            options["config"] = AutoConfig.for_model(config["model_type"], **fields)
+        model_class = AutoModelForCausalLM
+        if path is None:  # the class of a config: `Auto` wants a folder
+            model_class = AutoModelForCausalLM._model_mapping[type(options["config"])]
+        model = model_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        named = f"model {path}" if path is not None else f"a block of this {family.model_type} model"
+        raise UserError(f"{named} cannot be loaded by transformers: {str(error).splitlines()[0]}") from error
     return BlockModel(model.to(device), family.block_prefix, returns_tuple=family.returns_tuple)
 
 
@@ -165,7 +181,10 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         raise UserError(f"model {folder.path} has no usable tokenizer: {first}") from error
 
 
-def context_tokens(model: nn.Module, *, cap: int = 2048) -> int:
+def context_tokens(folder: ModelFolder, *, cap: int = 2048) -> int:
     """Window length: the model's context, capped."""
-    limit = getattr(cast("Any", model).config.get_text_config(), "max_position_embeddings", None)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return min(cap, limit) if isinstance(limit, int) and limit > 0 else cap

@@ -9,7 +9,7 @@ Hooks, not `output_hidden_states`: its last entry comes after the final norm and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,8 @@ class Collector:
 
     def result(self, windows: Tensor) -> Boundaries:
         tokens = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS)
+        if not tokens:  # a rank without windows
+            return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), self.cosine, 0)
         return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), self.cosine / tokens, tokens)
 
 
@@ -97,14 +99,16 @@ def collect(
     model: BlockModel,
     windows: Tensor,
     *,
+    sample: Tensor,
     projection: int,
-    max_tokens: int,
     seed: int,
     batch_tokens: int = 4096,
     advance: Callable[[float], None] | None = None,
 ) -> Boundaries:
-    """One forward pass over `windows` (windows, window_tokens) of the whole model, with hooks on its blocks."""
-    sample = sample_tokens(windows, max_tokens, seed)
+    """One forward pass over `windows` (windows, window_tokens) of the whole model, with hooks on its blocks.
+
+    sample: of `sample_tokens`, the tokens whose projections are kept.
+    """
     collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed)
     first = 0
 
@@ -130,6 +134,13 @@ def collect(
         for handle in handles:
             handle.remove()
     return collector.result(windows)
+
+
+def merged(parts: Sequence[Boundaries]) -> Boundaries:
+    """What one pass over the windows of all parts, in this order, would have given."""
+    tokens = sum(part.tokens for part in parts)
+    cosine = torch.stack([part.cosine * part.tokens for part in parts]).sum(0) / tokens
+    return Boundaries(torch.cat([part.projections for part in parts], dim=1), cosine, tokens)
 
 
 def pair_angles(projections: Tensor) -> Tensor:

@@ -2,75 +2,59 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
+from mi_prun.options import (
+    ANALYZE,
+    PLAN,
+    AssumeUniform,
+    Calibration,
+    Device,
+    Drop,
+    Estimator,
+    Force,
+    MaxKl,
+    MaxPplIncrease,
+    Method,
+    Model,
+    Noise,
+    NoQuality,
+    NumBlocks,
+    Output,
+    ParamRatio,
+    Projection,
+    Ratio,
+    Rerank,
+    Seed,
+    ShardSize,
+    StreamBlocks,
+    Tokens,
+    Virtual,
+    Window,
+)
 from mi_prun.settings import AnalyzeSettings, PlanSettings
 from mi_prun.version import __version__
 
-if TYPE_CHECKING:
-    from mi_prun.analysis import Analysis, AnalysisRecord
-    from mi_prun.manifest import Manifest
-    from mi_prun.model import ModelIdentity
-    from mi_prun.plan import Plan
-
-ANALYZE = AnalyzeSettings()
-PLAN = PlanSettings()
-
 app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
-
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a hub id (owner/name)")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="where to write; must not exist, or be empty")]
-Force = Annotated[bool, typer.Option("--force", help="replace the output, whole, if it exists")]
-Ratio = Annotated[float | None, typer.Option(help="share of the blocks to drop; k = round(ratio * L)")]
-NumBlocks = Annotated[int | None, typer.Option(help="number of blocks to drop")]
-ParamRatio = Annotated[float | None, typer.Option(help="share of the parameters that may go; takes the largest k")]
-Drop = Annotated[str | None, typer.Option(help="the blocks to drop, by hand: 5,6,9 or 5-7 (0-based)")]
-Calibration = Annotated[
-    str,
-    typer.Option(
-        help="text: `self` (sampled from the model), a .txt, .jsonl or .parquet file, wikitext, alpaca, c4, "
-        "or any hub data set as name:config:split:field"
-    ),
-]
-Tokens = Annotated[int, typer.Option("--tokens", help="tokens that boundary states are taken from")]
-Estimator = Annotated[str, typer.Option(help="of mutual information: gaussian, ksg or renyi")]
-Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]
-Noise = Annotated[float, typer.Option(help="variance of the observation noise, in mean variances of a state")]
-Window = Annotated[
-    int | None, typer.Option("--window", help="tokens in a window; default: the model's context, capped")
-]
-Seed = Annotated[int, typer.Option(help="of sampling, projection and ties")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA where there is one")]
-Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
-Rerank = Annotated[
-    int | None,
-    typer.Option(
-        help="proposed sets that are compared by their measured loss; 0: take the first; default: the method's own"
-    ),
-]
-NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
-AssumeUniform = Annotated[
-    bool,
-    typer.Option(
-        "--assume-uniform", help="let config fields pass that are not known and may differ from block to block"
-    ),
-]
-Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
-ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
+) -> None:
     if version:
         print(f"mi-prun {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand != "analyze" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(f"mi-prun {context.invoked_subcommand} runs as one process; only analyze shares its work")
 
 
 @app.command()
@@ -85,12 +69,14 @@ def analyze(
     noise: Noise = ANALYZE.noise,
     seed: Seed = ANALYZE.seed,
     device: Device = None,
+    stream_blocks: StreamBlocks = False,
     force: Force = False,
 ) -> None:
     """One pass over calibration text; it serves every ratio.
 
     Example: mi-prun analyze meta-llama/Llama-3.1-8B --calibration wikitext -o analysis/
     """
+    from mi_prun import say
     from mi_prun.analyze import analyze as run
     from mi_prun.model import open_model
 
@@ -103,9 +89,11 @@ def analyze(
         noise=noise,
         seed=seed,
         device=device,
+        stream_blocks=stream_blocks,
     )
     record = run(open_model(model), output, settings, force=force)
-    say_analysis(record, output)
+    if record is not None:  # the other ranks of torchrun have nothing to say
+        say.analysis(record, output)
 
 
 @app.command()
@@ -116,6 +104,8 @@ def plan(
     num_blocks: NumBlocks = None,
     param_ratio: ParamRatio = None,
     drop: Drop = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    max_kl: MaxKl = None,
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
     no_quality: NoQuality = False,
@@ -128,14 +118,19 @@ def plan(
 
     Example: mi-prun plan analysis/ --ratio 0.25 -o plan.json
     """
+    from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.files import check_output
+    from mi_prun.planning import make_context, plan_for
+    from mi_prun.ratio import Amount
 
     check_output(output, force=force)
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
-    made = make(read_analysis(analysis), settings, ratio, num_blocks, param_ratio, drop)
+    found = read_analysis(analysis)
+    amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
+    made = plan_for(make_context(found, settings), amount, settings)
     made.write(output)
-    say_plan(made, output)
+    say.plan(made, output)
 
 
 @app.command()
@@ -152,6 +147,7 @@ def apply(
 
     Example: mi-prun apply meta-llama/Llama-3.1-8B plan.json -o pruned/
     """
+    from mi_prun import say
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.model import open_model
     from mi_prun.plan import Plan
@@ -166,7 +162,7 @@ def apply(
         force=force,
         assume_uniform=assume_uniform,
     )
-    say_checkpoint(manifest, output)
+    say.checkpoint(manifest, output)
 
 
 @app.command()
@@ -177,6 +173,8 @@ def prune(
     num_blocks: NumBlocks = None,
     param_ratio: ParamRatio = None,
     drop: Drop = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    max_kl: MaxKl = None,
     calibration: Calibration = ANALYZE.calibration,
     tokens: Tokens = ANALYZE.scoring_tokens,
     window: Window = None,
@@ -197,12 +195,16 @@ def prune(
 
     Example: mi-prun prune meta-llama/Llama-3.1-8B --ratio 0.25 -o pruned/
     """
+    from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
     from mi_prun.architecture import check_config
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.files import check_output
+    from mi_prun.limit import parse_limit
     from mi_prun.model import identity_of, open_model
+    from mi_prun.planning import make_context, plan_for
+    from mi_prun.ratio import Amount
     from mi_prun.selection.methods import method_named
 
     check_output(output, force=force)
@@ -210,7 +212,9 @@ def prune(
     dense = open_model(model)
     # Refused before the long pass, not after.
     method_named(method)
-    count_blocks(identity_of(dense), ratio, num_blocks, param_ratio, drop)
+    amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
+    if amount.blocks(identity_of(dense)) is None:
+        parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
     analyze_settings = AnalyzeSettings(
@@ -227,7 +231,7 @@ def prune(
         run(dense, Path(folder) / "analysis", analyze_settings)
         found = read_analysis(Path(folder) / "analysis")
     plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
-    made = make(found, plan_settings, ratio, num_blocks, param_ratio, drop)
+    made = plan_for(make_context(found, plan_settings), amount, plan_settings)
     manifest = write_checkpoint(
         dense,
         made,
@@ -237,8 +241,46 @@ def prune(
         force=force,
         assume_uniform=assume_uniform,
     )
-    say_plan(made, None)
-    say_checkpoint(manifest, output)
+    say.plan(made, None)
+    say.checkpoint(manifest, output)
+
+
+@app.command()
+def compare(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder; an interrupted comparison goes on in it")],
+    ratios: Annotated[str, typer.Option(help="shares of the blocks to drop")] = ".1,.25,.4",
+    methods: Annotated[
+        str, typer.Option(help="see `mi-prun methods`; NAME:N compares N sets by their measured loss")
+    ] = "hybrid,mi-prun:0,mi-prun:24,bi,angular,greedy-loss,tail-but-last,random",
+    calibration: Calibration = ANALYZE.calibration,
+    tokens: Tokens = ANALYZE.scoring_tokens,
+    window: Window = None,
+    estimator: Estimator = ANALYZE.estimator,
+    projection: Projection = ANALYZE.projection,
+    noise: Noise = ANALYZE.noise,
+    seed: Seed = ANALYZE.seed,
+    device: Device = None,
+) -> None:
+    """Methods x ratios on the same held-out text: tables, a plot, and the heat map of segment costs.
+
+    Example: mi-prun compare meta-llama/Llama-3.1-8B --ratios .1,.25,.4 --methods hybrid,bi,greedy-loss -o compared/
+    """
+    from mi_prun.comparison import compare_model, parse_methods
+    from mi_prun.model import open_model
+
+    specs = parse_methods(methods)
+    settings = AnalyzeSettings(
+        calibration=calibration,
+        scoring_tokens=tokens,
+        window_tokens=window,
+        estimator=estimator,
+        projection=projection,
+        noise=noise,
+        seed=seed,
+        device=device,
+    )
+    print(compare_model(open_model(model), specs, ratios, settings, output))
 
 
 @app.command()
@@ -267,40 +309,6 @@ def methods() -> None:
         print(f"{name:14} {method.summary}")
 
 
-def make(
-    analysis: Analysis,
-    settings: PlanSettings,
-    ratio: float | None,
-    num_blocks: int | None,
-    param_ratio: float | None,
-    drop: str | None,
-) -> Plan:
-    """The plan that the options ask for."""
-    from mi_prun.planning import make_context, make_plan, plan_by_hand
-
-    wanted = count_blocks(analysis.record.dense, ratio, num_blocks, param_ratio, drop)
-    context = make_context(analysis, settings)
-    return (
-        plan_by_hand(context, wanted, settings) if isinstance(wanted, tuple) else make_plan(context, wanted, settings)
-    )
-
-
-def count_blocks(
-    dense: ModelIdentity, ratio: float | None, num_blocks: int | None, param_ratio: float | None, drop: str | None
-) -> int | tuple[int, ...]:
-    """The number of blocks to choose, or the blocks themselves where they are named."""
-    from mi_prun.ratio import blocks_for_number, blocks_for_param_ratio, blocks_for_ratio, only_one, parse_blocks
-
-    only_one({"--ratio": ratio, "--num-blocks": num_blocks, "--param-ratio": param_ratio, "--drop": drop})
-    if ratio is not None:
-        return blocks_for_ratio(ratio, dense.num_blocks)
-    if num_blocks is not None:
-        return blocks_for_number(num_blocks, dense.num_blocks)
-    if param_ratio is not None:
-        return blocks_for_param_ratio(param_ratio, dense)
-    return parse_blocks(drop or "", dense.num_blocks)
-
-
 def parse_size(text: str) -> int:
     """`5GB`, `500MB`, `10KB` or a number of bytes (powers of ten, as the hub counts)."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
@@ -310,47 +318,6 @@ def parse_size(text: str) -> int:
     if not number.isdecimal() or int(number) == 0:
         raise UserError(f"--max-shard-size must be like 5GB or 500MB, got {text!r}")
     return int(number) * units.get(unit, 1)
-
-
-def say_analysis(record: AnalysisRecord, output: Path) -> None:
-    print(
-        f"{output}: {record.dense.name}, {record.dense.num_blocks} blocks, {record.dense.num_parameters:,} parameters"
-    )
-    print(
-        f"calibration: {record.calibration.source}, {record.seen_tokens:,} tokens seen (fingerprint "
-        f"{record.calibration.fingerprint[:12]})"
-    )
-    print(
-        f"segment costs: {record.estimator} mutual information of {record.projection} dimensions, "
-        f"{record.estimated_tokens:,} tokens, {record.dpi_violations} violations of the data processing inequality"
-    )
-
-
-def say_plan(plan: Plan, output: Path | None) -> None:
-    if output is not None:
-        print(f"{output}: {plan.method} for {plan.dense.name}")
-    blocks = f"{len(plan.dropped)} of {plan.dense.num_blocks} blocks ({plan.block_ratio:.1%})"
-    parameters = f"{plan.parameters_dropped:,} parameters ({plan.parameter_ratio:.1%})"
-    print(f"dropped blocks (0-based): {', '.join(map(str, plan.dropped))}: {blocks}, {parameters}")
-    if plan.objective is not None:
-        print(
-            f"J: {plan.objective.chosen_nats:.4g} nats, least possible {plan.objective.optimum_nats:.4g} "
-            f"(gap {plan.objective.gap_nats:.4g}); measured with {plan.forward_passes:.1f} forward passes"
-        )
-    if plan.quality is not None:
-        quality = plan.quality
-        print(
-            f"perplexity {quality.dense_perplexity:.2f} -> {quality.pruned_perplexity:.2f}, KL(dense || pruned) "
-            f"{quality.kl_nats_per_token:.4f} nats/token on {quality.text}: {quality.predicted_tokens:,} tokens, "
-            f"{quality.protocol}"
-        )
-
-
-def say_checkpoint(manifest: Manifest, output: Path) -> None:
-    print(
-        f"{output}: {manifest.weights}, {manifest.weight_bytes / 2**20:,.1f} MiB of weights, "
-        f"dense {manifest.dense_weight_bytes / 2**20:,.1f} MiB"
-    )
 
 
 def main() -> None:

@@ -13,20 +13,27 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
+from mi_prun.analysis import Analysis, read_analysis
+from mi_prun.analyze import analyze
 from mi_prun.artefact import Record
 from mi_prun.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped
 from mi_prun.files import one_line_os_errors, write_text
+from mi_prun.model import ModelFolder, identity_of
+from mi_prun.planning import make_context
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
+from mi_prun.settings import AnalyzeSettings, PlanSettings
 
 ROWS_NAME = "rows.jsonl"
 
@@ -99,6 +106,32 @@ def parse_ratios(text: str, num_blocks: int) -> list[int]:
     except ValueError as error:
         raise UserError(f"--ratios {text!r} must be numbers between 0 and 1, like .1,.25,.4") from error
     return sorted({blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios})
+
+
+def compare_model(
+    dense: ModelFolder, specs: Sequence[MethodSpec], ratios: str, settings: AnalyzeSettings, out: Path
+) -> str:
+    """Compare on a model; everything is kept in the folder `out`, whose path and table are given back as text.
+
+    An analysis of the same model, text and settings that is there already is used again.
+    """
+    ks = parse_ratios(ratios, dense.num_blocks)
+    with one_line_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    known = read_rows(out)
+    context = make_context(_analysis(dense, settings, out), PlanSettings(model=dense.name, seed=settings.seed))
+    rows = compare(context, specs, ks, known=known, keep=lambda row: append_row(out, row))
+    paths = write_comparison(context, rows, out)
+    return markdown(context, rows) + "\n" + "\n".join(str(path) for path in paths)
+
+
+def _analysis(dense: ModelFolder, settings: AnalyzeSettings, out: Path) -> Analysis:
+    """The analysis in `out`, made anew where it is missing or was made of something else."""
+    asked = sha256(json.dumps([identity_of(dense).model_dump(exclude={"name"}), asdict(settings)]).encode()).hexdigest()
+    folder = out / f"analysis-{asked[:12]}"
+    if not folder.is_dir():
+        analyze(dense, folder, settings)
+    return read_analysis(folder)
 
 
 def compare(

@@ -18,12 +18,12 @@ Advance = Callable[[float], None]
 
 
 @contextlib.contextmanager
-def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """A progress bar on stderr with a rate in `unit`/s; silent where stderr is not a terminal.
+def progress(description: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Advance]:
+    """A progress bar on stderr with a rate in `unit`/s; silent where stderr is not a terminal, or not `shown`.
 
     Yields a function that is called with the number of units done since the last call.
     """
-    if not sys.stderr.isatty():
+    if not (shown and sys.stderr.isatty()):
         yield lambda amount: None
         return
     from rich.console import Console

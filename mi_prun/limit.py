@@ -9,7 +9,7 @@ from typing import Literal
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped
 from mi_prun.selection.context import Context
-from mi_prun.selection.methods import choose
+from mi_prun.selection.methods import Choice, choose
 from mi_prun.selection.race import ranking_losses
 
 
@@ -27,11 +27,15 @@ class Limit:
 
 @dataclass(frozen=True)
 class Within:
-    """k blocks cost `cost`, within the limit; k + 1 blocks cost `next_cost` (None: no more can go)."""
+    """choice: of k blocks, which cost `cost`; one block more costs `next_cost` (None: no more can go).
 
-    k: int
+    forward_passes: all that was evaluated to find k.
+    """
+
+    choice: Choice
     cost: float
     next_cost: float | None
+    forward_passes: float
 
 
 def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | None:
@@ -56,10 +60,13 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
     """The largest k whose choice stays within `limit` on the ranking text, found by bisection: the cost is taken to
     grow with k. Raises UserError where one block is too much.
     """
+    before = context.passes
     costs: dict[int, float] = {}
+    choices: dict[int, Choice] = {}
 
     def within(k: int) -> bool:
-        costs[k] = cost_of(context, limit, choose(context, method, k, rerank).dropped)
+        choices[k] = choose(context, method, k, rerank)
+        costs[k] = cost_of(context, limit, choices[k].dropped)
         return costs[k] <= limit.value
 
     if not within(1):
@@ -75,7 +82,7 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
             low, step = k, step * 2
         else:
             high = k
-    return Within(low, costs[low], costs.get(low + 1))
+    return Within(choices[low], costs[low], costs.get(low + 1), context.passes - before)
 
 
 def cost_of(context: Context, limit: Limit, dropped: Dropped) -> float:

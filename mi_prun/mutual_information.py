@@ -36,6 +36,11 @@ class Estimator(Protocol):
     @property
     def max_tokens(self) -> int: ...
 
+    @property
+    def settings(self) -> dict[str, float]:
+        """What it has beside projection, noise and seed; written into the analysis."""
+        ...
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         """MI (L+1, L+1) in nats, float64, of `states` (L+1, n, p)."""
         ...
@@ -52,6 +57,10 @@ class Gaussian:
     noise: float = NOISE
     max_tokens: int = 65_536
     name: str = "gaussian"
+
+    @property
+    def settings(self) -> dict[str, float]:
+        return {}
 
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         _check(states, self.noise)
@@ -106,6 +115,10 @@ class KSG:
     max_tokens: int = 1_500
     name: str = "ksg"
 
+    @property
+    def settings(self) -> dict[str, float]:
+        return {"neighbours": self.neighbours}
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         _check(states, self.noise)
         count, tokens, _ = states.shape
@@ -138,6 +151,10 @@ class Renyi:
     noise: float = NOISE
     max_tokens: int = 1_500
     name: str = "renyi"
+
+    @property
+    def settings(self) -> dict[str, float]:
+        return {"bandwidth": self.bandwidth, "alpha": 2}
 
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         _check(states, self.noise)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel, load_block_model, pick_device, pick_dtype
 from mi_prun.errors import UserError
+from mi_prun.limit import most_blocks, parse_limit
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, Quality, kept_blocks
 from mi_prun.quality import quality_of
+from mi_prun.ratio import Amount
 from mi_prun.selection.context import Context
-from mi_prun.selection.methods import choose
+from mi_prun.selection.methods import Choice, choose
 from mi_prun.settings import PlanSettings
 
 
@@ -29,9 +31,34 @@ def make_context(analysis: Analysis, settings: PlanSettings) -> Context:
     return Context(analysis, load, settings.seed)
 
 
+def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
+    """The plan for what the user asked for."""
+    wanted = amount.blocks(context.analysis.record.dense)
+    if isinstance(wanted, tuple):
+        return plan_by_hand(context, wanted, settings)
+    if wanted is not None:
+        return make_plan(context, wanted, settings)
+    limit = parse_limit(amount.max_ppl_increase, amount.max_kl)
+    if limit is None:
+        raise ValueError("neither a number of blocks nor a limit")
+    within = most_blocks(context, limit, settings.method, settings.rerank)
+    said = {
+        "limit": f"{limit.text(limit.value)} at most, on the ranking text",
+        "cost": limit.text(within.cost),
+        "cost_of_one_block_more": None if within.next_cost is None else limit.text(within.next_cost),
+    }
+    return _plan(context, within.choice, settings, within.forward_passes, said)
+
+
 def make_plan(context: Context, k: int, settings: PlanSettings) -> Plan:
     """Choose k blocks and measure the choice."""
     choice = choose(context, settings.method, k, settings.rerank)
+    return _plan(context, choice, settings, choice.forward_passes, {})
+
+
+def _plan(
+    context: Context, choice: Choice, settings: PlanSettings, forward_passes: float, said: dict[str, str | None]
+) -> Plan:
     record = context.analysis.record
     return Plan(
         dense=record.dense,
@@ -47,9 +74,10 @@ def make_plan(context: Context, k: int, settings: PlanSettings) -> Plan:
             "noise": record.noise,
             "calibration": record.calibration.source,
             "analysis": record.fingerprint,
+            **said,
         },
         objective=choice.objective,
-        forward_passes=choice.forward_passes,
+        forward_passes=forward_passes,
         quality=held_out_quality(context, choice.dropped) if settings.quality else None,
     )
 

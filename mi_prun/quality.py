@@ -79,7 +79,7 @@ def load_with_held_out(
     """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
     place = pick_device(device)
     model = load_block_model(folder, device=place, dtype=pick_dtype(place))
-    length = window_tokens or context_tokens(model.model)
+    length = window_tokens or context_tokens(folder)
     calibration = load_calibration(
         source,
         load_tokenizer(folder),

@@ -1,11 +1,35 @@
-"""How many blocks go: by a share of blocks, by a number, by a share of parameters, or named by hand."""
+"""How many blocks go: by a share of blocks, by a number, by a share of parameters, named by hand, or by a limit."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from mi_prun.errors import UserError
 from mi_prun.model import ModelIdentity
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What the user said of how many blocks go; exactly one of the fields is given."""
+
+    ratio: float | None = None
+    num_blocks: int | None = None
+    param_ratio: float | None = None
+    drop: str | None = None
+    max_ppl_increase: str | None = None
+    max_kl: float | None = None
+
+    def blocks(self, dense: ModelIdentity) -> int | tuple[int, ...] | None:
+        """The number of blocks to choose, the blocks themselves where they are named, None where a limit decides."""
+        only_one({f"--{name.replace('_', '-')}": value for name, value in vars(self).items()})
+        if self.ratio is not None:
+            return blocks_for_ratio(self.ratio, dense.num_blocks)
+        if self.num_blocks is not None:
+            return blocks_for_number(self.num_blocks, dense.num_blocks)
+        if self.param_ratio is not None:
+            return blocks_for_param_ratio(self.param_ratio, dense)
+        return None if self.drop is None else parse_blocks(self.drop, dense.num_blocks)
 
 
 def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> int:

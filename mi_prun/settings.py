@@ -10,6 +10,7 @@ class AnalyzeSettings:
     """projection: dimensions p each boundary state is projected to. noise: variance of the observation noise, in mean
     variances per dimension of the observed state. window_tokens: None takes the model's context, capped.
     batch_tokens: None fits the device. ranking_tokens and held_out_tokens: None takes as many as scoring_tokens.
+    stream_blocks: have one block in memory at a time.
     """
 
     calibration: str = "self"
@@ -24,6 +25,7 @@ class AnalyzeSettings:
     batch_tokens: int | None = None
     device: str | None = None
     dtype: str | None = None
+    stream_blocks: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ def states(model: BlockModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_tokens", [24, 48, 4096])
 def test_cosines_and_projections_are_those_of_the_states(model: BlockModel, batch_tokens: int) -> None:
-    seen = collect(model, WINDOWS, projection=32, max_tokens=10_000, seed=3, batch_tokens=batch_tokens)
+    seen = collect(
+        model, WINDOWS, sample=sample_tokens(WINDOWS, 10_000, 3), projection=32, seed=3, batch_tokens=batch_tokens
+    )
     h = states(model)[:, :, SKIP_TOKENS:]
     wanted = cosine_similarity(h[:-1], h[1:], dim=-1).flatten(1).mean(1)
     assert torch.allclose(seen.cosine.float(), wanted, atol=1e-5)
@@ -51,7 +53,7 @@ def test_sampled_tokens_are_as_many_as_asked_and_none_of_the_first(model: BlockM
     assert not sample[:, :SKIP_TOKENS].any()
     assert torch.equal(sample_tokens(WINDOWS, 17, seed=0), sample)
     assert not torch.equal(sample_tokens(WINDOWS, 17, seed=1), sample)
-    assert collect(model, WINDOWS, projection=8, max_tokens=17, seed=0).projections.shape == (7, 17, 8)
+    assert collect(model, WINDOWS, sample=sample, projection=8, seed=0).projections.shape == (7, 17, 8)
     with pytest.raises(UserError, match="windows of 4 tokens are too short"):
         sample_tokens(WINDOWS[:, :4], 17, seed=0)
 
@@ -61,7 +63,7 @@ def test_the_block_that_gives_nan_is_named(model: BlockModel) -> None:
     with torch.no_grad():
         block.mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"block 3 .*boundary state 4"):
-        collect(model, WINDOWS, projection=8, max_tokens=100, seed=0)
+        collect(model, WINDOWS, sample=sample_tokens(WINDOWS, 100, 0), projection=8, seed=0)
     assert not any(b._forward_hooks for b in model.blocks)  # taken off again
 
 

@@ -121,7 +121,7 @@ def test_a_plan_says_what_was_chosen_and_what_it_costs(reference_analysis: Analy
     assert made.quality.kl_nats_per_token > 0
     assert made.quality.text.endswith("held-out part")
 
-    settings = PlanSettings(rerank=0, quality=False)
+    settings = PlanSettings(method="mi-prun", rerank=0, quality=False)
     context = make_context(reference_analysis, settings)
     paper = make_plan(context, 3, settings)
     assert (paper.forward_passes, paper.quality) == (0, None)

@@ -1,0 +1,64 @@
+"""The options that commands of `mi-prun` share: names, help, defaults out of `settings.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mi_prun.settings import AnalyzeSettings, PlanSettings
+
+ANALYZE = AnalyzeSettings()
+PLAN = PlanSettings()
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a hub id (owner/name)")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="where to write; must not exist, or be empty")]
+Force = Annotated[bool, typer.Option("--force", help="replace the output, whole, if it exists")]
+Ratio = Annotated[float | None, typer.Option(help="share of the blocks to drop; k = round(ratio * L)")]
+NumBlocks = Annotated[int | None, typer.Option(help="number of blocks to drop")]
+ParamRatio = Annotated[float | None, typer.Option(help="share of the parameters that may go; takes the largest k")]
+Drop = Annotated[str | None, typer.Option(help="the blocks to drop, by hand: 5,6,9 or 5-7 (0-based)")]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        help="text: `self` (sampled from the model), a .txt, .jsonl or .parquet file, wikitext, alpaca, c4, "
+        "or any hub data set as name:config:split:field"
+    ),
+]
+Tokens = Annotated[int, typer.Option("--tokens", help="tokens that boundary states are taken from")]
+Estimator = Annotated[str, typer.Option(help="of mutual information: gaussian, ksg or renyi")]
+Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]
+Noise = Annotated[float, typer.Option(help="variance of the observation noise, in mean variances of a state")]
+Window = Annotated[
+    int | None, typer.Option("--window", help="tokens in a window; default: the model's context, capped")
+]
+Seed = Annotated[int, typer.Option(help="of sampling, projection and ties")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA where there is one")]
+Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        help="proposed sets that are compared by their measured loss; 0: take the first; default: the method's own"
+    ),
+]
+NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
+MaxPplIncrease = Annotated[
+    str | None,
+    typer.Option(metavar="10%", help="the most blocks that cost no more perplexity than this, in place of a ratio"),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(metavar="NATS", help="the most blocks whose KL(dense || pruned) a token is no more than this"),
+]
+StreamBlocks = Annotated[
+    bool,
+    typer.Option("--stream-blocks", help="have one block in memory at a time, for a model that does not fit"),
+]
+AssumeUniform = Annotated[
+    bool,
+    typer.Option(
+        "--assume-uniform", help="let config fields pass that are not known and may differ from block to block"
+    ),
+]
+Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
+ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]

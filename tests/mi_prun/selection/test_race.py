@@ -1,0 +1,74 @@
+"""Successive halving: each text is paid for once, and what is clearly best wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mi_prun.analysis import Analysis
+from mi_prun.block_model import BlockModel
+from mi_prun.evaluator import block_runs
+from mi_prun.selection.context import Context, short_windows
+from mi_prun.selection.race import race, ranking_losses
+
+
+@pytest.fixture(scope="module")
+def context(reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]) -> Context:
+    model = load(reference)
+    return Context(reference_analysis, lambda: model)
+
+
+def test_the_best_by_far_wins_whatever_its_place(context: Context) -> None:
+    poor = [(0, block) for block in range(1, 9)]  # without block 0 this model says nothing
+    assert race(context.fresh(), [*poor, (3, 7)])[0].dropped == (3, 7)
+    assert race(context.fresh(), [(3, 7), *poor])[0].dropped == (3, 7)
+
+
+def test_the_ranking_text_is_split_in_two_and_nothing_is_lost(context: Context) -> None:
+    ranking = torch.from_numpy(context.analysis.ranking)
+    confirming = context.confirming
+    assert confirming is not None
+    parts = torch.cat([context.screening.windows.flatten(), confirming.windows.flatten()])
+    assert torch.equal(parts, ranking.flatten().long())
+
+
+def test_one_window_is_enough(context: Context) -> None:
+    analysis = replace(context.analysis, ranking=context.analysis.ranking[:1])
+    alone = Context(analysis, context.open_model)
+    assert alone.confirming is None
+    sets = [(2,), (3,), (0,)]
+    assert race(alone, sets)[0].dropped in {(2,), (3,)}
+    assert len(ranking_losses(alone, sets)) == 3
+
+
+def test_short_windows_keep_the_order_of_the_text() -> None:
+    windows = torch.arange(4 * 256).view(4, 256)
+    cut = short_windows(windows)
+    assert cut.shape == (16, 64)
+    assert torch.equal(cut.flatten(), windows.flatten())
+    assert torch.equal(short_windows(windows[:, :100]), windows[:, :100])  # too short to be cut
+
+
+def test_a_race_costs_less_than_measuring_all(context: Context) -> None:
+    fresh = context.fresh()
+    sets = list(combinations(range(2, 8), 3))  # 20
+    race(fresh, sets)
+    whole = block_runs([(), *sets], 12) / 12
+    assert 0 < fresh.passes < whole / 2
+
+
+def test_halving_never_throws_away_the_leader(context: Context) -> None:
+    """Among the finalists is the best of the first stage."""
+    sets = list(combinations(range(2, 7), 2))
+    fresh = context.fresh()
+    finalists = race(fresh, sets)
+    from mi_prun.selection.race import first_windows
+
+    first = fresh.screening.measure(sets, windows=first_windows(fresh))
+    assert sets[int(np.argmin([fresh.value(loss) for loss in first]))] in {entry.dropped for entry in finalists}

@@ -1,0 +1,118 @@
+"""`mi-prun compare` on the bundled model: rows, resumed rows, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from mi_prun.cli import app
+from mi_prun.comparison import MethodSpec, Row, parse_methods, parse_ratios, read_rows
+from mi_prun.console import run_app
+from mi_prun.errors import UserError
+
+METHODS = "hybrid:6,mi-prun:0,bi,tail,exhaustive"
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, reference: Path, harbour: Path) -> Path:
+    out = tmp_path_factory.mktemp("compared") / "out"
+    assert compare(reference, harbour, out, METHODS) == 0
+    return out
+
+
+def compare(model: Path, text: Path, out: Path, methods: str, ratios: str = ".08,.17,.25") -> int:
+    words = [str(model), "--calibration", str(text), "--tokens", "512", "--window", "64", "--device", "cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sys.argv", ["mi-prun", "compare", *words, "--methods", methods, "--ratios", ratios, "-o", str(out)]
+        )
+        patch.setattr("mi_prun.selection.baselines.EXHAUSTIVE_LIMIT", 100)
+        return run_app(app)
+
+
+def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
+    rows = read_rows(compared)
+    assert {(row.label, len(row.dropped)) for row in rows} == {
+        (label, k)
+        for label in ("hybrid:6", "mi-prun:0", "bi:0", "tail:0", "exhaustive:0")
+        for k in (1, 2, 3)
+        if (label, k) != ("exhaustive:0", 3)  # too many sets
+    }
+    assert len({row.dense_perplexity for row in rows}) == 1
+    by_label = {row.label: row for row in rows if len(row.dropped) == 2}
+    assert by_label["tail:0"].passes == 0
+    assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 1
+    assert by_label["exhaustive:0"].passes > by_label["hybrid:6"].passes > 1
+    assert by_label["tail:0"].perplexity > by_label["hybrid:6"].perplexity >= by_label["exhaustive:0"].perplexity * 0.9
+
+
+def test_tables_and_pictures_say_what_the_rows_say(compared: Path) -> None:
+    rows = read_rows(compared)
+    assert json.loads((compared / "comparison.json").read_text()) == [json.loads(r.model_dump_json()) for r in rows]
+    with (compared / "comparison.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [float(line["perplexity"]) for line in found] == [row.perplexity for row in rows]
+    table = (compared / "comparison.md").read_text()
+    for row in rows:
+        assert f"| {row.label} | {row.perplexity:,.2f} |" in table
+    for name in ("quality.svg", "segments.svg"):
+        text = "".join(ET.parse(compared / name).getroot().itertext())
+        assert ("hybrid:6" in text) == (name == "quality.svg")
+
+
+def test_it_goes_on_from_the_rows_that_are_there(
+    compared: Path, reference: Path, harbour: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last line cut short is made again; nothing else is, and the analysis is not either."""
+    path = compared / "rows.jsonl"
+    before = path.read_text()
+    lines = before.splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:40])
+    made: list[str] = []
+    import mi_prun.comparison as module
+
+    choose = module.choose
+    monkeypatch.setattr(module, "choose", lambda c, name, k, n: (made.append(name), choose(c, name, k, n))[1])
+    monkeypatch.setattr(module, "analyze", lambda *a, **k: pytest.fail("analyzed again"))
+    assert compare(reference, harbour, compared, METHODS) == 0
+    again = read_rows(compared)
+    assert len(made) == 1
+    assert [(row.label, row.dropped) for row in again] == [
+        (row.label, row.dropped) for row in (Row.model_validate_json(line) for line in lines)
+    ]
+
+
+def test_bad_words_are_one_line(
+    tmp_path: Path, reference: Path, harbour: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for methods, ratios, said in (
+        ("magic", ".1", "--method must be one of hybrid"),
+        ("bi:many", ".1", "must be NAME or NAME:N"),
+        ("bi", "half", "--ratios 'half' must be numbers between 0 and 1"),
+        ("bi", ".25,1.5", "--ratios must be in (0, 1), got 1.5"),
+    ):
+        assert compare(reference, harbour, tmp_path / "out", methods, ratios) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_names_take_their_own_number_of_sets() -> None:
+    specs = parse_methods("hybrid, mi-prun,hybrid,cbo:3")
+    assert specs == [
+        MethodSpec(name="hybrid", rerank=24),
+        MethodSpec(name="mi-prun", rerank=0),
+        MethodSpec(name="cbo", rerank=3),
+    ]
+    assert parse_ratios(".5,.1,.52", 10) == [1, 5]
+
+
+def test_rows_that_are_not_ours_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"schema_version": 2}\n')
+    with pytest.raises(UserError, match=r"line 1: field schema_version"):
+        read_rows(tmp_path)

@@ -1,0 +1,75 @@
+"""Windows shared over processes: what one process finds. Real torchrun, gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mi_prun.analysis import read_analysis
+from mi_prun.errors import UserError
+from mi_prun.ranks import Ranks, world_size
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, "-m", "mi_prun", *words], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_two_processes_find_what_one_finds(
+    tmp_path: Path, reference: Path, harbour: Path, reference_analysis_folder: Path, streamed: bool
+) -> None:
+    options = ["--calibration", str(harbour), "--tokens", "1024", "--window", "64", "--device", "cpu"]
+    done = torchrun(
+        "analyze", str(reference), *options, "-o", str(tmp_path / "a"), *(["--stream-blocks"] if streamed else [])
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.count("segment costs:") == 1  # rank 0 alone speaks
+    shared, alone = read_analysis(tmp_path / "a"), read_analysis(reference_analysis_folder)
+    assert (shared.record.ranks, alone.record.ranks) == (2, 1)
+    for name in ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle"):
+        assert np.allclose(getattr(shared, name), getattr(alone, name), rtol=0, atol=1e-5), name
+    for name in ("scoring", "ranking", "held_out"):
+        assert np.array_equal(getattr(shared, name), getattr(alone, name))
+
+
+def test_a_fault_ends_all_ranks_and_leaves_nothing(tmp_path: Path, reference: Path, harbour: Path) -> None:
+    done = torchrun(
+        "analyze", str(reference), "--calibration", str(harbour), "--window", "9999999", "-o", str(tmp_path / "a")
+    )
+    assert done.returncode != 0
+    assert "windows of 9999999 are needed" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_commands_run_alone(tmp_path: Path, reference: Path) -> None:
+    done = torchrun("prune", str(reference), "--ratio", "0.25", "-o", str(tmp_path / "p"))
+    assert done.returncode != 0
+    assert "mi-prun prune runs as one process; only analyze shares its work" in done.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_shares_in_the_order_of_ranks_are_the_whole() -> None:
+    windows = torch.arange(14).view(7, 2)
+    assert torch.equal(torch.cat([Ranks(rank, 3).share(windows) for rank in range(3)]), windows)
+    assert len(Ranks(2, 3).share(windows[:2])) == 0  # more ranks than windows
+
+
+def test_a_process_on_its_own_needs_nobody() -> None:
+    assert Ranks().from_first("text") == "text"
+    assert Ranks().to_first("text") == ["text"]
+
+
+def test_a_world_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(UserError, match="WORLD_SIZE must be a whole number of at least 1, got 'many'"):
+        world_size()

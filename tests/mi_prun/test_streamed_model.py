@@ -1,0 +1,77 @@
+"""One block in memory at a time: the same boundary states, bit for bit, as the whole model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mi_prun.analysis import read_analysis
+from mi_prun.analyze import analyze
+from mi_prun.block_model import BlockModel
+from mi_prun.boundaries import collect, sample_tokens
+from mi_prun.errors import UserError
+from mi_prun.model import open_model
+from mi_prun.settings import AnalyzeSettings
+from mi_prun.streamed_model import StreamedModel, collect_streamed
+
+WINDOWS = torch.randint(0, 97, (5, 24), generator=torch.Generator().manual_seed(2))
+CPU = torch.device("cpu")
+
+# Blocks of different kinds, fused experts, learned positions, scaled embeddings, sharded files, untied heads.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False, "max_shard_size": "20KB"},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 8},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "mlp_only_layers": [1, 3],
+    },
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_the_pass_is_that_of_the_whole_model(
+    tiny: Callable[..., Path], load: Callable[[Path], BlockModel], model_type: str
+) -> None:
+    path = tiny(model_type, **MODELS[model_type])
+    options = {"sample": sample_tokens(WINDOWS, 60, 3), "projection": 8, "seed": 3, "batch_tokens": 48}
+    whole = collect(load(path), WINDOWS, **options)  # type: ignore[arg-type]
+    streamed = StreamedModel(open_model(path), device=CPU, dtype=torch.float32)
+    found = collect_streamed(streamed, WINDOWS, **options)  # type: ignore[arg-type]
+    assert torch.equal(found.projections, whole.projections)
+    assert torch.equal(found.cosine, whole.cosine)
+    assert found.tokens == whole.tokens
+
+
+def test_a_block_is_loaded_without_the_others_and_without_the_embedding(tiny: Callable[..., Path]) -> None:
+    streamed = StreamedModel(open_model(tiny("llama")), device=CPU, dtype=torch.float32)
+    first, later = (sum(p.numel() for p in streamed.load(block).model.parameters()) for block in (0, 4))
+    block = sum(p.numel() for p in streamed.load(4).blocks.parameters())
+    assert first == block + 97 * 32 + 32  # embedding and final norm
+    assert later == block + 8 * 32 + 32  # a stub of an embedding
+
+
+def test_the_analysis_says_the_same(
+    tmp_path: Path, reference: Path, analyze_settings: AnalyzeSettings, reference_analysis_folder: Path
+) -> None:
+    from dataclasses import replace
+
+    analyze(open_model(reference), tmp_path / "streamed", replace(analyze_settings, stream_blocks=True))
+    streamed, whole = read_analysis(tmp_path / "streamed"), read_analysis(reference_analysis_folder)
+    assert streamed.record.fingerprint == whole.record.fingerprint
+    assert streamed.record.streamed
+    assert not whole.record.streamed
+
+
+def test_text_sampled_from_the_model_is_refused(tmp_path: Path, reference: Path) -> None:
+    with pytest.raises(UserError, match="--stream-blocks needs --calibration with a text"):
+        analyze(open_model(reference), tmp_path / "a", AnalyzeSettings(stream_blocks=True, device="cpu"))
+    assert not (tmp_path / "a").exists()
