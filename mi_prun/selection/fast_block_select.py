@@ -43,15 +43,24 @@ def fast_block_select(
         for index, (start, stop) in enumerate(chosen):
             length = stop - start
             others = chosen[:index] + chosen[index + 1 :]
-            free = [i for i in range(num_blocks - length + 1) if all(i + length < a or i > b for a, b in others)]
-            coarse = sorted(free, key=lambda i: total[i + length] - total[i])[:shortlist]
-            best = min(coarse, key=lambda i: cost[i, i + length], default=start)
+            coarse = _free(others, length, num_blocks)
+            coarse = coarse[np.argsort(total[coarse + length] - total[coarse], kind="stable")[:shortlist]]
+            best = int(coarse[np.argmin(cost[coarse, coarse + length])]) if len(coarse) else start
             if cost[best, best + length] < cost[start, stop]:
                 chosen = sorted([*others, (best, best + length)])
                 objectives.append(objective(cost, _blocks(chosen)))
                 moved = True
                 break
     return Search(_blocks(chosen), tuple(objectives))
+
+
+def _free(others: list[tuple[int, int]], length: int, num_blocks: int) -> NDArray[np.int64]:
+    """Where a run of `length` blocks may start so that it neither overlaps nor touches another run."""
+    taken = np.zeros(num_blocks + 1, dtype=np.int64)
+    for start, stop in others:
+        taken[max(0, start - 1) : stop + 1] = 1  # a run's neighbours are taken too
+    before = np.concatenate([[0], np.cumsum(taken[:num_blocks])])
+    return np.flatnonzero(before[length:] == before[: num_blocks + 1 - length])
 
 
 def _blocks(chosen: list[tuple[int, int]]) -> Dropped:

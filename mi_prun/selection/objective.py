@@ -47,12 +47,16 @@ def best_sets(cost: Costs, k: int, count: int = 1) -> list[tuple[float, Dropped]
     value[num_blocks:, 0, 0] = 0.0
     # How each entry was made: the run's length m (0: block i kept) and which entry of the rest it continues.
     origin = np.zeros((num_blocks + 2, k + 1, count), dtype=np.int64)
+    left = np.arange(k + 1)[:, None] - np.arange(k + 1)  # (r, m): blocks still to drop behind a run of m
     for i in range(num_blocks - 1, -1, -1):
         longest = min(k, num_blocks - i)
+        after = np.minimum(i + np.arange(1, longest + 1) + 1, num_blocks)  # where the rest begins, behind a kept block
         options = np.full((k + 1, longest + 1, count), np.inf)
         options[:, 0] = value[i + 1]
-        for m in range(1, longest + 1):
-            options[m:, m] = cost[i, i + m] + value[i + m + 1 if i + m < num_blocks else num_blocks, : k + 1 - m]
+        rest = value[after, np.maximum(left[:, 1 : longest + 1], 0)]  # (r, m, count)
+        options[:, 1:] = np.where(
+            left[:, 1 : longest + 1, None] >= 0, cost[i, i + 1 : i + longest + 1, None] + rest, np.inf
+        )
         flat = options.reshape(k + 1, -1)
         order = np.argsort(flat, axis=1, kind="stable")[:, :count] if count > 1 else flat.argmin(1)[:, None]
         value[i] = np.take_along_axis(flat, order, axis=1)
