@@ -18,8 +18,10 @@ from mi_prun.selection.objective import Dropped
 
 # Shares of the screening text, which is half of the ranking text.
 FIRST_SHARE = 1 / 4  # for every candidate
-STAGES = ((1 / 2, 1 / 4), (1.0, 1 / 8))  # a larger share, and the share of the candidates that gets it
-FINALISTS = 2  # get the other half of the ranking text too; the share of the candidates that goes on never falls below
+# A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
+# short text must not throw out the best of them.
+STAGES = ((1 / 2, 1 / 4, 6), (1.0, 1 / 8, 3))
+FINALISTS = 2  # get the other half of the ranking text too
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
     evaluator = context.screening
     windows = first_windows(context)
     with progress("re-ranking", count, "sets") as advance:
-        for share, kept in (*STAGES, (1.0, 0.0)):
+        for share, kept, least in (*STAGES, (1.0, 0.0, FINALISTS)):
             losses = evaluator.measure(candidates, windows=windows)
             order = np.argsort([context.value(loss) for loss in losses], kind="stable")
-            keep = min(len(candidates), max(FINALISTS, round(kept * count)))
+            keep = min(len(candidates), max(least, round(kept * count)))
             advance(len(candidates) - keep)
             candidates = [candidates[i] for i in order[:keep]]
             windows = max(windows, round(share * len(evaluator.windows)))
