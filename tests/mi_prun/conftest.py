@@ -130,15 +130,22 @@ def assert_same_as_skipping() -> Callable[..., None]:
 
 @pytest.fixture
 def assert_stock_vllm_says_the_same(tmp_path: Path) -> Callable[..., None]:
-    """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4)."""
+    """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4).
+
+    Further keywords are options of the engine.
+    """
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
 
-    def check(dense: Path, pruned: Path, skipped: Sequence[int], blocks: str = "model.layers") -> None:
+    def check(dense: Path, pruned: Path, skipped: Sequence[int], blocks: str = "model.layers", **engine: Any) -> None:
         (tmp_path / "tokens.json").write_text(json.dumps(TOKENS.tolist()))
         program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(pruned)]
         done = subprocess.run(
-            [*program, str(tmp_path / "tokens.json")], capture_output=True, text=True, timeout=300, check=False
+            [*program, str(tmp_path / "tokens.json"), json.dumps(engine)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2_000:]
         found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
