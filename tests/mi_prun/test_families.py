@@ -193,7 +193,7 @@ ENGINE: dict[str, dict[str, Any]] = {
 }
 # What vLLM's CPU build needs beyond heads of 32, the smallest its attention has.
 CPU_MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}  # the only sizes
-CPU_MOE = {"moe_intermediate_size": 32}  # 16 gives NaN
+CPU_MOE = {"moe_intermediate_size": 32, "intermediate_size": 128}  # smaller ones give NaN
 CPU_CHANGES: dict[str, dict[str, Any]] = {
     # vLLM's window is one token longer than transformers', so none bites; rotary embeddings still tell kinds apart.
     "cohere2": {"sliding_window": 64},
