@@ -144,6 +144,8 @@ def _renamed_module(name: str, family: Family, kept: Sequence[int]) -> str | Non
     for start in (0, *(place + 1 for place, character in enumerate(whole) if character == ".")):
         left_out = whole[:start]
         if block_of(left_out + name, family) is not None:
+            if family.text is not None and "." not in whole[start:]:
+                raise UserError(f"quantization_config names {name!r} without its tower; not supported")
             new = renamed(left_out + name, family, kept)
             return None if new is None else new[len(left_out) :]
     return renamed(name, family, kept)

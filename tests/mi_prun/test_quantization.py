@@ -97,7 +97,10 @@ def test_another_tower_keeps_its_numbers():
     assert ignored("language_model.model.layers.2.mlp") == ["language_model.model.layers.1.mlp"]
     assert ignored("model.language_model.layers.1.mlp") == []
     assert ignored(r"re:.*language_model.*layers\.2\.mlp") == [r"re:.*language_model.*layers\.1\.mlp"]
+    assert ignored("language_model.layers.2.mlp") == ["language_model.layers.1.mlp"]
     assert ignored("re:.*vision_tower.*") == ["re:.*vision_tower.*"]
+    with pytest.raises(UserError, match=r"'layers\.2\.mlp' without its tower"):
+        ignored("layers.2.mlp")
     for pattern in (r"re:.*layers\.2\.mlp", r"re:vision.*layers\.2\."):
         with pytest.raises(UserError, match="about blocks by their number"):
             ignored(pattern)
