@@ -128,9 +128,27 @@ def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool =
         reduced["quantization_config"] = reduce_quantization(
             reduced["quantization_config"],
             lambda number: str(kept.index(int(number))) if int(number) in kept else None,
-            lambda name: renamed(name, family, kept),
+            lambda name: _renamed_module(name, family, kept),
+            tower=None if family.text is None else "language_model",
         )
     return reduced
+
+
+def _renamed_module(name: str, family: Family, kept: Sequence[int]) -> str | None:
+    """As `renamed`, for names that may leave out what stands before the blocks: `layers.7.mlp`.
+
+    >>> _renamed_module("layers.7.mlp", FAMILIES["llama"], (0, 7))
+    'layers.1.mlp'
+    """
+    whole = family.block_prefix
+    for start in (0, *(place + 1 for place, character in enumerate(whole) if character == ".")):
+        left_out = whole[:start]
+        if block_of(left_out + name, family) is not None:
+            if family.text is not None and "." not in whole[start:]:
+                raise UserError(f"quantization_config names {name!r} without its tower; not supported")
+            new = renamed(left_out + name, family, kept)
+            return None if new is None else new[len(left_out) :]
+    return renamed(name, family, kept)
 
 
 def check_config(config: Config) -> None:

@@ -39,6 +39,11 @@ def check_fields(config: Config, family: Family, count: int) -> None:
                 f"config field {field!r} lists {count} values, as many as there are blocks, and is not known for "
                 f"{family.model_type}; if it says nothing of single blocks, --assume-uniform"
             )
+        if field not in NOT_PER_BLOCK and _keyed_by_number(value):
+            raise UserError(
+                f"config field {field!r} has numbers for keys, which may be blocks, and is not known for "
+                f"{family.model_type}; if they are not, --assume-uniform"
+            )
         if field not in HARMLESS | NOT_PER_BLOCK and INDEX_WORDS.search(field) and not _means_nothing(value):
             raise UserError(
                 f"config field {field!r} ({value!r}) may depend on a block's index and is not known for "
@@ -48,8 +53,14 @@ def check_fields(config: Config, family: Family, count: int) -> None:
 
 def _lists_blocks(value: Any, count: int) -> bool:
     if isinstance(value, list):
-        return len(value) == count
+        return len(value) == count or any(_lists_blocks(inner, count) for inner in value)
     return isinstance(value, dict) and any(_lists_blocks(inner, count) for inner in value.values())
+
+
+def _keyed_by_number(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        any(key.isdecimal() for key in value) or any(_keyed_by_number(inner) for inner in value.values())
+    )
 
 
 def _means_nothing(value: Any) -> bool:

@@ -21,7 +21,14 @@ from mi_prun.shard import Shard, TensorInfo, read_shard
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README*")
+# What is taken from the hub: config, weights, and all that comes along (`companions`). The hub tells cases apart.
+HUB_PATTERNS = (
+    "*.json", "*.safetensors", "*.txt", "*.model*", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "README*",
+    *(f"{case}*" for word in ("license", "licence", "notice", "copying")
+      for case in (word, word.upper(), word.title())),
+    "*use_policy*", "*USE_POLICY*", "*acceptable_use*", "*ACCEPTABLE_USE*",
+)  # fmt: skip
+HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")  # the same weights in another layout
 SAMPLE_BYTES = 1024
 
 
@@ -99,7 +106,7 @@ def resolve(reference: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(text, allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {text}: no such folder, and the hub did not give it: {first}") from error

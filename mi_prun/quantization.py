@@ -2,7 +2,8 @@
 
 compressed-tensors' `ignore` and `targets`, FP8's and AWQ's `modules_to_not_convert`, GPTQ's `dynamic`, AutoRound's
 `extra_config`: a module name in any of them, as a value or as a key, is renumbered, and left out where its block is
-dropped. A pattern that spells out one block's number is renumbered too; one that is about several is refused.
+dropped. A pattern that spells out one block's number is renumbered too; one that is about several is refused, and one
+that may be about another tower's block.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ ANY_NUMBER = ("", "*", ".*", ".+", r"\d", r"\d+", r"\d*", "[0-9]+", "[0-9]*", "(
 _DROPPED = object()
 
 
-def reduce_quantization(config: Any, rename_block: Rename, rename: Rename) -> Any:
+def reduce_quantization(config: Any, rename_block: Rename, rename: Rename, *, tower: str | None = None) -> Any:
     """`quantization_config` of the pruned model.
 
     rename: a module's full name in the pruned model, None where its block is dropped.
     rename_block: the same of a block's number, as text.
+    tower: where the model has several towers, what the name of the text model's contains.
     """
 
     def name(text: str) -> Any:
@@ -37,7 +39,8 @@ def reduce_quantization(config: Any, rename_block: Rename, rename: Rename) -> An
         if not fixed:
             return text
         number = fixed[0]["number"]
-        if len(fixed) > 1 or not number.isdecimal():
+        ours = tower is None or tower in text[: fixed[0].start()]
+        if len(fixed) > 1 or not number.isdecimal() or not ours:
             raise UserError(
                 f"quantization_config has the pattern {text!r}, which is about blocks by their number; not supported: "
                 "prune first, then quantise"

@@ -130,15 +130,30 @@ def assert_same_as_skipping() -> Callable[..., None]:
 
 @pytest.fixture
 def assert_stock_vllm_says_the_same(tmp_path: Path) -> Callable[..., None]:
-    """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4)."""
+    """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4).
+
+    Further keywords are options of the engine.
+    """
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
 
-    def check(dense: Path, pruned: Path, skipped: Sequence[int], blocks: str = "model.layers") -> None:
+    def check(
+        dense: Path,
+        pruned: Path,
+        skipped: Sequence[int],
+        blocks: str = "model.layers",
+        *,
+        tolerance: float = 1e-4,
+        **engine: Any,
+    ) -> None:
         (tmp_path / "tokens.json").write_text(json.dumps(TOKENS.tolist()))
         program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(pruned)]
         done = subprocess.run(
-            [*program, str(tmp_path / "tokens.json")], capture_output=True, text=True, timeout=300, check=False
+            [*program, str(tmp_path / "tokens.json"), json.dumps(engine)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2_000:]
         found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
@@ -147,8 +162,8 @@ def assert_stock_vllm_says_the_same(tmp_path: Path) -> Callable[..., None]:
             log_p = torch.log_softmax(logits(dense, skip, blocks)[:, :-1], -1)
             return log_p.gather(-1, TOKENS[:, 1:, None])[..., 0]
 
-        assert (found - chosen(skipped)).abs().max() < 1e-4
-        assert (found - chosen(())).abs().max() > 1e-2  # and not what the dense one says
+        assert (found - chosen(skipped)).abs().max() < tolerance
+        assert (found - chosen(())).abs().max() > max(1e-2, tolerance)  # and not what the dense one says
 
     return check
 

@@ -1,6 +1,7 @@
 """Run as a program: log-probabilities of given tokens, from a folder opened with stock vLLM (no plugin).
 
-python in_vllm.py FOLDER TOKENS.json   prints, as its last line, JSON: log p of each token but the first, per row
+python in_vllm.py FOLDER TOKENS.json OPTIONS   prints, as its last line, JSON: log p of each token but the first, per
+row. OPTIONS is a JSON object: further options of the engine.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def main(folder: str, tokens: list[list[int]]) -> list[list[float]]:
+def main(folder: str, tokens: list[list[int]], options: dict[str, Any]) -> list[list[float]]:
     os.environ.update(
         VLLM_PLUGINS="",
         VLLM_NO_USAGE_STATS="1",
@@ -30,6 +32,7 @@ def main(folder: str, tokens: list[list[int]]) -> list[list[float]]:
         enforce_eager=True,
         max_model_len=64,
         enable_prefix_caching=False,
+        **options,
     )
     wanted = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
     found = engine.generate([{"prompt_token_ids": row} for row in tokens], wanted, use_tqdm=False)
@@ -40,4 +43,4 @@ def main(folder: str, tokens: list[list[int]]) -> list[list[float]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()))))
+    print(json.dumps(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), json.loads(sys.argv[3]))))

@@ -71,6 +71,8 @@ def test_a_count_of_blocks_that_makes_no_sense(count):
     [
         ("gates", [1, 2, 3, 4]),
         ("nested", {"inner": [1, 2, 3, 4]}),
+        ("rows", [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("overrides", {"3": {"heads": 2}}),
         ("attn_layer_period", 8),
         ("cross_attention_interval", 2),
         ("global_attn_every_n_layers", 3),
@@ -87,6 +89,15 @@ def test_an_unknown_field_that_may_be_per_block_is_refused_by_name(field, value)
         reduce_config(config, [0, 1])
     assert reduce_config(config, [0, 1], assume_uniform=True) == config | {"num_hidden_layers": 2}
     assert reduce_config(config, [0, 1, 2, 3]) == config
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field"),
+    [("llama", "layer_types"), ("mistral", "layer_types"), ("granite", "layer_types"), ("granite", "layer_rope_theta")],
+)
+def test_lists_that_only_vllm_reads_are_sliced(model_type, field):
+    config = {"model_type": model_type, "num_hidden_layers": 4, field: ["a", "b", "c", "d"]}
+    assert reduce_config(config, [0, 3]) == config | {"num_hidden_layers": 2, field: ["a", "d"]}
 
 
 def test_assume_uniform_is_recorded(tiny, make_plan, tmp_path):

@@ -255,6 +255,15 @@ def test_a_disk_that_is_too_small_is_refused_before_writing(tiny, make_plan, sma
     assert not list(small_disk.iterdir())
 
 
+def test_a_disk_that_is_read_only_is_one_line(tiny, make_plan, small_disk):
+    dense = tiny("llama")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(UserError, match="is not writable") as caught:
+        write_checkpoint(open_model(dense), make_plan(dense, (1,)), small_disk / "out")
+    assert "\n" not in str(caught.value)
+    assert not list(small_disk.iterdir())
+
+
 def test_a_disk_that_fills_up_while_writing_leaves_nothing(tiny, make_plan, small_disk, monkeypatch):
     dense = tiny("llama", intermediate_size=400)
     # Another process may take the room after it was checked.

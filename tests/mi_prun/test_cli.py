@@ -12,6 +12,7 @@ import pytest
 
 from mi_prun.cli import app
 from mi_prun.console import run_app
+from mi_prun.model import open_model
 from mi_prun.plan import Plan
 
 Run = Callable[..., tuple[int, str, str]]
@@ -132,6 +133,24 @@ def test_a_plan_for_another_model_is_refused(
     assert (status, out) == (2, "")
     assert "is another model" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_with_nothing_dropped_gives_the_tensors_of_the_source(
+    run: Run, reference: Path, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    make_plan(reference, ()).write(tmp_path / "plan.json")
+    status, out, err = run(
+        "apply", reference, tmp_path / "plan.json", "-o", tmp_path / "same", "--max-shard-size", "5MB"
+    )
+    assert (status, err) == (0, ""), out
+    dense, same = open_model(reference), open_model(tmp_path / "same")
+    assert len(same.shards) > 1
+    assert dense.tensors.keys() == same.tensors.keys()
+    for name, (source, was) in dense.tensors.items():
+        path, info = same.tensors[name]
+        assert (info.dtype, info.shape) == (was.dtype, was.shape)
+        assert path.read_bytes()[info.begin : info.end] == source.read_bytes()[was.begin : was.end]
+    assert {key: value for key, value in same.config.items() if key != "mi_prun"} == dense.config
 
 
 @pytest.mark.parametrize("command", ["analyze", "plan", "apply", "prune", "inspect"])

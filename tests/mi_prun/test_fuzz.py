@@ -1,8 +1,12 @@
-"""Mutated headers, indexes, configs and plans end in a right result or in one line, never in a traceback."""
+"""Mutated headers, indexes, configs and plans end in a right result or in one line, never in a traceback.
+
+12,400 of them, at each run: the sum of the `many`s below; `--hypothesis-show-statistics` prints them one by one.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -10,14 +14,17 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from mi_prun.architecture import FAMILIES, block_kinds, num_blocks, reduce_config
 from mi_prun.artefact import Artefact
+from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
+from mi_prun.inspection import verify
 from mi_prun.manifest import Manifest
 from mi_prun.model import INDEX_NAME, ModelIdentity, identity_of, open_model
-from mi_prun.plan import Plan
+from mi_prun.plan import Plan, kept_blocks
 from mi_prun.shard import read_shard
 
 HEADER = {
@@ -129,17 +136,19 @@ def test_header_of_a_shard(tmp_path_factory, header, data):
     check_shard(path)
 
 
-@pytest.fixture(scope="module")
+def header_of(file: str) -> dict[str, Any]:
+    """The blocks lie in the first shard, the rest in the second."""
+    if file == ONE:
+        return {name: entry for name, entry in HEADER.items() if "layers" in name}
+    return {"model.norm.weight": HEADER["model.norm.weight"] | {"data_offsets": [0, 8]}}
+
+
+@pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("folder")
-    for file, names in ((ONE, list(HEADER)[:2]), (TWO, list(HEADER)[2:])):
-        first = HEADER[names[0]]["data_offsets"][0]
-        header = {
-            name: HEADER[name] | {"data_offsets": [end - first for end in HEADER[name]["data_offsets"]]}
-            for name in names
-        }
-        text = json.dumps(header).encode()
-        data = DATA[first : HEADER[names[-1]]["data_offsets"][1]]
+    path = tmp_path_factory.mktemp("fuzz") / "folder"
+    path.mkdir()
+    for file, data in ((ONE, DATA[:32]), (TWO, DATA[32:])):
+        text = json.dumps(header_of(file)).encode()
         (path / file).write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
 
@@ -171,6 +180,40 @@ def test_index_and_config_of_a_folder(folder, which, data):
     assert identity.block_parameters == (6, 4)
 
 
+@many(400)
+@given(st.sampled_from(["header", "index", "config"]), st.sampled_from([(0,), (1,), ()]), st.data())
+def test_a_checkpoint_is_written_right_or_not_at_all(folder, which, dropped, data):
+    """The whole way, from a mutated folder to a verified one: each tensor has the bytes of the one it stands for."""
+    text = json.dumps(data.draw(mutated(header_of(ONE))) if which == "header" else header_of(ONE)).encode()
+    (folder / ONE).write_bytes(struct.pack("<Q", len(text)) + text + DATA[:32])
+    (folder / INDEX_NAME).write_text(json.dumps(data.draw(mutated(INDEX)) if which == "index" else INDEX))
+    (folder / "config.json").write_text(json.dumps(data.draw(mutated(CONFIG)) if which == "config" else CONFIG))
+    out = folder.parent / "pruned"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        model = open_model(folder)
+        identity = identity_of(model)
+        kept = kept_blocks(identity.num_blocks, dropped)
+        try:
+            plan = Plan(dense=identity, dropped=dropped, kept=kept, method="m")
+        except ValidationError:  # fewer blocks than there were
+            return
+        write_checkpoint(model, plan, out, max_shard_bytes=24)
+    except UserError as error:
+        assert_one_line(error)
+        assert not out.exists()
+        return
+    verify(out)
+    wanted = {f"model.layers.{new}.w": f"model.layers.{block}.w" for new, block in enumerate(kept)}
+    wanted["model.norm.weight"] = "model.norm.weight"
+    dense, pruned = model.tensors, open_model(out).tensors
+    assert pruned.keys() == wanted.keys()
+    for new, old in wanted.items():
+        (path, info), (source, was) = pruned[new], dense[old]
+        assert (info.dtype, info.shape) == (was.dtype, was.shape)
+        assert path.read_bytes()[info.begin : info.end] == source.read_bytes()[was.begin : was.end]
+
+
 @many(3_000)
 @given(st.sampled_from(sorted(FAMILIES)), st.data())
 def test_a_config_is_reduced_or_refused(model_type, data):
@@ -181,6 +224,8 @@ def test_a_config_is_reduced_or_refused(model_type, data):
     config = data.draw(mutated(CONFIGS[model_type]))
     before = json.dumps(config)
     kept = data.draw(st.lists(st.integers(0, 40), max_size=40, unique=True).map(sorted))
+    if data.draw(st.booleans()):  # else most lists would be refused, and nothing else be tried
+        kept = [block for block in kept if block < num_blocks(CONFIGS[model_type])]
     try:
         reduced = reduce_config(config, kept)
     except UserError as error:
@@ -189,6 +234,22 @@ def test_a_config_is_reduced_or_refused(model_type, data):
     finally:
         assert json.dumps(config) == before
     assert num_blocks(reduced) == len(kept) == len(block_kinds(reduced))
+    assert_transformers_agrees(config, reduced, kept)
+
+
+def assert_transformers_agrees(dense: dict[str, Any], reduced: dict[str, Any], kept: list[int]) -> None:
+    """What transformers makes of the reduced config is what it makes of the dense one, at the kept blocks."""
+    from transformers import AutoConfig
+
+    try:
+        was = AutoConfig.for_model(**dense)
+    except Exception:  # nothing that opens; whatever transformers raises
+        return
+    now = AutoConfig.for_model(**reduced)
+    was, now = was.get_text_config(), now.get_text_config()
+    for field in ("layer_types", "no_rope_layers", "layers_block_type"):
+        if (values := getattr(was, field, None)) is not None:
+            assert getattr(now, field) == [values[block] for block in kept]
 
 
 CONFIGS: dict[str, Any] = {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -75,7 +76,9 @@ def test_the_card_and_the_map_say_the_same(pruned):
     card = (pruned / "README.md").read_text()
     assert "| perplexity | 12.25 | 14.5 |" in card
     assert "FfFSsS" in card
+    assert "![block map](block_map.svg)" in card
     svg = (pruned / "block_map.svg").read_text()
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     assert "block 4: dropped, sliding_attention" in svg
     assert svg.count(": kept, ") == 4
 

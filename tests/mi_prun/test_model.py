@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun.companions import companions
 from mi_prun.errors import UserError
-from mi_prun.model import INDEX_NAME, identity_of, open_model
+from mi_prun.model import HUB_IGNORED, HUB_PATTERNS, INDEX_NAME, identity_of, open_model
 
 
 @pytest.fixture
@@ -164,3 +165,24 @@ def test_links_of_the_hub_cache_are_followed(dense, tmp_path):
     for file in (cache / "blobs").iterdir():
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
     assert open_model(snapshot).num_blocks == 6
+
+
+def test_what_is_taken_from_the_hub(tmp_path):
+    """Config, weights, and whatever a pruned checkpoint takes along; not the same weights twice, no code, no pickle."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    along = [
+        "tokenizer.model.v3", "qwen.tiktoken", "spiece.model", "merges.txt", "bpe.codes", "tekken.json",
+        "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json",
+        "preprocessor_config.json", "LICENSE", "licence.md", "Notice.txt", "COPYING", "USE_POLICY.md",
+    ]  # fmt: skip
+    for name in along:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert companions(tmp_path) == sorted(along)
+    weights = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md"]
+    behind = ["original/model.safetensors", "consolidated.safetensors", "modeling_x.py", "pytorch_model.bin", "x.gguf"]
+    taken = filter_repo_objects(
+        [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
+    )
+    assert set(taken) == {*along, *weights}

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +44,10 @@ def reduced(quantization: object) -> object:
             {"modules_to_not_convert": ["model.layers.10.self_attn.q_proj", "lm_head", "gate"]},
         ),
         ({"modules_to_not_convert": None, "bits": 4}, {"modules_to_not_convert": None, "bits": 4}),
+        (  # what stands before the blocks left out
+            {"modules_to_not_convert": ["layers.2.mlp", "layers.3.mlp.gate", "vision.layers.3.mlp", "mylayers.3"]},
+            {"modules_to_not_convert": ["layers.2.mlp.gate", "vision.layers.3.mlp", "mylayers.3"]},
+        ),
         (  # MXFP4 of GPT-OSS
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
@@ -76,6 +84,44 @@ def test_a_pattern_about_several_blocks_is_refused(pattern):
         reduced({"ignore": [pattern]})
 
 
+def test_another_tower_keeps_its_numbers():
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 4}
+    config = {"model_type": "gemma3", "text_config": text}
+
+    def ignored(name: str) -> list[str]:
+        return reduce_config(config | {"quantization_config": {"ignore": [name]}}, [0, 2])["quantization_config"][
+            "ignore"
+        ]
+
+    assert ignored("vision_tower.encoder.layers.2.mlp") == ["vision_tower.encoder.layers.2.mlp"]
+    assert ignored("language_model.model.layers.2.mlp") == ["language_model.model.layers.1.mlp"]
+    assert ignored("model.language_model.layers.1.mlp") == []
+    assert ignored(r"re:.*language_model.*layers\.2\.mlp") == [r"re:.*language_model.*layers\.1\.mlp"]
+    assert ignored("language_model.layers.2.mlp") == ["language_model.layers.1.mlp"]
+    assert ignored("re:.*vision_tower.*") == ["re:.*vision_tower.*"]
+    with pytest.raises(UserError, match=r"'layers\.2\.mlp' without its tower"):
+        ignored("layers.2.mlp")
+    for pattern in (r"re:.*layers\.2\.mlp", r"re:vision.*layers\.2\."):
+        with pytest.raises(UserError, match="about blocks by their number"):
+            ignored(pattern)
+
+
+@pytest.mark.parametrize("names", [["qweight", "qzeros", "scales", "g_idx"], ["qweight", "qzeros", "scales"]])
+def test_packed_layouts_of_gptq_and_awq_travel(tiny, make_plan, tmp_path, names):
+    dense = tiny("llama")
+    tensors = {name: t for name, t in load_file(dense / "model.safetensors").items() if "up_proj" not in name}
+    for block in range(6):
+        for name in names:
+            tensors[f"model.layers.{block}.mlp.up_proj.{name}"] = torch.arange(block, block + 4, dtype=torch.int32)
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
+    found = load_file(tmp_path / "pruned/model.safetensors")
+    for new, old in enumerate((1, 3, 4, 5)):
+        for name in names:
+            assert found[f"model.layers.{new}.mlp.up_proj.{name}"].tolist() == list(range(old, old + 4))
+    assert sum("up_proj" in name for name in found) == 4 * len(names)
+
+
 def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
     dense = tiny("llama", dtype=torch.bfloat16)
     tensors = {}
@@ -103,6 +149,96 @@ def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
     written = json.loads((tmp_path / "pruned/config.json").read_text())["quantization_config"]
     assert written["modules_to_not_convert"] == ["lm_head", "model.layers.3.mlp.gate"]
     verify(tmp_path / "pruned")
+
+
+def quantise(dense: Path, kind: str, ignore: list[str]) -> None:
+    """W8A8 as llm-compressor writes it without data: weights by output channel, activations by token as they come."""
+    tensors = {}
+    for name, tensor in load_file(dense / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if not module.endswith("_proj") or module in ignore:
+            tensors[name] = tensor
+            continue
+        largest, dtype = (127, torch.int8) if kind == "int" else (448, torch.float8_e4m3fn)
+        scale = tensor.float().abs().amax(1, keepdim=True) / largest
+        steps = (tensor.float() / scale).clamp(-largest, largest)
+        tensors[name] = (steps.round() if kind == "int" else steps).to(dtype)
+        tensors[f"{module}.weight_scale"] = scale.to(tensor.dtype)
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    what = {"num_bits": 8, "type": kind, "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**what, "strategy": "channel", "dynamic": False},
+        "input_activations": {**what, "strategy": "token", "dynamic": True},
+    }
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": f"{kind}-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head", *ignore],
+    }
+    (dense / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(tiny, make_plan, assert_same_as_skipping, tmp_path, kind):
+    """Block 4 has a module that is not quantised: were its name not to follow it to block 2, loading would go wrong."""
+    pytest.importorskip("compressed_tensors")
+    dense = tiny("llama")
+    quantise(dense, kind, ["model.layers.4.mlp.down_proj"])
+    write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
+    assert_same_as_skipping(dense, tmp_path / "pruned", (0, 2))
+    ignored = json.loads((tmp_path / "pruned/config.json").read_text())["quantization_config"]["ignore"]
+    assert ignored == ["lm_head", "model.layers.2.mlp.down_proj"]
+    verify(tmp_path / "pruned")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-4), ("int", 0.3)])
+def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_runs_on_stock_vllm(
+    tiny, make_plan, assert_stock_vllm_says_the_same, tmp_path, kind, tolerance
+):
+    """FP8 by default; int8, where vLLM rounds activations in its own way, with MI_PRUN_ALL_FAMILIES=1."""
+    if kind == "int" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
+        pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries int8 on vLLM too")
+    dense = tiny("llama", hidden_size=128, head_dim=32, intermediate_size=128)
+    quantise(dense, kind, ["model.layers.4.mlp.down_proj"])
+    write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
+    assert_stock_vllm_says_the_same(dense, tmp_path / "pruned", (0, 2), tolerance=tolerance)
+
+
+@pytest.mark.engine
+def test_the_documented_way_to_quantise_a_pruned_checkpoint(
+    reference, make_plan, assert_stock_vllm_says_the_same, tmp_path
+):
+    """The Python of docs/quantization.md, run as it stands by an interpreter that has llm-compressor."""
+    program = os.environ.get("MI_PRUN_LLM_COMPRESSOR")
+    if not program:
+        pytest.skip("MI_PRUN_LLM_COMPRESSOR names no interpreter that has llm-compressor")
+    text = (Path(__file__).parents[2] / "docs/quantization.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    write_checkpoint(open_model(reference), make_plan(reference, (3, 4, 8)), tmp_path / "pruned")
+    subprocess.run([program, "-c", code], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": ""})
+    written = load_file(tmp_path / "quantised/model.safetensors")
+    assert written["model.layers.8.mlp.up_proj.weight"].dtype == torch.float8_e4m3fn
+    assert_stock_vllm_says_the_same(reference, tmp_path / "quantised", (3, 4, 8), tolerance=1.0)
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_pruning_and_quantising_change_places(tiny, make_plan, tmp_path, kind):
+    """Quantised then pruned, and pruned then quantised, give the same bytes."""
+    first, second = tiny("llama", folder="first"), tiny("llama", folder="second")
+    quantise(first, kind, ["model.layers.4.mlp.down_proj"])
+    write_checkpoint(open_model(first), make_plan(first, (0, 2)), tmp_path / "one")
+    write_checkpoint(open_model(second), make_plan(second, (0, 2)), tmp_path / "two")
+    quantise(tmp_path / "two", kind, ["model.layers.2.mlp.down_proj"])
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name].view(torch.uint8), two[name].view(torch.uint8)) for name in one)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("one", "two")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
 
 
 def test_a_quantisation_that_only_its_own_file_describes_is_refused(tiny, make_plan, tmp_path):
