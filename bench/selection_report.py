@@ -88,8 +88,8 @@ def page(groups: Sequence[Group]) -> str:
         "Made by `python -m bench.selection_report`; do not edit. The records and the command that makes them are in "
         "`bench/results/selection/`; what follows from them is in `selection.md`.",
         f"Machine: {first.machine.cpu}, {first.machine.cores} cores; torch {first.versions['torch']}, transformers "
-        f"{first.versions['transformers']}. Calibration: {first.calibration_tokens:,} tokens in each of the parts "
-        f"scoring and ranking, windows of {first.window_tokens}; {len({r.seed for r in groups[0].rows})} seeds, each "
+        f"{first.versions['transformers']}. Calibration: {first.calibration_tokens:,} tokens of ranking text and a "
+        f"quarter as many for the one pass, windows of {first.window_tokens}; {len({r.seed for r in groups[0].rows})} seeds, each "
         "with text of its own. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets compared "
         "by their measured loss.",
         "## All together",

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.calibration import SELF
 from mi_prun.evaluator import Evaluator, Loss, Memory
+from mi_prun.selection.shrinkage import shrunk_cross_entropy
 
 Criterion = Literal["ce", "kl"]
 T = TypeVar("T")
@@ -92,6 +95,13 @@ class Context:
             self.derived[name] = make()
         found: T = self.derived[name]
         return found
+
+    def values(self, by_window: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(sets,) what to compare sets by, from losses by window (sets, windows, 2): the criterion, less its noise."""
+        values: NDArray[np.float64] = (
+            by_window[..., 0].mean(1) if self.criterion == "kl" else shrunk_cross_entropy(by_window)
+        )
+        return values
 
     @property
     def passes(self) -> float:

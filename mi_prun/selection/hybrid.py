@@ -61,8 +61,8 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     half = max(1, (count + 1) // 2)
     chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:half]
     for number in range(ROUNDS, 0, -1):
-        losses = context.screening.measure(chosen, windows=first_windows(context))
-        values = np.array([context.value(loss) for loss in losses])
+        by_window = context.screening.by_window(chosen, windows=first_windows(context))
+        values = context.values(by_window) / (context.screening.windows.shape[1] - 1)
         leaders = [chosen[i] for i in np.argsort(values, kind="stable")[:LEADERS]]
         pool = [*ranked, *(near for leader in leaders for near in swaps(leader, context.num_blocks))]
         pool = [dropped for dropped in dict.fromkeys(pool) if dropped not in set(chosen)]

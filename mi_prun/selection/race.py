@@ -20,8 +20,8 @@ from mi_prun.selection.objective import Dropped
 FIRST_SHARE = 1 / 4  # for every candidate
 # A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
 # short text must not throw out the best of them.
-STAGES = ((1 / 2, 1 / 4, 6), (1.0, 1 / 8, 3))
-FINALISTS = 2  # get the other half of the ranking text too
+STAGES = ((1 / 2, 5 / 12, 10), (1.0, 1 / 4, 6))
+FINALISTS = 4  # get the other half of the ranking text too
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
     windows = first_windows(context)
     with progress("re-ranking", count, "sets") as advance:
         for share, kept, least in (*STAGES, (1.0, 0.0, FINALISTS)):
-            losses = evaluator.measure(candidates, windows=windows)
-            order = np.argsort([context.value(loss) for loss in losses], kind="stable")
+            order = np.argsort(context.values(evaluator.by_window(candidates, windows=windows)), kind="stable")
             keep = min(len(candidates), max(least, round(kept * count)))
             advance(len(candidates) - keep)
             candidates = [candidates[i] for i in order[:keep]]
