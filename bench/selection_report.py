@@ -88,10 +88,9 @@ def page(groups: Sequence[Group]) -> str:
         "Made by `python -m bench.selection_report`; do not edit. The records and the command that makes them are in "
         "`bench/results/selection/`; what follows from them is in `selection.md`.",
         f"Machine: {first.machine.cpu}, {first.machine.cores} cores; torch {first.versions['torch']}, transformers "
-        f"{first.versions['transformers']}. Calibration: {first.calibration_tokens:,} tokens of ranking text and a "
-        f"quarter as many for the one pass, windows of {first.window_tokens}; {len({r.seed for r in groups[0].rows})} seeds, each "
-        "with text of its own. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets compared "
-        "by their measured loss.",
+        f"{first.versions['transformers']}. {len({row.seed for row in groups[0].rows})} seeds, each with text of its own to "
+        "calibrate on. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets compared by their "
+        "measured loss.",
         "## All together",
         "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is first or tied "
         "within the spread over seeds. Ratio: perplexity over the optimum's, where it is known. Passes: forward passes "
@@ -102,8 +101,9 @@ def page(groups: Sequence[Group]) -> str:
         rows = group.rows
         parts += [
             f"## {group.model} ({group.num_blocks} blocks), {group.text}",
-            f"Dense perplexity {rows[0].dense_perplexity:.2f} on {rows[0].evaluation_tokens:,} tokens. Mean ratio to "
-            "the optimum over seeds ± standard deviation, and rank in brackets"
+            f"Dense perplexity {rows[0].dense_perplexity:.2f} on {rows[0].evaluation_tokens:,} tokens; ranking text of "
+            f"{rows[0].calibration_tokens:,} tokens, a quarter as many for the one pass, windows of "
+            f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
             + ("" if all(group.reference(k)[1] for k in group.ks) else "; k*: to the best set found, optimum unknown")
             + ".",
             _one(group),

@@ -107,8 +107,8 @@ def _calibration(dense: ModelFolder, model: BlockModel | None, settings: Analyze
         load_tokenizer(dense),
         window_tokens=settings.window_tokens or context_tokens(dense),
         scoring_tokens=settings.scoring_tokens,
-        ranking_tokens=settings.ranking_tokens or settings.scoring_tokens,
-        held_out_tokens=settings.held_out_tokens or settings.scoring_tokens,
+        ranking_tokens=settings.ranking_tokens or 4 * settings.scoring_tokens,
+        held_out_tokens=settings.held_out_tokens or 2 * settings.scoring_tokens,
         seed=settings.seed,
         model=None if model is None else model.model,
     )

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class AnalyzeSettings:
     """projection: dimensions p each boundary state is projected to. noise: variance of the observation noise, in mean
     variances per dimension of the observed state. window_tokens: None takes the model's context, capped.
-    batch_tokens: None fits the device. ranking_tokens and held_out_tokens: None takes as many as scoring_tokens.
+    batch_tokens: None fits the device. ranking_tokens, held_out_tokens: None takes four times and twice as many as
+    scoring_tokens: a loss is noisier than a covariance.
     stream_blocks: have one block in memory at a time.
     """
 
     calibration: str = "self"
-    scoring_tokens: int = 8_192
+    scoring_tokens: int = 4_096
     ranking_tokens: int | None = None
     held_out_tokens: int | None = None
     window_tokens: int | None = None

@@ -28,7 +28,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 def test_two_processes_find_what_one_finds(
     tmp_path: Path, reference: Path, harbour: Path, reference_analysis_folder: Path, streamed: bool
 ) -> None:
-    options = ["--calibration", str(harbour), "--tokens", "1024", "--window", "64", "--device", "cpu"]
+    options = ["--calibration", str(harbour), "--tokens", "256", "--window", "64", "--device", "cpu"]
     done = torchrun(
         "analyze", str(reference), *options, "-o", str(tmp_path / "a"), *(["--stream-blocks"] if streamed else [])
     )
