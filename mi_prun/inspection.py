@@ -101,6 +101,11 @@ def verify(folder: Path) -> None:
     for name, digest in manifest.files.items():
         if sha256_of(folder / name) != digest.sha256:
             raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs)")
+    verify_structure(folder, manifest)
+
+
+def verify_structure(folder: Path, manifest: Manifest) -> None:
+    """Config and tensors against the plan, by the headers alone. Raises UserError with the first fault."""
     _verify_config(folder, manifest)
     if manifest.weights == "materialized":
         _verify_tensors(folder, manifest)
