@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,6 +20,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mi_prun.errors import UserError
+from mi_prun.model import resolve
 
 logger = init_logger("vllm.mi_prun.draft")
 
@@ -38,17 +38,23 @@ def target_of(base: str) -> nn.Module | None:
 
 
 def _key(reference: str) -> str:
-    path = Path(reference)
-    return str(path.resolve()) if path.is_dir() else reference
+    """The folder: where the hub is out of reach, vLLM puts a hub id's folder in the place of the id."""
+    try:
+        return str(resolve(reference).resolve())
+    except UserError:
+        return reference
+
+
+def has_draft(vllm_config: Any) -> bool:
+    """Whether one model drafts for another in this engine."""
+    speculative = vllm_config.speculative_config
+    return speculative is not None and speculative.method == "draft_model"
 
 
 def is_draft(vllm_config: Any, model_config: Any) -> bool:
     """Whether the model is loaded as the draft of another."""
-    speculative = vllm_config.speculative_config
-    return (
-        speculative is not None
-        and speculative.method == "draft_model"
-        and speculative.draft_model_config.model == model_config.model
+    return has_draft(vllm_config) and bool(
+        vllm_config.speculative_config.draft_model_config.model == model_config.model
     )
 
 

@@ -28,8 +28,7 @@ from mi_prun.manifest import ConfigEntry, read_config_entry
 from mi_prun.model import read_config, resolve
 from vllm_ext import draft, fault
 from vllm_ext.kept_weights import Reading, kept_weights
-
-LOAD_FORMAT = "mi_prun"
+from vllm_ext.plugin import LOAD_FORMAT
 
 # vLLM's log handlers hang on the logger `vllm`.
 logger = init_logger("vllm.mi_prun.loader")
@@ -60,7 +59,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
                     return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)
         model: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
-        if entry is None:
+        if entry is None and draft.has_draft(vllm_config):
             draft.remember_target(model_config.model, model)
         return model
 
