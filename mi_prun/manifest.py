@@ -30,6 +30,7 @@ class Manifest(Artefact):
 
     weight_bytes: of the tensors that the pruned model has, whether they lie in the folder or in the dense model's.
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
+    structure_sha256: of every tensor's name, dtype and shape in the pruned model (`model.structure_digest`).
     assume_uniform: config fields that are not known passed, on the user's word that all blocks are alike.
     """
 
@@ -41,6 +42,7 @@ class Manifest(Artefact):
     dense_weight_bytes: int
     files: dict[str, FileDigest]
     block_kinds: tuple[str, ...] = ()
+    structure_sha256: str | None = None
     assume_uniform: bool = False
     tool_version: str = __version__
 

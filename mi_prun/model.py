@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -231,3 +232,11 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
         config_sha256=hashlib.sha256(config.encode()).hexdigest(),
         weights_sha256=digest.hexdigest(),
     )
+
+
+def structure_digest(tensors: Mapping[str, TensorInfo]) -> str:
+    """Of each tensor's name, dtype and shape, sorted by name: whether an engine's model has a place for each."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}\0{tensors[name].dtype}\0{tensors[name].shape}\0".encode())
+    return digest.hexdigest()
