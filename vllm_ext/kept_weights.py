@@ -1,22 +1,33 @@
 """The tensors of a pruned model, out of the folder that has them, under their new names.
 
 A tensor of a dropped block is skipped by its name, before a byte of it is read; a file that holds no wanted tensor is
-not opened. The names follow `mi_prun.architecture.renamed`, as those of the checkpoint writer do. The files are mapped
-into memory, as vLLM's own loader does: the pages of a tensor are read when it is copied into the model.
+not opened. The names follow `mi_prun.architecture.renamed`, as those of the checkpoint writer do. Tensors are read
+whole, in the order of their bytes. They are not mapped into memory: the kernel would read ahead into what lies beside
+them, as much as several megabytes of it.
 """
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from mi_prun.architecture import Config, check_kept, family_of, num_blocks, renamed
 from mi_prun.errors import UserError
 from mi_prun.model import SINGLE_NAME, read_weight_map
+from mi_prun.shard import TensorInfo, read_shard
+
+TORCH_DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
+    "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
+    "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+}  # fmt: skip
 
 Wanted = Callable[[str], bool]
 """Whether this process needs a tensor, by its name in the pruned model."""
@@ -62,20 +73,42 @@ def kept_weights(
             reading.files_skipped.append(file)
             continue
         reading.files.append(file)
-        try:
-            with safe_open(folder / file, framework="pt") as shard:
-                for name in names:
-                    new = new_name(name)
-                    if new is None:
-                        reading.tensors_skipped += 1
-                        continue
-                    tensor = shard.get_tensor(name)
-                    reading.last = f"{new!r} of shape {list(tensor.shape)}"
-                    reading.tensors += 1
-                    reading.bytes += tensor.nbytes
-                    yield new, tensor
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot read {folder / file}: {error}") from error
+        shard = read_shard(folder / file)
+        if absent := sorted(set(names) - shard.tensors.keys()):
+            raise UserError(f"model {folder}: the index says {absent[0]!r} lies in {file}, but it does not")
+        with shard.path.open("rb", buffering=0) as source:
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+            for info in shard.tensors.values():
+                new = new_name(info.name)
+                if new is None:
+                    reading.tensors_skipped += 1
+                    continue
+                tensor = _read(source, shard.path, info)
+                reading.last = f"{new!r} of shape {list(tensor.shape)}"
+                reading.tensors += 1
+                reading.bytes += info.num_bytes
+                yield new, tensor
+
+
+def _read(source: io.FileIO, path: Path, info: TensorInfo) -> torch.Tensor:
+    dtype = TORCH_DTYPES.get(info.dtype)
+    if dtype is None:  # packed below a byte, or newer than this table: the library knows
+        with safe_open(path, framework="pt") as shard:
+            found: torch.Tensor = shard.get_tensor(info.name)
+            return found
+    data = torch.empty(info.num_bytes, dtype=torch.uint8)
+    view: memoryview[int] = data.numpy().data
+    done = 0
+    try:
+        source.seek(info.begin)
+        while done < info.num_bytes:
+            count = source.readinto(view[done:])
+            if not count:
+                raise UserError(f"cannot read {path}: it ends inside tensor {info.name!r}")
+            done += count
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return data.view(dtype).view(info.shape)
 
 
 def _files(folder: Path) -> dict[str, list[str]]:
@@ -84,8 +117,7 @@ def _files(folder: Path) -> dict[str, list[str]]:
     if weight_map is None:
         if not (folder / SINGLE_NAME).is_file():
             raise UserError(f"model {folder} has no weights ({SINGLE_NAME} or an index)")
-        with safe_open(folder / SINGLE_NAME, framework="pt") as shard:
-            return {SINGLE_NAME: list(shard.keys())}
+        return {SINGLE_NAME: list(read_shard(folder / SINGLE_NAME).tensors)}
     files: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         files.setdefault(file, []).append(name)
