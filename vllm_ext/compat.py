@@ -33,27 +33,41 @@ def check_version() -> None:
         raise UserError(f"vLLM {found} is not supported; supported are {low} to {high}")
 
 
+# Where each version has it, the newest first. `requirements/check_vllm.py` checks these against released versions.
+SERVER_MODULES = (
+    "vllm.entrypoints.launchers.api_server.entry",  # from 0.32
+    "vllm.entrypoints.openai.api_server",
+)
+ARGUMENTS_MODULES = (
+    "vllm.entrypoints.common.cli_args",  # from 0.33
+    "vllm.entrypoints.launchers.cli_args",  # 0.32
+    "vllm.entrypoints.openai.cli_args",
+)
+PARSER_MODULES = ("vllm.utils.argparse_utils", "vllm.utils")
+
+
 def server_module() -> ModuleType:
     """The module with `run_server` and the `build_app` that it calls."""
-    try:
-        return importlib.import_module("vllm.entrypoints.launchers.api_server.entry")
-    except ModuleNotFoundError:  # before 0.32
-        return importlib.import_module("vllm.entrypoints.openai.api_server")
+    return _first_of(SERVER_MODULES)
 
 
 def arguments_module() -> ModuleType:
     """The module with `make_arg_parser` and `validate_parsed_serve_args`."""
-    try:
-        return importlib.import_module("vllm.entrypoints.launchers.cli_args")
-    except ModuleNotFoundError:
-        return importlib.import_module("vllm.entrypoints.openai.cli_args")
+    return _first_of(ARGUMENTS_MODULES)
 
 
 def parser_class() -> type:
-    """vLLM's own argument parser (it moved between versions)."""
-    try:
-        module = importlib.import_module("vllm.utils.argparse_utils")
-    except ModuleNotFoundError:
-        module = importlib.import_module("vllm.utils")
-    found: type = module.FlexibleArgumentParser
+    """vLLM's own argument parser."""
+    found: type = _first_of(PARSER_MODULES).FlexibleArgumentParser
     return found
+
+
+def _first_of(names: tuple[str, ...]) -> ModuleType:
+    """A module that is there but cannot import another one is an error, not one that is elsewhere."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not name.startswith(str(error.name)):
+                raise
+    raise UserError(f"vLLM {vllm_version()} has none of {', '.join(names)}; it is not as this release knows it")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mi_prun.errors import UserError
@@ -31,3 +34,19 @@ def test_versions_outside_the_range_are_refused(monkeypatch: pytest.MonkeyPatch,
         return
     with pytest.raises(UserError, match=rf"vLLM {found} is not supported; supported are 0\.25 to 0\.33"):
         compat.check_version()
+
+
+def test_the_first_place_that_is_there_is_taken() -> None:
+    assert compat._first_of(("json.nowhere", "nowhere.at.all", "json.decoder")).__name__ == "json.decoder"
+
+
+def test_a_module_that_cannot_import_another_is_not_taken_for_absent(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "broken_here.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        compat._first_of(("broken_here", "json"))
+
+
+def test_nowhere_at_all_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"has none of json\.nowhere; it is not as this release knows it"):
+        compat._first_of(("json.nowhere",))

@@ -1,0 +1,129 @@
+"""The pruned model as the draft of the dense one, on real vLLM: the dense answers, on the dense weights."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+DROPPED = (3, 7)
+DRAFT_TOKENS = 3
+PROMPTS = 200
+SAMPLES = 3_000
+TOP_K = 4
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def prompts(reference: Path) -> list[list[int]]:
+    """Token ids: pieces of this repository's licence, of many lengths and beginnings."""
+    from transformers import AutoTokenizer
+
+    text = (reference.parents[1] / "LICENSE").read_text()
+    tokens: list[int] = AutoTokenizer.from_pretrained(reference)(text)["input_ids"]
+    chance = random.Random(5)
+    starts = [chance.randrange(len(tokens) - 64) for _ in range(PROMPTS)]
+    return [tokens[start : start + chance.randint(4, 48)] for start in starts]
+
+
+@pytest.fixture(scope="module")
+def said(
+    in_engine: Callable[..., Any],
+    prune: Callable[..., Path],
+    reference: Path,
+    prompts: list[list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """One engine with a draft and one without, on the same prompts; then many samples of one prompt, drafted."""
+    draft = prune(reference, tmp_path_factory.mktemp("draft") / "draft", DROPPED, virtual=True)
+    engine = {"load_format": "mi_prun", "max_model_len": 128, "max_num_seqs": 64, "disable_log_stats": False}
+    speculative = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": DRAFT_TOKENS}
+    drafting = engine | {"speculative_config": speculative, "worker_extension_cls": "in_engine.Extension"}
+    greedy = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    sampled = {"max_tokens": 3, "temperature": 1.0, "top_k": TOP_K, "ignore_eos": True, "seed": 1, "n": SAMPLES}
+    dense = {"model": str(reference), "prompts": prompts, "engine": engine, "sampling": greedy}
+    calls = [{"prompts": prompts, "sampling": greedy}, {"prompts": prompts[:1], "sampling": sampled}]
+    found = in_engine([dense, dense | {"engine": drafting, "calls": calls, "memory": True}], drafts=True)
+    return {"dense": found["results"][0], "drafted": found["results"][1], "held": found["held"]}
+
+
+def test_greedy_answers_are_the_dense_models_token_for_token(said: dict[str, Any]) -> None:
+    dense, drafted = said["dense"]["tokens"], said["drafted"]["tokens"]
+    assert len(dense) == len(drafted) == PROMPTS
+    assert all(len(tokens) == 24 for outputs in dense for tokens in outputs)
+    assert drafted == dense
+
+
+def test_some_drafted_tokens_are_accepted_and_some_are_not(said: dict[str, Any]) -> None:
+    """Else the test above would say nothing of acceptance, or of rejection."""
+    metrics = said["drafted"]["metrics"]
+    drafted, accepted = (metrics[f"vllm:spec_decode_num_{name}_tokens"] for name in ("draft", "accepted"))
+    assert 0.2 * drafted < accepted < 0.98 * drafted
+
+
+def test_weights_are_in_memory_once(said: dict[str, Any]) -> None:
+    memory = said["drafted"]["memory"]
+    assert memory["target_bytes"] > 10_000_000
+    assert memory["together_bytes"] - memory["target_bytes"] < 1_000  # scales of the attention, a few bytes a block
+    assert memory["own_leaves"] == ["Attention"]
+
+
+def test_there_is_no_second_copy_while_it_is_built(said: dict[str, Any]) -> None:
+    assert said["held"] == [0]
+
+
+def test_it_has_a_kv_cache_of_its_own(said: dict[str, Any]) -> None:
+    memory = said["drafted"]["memory"]
+    caches = [*memory["target_caches"].values(), *memory["draft_caches"].values()]
+    assert len(memory["target_caches"]) == 12
+    assert len(memory["draft_caches"]) == 10
+    assert len(set(caches)) == 22
+    assert not memory["target_caches"].keys() & memory["draft_caches"].keys()
+
+
+@torch.inference_mode()
+def probabilities(model: Any, prompt: list[int]) -> dict[tuple[int, ...], float]:
+    """Of each sequence of three tokens, sampled from the TOP_K likeliest at temperature 1."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(3):
+        rows = torch.tensor([[*prompt, *tokens] for tokens in found])
+        top = model(rows, use_cache=False).logits[:, -1].topk(TOP_K)
+        shares = torch.softmax(top.values, -1)
+        found = {
+            (*tokens, int(token)): p * float(share)
+            for (tokens, p), row, row_shares in zip(found.items(), top.indices, shares, strict=True)
+            for token, share in zip(row, row_shares, strict=True)
+        }
+    return found
+
+
+def p_value(counts: Counter[tuple[int, ...]], wanted: dict[tuple[int, ...], float]) -> float:
+    """Chi-square; sequences that are expected fewer than 5 times are counted together."""
+    total = counts.total()
+    often = {tokens for tokens, p in wanted.items() if p * total >= 5}
+    expected = [wanted[tokens] * total for tokens in often]
+    seen = [counts[tokens] for tokens in often]
+    return float(chisquare([*seen, total - sum(seen)], [*expected, total - sum(expected)]).pvalue)
+
+
+def test_sampled_answers_have_the_dense_models_distribution(
+    said: dict[str, Any], reference: Path, prompts: list[list[int]]
+) -> None:
+    """The second and third token of each were drafted. The draft's own distribution would not pass the same test."""
+    from transformers import AutoModelForCausalLM
+
+    (outputs,) = said["drafted"]["calls"][1]
+    counts = Counter(map(tuple, outputs))
+    assert counts.total() == SAMPLES
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+    assert p_value(counts, probabilities(model, prompts[0])) > 1e-3
+    for block in reversed(DROPPED):
+        del model.model.layers[block]
+    assert p_value(counts, probabilities(model, prompts[0])) < 1e-6
