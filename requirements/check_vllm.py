@@ -47,6 +47,18 @@ SIGNATURES: dict[tuple[str, str], tuple[str, ...]] = {
     (f"{LOADERS}.utils", "initialize_model"): ("vllm_config", "prefix", "model_config"),
     ("vllm.model_executor.models.utils", "is_pp_missing_parameter"): ("name", "model"),
     ("vllm.utils.torch_utils", "set_default_torch_dtype"): ("dtype",),
+    ("vllm.v1.sample.rejection_sampler", "apply_sampling_constraints"): (
+        "logits",
+        "cu_num_draft_tokens",
+        "sampling_metadata",
+    ),
+    ("vllm.v1.sample.rejection_sampler", "expand_batch_to_tokens"): (
+        "x",
+        "cu_num_tokens",
+        "num_tokens",
+        "replace_from",
+        "replace_to",
+    ),
     ("vllm.v1.spec_decode.draft_model", "DraftModelProposer._get_model"): ("self",),
 }
 # (module, class): names that are set in it.

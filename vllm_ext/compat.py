@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import Any
 
 from mi_prun.errors import UserError
 
@@ -71,3 +72,32 @@ def _first_of(names: tuple[str, ...]) -> ModuleType:
             if not name.startswith(str(error.name)):
                 raise
     raise UserError(f"vLLM {vllm_version()} has none of {', '.join(names)}; it is not as this release knows it")
+
+
+def mend_cpu_sampling() -> None:
+    """On CPU, have sampled answers of a model with a draft follow the model's distribution. May be called twice.
+
+    vLLM's CPU kernel that spreads each request's temperature (top-k, top-p) over its drafted tokens writes into a copy
+    which it then drops, unless the values are int64: the temperature is whatever lay in memory. With top-k it also
+    fails where no request of a batch has drafted tokens. Seen in 0.32; 0.25.1 and 0.33.0 have the same source.
+    """
+    from vllm.platforms import current_platform
+
+    sampler: Any = importlib.import_module("vllm.v1.sample.rejection_sampler")
+    if not current_platform.is_cpu() or sampler.expand_batch_to_tokens is _expand_batch_to_tokens:
+        return
+    constrain = sampler.apply_sampling_constraints
+
+    def apply_sampling_constraints(logits: Any, cu_num_draft_tokens: Any, sampling_metadata: Any) -> Any:
+        return constrain(logits, cu_num_draft_tokens, sampling_metadata) if len(logits) else logits
+
+    sampler.expand_batch_to_tokens = _expand_batch_to_tokens
+    sampler.apply_sampling_constraints = apply_sampling_constraints
+
+
+def _expand_batch_to_tokens(
+    x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> Any:
+    """x (requests,) -> (num_tokens,): each value as often as its request has tokens, `replace_from` replaced."""
+    counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+    return x.masked_fill(x == replace_from, replace_to).repeat_interleave(counts.long(), output_size=num_tokens)

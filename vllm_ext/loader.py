@@ -26,7 +26,7 @@ from mi_prun.architecture import Config, block_of, family_of
 from mi_prun.errors import UserError
 from mi_prun.manifest import ConfigEntry, read_config_entry
 from mi_prun.model import read_config, resolve
-from vllm_ext import draft, fault
+from vllm_ext import compat, draft, fault
 from vllm_ext.kept_weights import Reading, kept_weights
 from vllm_ext.plugin import LOAD_FORMAT
 
@@ -60,6 +60,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)
         model: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
         if entry is None and draft.has_draft(vllm_config):
+            compat.mend_cpu_sampling()
             draft.remember_target(model_config.model, model)
         return model
 

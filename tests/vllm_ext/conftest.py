@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 500
 
 @pytest.fixture(scope="session")
 def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """`in_engine(jobs)` runs the program of that name and gives back what it printed."""
+    """`in_engine(jobs)` runs the program of that name and gives back what it printed; "log" is all of it."""
 
     def run(jobs: list[dict[str, Any]], *, two_ranks: bool = False, drafts: bool = False) -> dict[str, Any]:
         asked = tmp_path_factory.mktemp("engine") / "jobs.json"
@@ -32,8 +32,9 @@ def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
             processes = group.processes()
         assert status == 0, group.log.read_text(errors="replace")[-3_000:]
         assert [process for process in processes if alive(process)] == []
-        last = group.log.read_text(errors="replace").splitlines()[-1]
+        log = group.log.read_text(errors="replace")
+        last = log.splitlines()[-1]
         found: dict[str, Any] = json.loads(last[last.index('{"results"') :])
-        return found
+        return found | {"log": log}
 
     return run

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import os
 import sys
 from itertools import chain
@@ -61,21 +60,9 @@ class Extension:
         }
 
 
-class Said(logging.Handler):
-    """What our own loader logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-def run(job: dict[str, Any], said: Said) -> dict[str, Any]:
+def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    said.lines.clear()
     engine = LLM(job["model"], **(ENGINE | job.get("engine", {})))
     calls = [
         engine.generate(
@@ -97,13 +84,10 @@ def run(job: dict[str, Any], said: Said) -> dict[str, Any]:
             ]
             for answer in calls[0]
         ],
-        "said": list(said.lines),
     }
     if job.get("memory"):
         result["memory"] = engine.collective_rpc("draft_memory")[0]
-        result["metrics"] = {
-            metric.name: metric.value for metric in engine.get_metrics() if isinstance(getattr(metric, "value", 0), int)
-        }
+        result["metrics"] = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
     del engine
     gc.collect()
     return result
@@ -116,7 +100,9 @@ def record_meta() -> list[int]:
     share, held = draft.share, []
 
     def recorded(model: Any, target: Any, kept: Any) -> None:
-        held.append(sum(t.nbytes for t in chain(model.parameters(), model.buffers()) if not t.is_meta))
+        theirs = {tensor.data_ptr() for tensor in target.buffers()}  # vLLM itself shares rotary embeddings
+        tensors = chain(model.parameters(), model.buffers())
+        held.append(sum(t.nbytes for t in tensors if not t.is_meta and t.data_ptr() not in theirs))
         share(model, target, kept)
 
     draft.share = recorded
@@ -126,11 +112,8 @@ def record_meta() -> list[int]:
 def main(path: Path) -> None:
     asked = json.loads(path.read_text())
     os.environ.update(QUIET | asked.get("environment", {}))
-    said = Said()
-    logging.getLogger("vllm.mi_prun").addHandler(said)
-    logging.getLogger("vllm.mi_prun").setLevel(logging.INFO)
     held = record_meta() if asked.get("drafts") else []
-    results = [run(job, said) for job in asked["jobs"]]
+    results = [run(job) for job in asked["jobs"]]
     print(json.dumps({"results": results, "held": held}))
 
 

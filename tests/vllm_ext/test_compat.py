@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mi_prun.errors import UserError
 from vllm_ext import compat
@@ -50,3 +51,11 @@ def test_a_module_that_cannot_import_another_is_not_taken_for_absent(tmp_path: P
 def test_nowhere_at_all_is_one_line() -> None:
     with pytest.raises(UserError, match=r"has none of json\.nowhere; it is not as this release knows it"):
         compat._first_of(("json.nowhere",))
+
+
+def test_each_request_has_its_own_temperature_on_cpu() -> None:
+    """Requests with 2, 0 and 3 drafted tokens; 0 stands for greedy and becomes 1, as vLLM's sampler asks."""
+    counts = torch.tensor([2, 2, 5], dtype=torch.int32)
+    found = compat._expand_batch_to_tokens(torch.tensor([0.7, 0.3, 0.0]), counts, 5, replace_from=0, replace_to=1)
+    assert found.tolist() == pytest.approx([0.7, 0.7, 1.0, 1.0, 1.0])
+    assert compat._expand_batch_to_tokens(torch.tensor([4, 5, 6]), counts, 5).tolist() == [4, 4, 6, 6, 6]

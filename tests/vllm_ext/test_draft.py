@@ -14,9 +14,12 @@ from scipy.stats import chisquare
 
 DROPPED = (3, 7)
 DRAFT_TOKENS = 3
+SAMPLED = [505, 692, 443, 1776, 263, 827, 284]  # "The old man opened the door and"
 PROMPTS = 200
-SAMPLES = 3_000
-TOP_K = 4
+TOKENS = 12
+SAMPLES = 600
+TEMPERATURE = 0.7
+EXPECTED = 5.0  # the least that chi-square takes; rarer sequences are counted together
 
 pytestmark = pytest.mark.engine
 
@@ -43,13 +46,18 @@ def said(
 ) -> dict[str, Any]:
     """One engine with a draft and one without, on the same prompts; then many samples of one prompt, drafted."""
     draft = prune(reference, tmp_path_factory.mktemp("draft") / "draft", DROPPED, virtual=True)
-    engine = {"load_format": "mi_prun", "max_model_len": 128, "max_num_seqs": 64, "disable_log_stats": False}
+    engine = {"load_format": "mi_prun", "max_model_len": 128, "max_num_seqs": 128, "disable_log_stats": False}
     speculative = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": DRAFT_TOKENS}
     drafting = engine | {"speculative_config": speculative, "worker_extension_cls": "in_engine.Extension"}
-    greedy = {"max_tokens": 24, "temperature": 0, "ignore_eos": True}
-    sampled = {"max_tokens": 3, "temperature": 1.0, "top_k": TOP_K, "ignore_eos": True, "seed": 1, "n": SAMPLES}
+    greedy = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+    sampled = {"max_tokens": 2, "temperature": TEMPERATURE, "ignore_eos": True, "n": SAMPLES}
     dense = {"model": str(reference), "prompts": prompts, "engine": engine, "sampling": greedy}
-    calls = [{"prompts": prompts, "sampling": greedy}, {"prompts": prompts[:1], "sampling": sampled}]
+    likeliest = greedy | {"temperature": 1.0, "top_k": 1}
+    calls = [
+        {"prompts": prompts, "sampling": greedy},
+        {"prompts": [SAMPLED], "sampling": sampled},
+        {"prompts": prompts[:8], "sampling": likeliest},
+    ]
     found = in_engine([dense, dense | {"engine": drafting, "calls": calls, "memory": True}], drafts=True)
     return {"dense": found["results"][0], "drafted": found["results"][1], "held": found["held"]}
 
@@ -57,7 +65,7 @@ def said(
 def test_greedy_answers_are_the_dense_models_token_for_token(said: dict[str, Any]) -> None:
     dense, drafted = said["dense"]["tokens"], said["drafted"]["tokens"]
     assert len(dense) == len(drafted) == PROMPTS
-    assert all(len(tokens) == 24 for outputs in dense for tokens in outputs)
+    assert all(len(tokens) == TOKENS for outputs in dense for tokens in outputs)
     assert drafted == dense
 
 
@@ -70,9 +78,10 @@ def test_some_drafted_tokens_are_accepted_and_some_are_not(said: dict[str, Any])
 
 def test_weights_are_in_memory_once(said: dict[str, Any]) -> None:
     memory = said["drafted"]["memory"]
-    assert memory["target_bytes"] > 10_000_000
-    assert memory["together_bytes"] - memory["target_bytes"] < 1_000  # scales of the attention, a few bytes a block
-    assert memory["own_leaves"] == ["Attention"]
+    assert memory["own_leaves"] == ["Attention"]  # each other module is the target's own, with all that it holds
+    # What vLLM on CPU packs is no parameter any more: these are the embeddings, and scales of a few bytes a block.
+    assert memory["target_bytes"] > 4_000_000
+    assert memory["together_bytes"] - memory["target_bytes"] < 1_000
 
 
 def test_there_is_no_second_copy_while_it_is_built(said: dict[str, Any]) -> None:
@@ -89,41 +98,42 @@ def test_it_has_a_kv_cache_of_its_own(said: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def probabilities(model: Any, prompt: list[int]) -> dict[tuple[int, ...], float]:
-    """Of each sequence of three tokens, sampled from the TOP_K likeliest at temperature 1."""
-    found: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(3):
+def expected_counts(model: Any, prompt: list[int]) -> dict[tuple[int, ...], float]:
+    """Of SAMPLES sequences of two tokens: how many of each there should be, where it is EXPECTED or more."""
+    found: dict[tuple[int, ...], float] = {(): float(SAMPLES)}
+    for _ in range(2):
         rows = torch.tensor([[*prompt, *tokens] for tokens in found])
-        top = model(rows, use_cache=False).logits[:, -1].topk(TOP_K)
-        shares = torch.softmax(top.values, -1)
+        shares = torch.softmax(model(rows, use_cache=False).logits[:, -1] / TEMPERATURE, -1)
         found = {
-            (*tokens, int(token)): p * float(share)
-            for (tokens, p), row, row_shares in zip(found.items(), top.indices, shares, strict=True)
-            for token, share in zip(row, row_shares, strict=True)
+            (*tokens, int(token)): count * float(row[token])
+            for (tokens, count), row in zip(found.items(), shares, strict=True)
+            for token in (count * row >= EXPECTED).nonzero()[:, 0]
         }
     return found
 
 
 def p_value(counts: Counter[tuple[int, ...]], wanted: dict[tuple[int, ...], float]) -> float:
-    """Chi-square; sequences that are expected fewer than 5 times are counted together."""
-    total = counts.total()
-    often = {tokens for tokens, p in wanted.items() if p * total >= 5}
-    expected = [wanted[tokens] * total for tokens in often]
-    seen = [counts[tokens] for tokens in often]
-    return float(chisquare([*seen, total - sum(seen)], [*expected, total - sum(expected)]).pvalue)
+    """Chi-square, with one bin for all sequences that `wanted` leaves out."""
+    seen = [counts[tokens] for tokens in wanted]
+    expected = list(wanted.values())
+    assert len(wanted) > 10
+    return float(chisquare([*seen, SAMPLES - sum(seen)], [*expected, SAMPLES - sum(expected)]).pvalue)
 
 
-def test_sampled_answers_have_the_dense_models_distribution(
-    said: dict[str, Any], reference: Path, prompts: list[list[int]]
-) -> None:
-    """The second and third token of each were drafted. The draft's own distribution would not pass the same test."""
+def test_sampled_answers_have_the_dense_models_distribution(said: dict[str, Any], reference: Path) -> None:
+    """The second token of each was drafted. The draft's own distribution would not pass the same test."""
     from transformers import AutoModelForCausalLM
 
     (outputs,) = said["drafted"]["calls"][1]
     counts = Counter(map(tuple, outputs))
     assert counts.total() == SAMPLES
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
-    assert p_value(counts, probabilities(model, prompts[0])) > 1e-3
+    assert p_value(counts, expected_counts(model, SAMPLED)) > 1e-3
     for block in reversed(DROPPED):
         del model.model.layers[block]
-    assert p_value(counts, probabilities(model, prompts[0])) < 1e-6
+    assert p_value(counts, expected_counts(model, SAMPLED)) < 1e-6
+
+
+def test_the_likeliest_token_alone_is_the_greedy_one(said: dict[str, Any]) -> None:
+    """Top-k of 1 at temperature 1, by way of the sampler of random requests."""
+    assert said["drafted"]["calls"][2] == said["dense"]["tokens"][:8]
