@@ -33,8 +33,7 @@ def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
         assert status == 0, group.log.read_text(errors="replace")[-3_000:]
         assert [process for process in processes if alive(process)] == []
         log = group.log.read_text(errors="replace")
-        last = log.splitlines()[-1]
-        found: dict[str, Any] = json.loads(last[last.index('{"results"') :])
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(log, log.rindex('{"results"'))[0]
         return found | {"log": log}
 
     return run

@@ -1,4 +1,4 @@
-"""Run as a program: engines in this process, one after the other; what they said, as the last line, JSON.
+"""Run as a program: engines in this process, one after the other; what they said, as a line of JSON.
 
 python in_engine.py JOBS.json   {"jobs": [{"model", "engine": {...}, "prompts": token ids, "sampling": {...}}]}
 
@@ -114,7 +114,7 @@ def main(path: Path) -> None:
     os.environ.update(QUIET | asked.get("environment", {}))
     held = record_meta() if asked.get("drafts") else []
     results = [run(job) for job in asked["jobs"]]
-    print(json.dumps({"results": results, "held": held}))
+    print("\n" + json.dumps({"results": results, "held": held}), flush=True)
 
 
 if __name__ == "__main__":
