@@ -30,14 +30,13 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
     dtype = pick_dtype(device, settings.dtype)
     tokenizer = load_tokenizer(dense)
     model = load_block_model(dense, device=device, dtype=dtype)
-    half = max(1, settings.scoring_tokens // 2)
     calibration = load_calibration(
         settings.calibration,
         tokenizer,
         window_tokens=settings.window_tokens or context_tokens(model.model),
         scoring_tokens=settings.scoring_tokens,
-        ranking_tokens=settings.ranking_tokens or half,
-        held_out_tokens=settings.held_out_tokens or half,
+        ranking_tokens=settings.ranking_tokens or settings.scoring_tokens,
+        held_out_tokens=settings.held_out_tokens or settings.scoring_tokens,
         seed=settings.seed,
         model=model.model,
     )

@@ -49,7 +49,12 @@ Window = Annotated[
 Seed = Annotated[int, typer.Option(help="of sampling, projection and ties")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA where there is one")]
 Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
-Rerank = Annotated[int, typer.Option(help="candidate sets measured by KL before one is taken; 0: the paper's way")]
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        help="proposed sets that are compared by their measured loss; 0: take the first; default: the method's own"
+    ),
+]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
 AssumeUniform = Annotated[
     bool,
@@ -259,7 +264,7 @@ def methods() -> None:
     from mi_prun.selection.methods import METHODS
 
     for name, method in METHODS.items():
-        print(f"{name:14} {(method.__doc__ or '').strip().splitlines()[0]}")
+        print(f"{name:14} {method.summary}")
 
 
 def make(

@@ -1,8 +1,10 @@
 """Mutual information between boundary states, in nats: three estimators behind one protocol.
 
 For a deterministic continuous map MI is infinite, so what is estimated is `I(h_i ; h_j + e)`, the later state observed
-through isotropic Gaussian noise e whose variance is `noise` times the mean variance per dimension of h_i. The noise
-gives MI a finite value and J a natural zero: `I(h_i ; h_i + e)`, what a segment that changes nothing would keep.
+through isotropic Gaussian noise e whose variance is `noise` times the mean variance per dimension of h_j itself: a
+block reads its input through a norm, so what counts is what is told apart at a given relative precision. (Noise scaled
+to h_i would reward segments that merely amplify.) It gives MI a finite value and J a natural zero: `I(h_i ; h_i + e)`,
+what a segment that changes nothing would keep.
 
 All take projections of the boundary states, `states` of shape (L+1, n, p): L+1 boundaries, n tokens, p dimensions; and
 give a matrix (L+1, L+1) whose entry [i, j], i <= j, is the estimate. Entries below the diagonal are 0.
@@ -65,13 +67,12 @@ class Gaussian:
         variance = [s.diagonal().mean() for s in covariances]
         result = torch.zeros(count, count, dtype=torch.float64)
         whiten = [_whitening(s) for s in covariances]
-        for i, x in enumerate(centred):
-            for j in range(i, count):
-                # What float32 leaves of a direction without variance is rounding; noise below it would be drowned.
-                noise = max(self.noise * variance[i], ROUNDING * variance[j])
-                cross = (x.T @ centred[j]).cpu().double() / tokens
-                # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
-                observed = torch.linalg.cholesky(covariances[j] + noise * identity)
+        for j, y in enumerate(centred):
+            # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
+            noise = max(self.noise, ROUNDING) * variance[j]
+            observed = torch.linalg.cholesky(covariances[j] + noise * identity)
+            for i in range(j + 1):
+                cross = (centred[i].T @ y).cpu().double() / tokens
                 a = torch.linalg.solve_triangular(observed, (whiten[i] @ cross).T, upper=False).T
                 factor, info = torch.linalg.cholesky_ex(identity * (1 + 1e-12) - a @ a.T)
                 if int(info):
@@ -113,9 +114,9 @@ class KSG:
         result = torch.zeros(count, count, dtype=torch.float64)
         clean = [_chebyshev(x) for x in states]
         for j in range(count):
+            dy = _chebyshev(_observed(states[j], self.noise, seed + j))
             for i in range(j + 1):
-                noisy = _observed(states[j], states[i], self.noise, seed + j)
-                dx, dy = clean[i], _chebyshev(noisy)
+                dx = clean[i]
                 joint = torch.maximum(dx, dy)
                 radius = joint.kthvalue(self.neighbours, dim=1, keepdim=True).values
                 near = torch.stack([(dx < radius).sum(1), (dy < radius).sum(1)]).double()
@@ -144,8 +145,8 @@ class Renyi:
         result = torch.zeros(count, count, dtype=torch.float64)
         clean = [self._gram(x) for x in states]
         for j in range(count):
+            noisy = self._gram(_observed(states[j], self.noise, seed + j))
             for i in range(j + 1):
-                noisy = self._gram(_observed(states[j], states[i], self.noise, seed + j))
                 result[i, j] = self.entropy(clean[i]) + self.entropy(noisy) - self.entropy(clean[i] * noisy)
         return result
 
@@ -202,11 +203,11 @@ def _check(states: Tensor, noise: float) -> None:
         raise UserError(f"noise must not be negative, got {noise}")
 
 
-def _observed(x: Tensor, reference: Tensor, noise: float, seed: int) -> Tensor:
-    """x + e, the variance of e `noise` times the mean variance per dimension of `reference`."""
+def _observed(x: Tensor, noise: float, seed: int) -> Tensor:
+    """x + e, the variance of e `noise` times the mean variance per dimension of x."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     e = torch.randn(x.shape, generator=generator).to(x)
-    return x + e * (noise * reference.var(0).mean()).sqrt()
+    return x + e * (noise * x.var(0).mean()).sqrt()
 
 
 def _chebyshev(x: Tensor) -> Tensor:

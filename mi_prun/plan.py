@@ -42,7 +42,7 @@ class Plan(Artefact):
     """Block indices are 0-based and ascending; `dropped` and `kept` together are all blocks of `dense`.
 
     forward_passes: what the choice cost beyond the analysis: blocks x tokens evaluated, over the blocks x tokens of one
-    pass of the dense model over the scoring text.
+    pass of the dense model over the ranking text; a backward counts as two forwards.
     """
 
     schema_name: ClassVar[str] = "plan"

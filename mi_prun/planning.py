@@ -35,11 +35,12 @@ def make_plan(context: Context, k: int, settings: PlanSettings) -> Plan:
     record = context.analysis.record
     return Plan(
         dense=record.dense,
-        dropped=choice.selection.dropped,
-        kept=kept_blocks(record.dense.num_blocks, choice.selection.dropped),
+        dropped=choice.dropped,
+        kept=kept_blocks(record.dense.num_blocks, choice.dropped),
         method=settings.method,
         settings={
-            "rerank": settings.rerank,
+            "rerank": choice.candidates,
+            "criterion": context.criterion,
             "seed": settings.seed,
             "estimator": record.estimator,
             "projection": record.projection,
@@ -48,8 +49,8 @@ def make_plan(context: Context, k: int, settings: PlanSettings) -> Plan:
             "analysis": record.fingerprint,
         },
         objective=choice.objective,
-        forward_passes=choice.selection.forward_passes,
-        quality=held_out_quality(context, choice.selection.dropped) if settings.quality else None,
+        forward_passes=choice.forward_passes,
+        quality=held_out_quality(context, choice.dropped) if settings.quality else None,
     )
 
 

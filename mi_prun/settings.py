@@ -8,17 +8,17 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class AnalyzeSettings:
     """projection: dimensions p each boundary state is projected to. noise: variance of the observation noise, in mean
-    variances per dimension. window_tokens: None takes the model's context, capped. batch_tokens: None fits the device.
-    ranking_tokens and held_out_tokens: None takes half of scoring_tokens.
+    variances per dimension of the observed state. window_tokens: None takes the model's context, capped.
+    batch_tokens: None fits the device. ranking_tokens and held_out_tokens: None takes as many as scoring_tokens.
     """
 
     calibration: str = "self"
-    scoring_tokens: int = 16_384
+    scoring_tokens: int = 8_192
     ranking_tokens: int | None = None
     held_out_tokens: int | None = None
     window_tokens: int | None = None
     estimator: str = "gaussian"
-    projection: int = 64
+    projection: int = 16
     noise: float = 1e-2
     seed: int = 0
     batch_tokens: int | None = None
@@ -28,12 +28,14 @@ class AnalyzeSettings:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """rerank: candidate sets measured by KL, 0 is the paper's way. quality: measure the choice on held-out text.
+    """rerank: sets compared by their measured loss, 0 takes the first one that the method proposes; None takes the
+    method's own number. `mi-prun` with 0 is the paper's way. Why these defaults: docs/selection.md.
+    quality: measure the choice on held-out text.
     model: where the dense model is, if not where the analysis found it.
     """
 
-    method: str = "mi-prun"
-    rerank: int = 16
+    method: str = "hybrid"
+    rerank: int | None = None
     quality: bool = True
     model: str | None = None
     seed: int = 0

@@ -1,5 +1,6 @@
 """The selections that peers use, on the interface that ours has: cheap scores, greedy loss, all subsets.
 
+A method takes a context, a number of blocks k and how many sets it may name; it gives sets of k blocks, best first.
 Sources are named at each; block indices are 0-based.
 """
 
@@ -12,65 +13,74 @@ import numpy as np
 
 from mi_prun.console import progress
 from mi_prun.errors import UserError
-from mi_prun.selection.context import Context, Selection
+from mi_prun.selection.context import Context
+from mi_prun.selection.objective import Dropped
+from mi_prun.selection.quadratic import low_states
 
 EXHAUSTIVE_LIMIT = 5_000
 
 
-def tail(context: Context, k: int) -> Selection:
+def tail(context: Context, k: int, count: int) -> list[Dropped]:
     """The last k blocks (Navigation, arXiv 2411.15558)."""
     last = context.num_blocks
-    return Selection(tuple(range(last - k, last)))
+    return [tuple(range(last - k, last))]
 
 
-def tail_but_last(context: Context, k: int) -> Selection:
+def tail_but_last(context: Context, k: int, count: int) -> list[Dropped]:
     """The k blocks before the very last one, which most models need."""
     last = context.num_blocks - 1
-    return Selection(tuple(range(last - k, last)))
+    return [tuple(range(last - k, last))]
 
 
-def random(context: Context, k: int) -> Selection:
+def random(context: Context, k: int, count: int) -> list[Dropped]:
     """k blocks drawn by the seed: the floor."""
     chosen = np.random.default_rng(context.seed).choice(context.num_blocks, size=k, replace=False)
-    return Selection(tuple(sorted(chosen.tolist())))
+    return [tuple(sorted(chosen.tolist()))]
 
 
-def bi(context: Context, k: int) -> Selection:
+def bi(context: Context, k: int, count: int) -> list[Dropped]:
     """The k blocks with the least `1 - cos(h_i, h_{i+1})` (ShortGPT's block influence, arXiv 2403.03853)."""
     influence = 1 - context.analysis.block_cosine
-    return Selection(tuple(sorted(np.argsort(influence, kind="stable")[:k].tolist())))
+    if count == 1:
+        return [tuple(sorted(np.argsort(influence, kind="stable")[:k].tolist()))]
+    nothing = np.zeros((len(influence), len(influence)))
+    return [dropped for _, dropped in low_states(influence, nothing, k, count, context.seed)]
 
 
-def angular(context: Context, k: int) -> Selection:
+def angular(context: Context, k: int, count: int) -> list[Dropped]:
     """The contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887)."""
     angle = context.analysis.pair_angle
-    start = min(range(context.num_blocks - k + 1), key=lambda i: angle[i, i + k])
-    return Selection(tuple(range(start, start + k)))
+    starts = sorted(range(context.num_blocks - k + 1), key=lambda i: angle[i, i + k])
+    return [tuple(range(start, start + k)) for start in starts[:count]]
 
 
-def greedy_loss(context: Context, k: int) -> Selection:
-    """Drop the block whose absence raises the cross-entropy least; measure again; k rounds (SLEB, arXiv 2402.09025)."""
-    evaluator = context.ranking
-    before = evaluator.passes
-    dropped: tuple[int, ...] = ()
+def greedy_loss(context: Context, k: int, count: int) -> list[Dropped]:
+    """Drop the block whose absence raises the loss least; measure again; k rounds (SLEB, arXiv 2402.09025)."""
+    dropped: Dropped = ()
     with progress("greedy-loss", k, "rounds") as advance:
         for _ in range(k):
             sets = [tuple(sorted((*dropped, block))) for block in range(context.num_blocks) if block not in dropped]
-            losses = evaluator.measure(sets)
-            dropped = min(zip(losses, sets, strict=True), key=lambda pair: pair[0].ce_nats)[1]
+            dropped = _least(context, sets)
             advance(1)
-    return Selection(dropped, evaluator.passes - before)
+    return [dropped]
 
 
-def exhaustive(context: Context, k: int) -> Selection:
-    """The set of k blocks with the least cross-entropy on the ranking text, of all of them: the limit."""
-    count = math.comb(context.num_blocks, k)
+def exhaustive(context: Context, k: int, count: int) -> list[Dropped]:
+    """The set of k blocks with the least loss on the ranking text, of all of them: the limit."""
+    sets = all_sets(context.num_blocks, k)
+    with progress("exhaustive", context.ranking.windows.numel() * len(sets), "tokens") as advance:
+        context.ranking.measure(sets, advance)
+    return [_least(context, sets)]
+
+
+def all_sets(num_blocks: int, k: int) -> list[Dropped]:
+    """Every set of k blocks; refused where they are too many to measure."""
+    count = math.comb(num_blocks, k)
     if count > EXHAUSTIVE_LIMIT:
-        raise UserError(f"exhaustive: {count} sets of {k} of {context.num_blocks} blocks, more than {EXHAUSTIVE_LIMIT}")
-    evaluator = context.ranking
-    before = evaluator.passes
-    sets = list(combinations(range(context.num_blocks), k))
-    with progress("exhaustive", evaluator.windows.numel() * count, "tokens") as advance:
-        losses = evaluator.measure(sets, advance)
-    best = min(zip(losses, sets, strict=True), key=lambda pair: pair[0].ce_nats)[1]
-    return Selection(best, evaluator.passes - before)
+        raise UserError(f"exhaustive: {count} sets of {k} of {num_blocks} blocks, more than {EXHAUSTIVE_LIMIT}")
+    return list(combinations(range(num_blocks), k))
+
+
+def _least(context: Context, sets: list[Dropped]) -> Dropped:
+    losses = context.ranking.measure(sets)
+    return min(zip(losses, sets, strict=True), key=lambda pair: context.value(pair[0]))[1]

@@ -16,6 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mi_prun.block_model import BlockModel, hooked_states
+from mi_prun.console import progress
+from mi_prun.selection.context import Context
+from mi_prun.selection.objective import Dropped
+from mi_prun.selection.quadratic import low_states
+from mi_prun.selection.race import first_windows
 
 Form = Literal["exact", "fisher"]
 
@@ -31,6 +36,31 @@ class Taylor:
     gradient: Tensor
     hessian: Tensor
     passes: float
+
+
+def cbo(context: Context, k: int, count: int) -> list[Dropped]:
+    """The low states of CBO's quadratic, its Hessian by double backward (arXiv 2602.00161)."""
+    return _low_states(context, "exact", k, count)
+
+
+def cbo_fisher(context: Context, k: int, count: int) -> list[Dropped]:
+    """The same with the cheap Hessian: the mean of g g^T."""
+    return _low_states(context, "fisher", k, count)
+
+
+def _low_states(context: Context, form: Form, k: int, count: int) -> list[Dropped]:
+    """From the derivatives on the windows of the ranking text that candidates are first measured on."""
+    windows = context.screening.windows[: first_windows(context)]
+
+    def make() -> Taylor:
+        with progress(f"cbo, {form} Hessian", windows.numel(), "tokens") as advance:
+            return taylor(context.model, windows, form, advance=advance)
+
+    found = context.derive(f"taylor {form}", make)
+    context.extra.block_tokens += found.passes * windows.numel() * context.num_blocks
+    # E = g^T a + 1/2 a^T H a, and a_i^2 = a_i: the diagonal of H is linear. `low_states` adds a pair once per order.
+    linear = (found.gradient + 0.5 * found.hessian.diagonal()).numpy()
+    return [dropped for _, dropped in low_states(linear, found.hessian.numpy(), k, count, context.seed)]
 
 
 def taylor(

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
-from mi_prun.evaluator import Evaluator
-from mi_prun.selection.objective import Dropped
+from mi_prun.calibration import SELF
+from mi_prun.evaluator import Evaluator, Loss, Memory
+
+Criterion = Literal["ce", "kl"]
+T = TypeVar("T")
+
+SCREENING_WINDOWS = 16
+LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own beginning
 
 
-@dataclass(frozen=True)
-class Selection:
-    """dropped: the choice. forward_passes: blocks x tokens evaluated for it, over those of one pass of the dense model
-    over the ranking text; nothing for what the analysis already knew.
-    """
+@dataclass
+class Ledger:
+    """What was run beyond the analysis. block_tokens: one block over one token, a backward counted as its forwards."""
 
-    dropped: Dropped
-    forward_passes: float = 0.0
+    block_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
 class Context:
-    """`open_model` loads the dense model; it is called at most once, and only by a method that measures."""
+    """`open_model` loads the dense model; it is called only by a method that measures."""
 
     analysis: Analysis
     open_model: Callable[[], BlockModel]
     seed: int = 0
+    extra: Ledger = field(default_factory=Ledger)
+    memories: dict[str, Memory] = field(default_factory=dict)  # what was measured on each text; may be shared
+    derived: dict[str, Any] = field(default_factory=dict)  # what serves every number of blocks; may be shared
 
     @property
     def num_blocks(self) -> int:
@@ -42,10 +50,65 @@ class Context:
 
     @cached_property
     def ranking(self) -> Evaluator:
-        """Measures on the ranking text."""
-        return Evaluator(self.model, torch.from_numpy(self.analysis.ranking).long())
+        """Measures on the ranking text, which was kept out of the scoring."""
+        return self._evaluator("ranking", torch.from_numpy(self.analysis.ranking).long())
+
+    @cached_property
+    def screening(self) -> Evaluator:
+        """The first half of the ranking text, in shorter windows where they are few: a part of it can then be taken."""
+        windows = torch.from_numpy(self.analysis.ranking).long()
+        return self._evaluator("screening", short_windows(windows[: (len(windows) + 1) // 2]))
+
+    @cached_property
+    def confirming(self) -> Evaluator | None:
+        """The other half, in its whole windows; None where there is one window only."""
+        windows = torch.from_numpy(self.analysis.ranking).long()
+        return self._evaluator("confirming", windows[(len(windows) + 1) // 2 :]) if len(windows) > 1 else None
 
     @cached_property
     def held_out(self) -> Evaluator:
         """Measures on the held-out text; for the final figure only."""
-        return Evaluator(self.model, torch.from_numpy(self.analysis.held_out).long())
+        return self._evaluator("held out", torch.from_numpy(self.analysis.held_out).long())
+
+    @property
+    def criterion(self) -> Criterion:
+        """The loss that candidates are compared by: the cross-entropy on the text; on text sampled from the dense model
+        KL(dense || pruned), which is the same less a constant in expectation, and far less noisy.
+        """
+        return "kl" if self.analysis.record.calibration.source == SELF else "ce"
+
+    def value(self, loss: Loss) -> float:
+        """The criterion of a measured loss, in nats."""
+        value: float = loss.kl_nats if self.criterion == "kl" else loss.ce_nats
+        return value
+
+    def fresh(self) -> Context:
+        """The same, with nothing spent; what was measured and derived is not done again, but it is paid for again."""
+        return replace(self, open_model=lambda: self.model, extra=Ledger())
+
+    def derive(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made once. Its cost is for the caller to count, each time."""
+        if name not in self.derived:
+            self.derived[name] = make()
+        found: T = self.derived[name]
+        return found
+
+    @property
+    def passes(self) -> float:
+        """What was evaluated so far to choose, in passes of the dense model over the ranking text."""
+        made = [self.__dict__.get(name) for name in ("ranking", "screening", "confirming")]
+        spent: float = sum(evaluator.block_tokens for evaluator in made if evaluator is not None)
+        return (spent + self.extra.block_tokens) / (self.num_blocks * self.analysis.ranking.size)
+
+    def _evaluator(self, text: str, windows: Tensor) -> Evaluator:
+        return Evaluator(self.model, windows, memory=self.memories.setdefault(text, {}))
+
+
+def short_windows(windows: Tensor) -> Tensor:
+    """Windows (n, tokens) cut in halves until there are SCREENING_WINDOWS of them, or they would become too short. The
+    order of the text stays.
+    """
+    while len(windows) < SCREENING_WINDOWS and windows.shape[1] >= 2 * LEAST_SCREENING_TOKENS:
+        half = windows.shape[1] // 2
+        windows = windows[:, : 2 * half].reshape(-1, half)
+    return windows

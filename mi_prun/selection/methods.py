@@ -1,4 +1,4 @@
-"""The methods by name. A method takes a context and a number of blocks k, and gives the blocks to drop."""
+"""The methods by name: each proposes sets of k blocks, best first; where several are asked for, the loss decides."""
 
 from __future__ import annotations
 
@@ -8,33 +8,62 @@ from dataclasses import dataclass
 from mi_prun.errors import UserError
 from mi_prun.plan import Objective
 from mi_prun.selection import baselines
-from mi_prun.selection.context import Context, Selection
+from mi_prun.selection.cbo import cbo, cbo_fisher
+from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
-from mi_prun.selection.objective import best_sets, objective
+from mi_prun.selection.hybrid import gram_only, hybrid
+from mi_prun.selection.objective import Dropped, best_sets, objective
+from mi_prun.selection.race import race
+from mi_prun.selection.segment_loss import segment_loss
 
-Method = Callable[[Context, int], Selection]
-
-
-def mi_prun(context: Context, k: int) -> Selection:
-    """Fast-Block-Select on the measured segment costs (MI-PRUN, arXiv 2601.07212): no measurement of the loss."""
-    return Selection(fast_block_select(context.analysis.segment_cost_nats, k).dropped)
+Propose = Callable[[Context, int, int], list[Dropped]]
 
 
-def mi_optimum(context: Context, k: int) -> Selection:
+@dataclass(frozen=True)
+class Method:
+    """propose: (context, k, count) -> up to `count` sets of k blocks, best first.
+
+    rerank: how many of them are compared by their measured loss unless it is said otherwise.
+    needs_analysis: whether the one pass of `mi-prun analyze` is a part of its cost.
+    """
+
+    propose: Propose
+    rerank: int = 0
+    needs_analysis: bool = False
+
+    @property
+    def summary(self) -> str:
+        return (self.propose.__doc__ or "").strip().splitlines()[0]
+
+
+def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
+    """Fast-Block-Select on the MI of segments (MI-PRUN, arXiv 2601.07212); then the lowest sets by the same J."""
+    costs = context.analysis.segment_cost_nats
+    first = fast_block_select(costs, k).dropped
+    lowest = [dropped for _, dropped in best_sets(costs, k, count)] if count > 1 else []
+    return list(dict.fromkeys([first, *lowest]))[:count]
+
+
+def mi_optimum(context: Context, k: int, count: int) -> list[Dropped]:
     """The exact minimum of the same objective."""
-    return Selection(best_sets(context.analysis.segment_cost_nats, k)[0][1])
+    return [dropped for _, dropped in best_sets(context.analysis.segment_cost_nats, k, count)]
 
 
 METHODS: dict[str, Method] = {
-    "mi-prun": mi_prun,
-    "mi-optimum": mi_optimum,
-    "tail": baselines.tail,
-    "tail-but-last": baselines.tail_but_last,
-    "random": baselines.random,
-    "bi": baselines.bi,
-    "angular": baselines.angular,
-    "greedy-loss": baselines.greedy_loss,
-    "exhaustive": baselines.exhaustive,
+    "hybrid": Method(hybrid, rerank=24, needs_analysis=True),
+    "mi-prun": Method(mi_prun, needs_analysis=True),
+    "mi-optimum": Method(mi_optimum, needs_analysis=True),
+    "logit-gram": Method(gram_only),
+    "cbo": Method(cbo, rerank=8),
+    "cbo-fisher": Method(cbo_fisher, rerank=8),
+    "segment-loss": Method(segment_loss, rerank=8),
+    "bi": Method(baselines.bi, needs_analysis=True),
+    "angular": Method(baselines.angular, needs_analysis=True),
+    "tail": Method(baselines.tail),
+    "tail-but-last": Method(baselines.tail_but_last),
+    "random": Method(baselines.random),
+    "greedy-loss": Method(baselines.greedy_loss),
+    "exhaustive": Method(baselines.exhaustive),
 }
 
 
@@ -44,39 +73,44 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def candidates(context: Context, k: int, count: int) -> list[tuple[int, ...]]:
-    """Up to `count` sets worth measuring: Fast-Block-Select's, the best by J, and those of the cheap scores."""
-    costs = context.analysis.segment_cost_nats
-    proposed = [method(context, k).dropped for method in (mi_prun, baselines.bi, baselines.angular)]
-    proposed += [dropped for _, dropped in best_sets(costs, k, count)]
-    return list(dict.fromkeys(proposed))[:count]
-
-
-def rerank(context: Context, k: int, count: int) -> Selection:
-    """The candidate with the least KL(dense || pruned) on the ranking text, which was kept out of the scoring."""
-    evaluator = context.ranking
-    before = evaluator.passes
-    sets = candidates(context, k, count)
-    losses = evaluator.measure(sets)
-    best = min(zip(losses, sets, strict=True), key=lambda pair: pair[0].kl_nats)[1]
-    return Selection(best, evaluator.passes - before)
-
-
 @dataclass(frozen=True)
 class Choice:
-    selection: Selection
+    """dropped: the set taken. candidates: how many sets were compared by their measured loss (0: none were).
+
+    forward_passes: blocks x tokens evaluated for it beyond the analysis, over those of one pass of the dense model over
+    the ranking text; a backward counts as two forwards.
+    """
+
+    dropped: Dropped
+    candidates: int
+    forward_passes: float
     objective: Objective
 
 
-def choose(context: Context, method: str, k: int, rerank_count: int) -> Choice:
-    """Choose k blocks; says how far J of the choice is from its least value."""
-    if method == "mi-prun" and rerank_count > 0:
-        selection = rerank(context, k, rerank_count)
-    else:
-        selection = method_named(method)(context, k)
+def choose(context: Context, method: str, k: int, rerank: int | None = None) -> Choice:
+    """Choose k blocks: the best by measured loss of up to `rerank` proposed sets, or the first one proposed (0).
+
+    Says how far J of the choice is from its least value.
+    """
+    found = method_named(method)
+    rerank = found.rerank if rerank is None else rerank
+    check_choice(context.num_blocks, k, rerank)
+    before = context.passes
+    sets = found.propose(context, k, max(1, rerank))
+    measured = len(sets) if rerank and len(sets) > 1 else 0
+    dropped = race(context, sets)[0].dropped if measured else sets[0]
     costs = context.analysis.segment_cost_nats
     best, best_dropped = best_sets(costs, k)[0]
     return Choice(
-        selection,
-        Objective(chosen_nats=objective(costs, selection.dropped), optimum_nats=best, optimum_dropped=best_dropped),
+        dropped,
+        measured,
+        context.passes - before,
+        Objective(chosen_nats=objective(costs, dropped), optimum_nats=best, optimum_dropped=best_dropped),
     )
+
+
+def check_choice(num_blocks: int, k: int, rerank: int) -> None:
+    if not 1 <= k < num_blocks:
+        raise UserError(f"the number of blocks to drop must be in 1..{num_blocks - 1}, got {k}")
+    if rerank < 0:
+        raise UserError(f"--rerank must not be negative, got {rerank}")

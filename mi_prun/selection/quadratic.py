@@ -1,80 +1,96 @@
-"""Low states of `E(D) = sum_{i in D} linear_i + sum_{i < j in D} pair_ij` over the sets D of k blocks.
+"""Low states of `E(D) = sum_{i in D} linear_i + 1/2 sum_{i != j in D} pair_ij` over the sets D of k blocks.
 
-Exact where C(L, k) sets can be enumerated; else simulated annealing by swaps from several seeded starts.
+Exact where C(L, k) sets can be enumerated. Else D-Wave's simulated annealer on the same quadratic with a penalty for
+another number of blocks; what it gives is brought to k blocks and down to where no swap lowers it.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from itertools import combinations, islice
+from collections.abc import Iterable
+from itertools import chain, combinations, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mi_prun.selection.objective import Dropped
 
-ENUMERABLE = 3_000_000
-CHUNK = 200_000
-SWEEPS = 400
+ENUMERABLE = 300_000
+CHUNK = 100_000
+READS, SWEEPS = 100, 300
+
+Floats = NDArray[np.float64]
+Bits = NDArray[np.bool_]
 
 
-def low_states(
-    linear: NDArray[np.float64], pair: NDArray[np.float64], k: int, count: int, seed: int = 0
-) -> list[tuple[float, Dropped]]:
+def low_states(linear: Floats, pair: Floats, k: int, count: int, seed: int = 0) -> list[tuple[float, Dropped]]:
     """The `count` sets of least energy, best first. linear: (L,); pair: (L, L), its diagonal is not looked at."""
-    upper = np.triu(pair, 1) + np.tril(pair, -1).T
-    symmetric = (upper + upper.T) / 2
+    symmetric = (pair + pair.T) / 2
+    np.fill_diagonal(symmetric, 0.0)
     if math.comb(len(linear), k) <= ENUMERABLE:
         return _enumerate(linear, symmetric, k, count)
-    return _anneal(linear, symmetric, k, count, np.random.default_rng(seed))
+    return _anneal(linear, symmetric, k, count, seed)
 
 
-def energy(linear: NDArray[np.float64], symmetric: NDArray[np.float64], dropped: Dropped) -> float:
+def energy(linear: Floats, pair: Floats, dropped: Dropped) -> float:
+    """E of one set; `pair` symmetric with nothing on its diagonal."""
     index = list(dropped)
-    return float(linear[index].sum() + symmetric[np.ix_(index, index)].sum())
+    return float(linear[index].sum() + pair[np.ix_(index, index)].sum() / 2)
 
 
-def _enumerate(
-    linear: NDArray[np.float64], symmetric: NDArray[np.float64], k: int, count: int
-) -> list[tuple[float, Dropped]]:
+def _enumerate(linear: Floats, pair: Floats, k: int, count: int) -> list[tuple[float, Dropped]]:
     best: list[tuple[float, Dropped]] = []
     sets = combinations(range(len(linear)), k)
-    while rows := list(islice(sets, CHUNK)):
-        index = np.array(rows)  # (n, k)
+    while len(index := np.fromiter(chain.from_iterable(islice(sets, CHUNK)), dtype=np.int64).reshape(-1, k)):
         value = linear[index].sum(1)
-        for a in range(k):
-            for b in range(a):
-                value += 2 * symmetric[index[:, a], index[:, b]]
+        for a, b in combinations(range(k), 2):
+            value += pair[index[:, a], index[:, b]]
         lowest = np.argsort(value, kind="stable")[:count]
-        best = heapq.nsmallest(count, [*best, *((float(value[i]), rows[i]) for i in lowest)])
+        best += [(float(value[i]), tuple(index[i].tolist())) for i in lowest]
+        best = sorted(best)[:count]
     return best
 
 
-def _anneal(
-    linear: NDArray[np.float64], symmetric: NDArray[np.float64], k: int, count: int, rng: np.random.Generator
-) -> list[tuple[float, Dropped]]:
-    """Swap a dropped block for a kept one; accept by Metropolis at a falling temperature; keep the low states seen."""
-    coupling = 2 * symmetric
-    np.fill_diagonal(coupling, 0.0)
-    num_blocks = len(linear)
+def _anneal(linear: Floats, pair: Floats, k: int, count: int, seed: int) -> list[tuple[float, Dropped]]:
+    from dimod import BinaryQuadraticModel
+    from dwave import samplers
+
+    # A block more or less must cost about what the dearest one does: a higher wall would freeze the moves across it.
+    wall = float(np.abs(linear).max() + np.abs(pair).sum(1).max() / 2) or 1.0
+    # wall * (sum_i a_i - k)^2, less its constant
+    quadratic = np.triu(pair + 2 * wall, 1)
+    model = BinaryQuadraticModel(linear + wall * (1 - 2 * k), quadratic, "BINARY")
+    annealer: Any = samplers.SimulatedAnnealingSampler
+    samples = annealer().sample(model, num_reads=READS, num_sweeps=SWEEPS, seed=seed)
+    starts = [np.asarray(row, dtype=bool) for row in samples.record.sample]
     seen: dict[Dropped, float] = {}
-    starts = [np.argsort(linear, kind="stable")[:k]]
-    starts += [rng.choice(num_blocks, k, replace=False) for _ in range(7)]
-    for start in starts:
-        gone = np.zeros(num_blocks, dtype=bool)
-        gone[start] = True
-        field = linear + coupling @ gone  # what adding a block costs, or removing it saves
-        value = energy(linear, symmetric, tuple(np.flatnonzero(gone)))
-        scale = float(np.ptp(field)) or 1.0
-        for temperature in np.geomspace(scale, scale * 1e-3, SWEEPS):
-            for _ in range(k):
-                out, into = rng.choice(np.flatnonzero(gone)), rng.choice(np.flatnonzero(~gone))
-                change = field[into] - field[out] - coupling[into, out]
-                if change <= 0 or rng.random() < math.exp(-change / temperature):
-                    gone[out], gone[into] = False, True
-                    field += coupling[:, into] - coupling[:, out]
-                    value += change
-                    dropped = tuple(int(block) for block in np.flatnonzero(gone))
-                    seen[dropped] = float(value)
-    return [(value, dropped) for dropped, value in heapq.nsmallest(count, seen.items(), key=lambda item: item[1])]
+    for state in starts:
+        for dropped, value in _descend(linear, pair, k, state.copy()):
+            seen[dropped] = value
+    return sorted((value, dropped) for dropped, value in seen.items())[:count]
+
+
+def _descend(linear: Floats, pair: Floats, k: int, gone: Bits) -> Iterable[tuple[Dropped, float]]:
+    """Bring a state to k blocks, then swap as long as that lowers E. Gives each set with its energy, and at the lowest
+    one those that a single swap makes of it.
+    """
+    while (size := int(gone.sum())) != k:
+        field = linear + pair @ gone
+        among = np.flatnonzero(gone if size > k else ~gone)
+        change = among[np.argmax(field[among])] if size > k else among[np.argmin(field[among])]
+        gone[change] = not gone[change]
+    value = energy(linear, pair, tuple(np.flatnonzero(gone)))
+    while True:
+        out, into = np.flatnonzero(gone), np.flatnonzero(~gone)
+        field = linear + pair @ gone
+        change = field[into][None, :] - field[out][:, None] - pair[np.ix_(out, into)]  # (k, L - k)
+        yield tuple(out.tolist()), value
+        a, b = np.unravel_index(int(change.argmin()), change.shape)
+        if change[a, b] >= -1e-12:
+            for i, j in np.ndindex(change.shape):
+                kept = np.delete(out, i)
+                yield tuple(sorted((*kept.tolist(), int(into[j])))), value + float(change[i, j])
+            return
+        gone[out[a]], gone[into[b]] = False, True
+        value += float(change[a, b])

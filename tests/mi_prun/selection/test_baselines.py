@@ -15,8 +15,12 @@ from mi_prun.errors import UserError
 from mi_prun.planning import make_context, make_plan, plan_by_hand
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
-from mi_prun.selection.methods import METHODS, candidates, choose, method_named
+from mi_prun.selection.methods import METHODS, Propose, choose, method_named
+from mi_prun.selection.objective import Dropped
+from mi_prun.selection.race import race, ranking_losses
 from mi_prun.settings import PlanSettings
+
+MEASURED = {"hybrid", "logit-gram", "cbo", "cbo-fisher", "segment-loss", "greedy-loss", "exhaustive"}
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +31,40 @@ def context(reference_analysis: Analysis, reference: Path, load: Callable[[Path]
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_as_many_blocks_as_asked(context: Context, name: str) -> None:
     for k in (1, 2):
-        choice = choose(context, name, k, 4)
-        assert len(set(choice.selection.dropped)) == k
-        assert list(choice.selection.dropped) == sorted(choice.selection.dropped)
-        assert set(choice.selection.dropped) <= set(range(12))
+        choice = choose(context.fresh(), name, k, 4)
+        assert len(set(choice.dropped)) == k
+        assert list(choice.dropped) == sorted(choice.dropped)
+        assert set(choice.dropped) <= set(range(12))
         assert choice.objective.gap_nats >= 0
+        assert choice.candidates <= 4
+        assert (choice.forward_passes > 0) == (choice.candidates > 1 or name in MEASURED)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_names_its_sets_once_and_the_best_first(context: Context, name: str) -> None:
+    """The first is what it would take alone; none is named twice; no more than asked for."""
+    found = METHODS[name].propose(context.fresh(), 2, 6)
+    assert 1 <= len(found) == len(set(found)) <= 6
+    assert {len(dropped) for dropped in found} == {2}
+    if name != "hybrid":  # whose order is that of its own measurements
+        assert METHODS[name].propose(context.fresh(), 2, 1) == found[:1]
 
 
 def test_the_cheap_ones_follow_their_scores(context: Context) -> None:
     analysis = context.analysis
-    assert baselines.tail(context, 3).dropped == (9, 10, 11)
-    assert baselines.tail_but_last(context, 3).dropped == (8, 9, 10)
+
+    def first(propose: Propose, k: int, seed: int = 0) -> Dropped:
+        return propose(Context(analysis, context.open_model, seed), k, 1)[0]
+
+    assert first(baselines.tail, 3) == (9, 10, 11)
+    assert first(baselines.tail_but_last, 3) == (8, 9, 10)
     closest = np.argsort(-analysis.block_cosine, kind="stable")[:3]
-    assert baselines.bi(context, 3).dropped == tuple(sorted(closest.tolist()))
-    start = baselines.angular(context, 3).dropped[0]
-    assert baselines.angular(context, 3).dropped == (start, start + 1, start + 2)
+    assert first(baselines.bi, 3) == tuple(sorted(closest.tolist()))
+    start = first(baselines.angular, 3)[0]
+    assert first(baselines.angular, 3) == (start, start + 1, start + 2)
     assert analysis.pair_angle[start, start + 3] == min(analysis.pair_angle[i, i + 3] for i in range(10))
-    drawn = [baselines.random(Context(analysis, context.open_model, seed), 3).dropped for seed in range(8)]
-    assert drawn[0] == baselines.random(context, 3).dropped
+    drawn = [first(baselines.random, 3, seed) for seed in range(8)]
+    assert drawn[0] == first(baselines.random, 3)
     assert len(set(drawn)) > 1
 
 
@@ -52,24 +72,44 @@ def test_greedy_and_exhaustive_take_the_least_loss(context: Context) -> None:
     evaluator = context.ranking
     pairs = list(combinations(range(12), 2))
     losses = dict(zip(pairs, evaluator.measure(pairs), strict=True))
-    assert baselines.exhaustive(context, 2).dropped == min(pairs, key=lambda pair: losses[pair].ce_nats)
+    assert baselines.exhaustive(context, 2, 1) == [min(pairs, key=lambda pair: losses[pair].ce_nats)]
     first = min(range(12), key=lambda block: evaluator.measure([(block,)])[0].ce_nats)
     with_first = [pair for pair in pairs if first in pair]
-    assert baselines.greedy_loss(context, 2).dropped == min(with_first, key=lambda pair: losses[pair].ce_nats)
+    assert baselines.greedy_loss(context, 2, 1) == [min(with_first, key=lambda pair: losses[pair].ce_nats)]
+
+
+def test_what_a_choice_costs_does_not_depend_on_what_was_measured_before(context: Context) -> None:
+    """12 + 11 sets one block away, by hand: the distinct prefixes of each round, and the dense model in each."""
+    alone = Context(context.analysis, context.open_model)
+    first, again = (choose(alone.fresh(), "greedy-loss", 2).forward_passes for _ in range(2))
+    assert first == again
+    dropped = choose(alone.fresh(), "greedy-loss", 1).dropped[0]
+    one = 12 + sum(11 - block for block in range(12))
+    two = 12 + sum(11 - block for block in range(12) if block != dropped)  # the dense run, then each block once more
+    assert one / 12 < first <= (one + two + 12) / 12
 
 
 def test_too_many_sets_are_refused(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "EXHAUSTIVE_LIMIT", 65)
     with pytest.raises(UserError, match="66 sets of 2 of 12 blocks, more than 65"):
-        baselines.exhaustive(context, 2)
+        baselines.exhaustive(context, 2, 1)
 
 
-def test_re_ranking_takes_the_candidate_of_least_kl(context: Context) -> None:
-    sets = candidates(context, 3, 8)
-    assert len(sets) == len(set(sets)) <= 8
-    losses = context.ranking.measure(sets)
-    chosen = choose(context, "mi-prun", 3, 8).selection.dropped
-    assert chosen == min(zip(losses, sets, strict=True), key=lambda pair: pair[0].kl_nats)[1]
+@pytest.mark.parametrize("name", ["mi-prun", "hybrid"])
+def test_re_ranking_takes_the_finalist_of_least_loss(context: Context, name: str) -> None:
+    sets = METHODS[name].propose(context.fresh(), 3, 8)
+    finalists = race(context.fresh(), sets)
+    assert {entry.dropped for entry in finalists} <= set(sets)
+    losses = ranking_losses(context, [entry.dropped for entry in finalists])
+    assert [entry.loss for entry in finalists] == losses
+    assert finalists[0].loss.ce_nats == min(loss.ce_nats for loss in losses)
+    assert choose(context.fresh(), name, 3, 8).dropped == finalists[0].dropped
+
+
+@pytest.mark.parametrize(("k", "rerank", "said"), [(12, 0, "must be in 1..11, got 12"), (2, -1, "--rerank must not")])
+def test_what_cannot_be_chosen_is_refused(context: Context, k: int, rerank: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        choose(context, "mi-prun", k, rerank)
 
 
 def test_a_plan_says_what_was_chosen_and_what_it_costs(reference_analysis: Analysis, reference: Path) -> None:
@@ -100,5 +140,5 @@ def test_an_analysis_of_another_model_is_refused(reference_analysis: Analysis, r
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(UserError, match="--method must be one of mi-prun"):
+    with pytest.raises(UserError, match="--method must be one of hybrid, mi-prun"):
         method_named("magic")

@@ -1,0 +1,250 @@
+"""The study behind the default selection: every method at every k up to L/2, beside the optimum.
+
+    python -m bench.selection_study MODEL --text books=books.txt --text self -o bench/results/selection
+
+For each text: excerpts of it, all disjoint, make one evaluation text and one calibration text a seed. `self` is sampled
+from the model. All choices are measured on the evaluation text; the optimum on it comes from all C(L, k) sets, where
+they are no more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more
+than three standard errors of the paired difference on more of it, up to the whole.
+
+Records are JSON lines, appended as they are made; a run that was killed goes on from them.
+`python -m bench.selection_report` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.machine import commit, this_machine, versions
+from bench.record import Machine
+from mi_prun.analysis import Analysis, read_analysis
+from mi_prun.analyze import analyze
+from mi_prun.artefact import Record
+from mi_prun.block_model import BlockModel, load_block_model, load_tokenizer, pick_device, pick_dtype
+from mi_prun.calibration import SELF, load_calibration
+from mi_prun.comparison import Row, compare, parse_methods
+from mi_prun.console import progress, run_command
+from mi_prun.errors import UserError
+from mi_prun.evaluator import Dropped, Evaluator
+from mi_prun.files import new_file
+from mi_prun.model import ModelFolder, open_model
+from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
+from mi_prun.selection.context import Context
+from mi_prun.settings import AnalyzeSettings
+from mi_prun.text_source import text_source
+
+METHODS = (
+    "hybrid,mi-prun:0,mi-prun:24,mi-optimum,logit-gram,cbo,cbo-fisher,segment-loss,bi,angular,greedy-loss,"
+    "tail,tail-but-last,random"
+)
+EXCERPT_CHARACTERS = 3_000
+EVALUATION_SEED = 10_000
+OPTIMUM_SHARES = (1 / 12, 1 / 3, 1.0)  # of the evaluation text
+STANDARD_ERRORS = 3.0
+
+
+class StudyRow(Record):
+    """A choice, measured on the evaluation text. `row` holds the choice; its own figures are of the ranking's sibling
+    text and are not read here. optimum_: the best set of as many blocks on the same evaluation text, where it is known.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    text: str
+    seed: int
+    row: Row
+    perplexity: float
+    kl_nats_per_token: float
+    dense_perplexity: float
+    optimum_perplexity: float | None
+    optimum_dropped: Dropped | None
+    evaluation_tokens: int
+    calibration_tokens: int
+    window_tokens: int
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+
+class Study:
+    """One model on one text."""
+
+    def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
+        self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
+        device = pick_device(None)
+        self.model: BlockModel = load_block_model(folder, device=device, dtype=pick_dtype(device))
+        self.path = Path(options.output) / f"{name}.{text}.jsonl"
+        self.known = read_study(self.path)
+
+    def run(self) -> None:
+        evaluation = Evaluator(self.model, self.evaluation_windows())
+        ks = range(1, self.model.num_blocks // 2 + 1)
+        optimum = self.optimum(evaluation, ks)
+        dense = evaluation.measure([()])[0]
+        for seed in range(self.options.seeds):
+            made = {(row.row.label, len(row.row.dropped)) for row in self.known if row.seed == seed}
+            specs = parse_methods(self.options.methods)
+            if made >= {(spec.label, k) for spec in specs for k in ks}:
+                continue
+            context = Context(self.analysis(seed), lambda: self.model, seed)
+
+            def keep(row: Row, seed: int = seed) -> None:
+                loss = evaluation.measure([row.dropped])[0]
+                best = optimum.get(len(row.dropped))
+                record = StudyRow(
+                    model=self.name,
+                    text=self.text,
+                    seed=seed,
+                    row=row,
+                    perplexity=math.exp(loss.ce_nats),
+                    kl_nats_per_token=loss.kl_nats,
+                    dense_perplexity=math.exp(dense.ce_nats),
+                    optimum_perplexity=math.exp(evaluation.measure([best])[0].ce_nats) if best else None,
+                    optimum_dropped=best,
+                    evaluation_tokens=evaluation.predicted_tokens,
+                    calibration_tokens=self.options.tokens,
+                    window_tokens=self.options.window,
+                    machine=this_machine(),
+                    versions=versions(),
+                    commit=commit(),
+                )
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(record.model_dump_json() + "\n")
+                print(
+                    f"{self.name} {self.text} seed {seed}: {row.label} k={len(row.dropped)} {list(row.dropped)} "
+                    f"perplexity {record.perplexity:.2f}, optimum {record.optimum_perplexity or math.nan:.2f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+            known = [row.row for row in self.known if row.seed == seed]
+            compare(context, specs, list(ks), known=known, keep=keep)
+
+    def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
+        """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
+        path = self.path.with_suffix(".optimum.json")
+        if path.is_file():
+            found: dict[str, list[int]] = json.loads(path.read_text())["optimum"]
+            return {int(k): tuple(dropped) for k, dropped in found.items()}
+        best: dict[int, Dropped] = {}
+        counts: dict[int, list[int]] = {}
+        for k in ks:
+            if math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT:
+                best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
+                print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
+        with new_file(path) as partial:
+            partial.write_text(json.dumps({"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES}) + "\n")
+        return best
+
+    def evaluation_windows(self) -> Tensor:
+        tokens = self.options.evaluation_tokens
+        with tempfile.TemporaryDirectory() as folder:
+            source = self.excerpts(EVALUATION_SEED, tokens, Path(folder))
+            return load_calibration(
+                source,
+                load_tokenizer(self.folder),
+                window_tokens=self.options.window,
+                scoring_tokens=tokens,
+                ranking_tokens=1,
+                held_out_tokens=1,
+                seed=EVALUATION_SEED,
+                model=self.model.model,
+            ).scoring.tokens
+
+    def analysis(self, seed: int) -> Analysis:
+        with tempfile.TemporaryDirectory() as folder:
+            source = self.excerpts(seed, 3 * self.options.tokens, Path(folder))
+            settings = AnalyzeSettings(
+                calibration=source,
+                scoring_tokens=self.options.tokens,
+                window_tokens=self.options.window,
+                estimator=self.options.estimator,
+                seed=seed,
+            )
+            analyze(self.folder, Path(folder) / "analysis", settings)
+            return read_analysis(Path(folder) / "analysis")
+
+    def excerpts(self, seed: int, tokens: int, folder: Path) -> str:
+        """A text file of excerpts for about `tokens` tokens; those of different seeds share no excerpt."""
+        if self.source == SELF:
+            return SELF
+        document = "\n".join(text_source(self.source).open())
+        cells = np.random.default_rng(0).permutation(len(document) // EXCERPT_CHARACTERS)
+        number = math.ceil(tokens * 6 / EXCERPT_CHARACTERS) + 1  # 6 characters a token are more than there are
+        group = 0 if seed == EVALUATION_SEED else seed + 1
+        wanted = max(number, math.ceil(self.options.evaluation_tokens * 6 / EXCERPT_CHARACTERS) + 1)
+        chosen = cells[group * wanted : group * wanted + number]
+        if len(chosen) < number:
+            raise UserError(f"text {self.source} is too short for {self.options.seeds} seeds of {tokens} tokens")
+        path = folder / f"{self.text}.txt"
+        path.write_text("\n".join(document[i * EXCERPT_CHARACTERS :][:EXCERPT_CHARACTERS] for i in sorted(chosen)))
+        return str(path)
+
+
+def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped, list[int]]:
+    """The set of least cross-entropy, and how many sets were measured on each share of the windows."""
+    left = list(sets)
+    counts = []
+    with progress("optimum", len(left), "sets") as advance:
+        for share in OPTIMUM_SHARES:
+            counts.append(len(left))
+            windows = max(2, round(share * len(evaluator.windows)))
+            ce = evaluator.by_window(left, windows=windows)[:, :, 1]
+            best = int(ce.mean(1).argmin())
+            difference = ce - ce[best]
+            error = difference.std(1, ddof=1) / math.sqrt(windows)
+            near = difference.mean(1) <= STANDARD_ERRORS * error
+            if share < 1:
+                advance(int((~near).sum()))
+                left = [dropped for dropped, close in zip(left, near, strict=True) if close]
+        advance(len(left))
+    return left[best], counts
+
+
+def read_study(path: Path) -> list[StudyRow]:
+    """The records of one file, none where it is missing."""
+    if not path.is_file():
+        return []
+    return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--name", help="of the model in the records; default: its folder's")
+    parser.add_argument("--text", action="append", required=True, help="NAME=FILE, or self")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=8_192, help="in each of the parts scoring, ranking, held out")
+    parser.add_argument("--evaluation-tokens", type=int, default=16_384)
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("-o", "--output", required=True)
+    options = parser.parse_args()
+
+    def run() -> None:
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        folder = open_model(options.model)
+        Path(options.output).mkdir(parents=True, exist_ok=True)
+        for text in options.text:
+            name, _, source = text.partition("=")
+            Study(folder, options.name or folder.path.resolve().name, name, source or name, options).run()
+
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

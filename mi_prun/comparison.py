@@ -1,0 +1,248 @@
+"""`mi-prun compare`: methods x numbers of blocks, each choice measured on the same held-out text.
+
+The output folder holds the analysis, the rows as JSON lines (appended as they are made: a killed run goes on from
+them), and what is derived from them: comparison.md, .csv, .json, quality.svg and segments.svg.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from mi_prun.artefact import Record
+from mi_prun.card import table
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.evaluator import Dropped
+from mi_prun.files import one_line_os_errors, write_text
+from mi_prun.ratio import blocks_for_ratio
+from mi_prun.selection.context import Context
+from mi_prun.selection.methods import METHODS, choose, method_named
+
+ROWS_NAME = "rows.jsonl"
+
+
+class MethodSpec(Record):
+    """`NAME` or `NAME:N`, N the sets that are compared by their measured loss."""
+
+    name: str
+    rerank: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{self.rerank}"
+
+
+class Row(Record):
+    """One choice. analysis: fingerprint of the analysis it was made from; a row of another one is not shown.
+
+    selection_passes, analysis_passes: blocks x tokens evaluated for the choice, and by the one pass where the method
+    uses it, over those of one pass of the dense model over the ranking text. seconds: of the choice, on this machine,
+    less what earlier rows of the same run had measured already.
+    """
+
+    schema_version: Literal[1] = 1
+    analysis: str
+    method: str
+    rerank: int
+    seed: int
+    num_blocks: int
+    dropped: Dropped
+    candidates: int
+    selection_passes: float
+    analysis_passes: float
+    seconds: float
+    dense_perplexity: float
+    perplexity: float
+    kl_nats_per_token: float
+    objective_nats: float
+    objective_gap_nats: float
+
+    @property
+    def label(self) -> str:
+        return MethodSpec(name=self.method, rerank=self.rerank).label
+
+    @property
+    def passes(self) -> float:
+        return self.selection_passes + self.analysis_passes
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        return (self.analysis, self.label, self.seed, len(self.dropped))
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """`hybrid,mi-prun:0,bi` as specs; a plain name takes the method's own number of sets."""
+    specs = []
+    for word in text.split(","):
+        name, colon, number = word.strip().partition(":")
+        if colon and not number.isdecimal():
+            raise UserError(f"--methods {text!r}: {word.strip()!r} must be NAME or NAME:N, N a whole number")
+        method = method_named(name)
+        specs.append(MethodSpec(name=name, rerank=int(number) if colon else method.rerank))
+    return list(dict.fromkeys(specs))
+
+
+def parse_ratios(text: str, num_blocks: int) -> list[int]:
+    """`.1,.25,.4` as numbers of blocks, ascending, each once."""
+    try:
+        ratios = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--ratios {text!r} must be numbers between 0 and 1, like .1,.25,.4") from error
+    return sorted({blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios})
+
+
+def compare(
+    context: Context,
+    specs: Sequence[MethodSpec],
+    ks: Sequence[int],
+    *,
+    known: Sequence[Row] = (),
+    keep: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """A row for each method and number of blocks, those of `known` taken as they are; `keep` is given each new one.
+
+    A method whose proposals are too many to measure (exhaustive) is left out at that k.
+    """
+    made = {row.key: row for row in known}
+    rows = []
+    with progress("comparing", len(specs) * len(ks), "choices") as advance:
+        for k in ks:
+            for spec in specs:
+                key = (context.analysis.record.fingerprint, spec.label, context.seed, k)
+                if key not in made:
+                    row = _row(context.fresh(), spec, k)
+                    if row is not None:
+                        made[key] = row
+                        if keep is not None:
+                            keep(row)
+                if key in made:
+                    rows.append(made[key])
+                advance(1)
+    return rows
+
+
+def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
+    from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT
+
+    if spec.name == "exhaustive" and math.comb(context.num_blocks, k) > EXHAUSTIVE_LIMIT:
+        return None
+    begun = time.perf_counter()
+    choice = choose(context, spec.name, k, spec.rerank)
+    seconds = time.perf_counter() - begun
+    dense, pruned = context.held_out.measure([(), choice.dropped])
+    analysis = context.analysis
+    return Row(
+        analysis=analysis.record.fingerprint,
+        method=spec.name,
+        rerank=spec.rerank,
+        seed=context.seed,
+        num_blocks=context.num_blocks,
+        dropped=choice.dropped,
+        candidates=choice.candidates,
+        selection_passes=choice.forward_passes,
+        analysis_passes=analysis.scoring.size / analysis.ranking.size if METHODS[spec.name].needs_analysis else 0.0,
+        seconds=seconds,
+        dense_perplexity=math.exp(dense.ce_nats),
+        perplexity=math.exp(pruned.ce_nats),
+        kl_nats_per_token=pruned.kl_nats,
+        objective_nats=choice.objective.chosen_nats,
+        objective_gap_nats=choice.objective.gap_nats,
+    )
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """One whole line in one write, on the disk before this returns."""
+    path = folder / ROWS_NAME
+    with one_line_os_errors(path):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, (row.model_dump_json() + "\n").encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Rows made so far. A last line that a kill has cut short is left out; any other fault is refused."""
+    path = folder / ROWS_NAME
+    if not path.is_file():
+        return []
+    with one_line_os_errors(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        write_text(path, "".join(whole))
+    rows = []
+    for number, line in enumerate(whole, 1):
+        try:
+            rows.append(Row.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{path}, line {number}: field {'.'.join(map(str, first['loc']))}: {first['msg']}; move the file away"
+            ) from error
+    return rows
+
+
+def write_comparison(context: Context, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """The tables and pictures of `rows`; returns their paths."""
+    from mi_prun.comparison_plots import quality_svg, segments_svg
+
+    texts = {
+        "comparison.md": markdown(context, rows),
+        "comparison.csv": csv_text(rows),
+        "comparison.json": json.dumps([row.model_dump() for row in rows], indent=2) + "\n",
+        "quality.svg": quality_svg(rows),
+        "segments.svg": segments_svg(context.analysis.segment_cost_nats),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def markdown(context: Context, rows: Sequence[Row]) -> str:
+    """A table, best perplexity first within each number of blocks."""
+    record = context.analysis.record
+    cells = [
+        (
+            f"{len(row.dropped)} ({len(row.dropped) / row.num_blocks:.1%})",
+            row.label,
+            f"{row.perplexity:,.2f}",
+            f"{row.perplexity / row.dense_perplexity:.3f}",
+            f"{row.kl_nats_per_token:.4f}",
+            f"{row.passes:.1f}",
+            f"{row.seconds:.1f}",
+            ", ".join(map(str, row.dropped)),
+        )
+        for row in sorted(rows, key=lambda row: (len(row.dropped), row.perplexity))
+    ]
+    header = ("blocks", "method", "perplexity", "x dense", "KL, nats/token", "passes", "seconds", "dropped (0-based)")
+    dense = f"{rows[0].dense_perplexity:,.2f}" if rows else "not measured"
+    return (
+        f"# {record.dense.name}: methods compared\n\n"
+        f"Text: {record.calibration.source}, held-out part of {record.calibration.held_out_tokens:,} tokens in windows "
+        f"of {record.calibration.window_tokens}; dense perplexity {dense}. `NAME:N`: N sets compared by their measured "
+        "loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included where it is used, "
+        f"over those of one pass of the dense model over {record.calibration.ranking_tokens:,} tokens.\n\n"
+        + table(header, cells)
+        + "\n"
+    )
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*Row.model_fields])
+    for row in rows:
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row.model_dump().values()])
+    return out.getvalue()

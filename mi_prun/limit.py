@@ -1,0 +1,84 @@
+"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: the most blocks whose loss stays within it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mi_prun.errors import UserError
+from mi_prun.evaluator import Dropped
+from mi_prun.selection.context import Context
+from mi_prun.selection.methods import choose
+from mi_prun.selection.race import ranking_losses
+
+
+@dataclass(frozen=True)
+class Limit:
+    """value: a share of the dense perplexity (0.1 is 10 % more), or nats per token of KL(dense || pruned)."""
+
+    kind: Literal["perplexity", "kl"]
+    value: float
+
+    def text(self, value: float) -> str:
+        """A cost in the limit's own words."""
+        return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4f} nats/token"
+
+
+@dataclass(frozen=True)
+class Within:
+    """k blocks cost `cost`, within the limit; k + 1 blocks cost `next_cost` (None: no more can go)."""
+
+    k: int
+    cost: float
+    next_cost: float | None
+
+
+def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | None:
+    """The limit that the options name, if any."""
+    if max_ppl_increase is not None:
+        text = max_ppl_increase.strip()
+        try:
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError as error:
+            raise UserError(f"--max-ppl-increase must be like 10% or 0.1, got {max_ppl_increase!r}") from error
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--max-ppl-increase must be over 0, got {max_ppl_increase}")
+        return Limit("perplexity", value)
+    if max_kl is not None:
+        if not (math.isfinite(max_kl) and max_kl > 0):
+            raise UserError(f"--max-kl must be over 0 nats per token, got {max_kl}")
+        return Limit("kl", max_kl)
+    return None
+
+
+def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None) -> Within:
+    """The largest k whose choice stays within `limit` on the ranking text, found by bisection: the cost is taken to
+    grow with k. Raises UserError where one block is too much.
+    """
+    costs: dict[int, float] = {}
+
+    def within(k: int) -> bool:
+        costs[k] = cost_of(context, limit, choose(context, method, k, rerank).dropped)
+        return costs[k] <= limit.value
+
+    if not within(1):
+        raise UserError(
+            f"already one block costs {limit.text(costs[1])}, over the limit of {limit.text(limit.value)}; "
+            "allow more, or keep the model dense"
+        )
+    low, high = 1, context.num_blocks  # low holds; high does not, or is one block too many to drop
+    step = 1
+    while high - low > 1:
+        k = min(low + step, (low + high) // 2 if high < context.num_blocks else high - 1)
+        if within(k):
+            low, step = k, step * 2
+        else:
+            high = k
+    return Within(low, costs[low], costs.get(low + 1))
+
+
+def cost_of(context: Context, limit: Limit, dropped: Dropped) -> float:
+    """What leaving out `dropped` costs on the ranking text, in the limit's own unit."""
+    dense, pruned = ranking_losses(context, [(), dropped])
+    return pruned.kl_nats if limit.kind == "kl" else math.expm1(pruned.ce_nats - dense.ce_nats)

@@ -1,0 +1,97 @@
+"""How the losses of single removals add up: the Fisher Gram matrix of what each removal does to the logits.
+
+Let z be the dense model's logits, p = softmax(z), and d_i what they change by when block i is left out. To second order
+
+    KL(dense || without D) ~ 1/2 (sum_i d_i)^T F (sum_i d_i) = 1/2 sum_ij G_ij,   G_ij = E[cov_p(d_i, d_j)],
+
+F = diag(p) - p p^T the Fisher information of the next token in the logits. So KL, an information between what the two
+models say, is a quadratic in the set D whose diagonal is measured and whose couplings cost no run of their own: L
+single removals serve every number of blocks. The cross-entropy's first order, E[(p - y)^T d_i], adds up by itself, so
+it has the same couplings. What is left out: that block j does something else when i is missing (`surrogate.py` learns
+that from measured sets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mi_prun.evaluator import Evaluator, Loss
+from mi_prun.selection.objective import Dropped
+
+GRAM_BYTES = 64 * 2**20  # of logit changes alive at a time
+
+
+@dataclass(frozen=True)
+class LogitGram:
+    """gram: (L, L), nats: G_ij. singles: the loss of leaving out each block. dense: that of leaving out none."""
+
+    gram: NDArray[np.float64]
+    singles: tuple[Loss, ...]
+    dense: Loss
+
+    def linear(self, criterion: str) -> NDArray[np.float64]:
+        """(L,) what each single removal costs, in nats."""
+        if criterion == "kl":
+            return np.array([loss.kl_nats for loss in self.singles])
+        return np.array([loss.ce_nats - self.dense.ce_nats for loss in self.singles])
+
+    def predict(self, sets: list[Dropped], criterion: str) -> NDArray[np.float64]:
+        """(sets,) the quadratic's loss above dense, in nats."""
+        x = membership(sets, len(self.gram))
+        pairs = self.gram - np.diag(np.diag(self.gram))
+        predicted: NDArray[np.float64] = x @ self.linear(criterion) + 0.5 * ((x @ pairs) * x).sum(1)
+        return predicted
+
+
+def all_singles(num_blocks: int) -> list[Dropped]:
+    return [(block,) for block in range(num_blocks)]
+
+
+def membership(sets: list[Dropped], num_blocks: int) -> NDArray[np.float64]:
+    """(sets, L), 1 where a set drops a block."""
+    x = np.zeros((len(sets), num_blocks))
+    for row, dropped in zip(x, sets, strict=True):
+        row[list(dropped)] = 1.0
+    return x
+
+
+@torch.inference_mode()
+def logit_gram(
+    evaluator: Evaluator, *, windows: int | None = None, advance: Callable[[float], None] | None = None
+) -> LogitGram:
+    """Leave out each block once on the first `windows` windows of `evaluator`: about L/2 forward passes over them. They
+    are not counted.
+    """
+    count = evaluator.model.num_blocks
+    singles = all_singles(count)
+    device = evaluator.model.device
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    kl = torch.zeros(count, dtype=torch.float64, device=device)
+    ce = torch.zeros(count + 1, dtype=torch.float64, device=device)
+    rows = 0
+    for tokens in torch.split(evaluator.windows[:windows], evaluator.batch):
+        for log_p, target, removed in evaluator.log_probabilities(tokens, singles, GRAM_BYTES // count):
+            change = torch.stack(list(removed)) - log_p  # (L, rows, vocabulary)
+            p = log_p.exp()
+            mean = (change * p).sum(-1, keepdim=True)  # -KL of each row
+            aim = target[None, :, None].expand(count, -1, 1)
+            kl -= mean.sum((1, 2), dtype=torch.float64)
+            ce[:-1] -= change.gather(2, aim).sum((1, 2), dtype=torch.float64)
+            ce[-1] -= log_p.gather(1, target[:, None]).sum(dtype=torch.float64)
+            scaled = ((change - mean) * p.sqrt()).flatten(1)
+            gram += (scaled @ scaled.T).double()
+            rows += len(target)
+        if advance is not None:
+            advance(tokens.numel() * count)
+    ce[:-1] += ce[-1]
+    kl, ce, gram = (x.cpu() / rows for x in (kl.clamp(min=0), ce, gram))
+    return LogitGram(
+        gram.numpy(),
+        tuple(Loss(float(a), float(b)) for a, b in zip(kl, ce[:-1], strict=True)),
+        Loss(0.0, float(ce[-1])),
+    )
