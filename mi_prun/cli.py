@@ -62,6 +62,12 @@ AssumeUniform = Annotated[
         "--assume-uniform", help="let config fields pass that are not known and may differ from block to block"
     ),
 ]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for", help="`draft`: to draft for the dense model; picks the ratio, unless one is given, and how many tokens"
+    ),
+]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]
 
@@ -118,6 +124,7 @@ def plan(
     drop: Drop = None,
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
+    purpose: For = None,
     no_quality: NoQuality = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the analysis found it")] = None,
     seed: Seed = ANALYZE.seed,
@@ -133,7 +140,12 @@ def plan(
 
     check_output(output, force=force)
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
-    made = make(read_analysis(analysis), settings, ratio, num_blocks, param_ratio, drop)
+    found = read_analysis(analysis)
+    made = (
+        make(found, settings, ratio, num_blocks, param_ratio, drop)
+        if purpose is None
+        else make_draft(found, settings, purpose, ratio, num_blocks, param_ratio, drop)
+    )
     made.write(output)
     say_plan(made, output)
 
@@ -283,6 +295,30 @@ def make(
     return (
         plan_by_hand(context, wanted, settings) if isinstance(wanted, tuple) else make_plan(context, wanted, settings)
     )
+
+
+def make_draft(
+    analysis: Analysis,
+    settings: PlanSettings,
+    purpose: str,
+    ratio: float | None,
+    num_blocks: int | None,
+    param_ratio: float | None,
+    drop: str | None,
+) -> Plan:
+    """The plan for a draft; says what was found of each ratio that was tried."""
+    if purpose != "draft":
+        raise UserError(f"--for must be draft, got {purpose!r}")
+    if drop is not None:
+        raise UserError("--for draft chooses the blocks itself; leave --drop out")
+    from mi_prun.draft_choice import plan_draft
+
+    given = any(value is not None for value in (ratio, num_blocks, param_ratio))
+    wanted = count_blocks(analysis.record.dense, ratio, num_blocks, param_ratio, None) if given else ()
+    made, choices = plan_draft(analysis, settings, [wanted] if isinstance(wanted, int) else ())
+    for choice in choices:
+        print(choice)
+    return made
 
 
 def count_blocks(

@@ -9,10 +9,8 @@ from pathlib import Path
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from serve.scratch import scratch_folder
-from serve.served_model import ServedModel, drafted_model, planned_model, served_model
+from serve.served_model import DRAFT_TOKENS, ServedModel, drafted_model, planned_model, served_model
 from serve.server import HOST, PORT, check_port, run
-
-DRAFT_TOKENS = 3
 
 DESCRIPTION = """\
 Serve a pruned or a dense model on vLLM's OpenAI-compatible server.
@@ -49,7 +47,10 @@ def serve(arguments: list[str]) -> None:
         help="speculative decoding: the dense --model, drafted by its own blocks that a plan or a pruned folder keeps",
     )
     parser.add_argument(
-        "--draft-tokens", type=int, metavar="N", help=f"tokens drafted at a time (default: {DRAFT_TOKENS})"
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens drafted at a time (default: the plan's own number, or {DRAFT_TOKENS})",
     )
     parser.add_argument(
         "--assume-uniform", action="store_true", help="of --plan and --draft: as `mi-prun apply` has it"
@@ -89,8 +90,7 @@ def open_served(own: argparse.Namespace, scratch: Path) -> ServedModel:
     if own.plan:
         return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
     if own.draft:
-        tokens = own.draft_tokens or DRAFT_TOKENS
-        return drafted_model(own.model, own.draft, tokens, scratch, assume_uniform=own.assume_uniform)
+        return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
     return served_model(own.model)
 
 

@@ -14,6 +14,8 @@ from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, r
 from mi_prun.model import ModelFolder, identity_of, open_model, read_config
 from mi_prun.plan import Plan
 
+DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -106,9 +108,12 @@ def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: 
 
 
 def drafted_model(
-    reference: str, draft: Path, tokens: int, scratch: Path, *, assume_uniform: bool = False
+    reference: str, draft: Path, tokens: int | None, scratch: Path, *, assume_uniform: bool = False
 ) -> ServedModel:
-    """The dense model `reference`, and a draft: those of its blocks that a plan, or a pruned folder, keeps."""
+    """The dense model `reference`, and a draft: those of its blocks that a plan, or a pruned folder, keeps.
+
+    tokens: None takes the plan's own number (`mi-prun plan --for draft`), or DRAFT_TOKENS.
+    """
     if not draft.exists():
         raise UserError(f"--draft {draft}: no such file or folder; name a plan.json or a pruned folder")
     if draft.is_dir():
@@ -118,7 +123,9 @@ def drafted_model(
         plan = Plan.read(draft)
     folder = scratch / "draft"
     write_checkpoint(_open_dense(reference, "--draft"), plan, folder, virtual=True, assume_uniform=assume_uniform)
-    return replace(served_model(reference), draft=Draft(folder, plan, tokens))
+    planned = plan.settings.get("draft_tokens")
+    chosen = tokens or (planned if isinstance(planned, int) and planned > 0 else DRAFT_TOKENS)
+    return replace(served_model(reference), draft=Draft(folder, plan, chosen))
 
 
 def _open_dense(reference: str, flag: str) -> ModelFolder:
