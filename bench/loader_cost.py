@@ -4,7 +4,8 @@
 
 One process, everything in turn, A B C A B C: another load on the machine meets all of them alike. Load: vLLM's whole
 `load_model` (the model built, its weights read and processed), the files in the page cache (warm) or evicted from it
-(cold). Speed: output tokens/s of two engines on the same folder. The record has every round, the medians, and
+(cold). Generate: the same prompts to two engines on the same
+folder. The record has every round, the medians, and
 the median of the rounds' ratios, which is what to read on a noisy machine. The model is random: a Llama shape, 0.4 GB.
 """
 
@@ -57,7 +58,8 @@ ENGINE: dict[str, Any] = {
 }
 PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 8, 64, 16
 
-Variants = Mapping[str, Callable[[], float]]
+Seconds = tuple[float, float]  # of the clock, and of this process's processors: other loads do not enter the second
+Variants = Mapping[str, Callable[[], Seconds]]
 
 
 def main() -> None:
@@ -69,15 +71,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mi-prun-loader-cost-") as folder:
         written, virtual = make_folders(Path(folder))
         measured = {
-            "speed_output_tokens_per_s": measure_speed(written, own.rounds),
-            "load_warm_s": measure_load(written, virtual, own.rounds, cold=False),
-            "load_cold_s": measure_load(written, virtual, own.rounds, cold=True),
+            "generate": measure_speed(written, own.rounds),
+            "load_warm": measure_load(written, virtual, own.rounds, cold=False),
+            "load_cold": measure_load(written, virtual, own.rounds, cold=True),
         }
         record = {
             "what": "vLLM's own load format against mi_prun, on one materialised folder; a virtual folder against it",
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "shape": SHAPE,
             "dropped": list(DROPPED),
+            "output_tokens_of_generate": PROMPTS * OUTPUT_TOKENS,
             "kept_bytes": open_model(written).weight_bytes,
             **measured,
             "machine": this_machine().model_dump(),
@@ -86,7 +89,14 @@ def main() -> None:
         }
     own.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(own.output, json.dumps(record, indent=2) + "\n")
-    print(json.dumps({name: figures["median_ratio"] for name, figures in measured.items()}))
+    print(
+        json.dumps(
+            {
+                name: {clock: found["median_ratio"] for clock, found in figures.items()}
+                for name, figures in measured.items()
+            }
+        )
+    )
 
 
 def make_folders(folder: Path) -> tuple[Path, Path]:
@@ -107,28 +117,34 @@ def make_folders(folder: Path) -> tuple[Path, Path]:
     return folder / "written", folder / "virtual"
 
 
-def in_turn(variants: Variants, rounds: int, *, better: str) -> dict[str, Any]:
-    """Each variant once a round, after one round that is not counted. Ratios are of each variant to the first; `better`
-    says whether a higher figure or a lower one is.
-    """
+def in_turn(variants: Variants, rounds: int) -> dict[str, Any]:
+    """Each variant once a round, after one round that is not counted; ratios are of seconds: less is faster."""
     for variant in variants.values():
         variant()
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, list[Seconds]] = {name: [] for name in variants}
     for number in range(rounds):
         # The order turns, so that none is always behind the same one.
         names = list(variants)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             found[name].append(variants[name]())
-    first, *others = variants
-    return {
-        "better": better,
-        "rounds": {name: [round(value, 4) for value in values] for name, values in found.items()},
-        "median": {name: round(median(values), 4) for name, values in found.items()},
-        "median_ratio": {
-            f"{name} / {base}": round(median(a / b for a, b in zip(found[name], found[base], strict=True)), 4)
-            for base, name in [(first, other) for other in others] + ([(others[0], others[1])] if others[1:] else [])
-        },
-    }
+    result: dict[str, Any] = {}
+    for place, clock in enumerate(("wall_s", "processor_s")):
+        seconds = {name: [round(pair[place], 4) for pair in pairs] for name, pairs in found.items()}
+        result[clock] = {
+            "rounds": seconds,
+            "median": {name: round(median(values), 4) for name, values in seconds.items()},
+            "median_ratio": {
+                f"{name} / {base}": round(median(a / b for a, b in zip(seconds[name], seconds[base], strict=True)), 4)
+                for base, name in zip(list(variants)[:-1], list(variants)[1:], strict=True)
+            },
+        }
+    return result
+
+
+def timed(work: Callable[[], object]) -> Seconds:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
@@ -142,15 +158,10 @@ def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
     ]
     engines = {name: LLM(str(written), load_format=name, **ENGINE) for name in ("auto", "mi_prun")}
 
-    def tokens_per_s(engine: Any) -> Callable[[], float]:
-        def ask() -> float:
-            start = time.perf_counter()
-            engine.generate(prompts, sampling, use_tqdm=False)
-            return PROMPTS * OUTPUT_TOKENS / (time.perf_counter() - start)
+    def ask(engine: Any) -> Callable[[], Seconds]:
+        return lambda: timed(lambda: engine.generate(prompts, sampling, use_tqdm=False))
 
-        return ask
-
-    result = in_turn({name: tokens_per_s(engine) for name, engine in engines.items()}, rounds, better="higher")
+    result = in_turn({name: ask(engine) for name, engine in engines.items()}, rounds)
     engines.clear()
     gc.collect()
     return result
@@ -159,8 +170,8 @@ def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
 def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> dict[str, Any]:
     """Seconds of `load_model`; the process group that vLLM needs is there from the engines before."""
 
-    def load(folder: Path, load_format: str) -> Callable[[], float]:
-        def once() -> float:
+    def load(folder: Path, load_format: str) -> Callable[[], Seconds]:
+        def once() -> Seconds:
             from vllm.config import set_current_vllm_config
             from vllm.engine.arg_utils import EngineArgs
             from vllm.model_executor.model_loader import get_model
@@ -169,10 +180,7 @@ def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> di
             if cold:
                 evict(written.parent)
             with set_current_vllm_config(config), one_process():
-                start = time.perf_counter()
-                model = get_model(vllm_config=config)
-                seconds = time.perf_counter() - start
-            del model
+                seconds = timed(lambda: get_model(vllm_config=config))
             gc.collect()
             return seconds
 
@@ -183,7 +191,7 @@ def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> di
         "mi_prun": load(written, "mi_prun"),
         "virtual": load(virtual, "mi_prun"),
     }
-    return in_turn(variants, rounds, better="lower")
+    return in_turn(variants, rounds)
 
 
 @contextlib.contextmanager

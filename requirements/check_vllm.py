@@ -78,6 +78,7 @@ MEMBERS: dict[tuple[str, str], tuple[str, ...]] = {
         "hf_config_path",
         "speculative_config",
         "pipeline_parallel_size",
+        "disable_hybrid_kv_cache_manager",
     ),
 }
 # Text that must stand in a module: what is decided by a value, not by a name.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mi_prun.architecture import reduce_config
+from mi_prun.architecture import block_kinds, reduce_config
 from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest, verify_structure
@@ -19,11 +19,15 @@ DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
 
 @dataclass(frozen=True)
 class Draft:
-    """A virtual folder beside the dense model that is served. tokens: drafted at a time, at most."""
+    """A virtual folder beside the dense model that is served. tokens: drafted at a time, at most.
+
+    several_kinds: the model's blocks attend in more than one way.
+    """
 
     folder: Path
     plan: Plan
     tokens: int
+    several_kinds: bool = False
 
     @property
     def speculative_config(self) -> dict[str, Any]:
@@ -122,10 +126,11 @@ def drafted_model(
     else:
         plan = Plan.read(draft)
     folder = scratch / "draft"
-    write_checkpoint(_open_dense(reference, "--draft"), plan, folder, virtual=True, assume_uniform=assume_uniform)
+    dense = _open_dense(reference, "--draft")
+    write_checkpoint(dense, plan, folder, virtual=True, assume_uniform=assume_uniform)
     planned = plan.settings.get("draft_tokens")
     chosen = tokens or (planned if isinstance(planned, int) and planned > 0 else DRAFT_TOKENS)
-    return replace(served_model(reference), draft=Draft(folder, plan, chosen))
+    return replace(served_model(reference), draft=Draft(folder, plan, chosen, len(set(block_kinds(dense.config))) > 1))
 
 
 def _open_dense(reference: str, flag: str) -> ModelFolder:

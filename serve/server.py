@@ -104,6 +104,9 @@ def choose(served: ServedModel, args: Any) -> None:
                 "stage only"
             )
         args.speculative_config = served.draft.speculative_config
+        if served.draft.several_kinds:
+            # vLLM wants all blocks of a draft in one group of the KV cache. It costs sliding windows some memory.
+            args.disable_hybrid_kv_cache_manager = True
 
 
 def pruning_router(served: ServedModel) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -137,3 +138,39 @@ def test_sampled_answers_have_the_dense_models_distribution(said: dict[str, Any]
 def test_the_likeliest_token_alone_is_the_greedy_one(said: dict[str, Any]) -> None:
     """Top-k of 1 at temperature 1, by way of the sampler of random requests."""
     assert said["drafted"]["calls"][2] == said["dense"]["tokens"][:8]
+
+
+WIDE = {"hidden_size": 128, "head_dim": 32}
+SEVERAL_KINDS = ("gemma3_text",)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma3_text": WIDE | {"sliding_window": 8},
+    "qwen2": WIDE | {"tie_word_embeddings": True},
+    "gpt2": {"hidden_size": 128},
+    "qwen3_moe": WIDE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mixtral": WIDE | {"num_local_experts": 4},
+}
+
+
+@pytest.mark.skipif("MI_PRUN_ALL_FAMILIES" not in os.environ, reason="MI_PRUN_ALL_FAMILIES=1 tries more families")
+def test_other_families(
+    in_engine: Callable[..., Any], tiny: Callable[..., Path], prune: Callable[..., Path], tmp_path: Path
+) -> None:
+    prompts = [[(7 * place + 13 * row) % 97 for place in range(16)] for row in range(4)]
+    greedy = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    jobs = []
+    for model_type, fields in FAMILIES.items():
+        dense = tiny(model_type, folder=model_type, **fields)
+        draft = prune(dense, tmp_path / f"{model_type}-draft", (2,), virtual=True)
+        speculative = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": 2}
+        engine = {"load_format": "mi_prun", "disable_log_stats": False}
+        if model_type in SEVERAL_KINDS:
+            engine["disable_hybrid_kv_cache_manager"] = True  # as mi-prun-serve has it
+        drafting = engine | {"speculative_config": speculative, "worker_extension_cls": "in_engine.Extension"}
+        alone = {"model": str(dense), "prompts": prompts, "sampling": greedy, "engine": engine}
+        jobs += [alone, alone | {"engine": drafting, "memory": True}]
+    results = in_engine(jobs, drafts=True)["results"]
+    for number, model_type in enumerate(FAMILIES):
+        alone, drafted = results[2 * number : 2 * number + 2]
+        assert drafted["tokens"] == alone["tokens"], model_type
+        assert drafted["memory"]["own_leaves"] == ["Attention"], model_type
+        assert drafted["metrics"]["vllm:spec_decode_num_draft_tokens"] > 0, model_type
