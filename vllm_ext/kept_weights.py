@@ -2,19 +2,22 @@
 
 A tensor of a dropped block is skipped by its name, before a byte of it is read; a file that holds no wanted tensor is
 not opened. The names follow `mi_prun.architecture.renamed`, as those of the checkpoint writer do. Tensors are read
-whole, in the order of their bytes. They are not mapped into memory: the kernel would read ahead into what lies beside
-them, as much as several megabytes of it.
+whole, in the order of their bytes. Where some are dropped the files are not mapped into memory: the kernel would read
+ahead into what lies beside the kept ones, as much as several megabytes of it.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from mi_prun.architecture import Config, check_kept, family_of, num_blocks, renamed
@@ -52,11 +55,18 @@ class Reading:
 
 
 def kept_weights(
-    folder: Path, config: Config, kept: Sequence[int] | None, reading: Reading, wanted: Wanted = lambda name: True
+    folder: Path,
+    config: Config,
+    kept: Sequence[int] | None,
+    reading: Reading,
+    wanted: Wanted = lambda name: True,
+    *,
+    mapped: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name in the pruned model, tensor on CPU) of each wanted tensor in `folder`, whose config.json is `config`.
 
     kept: the blocks of `folder` that the pruned model has (ascending, 0-based); None where the folder has only those.
+    mapped: map the files into memory, as vLLM's own loader does; for a folder of which everything is wanted.
     Raises UserError where `kept` does not fit the config, or a file is missing, broken or lacks a tensor.
     """
     family, count = family_of(config), num_blocks(config)
@@ -67,6 +77,7 @@ def kept_weights(
         found = renamed(name, family, blocks, num_blocks=count)
         return found if found is not None and wanted(found) else None
 
+    buffers = Buffers()
     for file, names in _files(folder).items():
         if not any(map(new_name, names)):
             reading.tensors_skipped += len(names)
@@ -76,28 +87,46 @@ def kept_weights(
         shard = read_shard(folder / file)
         if absent := sorted(set(names) - shard.tensors.keys()):
             raise UserError(f"model {folder}: the index says {absent[0]!r} lies in {file}, but it does not")
-        with shard.path.open("rb", buffering=0) as source:
+        with shard.path.open("rb", buffering=0) as source, safe_open(shard.path, framework="pt") as library:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
             for info in shard.tensors.values():
                 new = new_name(info.name)
                 if new is None:
                     reading.tensors_skipped += 1
                     continue
-                tensor = _read(source, shard.path, info)
-                reading.last = f"{new!r} of shape {list(tensor.shape)}"
+                reading.last = f"{new!r} of shape {list(info.shape)}"
                 reading.tensors += 1
                 reading.bytes += info.num_bytes
-                yield new, tensor
+                # The library knows the dtypes that are packed below a byte, or newer than the table.
+                dtype = None if mapped else TORCH_DTYPES.get(info.dtype)
+                yield (
+                    new,
+                    library.get_tensor(info.name) if dtype is None else _read(source, shard.path, info, dtype, buffers),
+                )
 
 
-def _read(source: io.FileIO, path: Path, info: TensorInfo) -> torch.Tensor:
-    dtype = TORCH_DTYPES.get(info.dtype)
-    if dtype is None:  # packed below a byte, or newer than this table: the library knows
-        with safe_open(path, framework="pt") as shard:
-            found: torch.Tensor = shard.get_tensor(info.name)
-            return found
-    data = torch.empty(info.num_bytes, dtype=torch.uint8)
-    view: memoryview[int] = data.numpy().data
+class Buffers:
+    """Memory that is used again as soon as no tensor lies in it: fresh pages cost as much as the reading."""
+
+    KEPT = 3  # the caller holds the tensor before this one, and perhaps one more
+
+    def __init__(self) -> None:
+        self._arrays: list[NDArray[np.uint8]] = []
+
+    def take(self, num_bytes: int) -> NDArray[np.uint8]:
+        """An array of so many bytes. A tensor made of it keeps it, so that it is not handed out again before."""
+        for array in self._arrays:
+            # Held by the list, by `array` and as an argument, and by nothing else: no slice, and so no tensor, is left.
+            if len(array) >= num_bytes and sys.getrefcount(array) == 3:
+                return array[:num_bytes]
+        array = np.empty(num_bytes, dtype=np.uint8)
+        self._arrays = sorted([*self._arrays, array], key=len)[-self.KEPT :]
+        return array[:]
+
+
+def _read(source: io.FileIO, path: Path, info: TensorInfo, dtype: torch.dtype, buffers: Buffers) -> torch.Tensor:
+    data = buffers.take(info.num_bytes)
+    view: memoryview[int] = data.data
     done = 0
     try:
         source.seek(info.begin)
@@ -108,7 +137,7 @@ def _read(source: io.FileIO, path: Path, info: TensorInfo) -> torch.Tensor:
             done += count
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return data.view(dtype).view(info.shape)
+    return torch.from_numpy(data).view(dtype).view(info.shape)
 
 
 def _files(folder: Path) -> dict[str, list[str]]:

@@ -89,6 +89,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             entry.kept if virtual else None,
             self.reading,
             lambda name: not self._is_elsewhere(name, config, model, missing),
+            mapped=not virtual and not missing,
         )
         for source in getattr(model, "secondary_weights", ()):
             yield from self._get_weights_iterator(source)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_prun.errors import UserError
 from mi_prun.model import open_model, read_config
-from vllm_ext.kept_weights import TORCH_DTYPES, Reading, kept_weights
+from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, Reading, kept_weights
 
 DROPPED = (1, 2, 5)
 KEPT = (0, 3, 4)
@@ -44,11 +44,32 @@ def test_they_are_what_the_checkpoint_writer_writes(
     dense = tiny(model_type, max_shard_size=max_shard_size)
     pruned = prune(dense, tmp_path / "pruned", DROPPED)
     wanted = {name: t for file in pruned.glob("*.safetensors") for name, t in load_file(file).items()}
-    for found, reading in (read(dense, KEPT), read(pruned, None)):
+    for found, reading in (read(dense, KEPT), read(pruned, None), read(pruned, None, mapped=True)):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
         assert reading.bytes == sum(tensor.nbytes for tensor in wanted.values())
         assert reading.tensors == len(wanted)
+
+
+def test_a_tensor_that_is_kept_is_not_written_over(sharded: Path) -> None:
+    """Memory is used again only when no tensor lies in it, a view of one included."""
+    wanted, _ = read(sharded, KEPT)
+    held: dict[str, torch.Tensor] = {}
+    for name, tensor in kept_weights(sharded, read_config(sharded), KEPT, Reading()):
+        if len(held) < 6 or len(name) % 2:
+            held[name] = tensor[1:]
+    assert len(held) > 6
+    assert all(torch.equal(tensor, wanted[name][1:]) for name, tensor in held.items())
+
+
+def test_memory_is_used_again() -> None:
+    buffers = Buffers()
+    first = torch.from_numpy(buffers.take(100)).view(torch.float32)
+    place = first.data_ptr()
+    other = torch.from_numpy(buffers.take(100))
+    assert other.data_ptr() != place
+    del first
+    assert torch.from_numpy(buffers.take(50)).data_ptr() == place
 
 
 def test_a_file_without_kept_tensors_is_not_opened(sharded: Path) -> None:
