@@ -73,6 +73,41 @@ def run(
 
 
 @app.command()
+def draft(
+    dense: Annotated[str, typer.Option(help="the dense model: a folder or a hub id")],
+    drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")],
+    draft_tokens: Annotated[
+        int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
+    ] = None,
+    input_tokens: Annotated[int, typer.Option(help="tokens in a prompt")] = DEFAULT.input_tokens,
+    output_tokens: Annotated[int, typer.Option(help="tokens in an answer")] = DEFAULT.output_tokens,
+    prompts: Annotated[int, typer.Option(help="requests in a round")] = DEFAULT.prompts,
+    concurrency: Annotated[int, typer.Option(help="requests in flight at most")] = DEFAULT.concurrency,
+    rounds: Annotated[int, typer.Option(help="rounds; medians are recorded")] = DEFAULT.rounds,
+    serve_flags: Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")] = "",
+) -> None:
+    """Serve the dense model alone, then with each draft: acceptance rate, accepted length and speed.
+
+    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json -o results/
+    """
+    from bench.draft import run_drafts
+
+    settings = RunSettings(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        prompts=prompts,
+        concurrency=concurrency,
+        rounds=rounds,
+        serve_flags=tuple(shlex.split(serve_flags)),
+    )
+    records = run_drafts(dense, drafts, output, settings, draft_tokens)
+    for record in records:
+        print(record.line(records[0]))
+    print(json.dumps({"run": records[0].run, "records": len(records)}))
+
+
+@app.command()
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a folder that `mi-prun-bench run` wrote to")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: RESULTS")] = None,

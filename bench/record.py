@@ -111,9 +111,9 @@ class BenchRecord(Record):
     serve_flags: tuple[str, ...]
 
 
-def append_record(folder: Path, record: BenchRecord) -> None:
+def append_record(folder: Path, record: Record, name: str = RECORDS_NAME) -> None:
     """One whole line in one write, on the disk before this returns: a kill leaves the line whole or not there."""
-    path = folder / RECORDS_NAME
+    path = folder / name
     line = (record.model_dump_json() + "\n").encode()
     with one_line_os_errors(path):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

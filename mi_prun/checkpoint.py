@@ -19,7 +19,7 @@ from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
 from mi_prun.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
-from mi_prun.model import INDEX_NAME, ModelFolder, identity_of
+from mi_prun.model import INDEX_NAME, ModelFolder, identity_of, structure_digest
 from mi_prun.plan import Plan
 from mi_prun.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 
@@ -85,6 +85,7 @@ def write_checkpoint(
             dense_weight_bytes=dense.weight_bytes,
             files=files,
             block_kinds=kinds,
+            structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
         )
         card = model_card(manifest, source=dense.path, base=base, is_hub_id=is_hub_id)

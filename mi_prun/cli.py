@@ -20,6 +20,7 @@ from mi_prun.options import (
     Device,
     Drop,
     Estimator,
+    For,
     Force,
     MaxKl,
     MaxPplIncrease,
@@ -108,6 +109,7 @@ def plan(
     max_kl: MaxKl = None,
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
+    purpose: For = None,
     no_quality: NoQuality = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the analysis found it")] = None,
     seed: Seed = ANALYZE.seed,
@@ -120,6 +122,7 @@ def plan(
     """
     from mi_prun import say
     from mi_prun.analysis import read_analysis
+    from mi_prun.draft_choice import draft_for
     from mi_prun.files import check_output
     from mi_prun.planning import make_context, plan_for
     from mi_prun.ratio import Amount
@@ -128,7 +131,11 @@ def plan(
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
     found = read_analysis(analysis)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
-    made = plan_for(make_context(found, settings), amount, settings)
+    made = (
+        plan_for(make_context(found, settings), amount, settings)
+        if purpose is None
+        else draft_for(found, settings, purpose, amount)
+    )
     made.write(output)
     say.plan(made, output)
 

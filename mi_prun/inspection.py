@@ -9,7 +9,7 @@ from mi_prun.block_map import text_map
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry
-from mi_prun.model import identity_of, open_model, read_config
+from mi_prun.model import identity_of, open_model, read_config, structure_digest
 from mi_prun.plan import Plan
 
 WEIGHTS_AND_CODE = (".safetensors", ".bin", ".pt", ".pth", ".py")
@@ -101,6 +101,11 @@ def verify(folder: Path) -> None:
     for name, digest in manifest.files.items():
         if sha256_of(folder / name) != digest.sha256:
             raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs)")
+    verify_structure(folder, manifest)
+
+
+def verify_structure(folder: Path, manifest: Manifest) -> None:
+    """Config and tensors against the plan, by the headers alone. Raises UserError with the first fault."""
     _verify_config(folder, manifest)
     if manifest.weights == "materialized":
         _verify_tensors(folder, manifest)
@@ -118,10 +123,14 @@ def _verify_config(folder: Path, manifest: Manifest) -> None:
 
 
 def _verify_tensors(folder: Path, manifest: Manifest) -> None:
-    plan, found = manifest.plan, identity_of(open_model(folder))
+    pruned = open_model(folder)
+    plan, found = manifest.plan, identity_of(pruned)
     wanted = tuple(plan.dense.block_parameters[block] for block in plan.kept)
     if found.block_parameters != wanted:
         raise UserError(f"{folder}: the blocks have {found.block_parameters} parameters, the plan keeps {wanted}")
     rest = plan.dense.num_parameters - plan.parameters_dropped
     if found.num_parameters != rest:
         raise UserError(f"{folder}: the shards hold {found.num_parameters} parameters, the plan keeps {rest}")
+    structure = structure_digest({name: info for name, (_, info) in pruned.tensors.items()})
+    if manifest.structure_sha256 not in (None, structure):
+        raise UserError(f"{folder}: a tensor's name, dtype or shape is not as it was written; apply the plan again")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -130,9 +131,9 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
 
 
 def _shards(path: Path) -> tuple[Shard, ...]:
-    index_path = path / INDEX_NAME
-    if index_path.is_file():
-        return _indexed_shards(path, index_path)
+    weight_map = read_weight_map(path)
+    if weight_map is not None:
+        return _indexed_shards(path, weight_map)
     single = path / SINGLE_NAME
     if single.is_file():
         if escapes(single, path):
@@ -151,7 +152,11 @@ def _shards(path: Path) -> tuple[Shard, ...]:
     raise UserError(f"model {path} has no weights ({SINGLE_NAME} or {INDEX_NAME})")
 
 
-def _indexed_shards(path: Path, index_path: Path) -> tuple[Shard, ...]:
+def read_weight_map(path: Path) -> dict[str, str] | None:
+    """Tensor name -> file name, of a folder's index; None where the weights are in one file. No shard is opened."""
+    index_path = path / INDEX_NAME
+    if not index_path.is_file():
+        return None
     weight_map = read_json_object(index_path, "").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index_path} has no weight_map")
@@ -160,6 +165,10 @@ def _indexed_shards(path: Path, index_path: Path) -> tuple[Shard, ...]:
             raise UserError(f"{index_path}: tensor {name!r} lies in {file!r}, which is not a safetensors file")
         if PurePosixPath(file).name != file or file.startswith("."):
             raise UserError(f"{index_path}: {file!r} leads outside the model folder; refused")
+    return weight_map
+
+
+def _indexed_shards(path: Path, weight_map: dict[str, str]) -> tuple[Shard, ...]:
     files = sorted(set(weight_map.values()))
     # Others, such as `consolidated.safetensors`, are the same weights in another layout.
     if stray := sorted(file.name for file in path.glob("model-*-of-*.safetensors") if file.name not in files):
@@ -230,3 +239,11 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
         config_sha256=hashlib.sha256(config.encode()).hexdigest(),
         weights_sha256=digest.hexdigest(),
     )
+
+
+def structure_digest(tensors: Mapping[str, TensorInfo]) -> str:
+    """Of each tensor's name, dtype and shape, sorted by name: whether an engine's model has a place for each."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}\0{tensors[name].dtype}\0{tensors[name].shape}\0".encode())
+    return digest.hexdigest()

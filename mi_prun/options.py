@@ -60,5 +60,11 @@ AssumeUniform = Annotated[
         "--assume-uniform", help="let config fields pass that are not known and may differ from block to block"
     ),
 ]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for", help="`draft`: to draft for the dense model; picks the ratio, unless one is given, and how many tokens"
+    ),
+]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]

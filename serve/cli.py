@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
-from serve.served_model import served_model
+from serve.scratch import scratch_folder
+from serve.served_model import DRAFT_TOKENS, ServedModel, drafted_model, planned_model, served_model
 from serve.server import HOST, PORT, check_port, run
 
 DESCRIPTION = """\
 Serve a pruned or a dense model on vLLM's OpenAI-compatible server.
 
   mi-prun-serve --model pruned/
+  mi-prun-serve --model DENSE --plan plan.json     the pruned model, out of the dense one's files
+  mi-prun-serve --model DENSE --draft plan.json    the dense model's answers, drafted by the pruned one
   mi-prun-serve --model pruned/ --port 8001 --max-model-len 4096 --api-key KEY
 
 Every flag of `vllm serve` is taken and passed on; --vllm-help lists them.
@@ -33,6 +37,24 @@ def serve(arguments: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--model", help="a folder that `mi-prun apply` wrote, a dense model's folder, or a hub id")
+    parser.add_argument(
+        "--plan", type=Path, help="serve the dense --model without the blocks that this plan.json drops"
+    )
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="PLAN_OR_PRUNED",
+        help="speculative decoding: the dense --model, drafted by its own blocks that a plan or a pruned folder keeps",
+    )
+    parser.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help=f"tokens drafted at a time (default: the plan's own number, or {DRAFT_TOKENS})",
+    )
+    parser.add_argument(
+        "--assume-uniform", action="store_true", help="of --plan and --draft: as `mi-prun apply` has it"
+    )
     parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
     parser.add_argument("--vllm-help", action="store_true", help="list vLLM's own flags")
@@ -48,12 +70,28 @@ def serve(arguments: list[str]) -> None:
         )
     if not 1 <= own.port <= 65_535:
         raise UserError(f"--port must be in 1..65535, got {own.port}")
-    served = served_model(own.model)
-    check_port(own.host, own.port)
-    from vllm_ext.compat import check_version
+    if own.plan and own.draft:
+        raise UserError("--plan and --draft exclude each other: serve the pruned model, or the dense one with a draft")
+    if own.draft_tokens is not None and not own.draft:
+        raise UserError("--draft-tokens needs --draft")
+    if own.draft_tokens is not None and own.draft_tokens < 1:
+        raise UserError(f"--draft-tokens must be at least 1, got {own.draft_tokens}")
+    with scratch_folder() as scratch:
+        served = open_served(own, scratch)
+        check_port(own.host, own.port)
+        from vllm_ext.compat import check_version
 
-    check_version()
-    run(served, ["--model", own.model, "--host", own.host, "--port", str(own.port), *rest])
+        check_version()
+        run(served, ["--model", served.folder, "--host", own.host, "--port", str(own.port), *rest], scratch)
+
+
+def open_served(own: argparse.Namespace, scratch: Path) -> ServedModel:
+    """Whatever is wrong with the model, the plan or the draft is found here."""
+    if own.plan:
+        return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
+    if own.draft:
+        return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
+    return served_model(own.model)
 
 
 if __name__ == "__main__":

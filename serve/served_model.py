@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mi_prun.architecture import block_kinds, reduce_config
+from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
-from mi_prun.inspection import read_manifest
-from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
-from mi_prun.model import open_model, read_config
+from mi_prun.inspection import read_manifest, verify_structure
+from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
+from mi_prun.model import ModelFolder, identity_of, open_model, read_config
+from mi_prun.plan import Plan
+
+DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A virtual folder beside the dense model that is served. tokens: drafted at a time, at most.
+
+    several_kinds: the model's blocks attend in more than one way.
+    """
+
+    folder: Path
+    plan: Plan
+    tokens: int
+    several_kinds: bool = False
+
+    @property
+    def speculative_config(self) -> dict[str, Any]:
+        """What vLLM's `--speculative-config` takes."""
+        return {"method": "draft_model", "model": str(self.folder), "num_speculative_tokens": self.tokens}
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A folder or hub id, and its manifest where it is one of ours."""
+    """reference: a folder or hub id, as the user named it. folder: what vLLM opens.
+
+    manifest: where it is one of ours. draft: where a pruned model drafts for it.
+    """
 
     reference: str
-    manifest: Manifest | None
+    folder: str
+    manifest: Manifest | None = None
+    draft: Draft | None = None
+
+    @property
+    def needs_loader(self) -> bool:
+        """Whether vLLM's own load formats cannot do it: weights that lie elsewhere, or that two models share."""
+        return self.draft is not None or (self.manifest is not None and self.manifest.weights == "virtual")
 
     def describe(self) -> dict[str, Any]:
         """The answer of `GET /v1/pruning`."""
+        drafted = {"draft": self._describe_draft(self.draft)} if self.draft else {}
         if self.manifest is None:
-            return {"pruned": False, "model": self.reference}
+            return {"pruned": False, "model": self.reference, **drafted}
         plan = self.manifest.plan
         return {
             "pruned": True,
@@ -41,6 +75,16 @@ class ServedModel:
             "dense_weight_bytes": self.manifest.dense_weight_bytes,
         }
 
+    @staticmethod
+    def _describe_draft(draft: Draft) -> dict[str, Any]:
+        return {
+            "block_indices": "0-based",
+            "dropped_blocks": list(draft.plan.dropped),
+            "kept_blocks": list(draft.plan.kept),
+            "block_ratio": draft.plan.block_ratio,
+            "tokens": draft.tokens,
+        }
+
 
 def served_model(reference: str) -> ServedModel:
     """Check a model before it is served. A hub id is left to vLLM; a local folder must be whole."""
@@ -48,29 +92,66 @@ def served_model(reference: str) -> ServedModel:
     if not folder.exists():
         if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
             raise UserError(f"model {reference}: no such folder, and not a hub id (owner/name)")
-        return ServedModel(reference, None)
+        return ServedModel(reference, reference)
     if not is_pruned(folder):
-        open_model(folder)
-        return ServedModel(reference, None)
+        _check_is_whole_model(folder)
+        return ServedModel(reference, reference)
     manifest = read_manifest(folder)
-    if manifest.weights == "virtual":
-        raise UserError(
-            f"{folder} has no weights of its own (virtual), and serving such a folder is not supported yet; "
-            f"write them: mi-prun apply {manifest.plan.dense.name} plan.json -o OUT"
-        )
     _check(folder, manifest)
-    return ServedModel(reference, manifest)
+    return ServedModel(reference, reference, manifest)
+
+
+def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: bool = False) -> ServedModel:
+    """The dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`."""
+    read = Plan.read(plan)
+    folder = scratch / "pruned"
+    manifest = write_checkpoint(
+        _open_dense(reference, "--plan"), read, folder, virtual=True, assume_uniform=assume_uniform
+    )
+    return ServedModel(reference, str(folder), manifest)
+
+
+def drafted_model(
+    reference: str, draft: Path, tokens: int | None, scratch: Path, *, assume_uniform: bool = False
+) -> ServedModel:
+    """The dense model `reference`, and a draft: those of its blocks that a plan, or a pruned folder, keeps.
+
+    tokens: None takes the plan's own number (`mi-prun plan --for draft`), or DRAFT_TOKENS.
+    """
+    if not draft.exists():
+        raise UserError(f"--draft {draft}: no such file or folder; name a plan.json or a pruned folder")
+    if draft.is_dir():
+        manifest = read_manifest(draft)
+        plan, assume_uniform = manifest.plan, assume_uniform or manifest.assume_uniform
+    else:
+        plan = Plan.read(draft)
+    folder = scratch / "draft"
+    dense = _open_dense(reference, "--draft")
+    write_checkpoint(dense, plan, folder, virtual=True, assume_uniform=assume_uniform)
+    planned = plan.settings.get("draft_tokens")
+    chosen = tokens or (planned if isinstance(planned, int) and planned > 0 else DRAFT_TOKENS)
+    return replace(served_model(reference), draft=Draft(folder, plan, chosen, len(set(block_kinds(dense.config))) > 1))
+
+
+def _open_dense(reference: str, flag: str) -> ModelFolder:
+    if is_pruned(Path(reference)):
+        raise UserError(f"--model {reference} is itself a pruned model; {flag} needs the dense one it was made from")
+    return open_model(reference)
+
+
+def _check_is_whole_model(folder: Path) -> None:
+    """A config of ours without its manifest is a copy that lost a file, or was made by hand."""
+    if read_config_entry(read_config(folder).get("mi_prun"), origin=str(folder)) is not None:
+        raise UserError(f"{folder} is a pruned checkpoint without its {MANIFEST_NAME}; apply the plan again")
+    open_model(folder)
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
-    config = read_config(folder)
-    entry = config.get("mi_prun")
-    kept = list(manifest.plan.kept)
-    if not isinstance(entry, dict) or entry.get("kept") != kept or entry.get("weights") != manifest.weights:
+    entry = read_config_entry(read_config(folder).get("mi_prun"), origin=str(folder))
+    if entry is None or entry.kept != manifest.plan.kept or entry.weights != manifest.weights:
         raise UserError(
             f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"
         )
-    open_model(folder)
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -79,3 +160,22 @@ def _check(folder: Path, manifest: Manifest) -> None:
             raise UserError(
                 f"{folder}: {name} has {path.stat().st_size} bytes, {MANIFEST_NAME} says {digest.num_bytes}"
             )
+    verify_structure(folder, manifest)
+    if manifest.weights == "virtual":
+        _check_base(folder, manifest, entry.base)
+
+
+def _check_base(folder: Path, manifest: Manifest, base: str) -> None:
+    """The dense model behind a virtual folder must be the one it was made for, byte digests and config included."""
+    try:
+        dense = open_model(base)
+        manifest.plan.check_belongs_to(identity_of(dense))
+    except UserError as error:
+        raise UserError(f"{folder}: its dense model cannot be used: {error}") from error
+    wanted = reduce_config(dense.config, manifest.plan.kept, assume_uniform=manifest.assume_uniform)
+    wanted["mi_prun"] = config_entry(manifest.plan, manifest.weights, base)
+    found = read_config(folder)
+    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        raise UserError(
+            f"{folder}: config field {differing[0]!r} is not what the kept blocks of {base} need; apply the plan again"
+        )

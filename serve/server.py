@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel
-from vllm_ext.plugin import SERVER_PID
+from vllm_ext.plugin import LOAD_FORMAT, SERVER_PID
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 HOST = "127.0.0.1"
@@ -44,13 +45,16 @@ def parse_arguments(arguments: list[str]) -> Any:
     return args
 
 
-def run(served: ServedModel, arguments: list[str]) -> None:
-    """Serve until SIGTERM or Ctrl-C. `arguments` are vLLM's, --model, --host and --port among them."""
+def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
+    """Serve until SIGTERM or Ctrl-C. `arguments` are vLLM's, --model, --host and --port among them.
+
+    Raises UserError with what the engine's processes found wrong with a model of ours.
+    """
     quiet_environment()
     os.environ[SERVER_PID] = str(os.getpid())
     import uvloop
 
-    from vllm_ext import compat
+    from vllm_ext import compat, fault
 
     module = compat.server_module()
     build_app = module.build_app
@@ -61,8 +65,48 @@ def run(served: ServedModel, arguments: list[str]) -> None:
         return app
 
     args = parse_arguments(arguments)
+    choose(served, args)
     setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
-    uvloop.run(module.run_server(args))
+    fault_file = scratch / "fault"
+    os.environ[fault.FAULT_FILE] = str(fault_file)
+    try:
+        uvloop.run(module.run_server(args))
+    except Exception as error:
+        if said := fault.reported(fault_file):
+            raise UserError(said) from error
+        raise
+
+
+def choose(served: ServedModel, args: Any) -> None:
+    """Set in vLLM's parsed flags what a model of ours needs; refuse what contradicts it."""
+    if served.needs_loader and args.load_format not in ("auto", LOAD_FORMAT):
+        raise UserError(
+            f"--load-format {args.load_format} cannot serve {served.reference} this way; leave it out, it is "
+            f"{LOAD_FORMAT}"
+        )
+    if (served.manifest or served.draft) and args.load_format == "auto":
+        args.load_format = LOAD_FORMAT
+    if served.folder != served.reference and not args.served_model_name:
+        args.served_model_name = [served.reference]
+    if served.folder != served.reference or served.draft:
+        for flag in ("revision", "hf_config_path"):
+            if getattr(args, flag, None) is not None:
+                raise UserError(
+                    f"--{flag.replace('_', '-')} does not go with --plan or --draft: name the folder of the model that "
+                    "the plan was made for"
+                )
+    if served.draft:
+        if args.speculative_config is not None:
+            raise UserError("--draft and --speculative-config exclude each other")
+        if args.pipeline_parallel_size != 1:
+            raise UserError(
+                f"--draft does not go with --pipeline-parallel-size {args.pipeline_parallel_size}: a draft runs on one "
+                "stage only"
+            )
+        args.speculative_config = served.draft.speculative_config
+        if served.draft.several_kinds:
+            # vLLM wants all blocks of a draft in one group of the KV cache. It costs sliding windows some memory.
+            args.disable_hybrid_kv_cache_manager = True
 
 
 def pruning_router(served: ServedModel) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import Any
 
 from mi_prun.errors import UserError
 
@@ -33,27 +34,70 @@ def check_version() -> None:
         raise UserError(f"vLLM {found} is not supported; supported are {low} to {high}")
 
 
+# Where each version has it, the newest first. `requirements/check_vllm.py` checks these against released versions.
+SERVER_MODULES = (
+    "vllm.entrypoints.launchers.api_server.entry",  # from 0.32
+    "vllm.entrypoints.openai.api_server",
+)
+ARGUMENTS_MODULES = (
+    "vllm.entrypoints.common.cli_args",  # from 0.33
+    "vllm.entrypoints.launchers.cli_args",  # 0.32
+    "vllm.entrypoints.openai.cli_args",
+)
+PARSER_MODULES = ("vllm.utils.argparse_utils", "vllm.utils")
+
+
 def server_module() -> ModuleType:
     """The module with `run_server` and the `build_app` that it calls."""
-    try:
-        return importlib.import_module("vllm.entrypoints.launchers.api_server.entry")
-    except ModuleNotFoundError:  # before 0.32
-        return importlib.import_module("vllm.entrypoints.openai.api_server")
+    return _first_of(SERVER_MODULES)
 
 
 def arguments_module() -> ModuleType:
     """The module with `make_arg_parser` and `validate_parsed_serve_args`."""
-    try:
-        return importlib.import_module("vllm.entrypoints.launchers.cli_args")
-    except ModuleNotFoundError:
-        return importlib.import_module("vllm.entrypoints.openai.cli_args")
+    return _first_of(ARGUMENTS_MODULES)
 
 
 def parser_class() -> type:
-    """vLLM's own argument parser (it moved between versions)."""
-    try:
-        module = importlib.import_module("vllm.utils.argparse_utils")
-    except ModuleNotFoundError:
-        module = importlib.import_module("vllm.utils")
-    found: type = module.FlexibleArgumentParser
+    """vLLM's own argument parser."""
+    found: type = _first_of(PARSER_MODULES).FlexibleArgumentParser
     return found
+
+
+def _first_of(names: tuple[str, ...]) -> ModuleType:
+    """A module that is there but cannot import another one is an error, not one that is elsewhere."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if not name.startswith(str(error.name)):
+                raise
+    raise UserError(f"vLLM {vllm_version()} has none of {', '.join(names)}; it is not as this release knows it")
+
+
+def mend_cpu_sampling() -> None:
+    """On CPU, have sampled answers of a model with a draft follow the model's distribution. May be called twice.
+
+    vLLM's CPU kernel that spreads each request's temperature (top-k, top-p) over its drafted tokens writes into a copy
+    which it then drops, unless the values are int64: the temperature is whatever lay in memory. With top-k it also
+    fails where no request of a batch has drafted tokens. Seen in 0.32; 0.25.1 and 0.33.0 have the same source.
+    """
+    from vllm.platforms import current_platform
+
+    sampler: Any = importlib.import_module("vllm.v1.sample.rejection_sampler")
+    if not current_platform.is_cpu() or sampler.expand_batch_to_tokens is _expand_batch_to_tokens:
+        return
+    constrain = sampler.apply_sampling_constraints
+
+    def apply_sampling_constraints(logits: Any, cu_num_draft_tokens: Any, sampling_metadata: Any) -> Any:
+        return constrain(logits, cu_num_draft_tokens, sampling_metadata) if len(logits) else logits
+
+    sampler.expand_batch_to_tokens = _expand_batch_to_tokens
+    sampler.apply_sampling_constraints = apply_sampling_constraints
+
+
+def _expand_batch_to_tokens(
+    x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+) -> Any:
+    """x (requests,) -> (num_tokens,): each value as often as its request has tokens, `replace_from` replaced."""
+    counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+    return x.masked_fill(x == replace_from, replace_to).repeat_interleave(counts.long(), output_size=num_tokens)

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import sys
 
+LOAD_FORMAT = "mi_prun"
 SERVER_PID = "MI_PRUN_SERVER_PID"  # set by `mi-prun-serve` in its own environment, which its children inherit
 
 
 def register() -> None:
-    """Have a process that `mi-prun-serve` started end with it, kill -9 included.
+    """Add the load format `mi_prun`; have a process that `mi-prun-serve` started end with it, kill -9 included.
 
-    A materialised checkpoint needs nothing else of a plugin. Under plain `vllm serve` nothing is done at all.
+    May be called any number of times. Where vLLM has not been imported it imports nothing.
     """
     parent = os.getppid()
     if os.environ.get(SERVER_PID) == str(parent):
         from mi_prun.process_group import die_with_parent
 
         die_with_parent(parent)
+    if "vllm" in sys.modules:  # else whoever calls is no process of an engine
+        register_loader()
+
+
+def register_loader() -> None:
+    """A vLLM that this release was not written for keeps its own formats, and one line says so."""
+    from mi_prun.errors import UserError
+    from vllm_ext.compat import check_version
+
+    try:
+        check_version()
+    except UserError as error:
+        print(f"mi-prun: {error}; load format mi_prun is not available", file=sys.stderr)
+        return
+    import vllm_ext.loader  # noqa: F401 - registers itself, once

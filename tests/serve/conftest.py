@@ -13,7 +13,6 @@ import pytest
 
 from mi_prun.process_group import ProcessGroup, alive, free_port
 
-REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 DROPPED = (2, 3, 7)
 KEY = "key-of-the-tests"
 FLAGS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
@@ -39,13 +38,8 @@ def start(model: Path, log: Path, *flags: str) -> Server:
 
 
 @pytest.fixture(scope="session")
-def reference() -> Path:
-    return REFERENCE
-
-
-@pytest.fixture(scope="session")
-def pruned(prune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prune(REFERENCE, tmp_path_factory.mktemp("serve") / "pruned", DROPPED)
+def pruned(prune: Callable[..., Path], reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prune(reference, tmp_path_factory.mktemp("serve") / "pruned", DROPPED)
 
 
 @pytest.fixture

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from serve.scratch import PREFIX
 
 
 def serve(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -20,6 +25,10 @@ def serve(*words: str | Path) -> subprocess.CompletedProcess[str]:
     [
         ((), "--model is missing"),
         (("--model", "./nothing"), "no such folder"),
+        (("--model", "owner/name", "--plan", "p", "--draft", "d"), "--plan and --draft exclude each other"),
+        (("--model", "owner/name", "--draft-tokens", "2"), "--draft-tokens needs --draft"),
+        (("--model", "m", "--draft", "d", "--draft-tokens", "0"), "--draft-tokens must be at least 1, got 0"),
+        (("--model", "./nothing", "--plan", "plan.json"), "cannot read plan.json"),
         (("--model", "owner/name", "--port", "0"), "--port must be in 1..65535, got 0"),
         (("--model", "owner/name", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
     ],
@@ -44,3 +53,16 @@ def test_help_shows_an_example() -> None:
     done = serve("--help")
     assert done.returncode == 0
     assert "mi-prun-serve --model pruned/" in done.stdout
+
+
+def test_a_spoilt_dense_model_starts_nothing(prune: Callable[..., Path], reference: Path, tmp_path: Path) -> None:
+    """The whole way: one line, exit status 2, no engine, no folder left behind."""
+    dense = Path(shutil.copytree(reference, tmp_path / "dense"))
+    virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)
+    (dense / "config.json").write_text((dense / "config.json").read_text().replace("1e-06", "1e-05"))
+    before = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+    done = serve("--model", virtual)
+    assert done.returncode == 2
+    assert "another model (its config differ)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before

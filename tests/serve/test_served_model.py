@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mi_prun.errors import UserError
-from serve.served_model import served_model
+from mi_prun.inspection import read_manifest
+from serve.served_model import drafted_model, planned_model, served_model
 
 
 def test_a_pruned_folder_is_described(pruned: Path) -> None:
@@ -61,9 +65,158 @@ def test_a_missing_tokenizer(pruned_copy: Path) -> None:
         served_model(str(pruned_copy))
 
 
-def test_a_virtual_folder_is_refused_with_the_way_out(
-    prune: Callable[..., Path], reference: Path, tmp_path: Path
-) -> None:
-    virtual = prune(reference, tmp_path / "virtual", [2], virtual=True)
-    with pytest.raises(UserError, match=r"no weights of its own .* write them: mi-prun apply"):
+def rewrite_header(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
+    data = shard.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    assert len(text) == length
+    shard.write_bytes(data[:8] + text + data[8 + length :])
+
+
+def transpose(header: dict[str, Any]) -> None:
+    header["model.layers.4.mlp.gate_proj.weight"]["shape"].reverse()
+
+
+def rename(header: dict[str, Any]) -> None:
+    header["model.layers.4.mlp.gate_proj.WEIGHT"] = header.pop("model.layers.4.mlp.gate_proj.weight")
+
+
+@pytest.mark.parametrize("change", [transpose, rename])
+def test_a_tensor_of_the_wrong_shape_or_name(pruned_copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rewrite_header(pruned_copy / "model.safetensors", change)
+    with pytest.raises(UserError, match="a tensor's name, dtype or shape is not as it was written"):
+        served_model(str(pruned_copy))
+
+
+def test_a_config_with_another_number_of_blocks(pruned_copy: Path) -> None:
+    change_config(pruned_copy, num_hidden_layers=8)
+    with pytest.raises(UserError, match=r"config\.json has 8 blocks, the plan keeps 9"):
+        served_model(str(pruned_copy))
+
+
+def test_a_pruned_folder_that_lost_its_manifest(pruned_copy: Path) -> None:
+    (pruned_copy / "mi_prun.json").unlink()
+    with pytest.raises(UserError, match=r"a pruned checkpoint without its mi_prun\.json"):
+        served_model(str(pruned_copy))
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+@pytest.fixture
+def dense_copy(reference: Path, tmp_path: Path) -> Path:
+    """To be spoilt."""
+    return Path(shutil.copytree(reference, tmp_path / "dense"))
+
+
+@pytest.fixture
+def virtual(prune: Callable[..., Path], dense_copy: Path, tmp_path: Path) -> Path:
+    return prune(dense_copy, tmp_path / "virtual", [2], virtual=True)
+
+
+def test_a_virtual_folder_is_described(virtual: Path) -> None:
+    said = served_model(str(virtual))
+    assert said.describe()["weights"] == "virtual"
+    assert said.describe()["dropped_blocks"] == [2]
+    assert said.needs_loader
+    assert said.folder == str(virtual)
+
+
+def test_the_dense_model_behind_a_virtual_folder_has_other_weights(virtual: Path, dense_copy: Path) -> None:
+    shard = dense_copy / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"its dense model cannot be used: .* is another model \(its weights differ\)"):
         served_model(str(virtual))
+
+
+def test_the_dense_model_behind_a_virtual_folder_has_another_config(virtual: Path, dense_copy: Path) -> None:
+    change_config(dense_copy, rms_norm_eps=1e-5)
+    with pytest.raises(UserError, match=r"is another model \(its config differ\)"):
+        served_model(str(virtual))
+
+
+@pytest.mark.parametrize("change", [transpose, rename])
+def test_the_dense_model_behind_a_virtual_folder_has_a_tensor_of_another_shape_or_name(
+    virtual: Path, dense_copy: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    rewrite_header(dense_copy / "model.safetensors", change)
+    with pytest.raises(UserError, match=r"is another model \(its weights differ\)"):
+        served_model(str(virtual))
+
+
+def test_the_dense_model_behind_a_virtual_folder_is_gone(virtual: Path, dense_copy: Path) -> None:
+    shutil.rmtree(dense_copy)
+    with pytest.raises(UserError, match=r"its dense model cannot be used: .*no such folder"):
+        served_model(str(virtual))
+
+
+def test_a_virtual_folder_whose_config_was_changed(virtual: Path) -> None:
+    change_config(virtual, rope_parameters={"rope_theta": 1.0, "rope_type": "default"})
+    with pytest.raises(UserError, match="config field 'rope_parameters' is not what the kept blocks of"):
+        served_model(str(virtual))
+
+
+def test_a_virtual_folder_whose_kept_list_does_not_fit(virtual: Path) -> None:
+    config = json.loads((virtual / "config.json").read_text())
+    change_config(virtual, mi_prun=config["mi_prun"] | {"kept": "all"})
+    with pytest.raises(UserError, match=r"the mi_prun entry of config\.json, kept: "):
+        served_model(str(virtual))
+
+
+@pytest.fixture
+def plan(pruned: Path, tmp_path: Path) -> Path:
+    read_manifest(pruned).plan.write(tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def test_a_dense_model_and_a_plan(reference: Path, plan: Path, tmp_path: Path) -> None:
+    served = planned_model(str(reference), plan, tmp_path)
+    assert served.describe()["dropped_blocks"] == [2, 3, 7]
+    assert served.reference == str(reference)
+    assert sorted(file.suffix for file in Path(served.folder).iterdir() if file.stat().st_size > 1_000_000) == []
+    assert served_model(served.folder).describe()["weights"] == "virtual"  # as whole as one that `apply` wrote
+
+
+@pytest.mark.parametrize("of", ["plan", "pruned"])
+def test_a_dense_model_and_its_draft(reference: Path, pruned: Path, plan: Path, tmp_path: Path, of: str) -> None:
+    served = drafted_model(str(reference), plan if of == "plan" else pruned, 4, tmp_path)
+    assert served.describe() == {
+        "pruned": False,
+        "model": str(reference),
+        "draft": {
+            "block_indices": "0-based",
+            "dropped_blocks": [2, 3, 7],
+            "kept_blocks": [0, 1, 4, 5, 6, 8, 9, 10, 11],
+            "block_ratio": 0.25,
+            "tokens": 4,
+        },
+    }
+    assert served.draft is not None
+    assert served.draft.speculative_config["num_speculative_tokens"] == 4
+
+
+def test_a_plan_for_another_model(dense_copy: Path, plan: Path, pruned: Path, tmp_path: Path) -> None:
+    change_config(dense_copy, rms_norm_eps=1e-5)
+    with pytest.raises(UserError, match=r"the plan was made for .* is another model"):
+        planned_model(str(dense_copy), plan, tmp_path)
+    with pytest.raises(UserError, match=r"the plan was made for .* is another model"):
+        drafted_model(str(dense_copy), pruned, 3, tmp_path)
+
+
+def test_a_plan_for_a_pruned_model(pruned: Path, plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is itself a pruned model; --plan needs the dense one"):
+        planned_model(str(pruned), plan, tmp_path)
+
+
+def test_what_is_no_draft(reference: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        drafted_model(str(reference), tmp_path / "nothing", 3, tmp_path)
+    with pytest.raises(UserError, match="not a pruned checkpoint"):
+        drafted_model(str(reference), reference, 3, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from mi_prun.inspection import read_manifest
 from mi_prun.process_group import alive
+from serve.scratch import PREFIX
 
 pytestmark = pytest.mark.engine
 
@@ -76,13 +79,55 @@ def test_log_probabilities_are_those_of_the_dense_model_without_the_blocks(
     assert (torch.tensor(found) - wanted).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_it_is_ended(
-    start_server: Callable[..., Any], reference: Path, signum: signal.Signals
+def served_by(server: Any) -> tuple[Any, Any]:
+    """What the pruning route says, and the answer to a prompt under the name that the user gave."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    (model,) = client.models.list().data
+    answer = client.completions.create(model=model.id, prompt="The old man", max_tokens=12, temperature=0)
+    return get(f"{server.url}/v1/pruning"), (model.id, answer.choices[0].text)
+
+
+def scratch_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+
+
+@pytest.fixture(scope="module")
+def dense_answer() -> dict[str, str]:
+    """Filled by the first of the tests below: what the dense model says."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("signum", "flag"), [(signal.SIGINT, None), (signal.SIGTERM, "--plan"), (signal.SIGKILL, "--draft")]
+)
+def test_it_serves_and_nothing_is_left_when_it_is_ended(
+    start_server: Callable[..., Any],
+    reference: Path,
+    pruned: Path,
+    tmp_path: Path,
+    dense_answer: dict[str, str],
+    signum: signal.Signals,
+    flag: str | None,
 ) -> None:
-    """Only the server is told; its engine core must follow, kill -9 included. (Here a dense model is served.)"""
-    server = start_server(reference)
-    assert get(f"{server.url}/v1/pruning")["pruned"] is False
+    """A dense model, a pruned one out of its files, and it with a draft. Only the server is told to end; its engine
+    core must follow, kill -9 included, and so must its temporary folder.
+    """
+    plan = tmp_path / "plan.json"
+    read_manifest(pruned).plan.write(plan)
+    before = scratch_folders()
+    server = start_server(reference, *((flag, str(plan)) if flag else ()))
+    made = scratch_folders() - before
+    said, (name, answer) = served_by(server)
+    assert name == str(reference)
+    if flag == "--plan":
+        assert (said["pruned"], said["dropped_blocks"], said["weights"]) == (True, [2, 3, 7], "virtual")
+        assert answer != dense_answer.get("text")
+    else:
+        assert said["pruned"] is False
+        assert dense_answer.setdefault("text", answer) == answer  # a draft does not change it
+    assert said.get("draft", {}).get("dropped_blocks") == ([2, 3, 7] if flag == "--draft" else None)
     processes = server.group.processes()
     assert len(processes) >= 2
     server.group.process.send_signal(signum)
@@ -92,3 +137,4 @@ def test_nothing_is_left_when_it_is_ended(
     while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
+    assert not any(folder.exists() for folder in made)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 
 from mi_prun.errors import UserError
 from vllm_ext import compat
@@ -31,3 +35,27 @@ def test_versions_outside_the_range_are_refused(monkeypatch: pytest.MonkeyPatch,
         return
     with pytest.raises(UserError, match=rf"vLLM {found} is not supported; supported are 0\.25 to 0\.33"):
         compat.check_version()
+
+
+def test_the_first_place_that_is_there_is_taken() -> None:
+    assert compat._first_of(("json.nowhere", "nowhere.at.all", "json.decoder")).__name__ == "json.decoder"
+
+
+def test_a_module_that_cannot_import_another_is_not_taken_for_absent(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "broken_here.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        compat._first_of(("broken_here", "json"))
+
+
+def test_nowhere_at_all_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"has none of json\.nowhere; it is not as this release knows it"):
+        compat._first_of(("json.nowhere",))
+
+
+def test_each_request_has_its_own_temperature_on_cpu() -> None:
+    """Requests with 2, 0 and 3 drafted tokens; 0 stands for greedy and becomes 1, as vLLM's sampler asks."""
+    counts = torch.tensor([2, 2, 5], dtype=torch.int32)
+    found = compat._expand_batch_to_tokens(torch.tensor([0.7, 0.3, 0.0]), counts, 5, replace_from=0, replace_to=1)
+    assert found.tolist() == pytest.approx([0.7, 0.7, 1.0, 1.0, 1.0])
+    assert compat._expand_batch_to_tokens(torch.tensor([4, 5, 6]), counts, 5).tolist() == [4, 4, 6, 6, 6]

@@ -9,9 +9,11 @@ import time
 from importlib.metadata import entry_points
 
 import psutil
+import pytest
 
 from mi_prun.process_group import alive
-from vllm_ext.plugin import SERVER_PID, register
+from vllm_ext import compat
+from vllm_ext.plugin import SERVER_PID, register, register_loader
 
 
 def test_vllm_finds_it() -> None:
@@ -23,6 +25,20 @@ def test_it_imports_nothing_heavy_and_may_run_twice() -> None:
     code = "import sys; from vllm_ext.plugin import register; register(); register(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("found", ["0.24.2", "0.34.0"])
+def test_a_version_outside_the_range_is_one_line_and_no_loader(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: str
+) -> None:
+    monkeypatch.setattr(compat, "version", lambda name: found)
+    monkeypatch.delitem(sys.modules, "vllm_ext.loader", raising=False)
+    register_loader()
+    said = capsys.readouterr().err
+    assert said == (
+        f"mi-prun: vLLM {found} is not supported; supported are 0.25 to 0.33; load format mi_prun is not available\n"
+    )
+    assert "vllm_ext.loader" not in sys.modules
 
 
 def test_a_child_of_the_server_ends_with_it() -> None:

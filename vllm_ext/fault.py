@@ -1,0 +1,29 @@
+"""Why an engine did not start, said by whichever of its processes found out to the one that the user sees.
+
+vLLM's API process learns of a fault in a worker only that there was one. `mi-prun-serve` names a file in its
+environment, which its children inherit; the first that finds a fault writes one line there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+FAULT_FILE = "MI_PRUN_FAULT_FILE"
+
+
+def report(message: str) -> None:
+    """Leave a line for the server; the first one counts. Nothing where no server asked for it."""
+    path = os.environ.get(FAULT_FILE)
+    if path:
+        with contextlib.suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
+            file.write(" ".join(message.split()))
+
+
+def reported(path: Path) -> str | None:
+    """What was reported, if anything."""
+    try:
+        return path.read_text(encoding="utf-8") or None
+    except OSError:
+        return None

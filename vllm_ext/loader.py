@@ -1,0 +1,135 @@
+"""vLLM's load format `mi_prun`: a pruned folder, virtual or materialised, and the dense model beside its draft.
+
+A virtual folder is a config.json of the kept blocks with `"mi_prun": {"base": ..., "kept": [...], "weights":
+"virtual"}`: the tensors come out of the dense model's files. In a pipeline each rank reads its own blocks only. A model
+that is not ours is left to vLLM's own loader: a draft and its target share one load format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
+from vllm.model_executor.models.utils import PPMissingLayer, is_pp_missing_parameter
+
+from mi_prun.architecture import Config, block_of, family_of
+from mi_prun.errors import UserError
+from mi_prun.manifest import ConfigEntry, read_config_entry
+from mi_prun.model import read_config, resolve
+from vllm_ext import compat, draft, fault
+from vllm_ext.kept_weights import Reading, kept_weights
+from vllm_ext.plugin import LOAD_FORMAT
+
+# vLLM's log handlers hang on the logger `vllm`.
+logger = init_logger("vllm.mi_prun.loader")
+
+
+@register_model_loader(LOAD_FORMAT)
+class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
+    """reading: what the last load read in this process."""
+
+    def __init__(self, load_config: Any) -> None:
+        # The parent knows its own formats only.
+        super().__init__(dataclasses.replace(load_config, load_format="auto"))
+        self.reading = Reading()
+
+    def download_model(self, model_config: Any) -> None:
+        entry = entry_of(model_config)
+        if entry is None or entry.weights == "materialized":
+            super().download_model(model_config)
+        else:
+            resolve(entry.base)
+
+    def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
+        entry = entry_of(model_config)
+        if entry is not None and entry.weights == "virtual" and draft.is_draft(vllm_config, model_config):
+            target = draft.target_of(entry.base)
+            if target is not None:
+                with fault_reported(f"draft {model_config.model}"):
+                    return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
+            logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)
+        model: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        if entry is None and draft.has_draft(vllm_config):
+            compat.mend_cpu_sampling()
+            draft.remember_target(model_config.model, model)
+        return model
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        if entry_of(model_config) is None:
+            super().load_weights(model, model_config)
+            return
+        self.reading = Reading()
+        self.counter_before_loading_weights = time.perf_counter()  # the parent logs how long it took from there
+        with fault_reported(f"model {model_config.model}", self.reading):
+            super().load_weights(model, model_config)
+        logger.info("%s: %s", model_config.model, self.reading)
+
+    def get_all_weights(self, model_config: Any, model: nn.Module) -> Generator[tuple[str, torch.Tensor], None, None]:
+        entry = entry_of(model_config)
+        if entry is None or (entry.weights == "materialized" and not Path(model_config.model).is_dir()):
+            yield from super().get_all_weights(model_config, model)
+            return
+        virtual = entry.weights == "virtual"
+        folder = resolve(entry.base) if virtual else Path(model_config.model)
+        config = read_config(folder)
+        missing = missing_blocks(model, len(entry.kept))
+        yield from kept_weights(
+            folder,
+            config,
+            entry.kept if virtual else None,
+            self.reading,
+            lambda name: not self._is_elsewhere(name, config, model, missing),
+            mapped=not virtual and not missing,
+        )
+        for source in getattr(model, "secondary_weights", ()):
+            yield from self._get_weights_iterator(source)
+
+    def _is_elsewhere(self, name: str, config: Config, model: nn.Module, missing: set[int]) -> bool:
+        """Whether this rank has no place for a tensor: another one of the pipeline, or of expert parallelism, has."""
+        is_unused = getattr(model, "is_unused_checkpoint_weight", None)
+        return (
+            block_of(name, family_of(config)) in missing
+            or is_pp_missing_parameter(name, model)
+            or should_skip_weight(name, self.local_expert_ids)
+            or (is_unused is not None and is_unused(name))
+        )
+
+
+def entry_of(model_config: Any) -> ConfigEntry | None:
+    """The `mi_prun` entry of the config that vLLM read; None for a model that is not ours."""
+    return read_config_entry(getattr(model_config.hf_config, "mi_prun", None), origin=str(model_config.model))
+
+
+def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:
+    """Blocks that other ranks of the pipeline have (0-based, of the pruned model)."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
+            missing = {index for index, block in enumerate(module) if isinstance(block, PPMissingLayer)}
+            if missing:
+                return missing
+    return set()
+
+
+@contextlib.contextmanager
+def fault_reported(what: str, reading: Reading | None = None) -> Iterator[None]:
+    """An error inside becomes one line for the server, and goes on."""
+    try:
+        yield
+    except UserError as error:
+        fault.report(str(error))
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        last = f"; the tensor read last was {reading.last}" if reading and reading.last else ""
+        fault.report(f"{what} does not fit its config: {first}{last}")
+        raise
