@@ -88,9 +88,9 @@ def page(groups: Sequence[Group]) -> str:
         "Made by `python -m bench.selection_report`; do not edit. The records and the command that makes them are in "
         "`bench/results/selection/`; what follows from them is in `selection.md`.",
         f"Machine: {first.machine.cpu}, {first.machine.cores} cores; torch {first.versions['torch']}, transformers "
-        f"{first.versions['transformers']}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of its "
-        "own to calibrate on. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets compared by "
-        "their measured loss.",
+        f"{first.versions['transformers']}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of "
+        "its own to calibrate on. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets are "
+        "compared by their measured loss.",
         "## All together",
         "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is first or tied "
         "within the spread over seeds. Ratio: perplexity over the optimum's, where it is known. Passes: forward passes "
