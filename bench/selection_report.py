@@ -36,10 +36,12 @@ class Group:
         self.model, self.text = rows[0].model, rows[0].text
         self.num_blocks = rows[0].row.num_blocks
         self.labels = list(dict.fromkeys(row.row.label for row in rows))
-        self.ks = sorted({len(row.row.dropped) for row in rows})
         self.cells: dict[tuple[str, int], list[StudyRow]] = defaultdict(list)
         for row in rows:
             self.cells[row.row.label, len(row.row.dropped)].append(row)
+        # Where a run was stopped half way, only what all methods have.
+        every = sorted({k for _, k in self.cells})
+        self.ks = [k for k in every if all((label, k) in self.cells for label in self.labels)]
 
     def reference(self, k: int) -> tuple[float, bool]:
         """The perplexity that ratios are taken to, and whether it is the optimum."""
@@ -151,7 +153,7 @@ def _per_size(groups: Sequence[Group], figure: Callable[[Group], float]) -> str:
 
 
 def _share(group: Group, *, label: str) -> float:
-    k = max(1, round(group.num_blocks / 4))
+    k = min(max(1, round(group.num_blocks / 4)), group.ks[-1])
     return group.passes(label, k) / group.passes("greedy-loss:0", k)
 
 

@@ -89,7 +89,7 @@ class Study:
 
     def run(self) -> None:
         evaluation = Evaluator(self.model, self.evaluation_windows())
-        ks = range(1, self.model.num_blocks // 2 + 1)
+        ks = range(1, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds):
@@ -234,6 +234,7 @@ def main() -> None:
     )
     parser.add_argument("--evaluation-tokens", type=int, default=8_192)
     parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("-o", "--output", required=True)
     options = parser.parse_args()

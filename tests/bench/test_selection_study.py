@@ -1,0 +1,155 @@
+"""The study on the bundled model, small: records, resuming, the optimum's race, and the page that reads them."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import bench.selection_study as study
+from bench.selection_report import main as report
+from bench.selection_report import read_groups
+from bench.selection_study import best_of_all, read_study
+from mi_prun.evaluator import Evaluator
+
+REFERENCE = Path(study.__file__).parent / "reference"
+METHODS = "hybrid:3,bi,greedy-loss,tail"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "harbour.txt"
+    path.write_text(" ".join(f"In the year {n} there were {n * n % 97} ships in the harbour." for n in range(8_000)))
+    return path
+
+
+def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 12)  # the optimum of one block only
+    words = [
+        "--most-blocks",
+        "2",
+        "--methods",
+        METHODS,
+        "--seeds",
+        "2",
+        "--tokens",
+        "256",
+        "--evaluation-tokens",
+        "512",
+        "--window",
+        "32",
+    ]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(text, out, monkeypatch)
+    return out
+
+
+def test_every_choice_is_measured_on_the_same_text_beside_the_optimum(records: Path) -> None:
+    rows = read_study(records / "reference.harbour.jsonl")
+    assert len(rows) == 4 * 2 * 2  # methods, numbers of blocks, seeds
+    assert len({row.dense_perplexity for row in rows}) == 1
+    assert len({row.row.analysis for row in rows}) == 2  # a text of its own for each seed
+    for row in rows:
+        if len(row.row.dropped) == 1:
+            assert row.optimum_perplexity is not None
+            assert row.perplexity >= row.optimum_perplexity * (1 - 1e-9)
+        else:
+            assert row.optimum_perplexity is None
+    optimum = json.loads((records / "reference.harbour.optimum.json").read_text())
+    assert optimum["sets_measured"]["1"][0] == 12
+
+
+def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = records / "reference.harbour.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-3]))
+    monkeypatch.setattr(study.Study, "optimum", lambda self, evaluation, ks: {1: read_study(path)[0].optimum_dropped})
+    run(text, records, monkeypatch)
+
+    def choices(lines: str) -> list[tuple[object, ...]]:
+        found = (json.loads(line) for line in lines.splitlines())
+        return [(row["seed"], row["row"]["method"], row["row"]["dropped"], row["perplexity"]) for row in found]
+
+    assert choices(path.read_text()) == choices(whole)
+
+
+def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["report", str(records), "-o", str(tmp_path / "page.md")])
+    with pytest.raises(SystemExit) as ended:
+        report()
+    assert ended.value.code == 0
+    page = (tmp_path / "page.md").read_text()
+    (group,) = read_groups(records)
+    assert "## reference (12 blocks), harbour" in page
+    assert "k=1 |" in page
+    assert "k=2* |" in page  # whose optimum is not known
+    for label in group.labels:
+        found = re.search(rf"\| {label} \| (\d\.\d+) ± \d\.\d+ \((\d)\)", page)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(group.mean(label, 1), abs=1e-3)
+    assert min(group.mean(label, 2) for label in group.labels) >= 1
+    assert group.rank("tail:0", 2) == 4
+
+
+def test_the_race_finds_the_least_loss_of_all_sets(records: Path, text: Path) -> None:
+    """By the plain way: every set on every window."""
+    import argparse
+
+    from mi_prun.model import open_model
+
+    options = argparse.Namespace(
+        output=str(records),
+        methods=METHODS,
+        estimator="gaussian",
+        seeds=2,
+        tokens=256,
+        evaluation_tokens=512,
+        window=32,
+    )
+    made = study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
+    evaluator = Evaluator(made.model, made.evaluation_windows())
+    sets = list(combinations(range(2, 8), 2))
+    best, counts = best_of_all(evaluator, sets)
+    losses = Evaluator(made.model, evaluator.windows).measure(sets)
+    assert best == min(zip(losses, sets, strict=True), key=lambda pair: pair[0].ce_nats)[1]
+    assert counts[0] == 15
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_excerpts_of_different_seeds_share_nothing(text: Path, records: Path, tmp_path: Path) -> None:
+    import argparse
+
+    from mi_prun.model import open_model
+
+    options = argparse.Namespace(
+        output=str(records),
+        methods=METHODS,
+        estimator="gaussian",
+        seeds=2,
+        tokens=256,
+        evaluation_tokens=512,
+        window=32,
+    )
+    made = study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
+    texts = []
+    for seed in (study.EVALUATION_SEED, 0, 1):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        texts.append(Path(made.excerpts(seed, 512, folder)).read_text())
+    sentences = [set(re.findall(r"In the year \d+ there were \d+ ships in the harbour\.", t)) for t in texts]
+    assert all(sentences)
+    assert not sentences[0] & sentences[1]
+    assert not sentences[0] & sentences[2]
+    assert not sentences[1] & sentences[2]
