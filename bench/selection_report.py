@@ -21,11 +21,13 @@ from pathlib import Path
 
 from bench.selection_study import StudyRow, read_study
 from mi_prun.card import table
+from mi_prun.comparison_plots import quality_svg
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import write_text
 
 TIE = 1e-9
+PICTURES = "selection-study"  # folder beside the page
 
 
 class Group:
@@ -71,6 +73,21 @@ class Group:
             if other != label
         )
 
+    def picture(self) -> str:
+        """SVG: perplexity over dense against the share of blocks, a line for each method, means over seeds."""
+        rows = []
+        for label in self.labels:
+            for k in self.ks:
+                found = self.cells[label, k]
+                mean = statistics.mean(row.perplexity for row in found)
+                update = {"perplexity": mean, "dense_perplexity": found[0].dense_perplexity}
+                rows.append(found[0].row.model_copy(update=update))
+        return quality_svg(rows)
+
+    @property
+    def picture_name(self) -> str:
+        return f"{self.model}.{self.text}.svg"
+
     def jaccard(self, label: str) -> float:
         """Mean over k of the mean pairwise Jaccard index of the sets dropped over seeds."""
         values = []
@@ -108,6 +125,7 @@ def page(groups: Sequence[Group]) -> str:
             f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
             + ("" if all(group.reference(k)[1] for k in group.ks) else "; k*: to the best set found, optimum unknown")
             + ".",
+            f"![perplexity over dense against the share of blocks dropped]({PICTURES}/{group.picture_name})",
             _one(group),
         ]
     return "\n\n".join(parts) + "\n"
@@ -179,7 +197,16 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    sys.exit(run_command(lambda: write_text(options.output, page(read_groups(options.results)))))
+
+    def write() -> None:
+        groups = read_groups(options.results)
+        pictures = options.output.parent / PICTURES
+        pictures.mkdir(parents=True, exist_ok=True)
+        for group in groups:
+            write_text(pictures / group.picture_name, group.picture())
+        write_text(options.output, page(groups))
+
+    sys.exit(run_command(write))
 
 
 if __name__ == "__main__":
