@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bench.machine import commit, this_machine, versions
-from bench.writer import HIDDEN, INTERMEDIATE, KV, VOCABULARY, block_shapes
+from bench.writer import HIDDEN, VOCABULARY, block_shapes, config_of
 from mi_prun.block_model import BlockModel, pick_device, pick_dtype
 from mi_prun.boundaries import collect, pair_angles, sample_tokens
 from mi_prun.mutual_information import Gaussian, segment_costs
@@ -192,19 +192,7 @@ def stream_memory(gigabytes: float) -> dict[str, Any]:
             save_file(tensors, dense / file, {"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
         (dense / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "num_hidden_layers": blocks,
-            "hidden_size": HIDDEN,
-            "intermediate_size": INTERMEDIATE,
-            "num_attention_heads": HIDDEN // 64,
-            "num_key_value_heads": KV // 64,
-            "vocab_size": VOCABULARY,
-            "tie_word_embeddings": True,
-            "dtype": "bfloat16",
-        }
-        (dense / "config.json").write_text(json.dumps(config))
+        (dense / "config.json").write_text(json.dumps(config_of(blocks)))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(reference / file, dense / file)
         text = Path(name) / "text.txt"

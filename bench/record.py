@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
-from mi_prun.files import one_line_os_errors
+from mi_prun.files import append_line
 from mi_prun.plan import Quality
 
 RECORDS_NAME = "records.jsonl"
@@ -112,17 +111,8 @@ class BenchRecord(Record):
 
 
 def append_record(folder: Path, record: Record, name: str = RECORDS_NAME) -> None:
-    """One whole line in one write, on the disk before this returns: a kill leaves the line whole or not there."""
-    path = folder / name
-    line = (record.model_dump_json() + "\n").encode()
-    with one_line_os_errors(path):
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            if os.write(file, line) != len(line):
-                raise UserError(f"{path}: the disk took only a part of the last line; make room and remove that line")
-            os.fsync(file)
-        finally:
-            os.close(file)
+    """A line more in the file `name` of a results folder."""
+    append_line(folder / name, record.model_dump_json())
 
 
 def read_records(folder: Path) -> list[BenchRecord]:

@@ -37,7 +37,7 @@ from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped, Evaluator
-from mi_prun.files import new_file
+from mi_prun.files import append_line, new_file
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
@@ -119,8 +119,7 @@ class Study:
                     versions=versions(),
                     commit=commit(),
                 )
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(record.model_dump_json() + "\n")
+                append_line(self.path, record.model_dump_json())
                 print(
                     f"{self.name} {self.text} seed {seed}: {row.label} k={len(row.dropped)} {list(row.dropped)} "
                     f"perplexity {record.perplexity:.2f}, optimum {record.optimum_perplexity or math.nan:.2f}",

@@ -95,13 +95,17 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
                 position -= out.write(noise[: min(position, len(noise))])
         sync(folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = {
+    (folder / "config.json").write_text(json.dumps(config_of(blocks)))
+    return blocks
+
+
+def config_of(blocks: int) -> dict[str, Any]:
+    """The config of that many blocks of `block_shapes`."""
+    return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": blocks,
         "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HIDDEN // 64,
         "num_key_value_heads": KV // 64, "vocab_size": VOCABULARY, "tie_word_embeddings": True, "dtype": "bfloat16",
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return blocks
 
 
 def _product(shape: tuple[int, ...]) -> int:

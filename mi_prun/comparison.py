@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from mi_prun.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped
-from mi_prun.files import one_line_os_errors, write_text
+from mi_prun.files import append_line, one_line_os_errors, write_text
 from mi_prun.model import ModelFolder, identity_of
 from mi_prun.planning import make_context
 from mi_prun.ratio import blocks_for_ratio
@@ -120,7 +119,9 @@ def compare_model(
         out.mkdir(parents=True, exist_ok=True)
     known = read_rows(out)
     context = make_context(_analysis(dense, settings, out), PlanSettings(model=dense.name, seed=settings.seed))
-    rows = compare(context, specs, ks, known=known, keep=lambda row: append_row(out, row))
+    rows = compare(
+        context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
+    )
     paths = write_comparison(context, rows, out)
     return markdown(context, rows) + "\n" + "\n".join(str(path) for path in paths)
 
@@ -191,18 +192,6 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
         objective_nats=choice.objective.chosen_nats,
         objective_gap_nats=choice.objective.gap_nats,
     )
-
-
-def append_row(folder: Path, row: Row) -> None:
-    """One whole line in one write, on the disk before this returns."""
-    path = folder / ROWS_NAME
-    with one_line_os_errors(path):
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, (row.model_dump_json() + "\n").encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -152,6 +152,19 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def append_line(path: Path, line: str) -> None:
+    """One whole line in one write, on the disk before this returns: a kill leaves it whole or not there."""
+    data = (line + "\n").encode()
+    with one_line_os_errors(path):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            if os.write(file, data) != len(data):
+                raise UserError(f"{path}: the disk took only a part of the last line; make room and remove that line")
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
 @contextlib.contextmanager
 def one_line_os_errors(path: Path) -> Iterator[None]:
     """A full disk, a read-only target, a quota: one line, not a traceback."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from itertools import combinations
@@ -14,6 +15,7 @@ from bench.selection_report import main as report
 from bench.selection_report import read_groups
 from bench.selection_study import best_of_all, read_study
 from mi_prun.evaluator import Evaluator
+from mi_prun.model import open_model
 
 REFERENCE = Path(study.__file__).parent / "reference"
 METHODS = "hybrid:3,bi,greedy-loss,tail"
@@ -54,6 +56,20 @@ def records(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         run(text, out, monkeypatch)
     return out
+
+
+@pytest.fixture
+def made(records: Path, text: Path) -> study.Study:
+    options = argparse.Namespace(
+        output=str(records),
+        methods=METHODS,
+        estimator="gaussian",
+        seeds=2,
+        tokens=256,
+        evaluation_tokens=512,
+        window=32,
+    )
+    return study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
 
 
 def test_every_choice_is_measured_on_the_same_text_beside_the_optimum(records: Path) -> None:
@@ -103,22 +119,8 @@ def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monk
     assert group.rank("tail:0", 2) == 4
 
 
-def test_the_race_finds_the_least_loss_of_all_sets(records: Path, text: Path) -> None:
+def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
     """By the plain way: every set on every window."""
-    import argparse
-
-    from mi_prun.model import open_model
-
-    options = argparse.Namespace(
-        output=str(records),
-        methods=METHODS,
-        estimator="gaussian",
-        seeds=2,
-        tokens=256,
-        evaluation_tokens=512,
-        window=32,
-    )
-    made = study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
     evaluator = Evaluator(made.model, made.evaluation_windows())
     sets = list(combinations(range(2, 8), 2))
     best, counts = best_of_all(evaluator, sets)
@@ -128,21 +130,7 @@ def test_the_race_finds_the_least_loss_of_all_sets(records: Path, text: Path) ->
     assert counts == sorted(counts, reverse=True)
 
 
-def test_excerpts_of_different_seeds_share_nothing(text: Path, records: Path, tmp_path: Path) -> None:
-    import argparse
-
-    from mi_prun.model import open_model
-
-    options = argparse.Namespace(
-        output=str(records),
-        methods=METHODS,
-        estimator="gaussian",
-        seeds=2,
-        tokens=256,
-        evaluation_tokens=512,
-        window=32,
-    )
-    made = study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
+def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: Path) -> None:
     texts = []
     for seed in (study.EVALUATION_SEED, 0, 1):
         folder = tmp_path / str(seed)
