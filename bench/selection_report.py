@@ -2,9 +2,9 @@
 
     python -m bench.selection_report bench/results/selection -o docs/selection-study.md
 
-Ratio: perplexity of the choice over that of the optimum on the same evaluation text; where the optimum is not known,
-over the best set that any method chose there on any seed, and marked. Tied: within the spread (standard deviation over
-seeds) of the best method at that k.
+Ratio: perplexity of the choice over that of the optimum on the same text, the confirming one where there is one; where
+the optimum is not known, over the best set that any method chose there on any seed, and marked. Tied: within the spread
+(standard deviation over seeds) of the best method at that k.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-from bench.selection_study import StudyRow, read_study
+from bench.selection_study import Confirmed, StudyRow, confirmed_path, key_of, read_study
 from mi_prun.card import table
 from mi_prun.comparison_plots import quality_svg
 from mi_prun.console import run_command
@@ -33,8 +33,9 @@ PICTURES = "selection-study"  # folder beside the page
 class Group:
     """The rows of one model on one text."""
 
-    def __init__(self, rows: Sequence[StudyRow]) -> None:
+    def __init__(self, rows: Sequence[StudyRow], confirmed: Confirmed | None = None) -> None:
         self.rows = rows
+        self.confirmed = confirmed
         self.model, self.text = rows[0].model, rows[0].text
         self.num_blocks = rows[0].row.num_blocks
         self.labels = list(dict.fromkeys(row.row.label for row in rows))
@@ -45,17 +46,33 @@ class Group:
         every = sorted({k for _, k in self.cells})
         self.ks = [k for k in every if all((label, k) in self.cells for label in self.labels)]
 
+    def perplexity(self, row: StudyRow) -> float:
+        return row.perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.row.dropped)]
+
+    @property
+    def dense_perplexity(self) -> float:
+        return self.rows[0].dense_perplexity if self.confirmed is None else self.confirmed.perplexity[""]
+
+    @property
+    def tokens(self) -> int:
+        """Of the text that the figures are of."""
+        return self.rows[0].evaluation_tokens if self.confirmed is None else self.confirmed.tokens
+
     def reference(self, k: int) -> tuple[float, bool]:
         """The perplexity that ratios are taken to, and whether it is the optimum."""
         rows = [row for label in self.labels for row in self.cells[label, k]]
-        known = [row.optimum_perplexity for row in rows if row.optimum_perplexity is not None]
-        best = min(row.perplexity for row in rows)
+        known = [
+            row.optimum_perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.optimum_dropped)]
+            for row in rows
+            if row.optimum_perplexity is not None and row.optimum_dropped is not None
+        ]
+        best = min(self.perplexity(row) for row in rows)
         # The optimum's race may lose to a set that it threw away by chance; never divide by the worse of the two.
         return (min(best, known[0]), True) if known else (best, False)
 
     def ratios(self, label: str, k: int) -> list[float]:
         reference = self.reference(k)[0]
-        return [row.perplexity / reference for row in self.cells[label, k]]
+        return [self.perplexity(row) / reference for row in self.cells[label, k]]
 
     def mean(self, label: str, k: int) -> float:
         return statistics.mean(self.ratios(label, k))
@@ -79,8 +96,8 @@ class Group:
         for label in self.labels:
             for k in self.ks:
                 found = self.cells[label, k]
-                mean = statistics.mean(row.perplexity for row in found)
-                update = {"perplexity": mean, "dense_perplexity": found[0].dense_perplexity}
+                mean = statistics.mean(self.perplexity(row) for row in found)
+                update = {"perplexity": mean, "dense_perplexity": self.dense_perplexity}
                 rows.append(found[0].row.model_copy(update=update))
         return quality_svg(rows)
 
@@ -108,8 +125,8 @@ def page(groups: Sequence[Group]) -> str:
         "`bench/results/selection/`; what follows from them is in `selection.md`.",
         f"Machine: {first.machine.cpu}, {first.machine.cores} cores; torch {first.versions['torch']}, transformers "
         f"{first.versions['transformers']}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of "
-        "its own to calibrate on. Perplexity on the evaluation text, which no choice has seen. `NAME:N`: N sets are "
-        "compared by their measured loss.",
+        "its own to calibrate on. Perplexity is of text that no choice has seen; where it is confirming text, the "
+        "optimum was not found on it either. `NAME:N`: N sets are compared by their measured loss.",
         "## All together",
         "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is first or tied "
         "within the spread over seeds. Ratio: perplexity over the optimum's, where it is known. Passes: forward passes "
@@ -120,7 +137,9 @@ def page(groups: Sequence[Group]) -> str:
         rows = group.rows
         parts += [
             f"## {group.model} ({group.num_blocks} blocks), {group.text}",
-            f"Dense perplexity {rows[0].dense_perplexity:.2f} on {rows[0].evaluation_tokens:,} tokens; ranking text of "
+            f"Dense perplexity {group.dense_perplexity:.2f} on {group.tokens:,} tokens"
+            + (" of confirming text" if group.confirmed else "")
+            + "; ranking text of "
             f"{rows[0].calibration_tokens:,} tokens, a quarter as many for the one pass, windows of "
             f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
             + ("" if all(group.reference(k)[1] for k in group.ks) else "; k*: to the best set found, optimum unknown")
@@ -185,11 +204,19 @@ def _one(group: Group) -> str:
     return table(("method", *heads, "Jaccard"), rows)
 
 
+def read_confirmed(records: Path) -> Confirmed | None:
+    path = confirmed_path(records)
+    return Confirmed.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def read_groups(folder: Path) -> list[Group]:
-    found = [rows for path in sorted(folder.glob("*.jsonl")) if (rows := read_study(path))]
+    found = [(rows, read_confirmed(path)) for path in sorted(folder.glob("*.jsonl")) if (rows := read_study(path))]
     if not found:
         raise UserError(f"{folder} has no records; make some with `python -m bench.selection_study`")
-    return sorted((Group(rows) for rows in found), key=lambda group: (group.num_blocks, group.model, group.text))
+    return sorted(
+        (Group(rows, confirmed) for rows, confirmed in found),
+        key=lambda group: (group.num_blocks, group.model, group.text),
+    )
 
 
 def main() -> None:

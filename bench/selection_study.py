@@ -7,6 +7,9 @@ from the model. All choices are measured on the evaluation text; the optimum on 
 they are no more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more
 than three standard errors of the paired difference on more of it, up to the whole.
 
+The best of a thousand sets on some text is also the luckiest on it: `--confirm TOKENS` measures every choice and every
+optimum once more, on text that neither chose nor found them.
+
 Records are JSON lines, appended as they are made; a run that was killed goes on from them.
 `python -m bench.selection_report` reads them.
 """
@@ -37,7 +40,7 @@ from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped, Evaluator
-from mi_prun.files import append_line, new_file
+from mi_prun.files import append_line, new_file, write_text
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
@@ -49,7 +52,7 @@ METHODS = (
     "tail,tail-but-last,random"
 )
 EXCERPT_CHARACTERS = 3_000
-EVALUATION_SEED = 10_000
+EVALUATION_SEED, CONFIRMING_SEED = 10_000, 10_001
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 STANDARD_ERRORS = 3.0
 
@@ -75,6 +78,22 @@ class StudyRow(Record):
     machine: Machine
     versions: dict[str, str]
     commit: str | None
+
+
+class Confirmed(Record):
+    """Perplexity of each set on the confirming text; keys are the dropped blocks, 0-based, "" the dense model."""
+
+    schema_version: Literal[1] = 1
+    tokens: int
+    window_tokens: int
+    perplexity: dict[str, float]
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+
+def key_of(dropped: Dropped) -> str:
+    return ",".join(map(str, dropped))
 
 
 class Study:
@@ -146,10 +165,30 @@ class Study:
             partial.write_text(json.dumps({"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES}) + "\n")
         return best
 
+    def confirm(self, tokens: int) -> None:
+        """Measure what was chosen and found on about `tokens` tokens of text of their own."""
+        rows = read_study(self.path)
+        sets = sorted({(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)})
+        evaluator = Evaluator(self.model, self.windows(CONFIRMING_SEED, tokens))
+        with progress("confirming", evaluator.windows.numel() * len(sets), "tokens") as advance:
+            losses = evaluator.measure(sets, advance)
+        found = Confirmed(
+            tokens=evaluator.predicted_tokens,
+            window_tokens=self.options.window,
+            perplexity={key_of(s): math.exp(loss.ce_nats) for s, loss in zip(sets, losses, strict=True)},
+            machine=this_machine(),
+            versions=versions(),
+            commit=commit(),
+        )
+        write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
+
     def evaluation_windows(self) -> Tensor:
-        tokens = self.options.evaluation_tokens
+        return self.windows(EVALUATION_SEED, self.options.evaluation_tokens)
+
+    def windows(self, seed: int, tokens: int) -> Tensor:
+        """Windows of the text of that seed."""
         with tempfile.TemporaryDirectory() as folder:
-            source = self.excerpts(EVALUATION_SEED, tokens, Path(folder))
+            source = self.excerpts(seed, tokens, Path(folder))
             return load_calibration(
                 source,
                 load_tokenizer(self.folder),
@@ -157,7 +196,7 @@ class Study:
                 scoring_tokens=tokens,
                 ranking_tokens=1,
                 held_out_tokens=1,
-                seed=EVALUATION_SEED,
+                seed=seed,
                 model=self.model.model,
             ).scoring.tokens
 
@@ -186,6 +225,8 @@ class Study:
         group = 0 if seed == EVALUATION_SEED else seed + 1
         wanted = max(number, math.ceil(self.options.evaluation_tokens * 6 / EXCERPT_CHARACTERS) + 1)
         chosen = cells[group * wanted : group * wanted + number]
+        if seed == CONFIRMING_SEED:
+            chosen = cells[max(len(cells) - number, (self.options.seeds + 2) * wanted) :]
         if len(chosen) < number:
             raise UserError(f"text {self.source} is too short for {self.options.seeds} seeds of {tokens} tokens")
         path = folder / f"{self.text}.txt"
@@ -220,6 +261,10 @@ def read_study(path: Path) -> list[StudyRow]:
     return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def confirmed_path(records: Path) -> Path:
+    return records.with_suffix(".confirmed.json")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -234,6 +279,7 @@ def main() -> None:
     parser.add_argument("--evaluation-tokens", type=int, default=8_192)
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
+    parser.add_argument("--confirm", type=int, metavar="TOKENS", help="measure the records' sets on other text instead")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("-o", "--output", required=True)
     options = parser.parse_args()
@@ -245,7 +291,11 @@ def main() -> None:
         Path(options.output).mkdir(parents=True, exist_ok=True)
         for text in options.text:
             name, _, source = text.partition("=")
-            Study(folder, options.name or folder.path.resolve().name, name, source or name, options).run()
+            study = Study(folder, options.name or folder.path.resolve().name, name, source or name, options)
+            if options.confirm:
+                study.confirm(options.confirm)
+            else:
+                study.run()
 
     sys.exit(run_command(run))
 

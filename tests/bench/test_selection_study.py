@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -141,3 +142,23 @@ def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: 
     assert not sentences[0] & sentences[1]
     assert not sentences[0] & sentences[2]
     assert not sentences[1] & sentences[2]
+
+
+def test_what_was_found_is_measured_once_more_on_text_of_its_own(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "confirmed"
+    shutil.copytree(records, out)
+    words = ["--text", f"harbour={text}", "--seeds", "2", "--tokens", "256", "--window", "32", "--confirm", "1024"]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words, "-o", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 0
+    (plain,), (group,) = read_groups(records), read_groups(out)
+    assert group.confirmed is not None
+    assert plain.confirmed is None
+    assert group.tokens == 32 * 31
+    rows = read_study(out / "reference.harbour.jsonl")
+    assert set(group.confirmed.perplexity) >= {study.key_of(row.row.dropped) for row in rows} | {""}
+    assert {group.perplexity(row) for row in rows} != {row.perplexity for row in rows}
+    assert min(group.mean(label, 1) for label in group.labels) >= 1
