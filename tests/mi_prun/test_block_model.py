@@ -53,10 +53,11 @@ def test_blocks_left_out_come_back(
 
 
 def test_sizes_are_the_configs(tiny: Callable[..., Path]) -> None:
-    model = load(tiny("llama"))
+    path = tiny("llama")
+    model = load(path)
     assert (model.num_blocks, model.hidden_size, model.vocab_size) == (6, 32, 97)
-    assert context_tokens(model.model) == 64
-    assert context_tokens(model.model, cap=16) == 16
+    assert context_tokens(open_model(path)) == 64
+    assert context_tokens(open_model(path), cap=16) == 16
 
 
 def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
