@@ -49,8 +49,9 @@ class Collector:
         """A boundary state (batch, tokens, d) of the windows from `first_window` on."""
         if self.directions.device != state.device:
             self.directions = self.directions.to(state.device)
-        chosen = state[self.sample[first_window : first_window + len(state)].to(state.device)]
-        projected = chosen.float() @ self.directions
+        # Projected before the tokens are picked: picking from p dimensions moves little, from d a copy of the state.
+        chosen = self.sample[first_window : first_window + len(state)].to(state.device)
+        projected = (state.float() @ self.directions)[chosen]
         if not torch.isfinite(projected).all():
             made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
             raise UserError(
@@ -60,8 +61,11 @@ class Collector:
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
         """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
-        cosine = torch.nn.functional.cosine_similarity(before[:, SKIP_TOKENS:], after[:, SKIP_TOKENS:], dim=-1)
-        self.cosine[block] += float(cosine.float().sum(dtype=torch.float64))
+        # Not `cosine_similarity`: it makes several copies of the states, which costs more than reading them.
+        x, y = before[:, SKIP_TOKENS:].float(), after[:, SKIP_TOKENS:].float()
+        lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+        cosine = torch.linalg.vecdot(x, y) / lengths.clamp(min=1e-30)
+        self.cosine[block] += float(cosine.sum(dtype=torch.float64))
 
     def result(self, windows: Tensor) -> Boundaries:
         tokens = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS)
