@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -170,7 +170,7 @@ def _together(groups: Sequence[Group]) -> str:
                     f"{statistics.quantiles(known, n=20)[-1]:.3f}",
                     f"{max(means):.3f}",
                     f"{max(known):.3f}",
-                    f"{statistics.mean(group.jaccard(label) for group in groups):.2f}",
+                    f"{_mean(group.jaccard(label) for group in groups):.2f}",
                     _per_size(groups, partial(_share, label=label)),
                 ),
             )
@@ -180,6 +180,12 @@ def _together(groups: Sequence[Group]) -> str:
         "passes / greedy",
     )  # fmt: skip
     return table(header, [row for _, _, row in sorted(rows)])
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are numbers: one seed alone has no stability."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return statistics.mean(numbers) if numbers else math.nan
 
 
 def _per_size(groups: Sequence[Group], figure: Callable[[Group], float]) -> str:
