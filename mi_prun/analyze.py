@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ from mi_prun.block_model import (
     pick_device,
     pick_dtype,
 )
-from mi_prun.boundaries import SKIP_TOKENS, merged, pair_angles, sample_tokens
+from mi_prun.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
 from mi_prun.boundaries import collect as collect_whole
 from mi_prun.calibration import SELF, Calibration, load_calibration
 from mi_prun.console import progress
@@ -41,8 +42,13 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
     estimator = make_estimator(settings.estimator, settings.noise)
     device = pick_device(local_device(settings.device))
     dtype = pick_dtype(device, settings.dtype)
-    model = None if settings.stream_blocks else load_block_model(dense, device=device, dtype=dtype)
-    streamed = StreamedModel(dense, device=device, dtype=dtype)
+    model: BlockModel | None = None
+    collect: Callable[..., Boundaries]
+    if settings.stream_blocks:
+        collect = partial(collect_streamed, StreamedModel(dense, device=device, dtype=dtype))
+    else:
+        model = load_block_model(dense, device=device, dtype=dtype)
+        collect = partial(collect_whole, model)
     with joined() as ranks:
         calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)
         windows = calibration.scoring.tokens
@@ -50,7 +56,6 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         check_tokens(int(sample.sum()), settings)
         mine = ranks.share(windows)
         with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
-            collect = partial(collect_whole, model) if model else partial(collect_streamed, streamed)
             part = collect(
                 mine,
                 sample=ranks.share(sample),

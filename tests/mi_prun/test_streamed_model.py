@@ -75,3 +75,20 @@ def test_text_sampled_from_the_model_is_refused(tmp_path: Path, reference: Path)
     with pytest.raises(UserError, match="--stream-blocks needs --calibration with a text"):
         analyze(open_model(reference), tmp_path / "a", AnalyzeSettings(stream_blocks=True, device="cpu"))
     assert not (tmp_path / "a").exists()
+
+
+def test_a_plain_pass_asks_nothing_of_a_model_that_cannot_be_streamed(
+    tmp_path: Path, reference: Path, analyze_settings: AnalyzeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Families whose blocks cannot stand alone are refused with --stream-blocks, and only then."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise UserError("cannot be streamed")
+
+    monkeypatch.setattr("mi_prun.streamed_model.reduce_config", refuse)
+    assert analyze(open_model(reference), tmp_path / "whole", analyze_settings) is not None
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="cannot be streamed"):
+        analyze(open_model(reference), tmp_path / "streamed", replace(analyze_settings, stream_blocks=True))
+    assert not (tmp_path / "streamed").exists()
