@@ -38,10 +38,10 @@ class Group:
         self.confirmed = confirmed
         self.model, self.text = rows[0].model, rows[0].text
         self.num_blocks = rows[0].row.num_blocks
-        self.labels = list(dict.fromkeys(row.row.label for row in rows))
+        self.labels = list(dict.fromkeys(row.label for row in rows))
         self.cells: dict[tuple[str, int], list[StudyRow]] = defaultdict(list)
         for row in rows:
-            self.cells[row.row.label, len(row.row.dropped)].append(row)
+            self.cells[row.label, len(row.row.dropped)].append(row)
         # Where a run was stopped half way, only what all methods have.
         every = sorted({k for _, k in self.cells})
         self.ks = [k for k in every if all((label, k) in self.cells for label in self.labels)]
@@ -96,6 +96,8 @@ class Group:
         for label in self.labels:
             for k in self.ks:
                 found = self.cells[label, k]
+                if found[0].label != found[0].row.label:
+                    continue  # another estimator: in the tables, too many lines for a picture
                 mean = statistics.mean(self.perplexity(row) for row in found)
                 update = {"perplexity": mean, "dense_perplexity": self.dense_perplexity}
                 rows.append(found[0].row.model_copy(update=update))

@@ -66,6 +66,7 @@ class StudyRow(Record):
     model: str
     text: str
     seed: int
+    estimator: str = "gaussian"
     row: Row
     perplexity: float
     kl_nats_per_token: float
@@ -78,6 +79,11 @@ class StudyRow(Record):
     machine: Machine
     versions: dict[str, str]
     commit: str | None
+
+    @property
+    def label(self) -> str:
+        """The method, with the estimator of mutual information where it is not the default one."""
+        return self.row.label + ("" if self.estimator == AnalyzeSettings.estimator else f" {self.estimator}")
 
 
 class Confirmed(Record):
@@ -112,7 +118,8 @@ class Study:
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds):
-            made = {(row.row.label, len(row.row.dropped)) for row in self.known if row.seed == seed}
+            known = [row.row for row in self.known if row.seed == seed and row.estimator == self.options.estimator]
+            made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
@@ -125,6 +132,7 @@ class Study:
                     model=self.name,
                     text=self.text,
                     seed=seed,
+                    estimator=self.options.estimator,
                     row=row,
                     perplexity=math.exp(loss.ce_nats),
                     kl_nats_per_token=loss.kl_nats,
@@ -146,7 +154,6 @@ class Study:
                     flush=True,
                 )
 
-            known = [row.row for row in self.known if row.seed == seed]
             compare(context, specs, list(ks), known=known, keep=keep)
 
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:

@@ -38,14 +38,14 @@ ROWS_NAME = "rows.jsonl"
 
 
 class MethodSpec(Record):
-    """`NAME` or `NAME:N`, N the sets that are compared by their measured loss."""
+    """`NAME` or `NAME:N`, N the sets that are compared by their measured loss; None: as many as the method wants."""
 
     name: str
-    rerank: int
+    rerank: int | None
 
     @property
     def label(self) -> str:
-        return f"{self.name}:{self.rerank}"
+        return self.name if self.rerank is None else f"{self.name}:{self.rerank}"
 
 
 class Row(Record):
@@ -59,7 +59,7 @@ class Row(Record):
     schema_version: Literal[1] = 1
     analysis: str
     method: str
-    rerank: int
+    rerank: int | None
     seed: int
     num_blocks: int
     dropped: Dropped
@@ -94,7 +94,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
         if colon and not number.isdecimal():
             raise UserError(f"--methods {text!r}: {word.strip()!r} must be NAME or NAME:N, N a whole number")
         method = method_named(name)
-        specs.append(MethodSpec(name=name, rerank=int(number) if colon else method.rerank))
+        default = None if method.grows else method.rerank
+        specs.append(MethodSpec(name=name, rerank=int(number) if colon else default))
     return list(dict.fromkeys(specs))
 
 
