@@ -9,7 +9,7 @@ Hooks, not `output_hidden_states`: its last entry comes after the final norm and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,16 +128,22 @@ def collect(
 
     handles = [block.register_forward_hook(hook(i), with_kwargs=True) for i, block in enumerate(model.blocks)]
     try:
-        for tokens in torch.split(windows, max(1, batch_tokens // windows.shape[1])):
+        for first, tokens in batches(windows, batch_tokens):  # noqa: B007 - the hooks read it
             # The head is not needed: one position's logits keep the pass from spending time on it.
             model.model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
-            first += len(tokens)
             if advance is not None:
                 advance(tokens.numel())
     finally:
         for handle in handles:
             handle.remove()
     return collector.result(windows)
+
+
+def batches(windows: Tensor, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
+    """(first, windows from `first` on) of at most `batch_tokens` tokens; none where a rank has no windows."""
+    size = max(1, batch_tokens // windows.shape[1])
+    for first in range(0, len(windows), size):
+        yield first, windows[first : first + size]
 
 
 def merged(parts: Sequence[Boundaries]) -> Boundaries:

@@ -7,14 +7,14 @@ checkpoint would have, and there is no second way to load a block. Only the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mi_prun.architecture import block_of, family_of, reduce_config, renamed
 from mi_prun.block_model import BlockModel, loaded
-from mi_prun.boundaries import Boundaries, Collector
+from mi_prun.boundaries import Boundaries, Collector, batches
 from mi_prun.errors import UserError
 from mi_prun.model import ModelFolder
 
@@ -76,14 +76,13 @@ def collect_streamed(
     windows: (windows, window_tokens). The order of batches is the same, so is the result.
     """
     count = streamed.folder.num_blocks
-    size = max(1, batch_tokens // windows.shape[1])
     states: list[Tensor] = []
     collector: Collector | None = None
     for block in range(count):
         model = streamed.load(block)
         if collector is None:
             collector = Collector(count, model.hidden_size, projection, sample, seed)
-        for number, (first, tokens) in enumerate(_batches(windows, size)):
+        for number, (first, tokens) in enumerate(batches(windows, batch_tokens)):
             # Zeros of the same shape: what else a block is called with depends on the shape alone.
             entry = model.embed(tokens if block == 0 else torch.zeros_like(tokens))
             if block == 0:
@@ -99,10 +98,3 @@ def collect_streamed(
     if collector is None:
         raise ValueError("a model has at least one block")
     return collector.result(windows)
-
-
-def _batches(windows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    first = 0
-    for tokens in torch.split(windows, size):
-        yield first, tokens
-        first += len(tokens)

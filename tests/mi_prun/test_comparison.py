@@ -105,7 +105,7 @@ def test_bad_words_are_one_line(
 def test_names_take_their_own_number_of_sets() -> None:
     specs = parse_methods("hybrid, mi-prun,hybrid,cbo:3")
     assert specs == [
-        MethodSpec(name="hybrid", rerank=24),
+        MethodSpec(name="hybrid", rerank=None),
         MethodSpec(name="mi-prun", rerank=0),
         MethodSpec(name="cbo", rerank=3),
     ]

@@ -48,6 +48,55 @@ def test_ksg_gives_the_analytic_value(rho: float, dims: int) -> None:
     assert estimate == pytest.approx(analytic(rho, dims), abs=0.08 + 0.12 * analytic(rho, dims))
 
 
+@pytest.mark.parametrize(("dims", "least"), [(8, 1 / 3), (16, 1 / 6)])
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_ksg_falls_short_in_many_dimensions_and_never_says_more(rho: float, dims: int, least: float) -> None:
+    """Known of it (Gao, Ver Steeg, Galstyan 2015): 1,500 tokens do not fill the space. It keeps at least a share."""
+    estimate = float(KSG(noise=NO_NOISE).segment_mi(correlated(rho, dims, 1_500))[0, 1])
+    assert least * analytic(rho, dims) - 0.1 < estimate < analytic(rho, dims) + 0.1
+
+
+@pytest.mark.parametrize("dims", [1, 2, 4, 8])
+@pytest.mark.parametrize("rho", [0.0, 0.4, 0.8, 0.95])
+def test_renyi_gives_the_analytic_value(rho: float, dims: int) -> None:
+    """Of unit Gaussians, a = 4 / w^2 of the kernel width w: `-dims/2 log(1 - rho^2 a b / ((1 + a)(1 + b)))`."""
+    states = correlated(rho, dims, 1_500)
+    a, b = (4 / float(torch.pdist(x).square().median()) for x in states)
+    expected = -dims / 2 * math.log(1 - rho**2 * a * b / ((1 + a) * (1 + b)))
+    estimate = float(Renyi(noise=NO_NOISE).segment_mi(states)[0, 1])
+    assert estimate == pytest.approx(expected, abs=0.01 + 0.05 * expected)
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_no_estimator_sees_a_shift_or_the_scale_of_a_state(name: str) -> None:
+    states = correlated(0.7, 4, 1_200)
+    estimator = make_estimator(name, 1e-6)
+    moved = torch.stack([3.0 + 0.1 * states[0], 50.0 * states[1] - 7.0])
+    assert float(estimator.segment_mi(moved)[0, 1]) == pytest.approx(
+        float(estimator.segment_mi(states)[0, 1]), abs=5e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["gaussian", "renyi"])
+def test_the_rotation_of_a_state_does_not_count(name: str) -> None:
+    """Not so for ksg: it looks along the axes."""
+    states = correlated(0.7, 4, 1_200)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    estimator = make_estimator(name, 1e-6)
+    turned = torch.stack([states[0] @ rotation, states[1]])
+    assert float(estimator.segment_mi(turned)[0, 1]) == pytest.approx(
+        float(estimator.segment_mi(states)[0, 1]), abs=5e-3
+    )
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_what_the_second_tells_of_the_first_the_first_tells_of_the_second(name: str) -> None:
+    states = correlated(0.6, 3, 1_200)
+    estimator = make_estimator(name, 1e-6)
+    forward, backward = (float(estimator.segment_mi(s)[0, 1]) for s in (states, states.flip(0)))
+    assert forward == pytest.approx(backward, abs=5e-3)
+
+
 def test_renyi_entropy_of_a_gaussian_is_the_analytic_one() -> None:
     """tr(A^2) -> E[k(x, x')^2]: for unit Gaussians and width w, x - x' ~ N(0, 2), so it is (1 + 4 / w^2)^(-d/2)."""
     dims, tokens = 2, 1_500

@@ -41,3 +41,12 @@ def test_a_model_of_eighty_blocks_is_chosen_for_at_every_k() -> None:
     for k in (1, 20, 40, 79):
         assert len(fast_block_select(cost, k).dropped) == k
         assert len(best_sets(cost, k)[0][1]) == k
+
+
+def test_where_nothing_disjoint_is_left_the_start_is_the_answer() -> None:
+    """Two runs and one block between them: neither has a place to go that does not touch the other."""
+    cost = random_costs(5, 3)
+    single = np.array([0.0, 0.1, 9.0, 0.2, 0.3])
+    search = fast_block_select(cost, 4, importance=single)
+    assert search.dropped == (0, 1, 3, 4)
+    assert len(search.objectives) == 1
