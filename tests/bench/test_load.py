@@ -60,7 +60,10 @@ def test_a_closed_loop_an_open_one_and_a_trace(point: Point) -> None:
     assert traced["--dataset-name"] == "timed_trace"
     assert "--no-self-timed" in traced
     assert "--random-input-len" not in traced
-    for each in (closed, opened, traced):
+    texts = asked(load.model_copy(update={"text": "book.txt"}))
+    assert (texts["--dataset-name"], texts["--custom-output-len"]) == ("custom", "64")
+    assert "--disable-shuffle" in texts
+    for each in (closed, opened, traced, texts):
         assert "--ignore-eos" in each
 
 
