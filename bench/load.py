@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.device import Device
-from bench.engine import Engine
+from bench.engine import SAMPLE_SECONDS, Engine
 from bench.prompt_files import Prompts
 from bench.record import Latency, Load, Round
 from mi_prun.errors import UserError
@@ -80,6 +80,7 @@ def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
         command = [sys.executable, "-m", "bench.vllm_load"]
         # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
         with ProcessGroup(command, folder / "load.log", {"PYTHONHASHSEED": "0"}, stdin=subprocess.PIPE) as group:
+            group.sample_seconds = SAMPLE_SECONDS
             yield LoadGenerator(group, folder, device, prompts)
 
 
