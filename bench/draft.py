@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.engine import running
 from bench.load import drive
 from bench.machine import commit, this_machine, versions
-from bench.record import Blocks, Load, Machine, Speed, append_record
+from bench.record import Blocks, Machine
+from bench.record_v1 import Load, Speed, append_record
 from bench.run import RunSettings, check_results, check_settings, say
 from bench.subject import Subject
 from mi_prun.artefact import Record

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from bench.engine import Engine
-from bench.record import Latency, Load, Speed
+from bench.record_v1 import Latency, Load, Speed
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup
 

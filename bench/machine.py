@@ -21,8 +21,9 @@ def this_machine() -> Machine:
         cpu=_cpu_model(),
         cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        gpu=_gpu(),
+        gpu=_ask_gpu("name,memory.total"),
         system=f"{platform.system()} {platform.machine()}",
+        driver=_ask_gpu("driver_version"),
     )
 
 
@@ -60,9 +61,9 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu() -> str | None:
-    """Names, memory and driver of the GPUs; asked of the driver, so that this process takes nothing on the device."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+def _ask_gpu(fields: str) -> str | None:
+    """Of each GPU; asked of the driver, so that this process takes nothing on the device."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

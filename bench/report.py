@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bench.plots import block_map_svg, memory_svg, quality_speed_svg
-from bench.record import BenchRecord, read_records
+from bench.record_v1 import BenchRecord, read_records
 from bench.summary import Row, summary
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors, write_text

@@ -18,7 +18,7 @@ from bench.engine import Engine, running
 from bench.load import drive
 from bench.machine import commit, this_machine, versions
 from bench.quality import measured_quality
-from bench.record import RECORDS_NAME, BenchRecord, Load, MeasuredOn, Memory, append_record, read_records
+from bench.record_v1 import RECORDS_NAME, BenchRecord, Load, MeasuredOn, Memory, append_record, read_records
 from bench.subject import Subject, open_subjects
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors

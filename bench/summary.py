@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.record import BenchRecord
+from bench.record_v1 import BenchRecord
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 

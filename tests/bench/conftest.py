@@ -8,7 +8,24 @@ from typing import Any
 
 import pytest
 
-from bench.record import BenchRecord, Blocks, Latency, Load, Machine, Memory, Speed
+from bench.record import (
+    Arm,
+    Blocks,
+    Dense,
+    Machine,
+    Paired,
+    PointRecord,
+    Provenance,
+    Ratio,
+    Roofline,
+    Round,
+    StartUp,
+)
+from bench.record import Latency as Latency2
+from bench.record import Load as Load2
+from bench.record import Memory as Memory2
+from bench.record import Speed as Speed2
+from bench.record_v1 import BenchRecord, Latency, Load, Memory, Speed
 from mi_prun.plan import Quality
 
 BLOCKS = 8
@@ -86,6 +103,135 @@ def record() -> Callable[..., BenchRecord]:
 @pytest.fixture
 def one_run() -> list[BenchRecord]:
     return [made_record(dropped) for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))]
+
+
+def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields: Any) -> PointRecord:
+    """Without k of 8 blocks: rounds of 95, 100, 110 times 1 + k/8 tokens/s, 1 - k/8 of the weights, 10 k more
+    perplexity; the bound is 1 / (1 - k/8).
+    """
+    share = len(dropped) / BLOCKS
+    faster = 1 + share
+    label = f"hybrid {share:.1%}" if dropped else "dense"
+    measured = Quality(
+        text="held-out.txt",
+        protocol="non-overlapping windows of 512 tokens",
+        window_tokens=512,
+        windows=4,
+        predicted_tokens=2044,
+        dense_perplexity=50.0,
+        pruned_perplexity=50.0 + 10 * len(dropped),
+        kl_nats_per_token=0.1 * len(dropped),
+    )
+    ratio = Ratio(ratio=faster, low=faster - 0.02, high=faster + 0.02, pairs=3)
+    values: dict[str, Any] = {
+        "run": "run-1",
+        "time": "2026-11-25T05:15:33+00:00",
+        "dense": Dense(
+            name="owner/dense", model_type="llama", shape=None, config_sha256="1" * 64, weights_sha256="0" * 64
+        ),
+        "arm": Arm(
+            kind=kind or ("pruned" if dropped else "dense"),
+            label=label,
+            model=f"pruned-{len(dropped)}" if dropped else "owner/dense",
+            blocks=Blocks(
+                num_blocks=BLOCKS,
+                dropped=tuple(dropped),
+                block_ratio=share,
+                parameter_ratio=share * 0.9,
+                method="hybrid" if dropped else None,
+            ),
+            weights="virtual" if dropped else None,
+        ),
+        "load": Load2(
+            tool="vllm bench serve",
+            preset="chat",
+            concurrency=4,
+            rate_per_s=None,
+            input_tokens=128,
+            output_tokens=64,
+            prompts=32,
+            warmups=4,
+            seed=0,
+        ),
+        "speed": Speed2(rounds=tuple(made_round(base * faster) for base in (95.0, 100.0, 110.0))),
+        "paired": Paired(
+            output_tokens_per_s=ratio,
+            total_tokens_per_s=ratio,
+            requests_per_s=ratio,
+            ttft=ratio,
+            tpot=ratio,
+            itl=ratio,
+            e2e=ratio,
+        )
+        if dropped
+        else None,
+        "roofline": (
+            Roofline(
+                phase="decode",
+                batch=4,
+                tokens=160,
+                dense_bytes=8 * 10**8,
+                bytes=round(8 * 10**8 * (1 - share)),
+                dense_flops=32 * 10**8,
+                flops=round(32 * 10**8 * (1 - share)),
+                bound=1 / (1 - share),
+                speedup=ratio,
+            ),
+        )
+        if dropped
+        else (),
+        "memory": Memory2(
+            weight_bytes=int(2**30 * (1 - share)),
+            engine_weight_bytes=None,
+            kv_tokens=round(100_000 / (1 - share)),
+            length_tokens=192,
+            max_concurrency=round(100_000 / (1 - share)) / 192,
+            peak_device_bytes=None,
+            peak_rss_bytes=2**31,
+        ),
+        "start_up": StartUp(starts=1, startup_s=25.0, load_s=1.5),
+        "quality": measured,
+        "quality_measured_on": "plan",
+        "acceptance": None,
+        "provenance": Provenance(
+            machine=Machine(cpu="AMD <EPYC>", cores=2, memory_bytes=2**34, gpu=None, system="Linux x86_64"),
+            versions={"mi-prun": "0.1.0", "vllm": "0.32.0", "torch": "2.13.0"},
+            commit="0123456789ab",
+            serve_flags=("--enforce-eager",),
+            environment={"OMP_NUM_THREADS": "1"},
+            seed=0,
+            settings_sha256="2" * 64,
+            engines_alive="together",
+        ),
+    }
+    return PointRecord(**(values | fields))
+
+
+def made_round(output_tokens_per_s: float) -> Round:
+    """Latencies of 800/rate ms and the like."""
+    base = 800 / output_tokens_per_s
+    latency = Latency2(mean_ms=base * 1.1, p50_ms=base, p90_ms=base * 1.5, p99_ms=base * 2)
+    return Round(
+        output_tokens_per_s=output_tokens_per_s,
+        total_tokens_per_s=output_tokens_per_s * 3,
+        requests_per_s=output_tokens_per_s / 64,
+        duration_s=20.48,
+        completed=32,
+        ttft=latency,
+        tpot=latency,
+        itl=latency,
+        e2e=latency,
+    )
+
+
+@pytest.fixture
+def point() -> Callable[..., PointRecord]:
+    return made_point
+
+
+@pytest.fixture
+def one_sweep() -> list[PointRecord]:
+    return [made_point(dropped) for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.record import read_records
+from bench.record_v1 import read_records
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 SERVE_FLAGS = "--enforce-eager --max-model-len 256 --max-num-seqs 4"

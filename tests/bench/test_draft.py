@@ -14,7 +14,7 @@ import pytest
 
 from bench import draft
 from bench.draft import DRAFTS_NAME, DraftRecord, acceptance_of, run_drafts
-from bench.record import BenchRecord
+from bench.record_v1 import BenchRecord
 from bench.run import RunSettings
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest

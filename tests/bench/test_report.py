@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.plots import block_map_svg
-from bench.record import RECORDS_NAME, BenchRecord, append_record
+from bench.record_v1 import RECORDS_NAME, BenchRecord, append_record
 from bench.report import headline, write_report
 from bench.summary import summary
 from mi_prun.errors import UserError

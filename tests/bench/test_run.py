@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import RECORDS_NAME
+from bench.record_v1 import RECORDS_NAME
 from bench.run import RunSettings, run
 from bench.subject import open_subjects
 from mi_prun.errors import UserError

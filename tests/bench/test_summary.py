@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.record import BenchRecord
+from bench.record_v1 import BenchRecord
 from bench.summary import summary
 from mi_prun.errors import UserError
 
