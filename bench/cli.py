@@ -10,13 +10,17 @@ from typing import Annotated
 
 import typer
 
+from bench.generations import Sampling, sampling_of
 from bench.run import RunSettings
+from bench.task_record import TOLERANCE_MEAN_NATS
+from bench.task_table import ZEROSHOT
 from bench.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 
 DEFAULT = RunSettings()
 TRAIN = TrainSettings()
+SAMPLING = Sampling()
 
 app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
 
@@ -122,6 +126,65 @@ def report(
     for path in paths:
         print(path)
     print(json.dumps({"report": [str(path) for path in paths]}))
+
+
+@app.command()
+def tasks(
+    output: Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="the dense model and pruned folders, served in turn"),
+    ] = None,
+    names: Annotated[
+        str, typer.Option("--tasks", help="comma-separated; an unknown one lists those there are")
+    ] = ZEROSHOT,
+    tasks_from: Annotated[
+        Path | None, typer.Option(help="a folder of JSON lines files (docs/tasks.md); default: the hub")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="ask this running server instead; may be repeated; key: OPENAI_API_KEY")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="requests in flight at most")] = 8,
+    logprob_check: Annotated[
+        bool, typer.Option(help="first compare the server's log-probabilities with transformers'")
+    ] = True,
+    logprob_tolerance: Annotated[
+        float, typer.Option(metavar="NATS", help="mean difference a token that is let pass")
+    ] = TOLERANCE_MEAN_NATS,
+    prompts: Annotated[
+        Path | None, typer.Option(help="prompts to continue for the report, one a line; default: four of our own")
+    ] = None,
+    generate: Annotated[
+        int, typer.Option(metavar="TOKENS", help="of each continuation; 0: none")
+    ] = SAMPLING.max_tokens,
+    temperature: Annotated[float, typer.Option(help="of the continuations; 0 is greedy")] = SAMPLING.temperature,
+    seed: Annotated[int, typer.Option(help="of the continuations")] = SAMPLING.seed,
+    serve_flags: Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")] = "",
+) -> None:
+    """lm-eval's tasks through a served endpoint, each item paired with the dense model's answer.
+
+    Example: mi-prun-bench tasks meta-llama/Llama-3.1-8B p12/ p25/ --tasks arc_easy,boolq -o results/
+    """
+    from bench.generations import read_prompts
+    from bench.task_summary import mean_rows, task_rows
+    from bench.task_table import parse_tasks
+    from bench.tasks import TaskSettings, run_tasks
+
+    settings = TaskSettings(
+        tasks=tuple(parse_tasks(names)),
+        tasks_from=tasks_from,
+        limit=limit,
+        concurrency=concurrency,
+        logprob_tolerance_nats=logprob_tolerance if logprob_check else None,
+        sampling=sampling_of(generate, temperature, seed, read_prompts(prompts) if prompts else None),
+        serve_flags=tuple(shlex.split(serve_flags)),
+    )
+    records = run_tasks(models or [], url or [], output, settings)
+    rows = task_rows(records)
+    for line in [*(row.line() for row in rows), *(row.line() for row in mean_rows(rows))]:
+        print(line)
+    print(json.dumps({"run": records[0].run, "records": len(records)}))
 
 
 @app.command()

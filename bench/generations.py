@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.endpoint import Endpoint
 from bench.task_record import Continuation
 from mi_prun.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.endpoint import Endpoint
 
 PROMPTS = (
     "The old man opened the door and",
@@ -25,6 +28,15 @@ class Sampling:
     max_tokens: int = 64
     temperature: float = 0.7
     seed: int = 0
+
+
+def sampling_of(max_tokens: int, temperature: float, seed: int, prompts: tuple[str, ...] | None) -> Sampling | None:
+    """None where no token is asked for."""
+    if max_tokens < 0:
+        raise UserError(f"--generate must be at least 0 tokens, got {max_tokens}")
+    if not 0 <= temperature <= 2:  # what the API takes
+        raise UserError(f"--temperature must be in [0, 2], got {temperature:g}")
+    return Sampling(prompts or PROMPTS, max_tokens, temperature, seed) if max_tokens else None
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """lm-eval through a completions endpoint, in a process of its own: it is large, and talks a lot.
 
-    python -m bench.harness SPEC.json OUT.jsonl       appends a TaskScore to OUT as soon as a task is done
+python -m bench.harness SPEC.json OUT.jsonl       appends a TaskScore to OUT as soon as a task is done
 """
 
 from __future__ import annotations
@@ -117,8 +117,6 @@ def evaluate(spec: Spec, out: Path) -> None:
 
 def prepare(task: Task, folder: Path, library: Path, tasks_from: str | None) -> str:
     """Write the configuration, and the items where they are local, into `folder`; says where the items come from."""
-    import yaml
-
     items = None
     if tasks_from is not None:
         items = folder / f"{task.name}.jsonl"
@@ -131,7 +129,7 @@ def prepare(task: Task, folder: Path, library: Path, tasks_from: str | None) -> 
     settings = configuration(task, library, items)
     if items is not None:
         settings["dataset_kwargs"]["cache_dir"] = str(folder / "cache")
-    (folder / f"{task.name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (folder / f"{task.name}.yaml").write_text(json.dumps(settings))  # JSON is YAML too
     return str(task.file) if items is not None else "hub"
 
 
@@ -139,9 +137,7 @@ def score_of(task: Task, source: str, found: dict[str, Any], model: Any) -> Task
     """Of what lm-eval returns: `samples` of each subtask, and its own means in `results`."""
     parts = sorted(found["samples"])
     samples = [
-        sample
-        for part in parts
-        for sample in sorted(found["samples"][part], key=lambda sample: int(sample["doc_id"]))
+        sample for part in parts for sample in sorted(found["samples"][part], key=lambda sample: int(sample["doc_id"]))
     ]
     digest = hashlib.sha256()
     own = [sample for sample in samples if sample["filter"] == task.filter]
@@ -177,8 +173,8 @@ def _is_truncated(arguments: Sequence[Any], model: Any) -> bool:
 
     def too_long(context: str, rest: Any) -> bool:
         if isinstance(rest, str):
-            return len(model.tok_encode(context + rest)) > model.max_length
-        return len(model.tok_encode(context)) > model.max_length - int(rest.get("max_gen_toks", ANSWER_TOKENS))
+            return len(model.tok_encode(context + rest)) > int(model.max_length)
+        return len(model.tok_encode(context)) > int(model.max_length) - int(rest.get("max_gen_toks", ANSWER_TOKENS))
 
     return any(too_long(*pair) for pair in arguments)
 

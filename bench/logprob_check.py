@@ -8,15 +8,20 @@ The direct side runs in a process of its own, before an engine is started: what 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import torch
+
 from bench.endpoint import Endpoint
-from bench.task_record import LogprobCheck
+from bench.task_record import TOLERANCE_MEAN_NATS, LogprobCheck
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
+from mi_prun.model import ModelFolder, open_model
 
 STRINGS = (
     "The old man opened the door and looked at the sea. There was nothing on it but a small white sail.",
@@ -25,9 +30,6 @@ STRINGS = (
     "def area(width, height):\n    return width * height  # both in metres",
 )
 MAX_TOKENS = 128  # of a string
-# Engines compute in 16 bits, whose logits are coarse: single tokens differ by a few hundredths of a nat, by chance in
-# either direction. Another model, another position or another temperature differs by more than this on the mean.
-TOLERANCE_MEAN_NATS = 0.05
 
 
 class Direct(Record):
@@ -67,8 +69,8 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
     )
     if found.mean_nats > tolerance:
         raise UserError(
-            f"the log-probabilities of {endpoint.url} are not those of the model: over {found.tokens} tokens they differ "
-            f"by {found.mean_nats:.4f} nats on the mean (at most {found.max_nats:.4f}) from transformers' "
+            f"the log-probabilities of {endpoint.url} are not those of the model: over {found.tokens} tokens they "
+            f"differ by {found.mean_nats:.4f} nats on the mean (at most {found.max_nats:.4f}) from transformers' "
             f"({found.direct}), more than {tolerance:g}; is it another model, or a quantised one "
             "(--logprob-tolerance)?"
         )
@@ -77,23 +79,20 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
 
 def measure(model: str, device_name: str | None) -> Direct:
     """Of a dense model, a pruned checkpoint or a virtual one."""
-    import torch
-
     from mi_prun.block_model import load_block_model, load_tokenizer, pick_device, pick_dtype
     from mi_prun.calibration import begins_with_bos
     from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
-    from mi_prun.model import open_model
 
     manifest = Manifest.read(Path(model) / MANIFEST_NAME) if is_pruned(Path(model)) else None
     virtual = manifest is not None and manifest.weights == "virtual"
     folder = open_model(manifest.plan.dense.name if manifest and virtual else model)
     device = pick_device(device_name)
-    loaded = load_block_model(folder, device=device, dtype=pick_dtype(device))
+    dtype = pick_dtype(device)
+    check_memory(folder, device, dtype)
+    loaded = load_block_model(folder, device=device, dtype=dtype)
     tokenizer = load_tokenizer(folder)
     first = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
-    tokens = [
-        (*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS
-    ]
+    tokens = [(*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS]
     logprobs = []
     with loaded.without(manifest.plan.dropped if manifest and virtual else ()) as whole, torch.inference_mode():
         for row in tokens:
@@ -101,10 +100,20 @@ def measure(model: str, device_name: str | None) -> Direct:
             scores = torch.log_softmax(whole(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
             logprobs.append(tuple(scores.gather(-1, ids[0, 1:, None])[:, 0].tolist()))
     return Direct(
-        computed=f"{str(pick_dtype(device)).removeprefix('torch.')}, {device.type}",
+        computed=f"{str(dtype).removeprefix('torch.')}, {device.type}",
         tokens=tuple(tokens),
         logprobs=tuple(logprobs),
     )
+
+
+def check_memory(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a model that does not fit into the memory that is free, before it is read."""
+    parameters = sum(math.prod(info.shape) for _, info in folder.tensors.values())
+    need, free = parameters * dtype.itemsize, psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    if need > free:
+        raise UserError(f"{folder.name} takes {need / 2**30:.1f} GiB there, {free / 2**30:.1f} GiB are free")
 
 
 def main() -> None:

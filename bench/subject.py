@@ -66,3 +66,13 @@ def _pruned(name: str, dense: ModelIdentity) -> Subject:
             f"{manifest.weight_bytes:,}; apply the plan again"
         )
     return Subject(folder, manifest)
+
+
+def open_subject(name: str) -> tuple[ModelIdentity, Subject]:
+    """A model, dense or pruned, and the identity of the dense one it is or comes from."""
+    path = Path(name)
+    if is_pruned(path):
+        identity = Manifest.read(path / MANIFEST_NAME).plan.dense
+        return identity, _pruned(name, identity)
+    folder = open_model(name)
+    return identity_of(folder), Subject(folder, None)

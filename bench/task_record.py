@@ -7,11 +7,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.record import Blocks, Machine
+from bench.record import Arm, Dense, Provenance
 from mi_prun.artefact import Record
 
 TASKS_NAME = "tasks.jsonl"
 GENERATIONS_NAME = "generations.jsonl"
+# Engines compute in 16 bits, whose logits are coarse: single tokens differ by a few hundredths of a nat, by chance in
+# either direction. Another model, another position or another temperature differs by more than this on the mean.
+TOLERANCE_MEAN_NATS = 0.05
 
 
 class TaskScore(Record):
@@ -63,23 +66,19 @@ class LogprobCheck(Record):
 
 
 class Origin(Record):
-    """What a line comes from. run: the same for models that were asked together. endpoint: whether it was one that the
-    user named, not started here. blocks, dense_weights_sha256: None where it does not say.
+    """What a line comes from. run: the same for models that were asked together. context_tokens: of the server.
+
+    endpoint: whether it was a server that the user named; else it was started for this, with the flags of `provenance`.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     run: str
     time: str
-    model: str
-    dense_model: str
-    dense_weights_sha256: str
-    blocks: Blocks
+    dense: Dense
+    arm: Arm
     context_tokens: int
-    machine: Machine
-    versions: dict[str, str]
-    commit: str | None
-    serve_flags: tuple[str, ...]
     endpoint: bool
+    provenance: Provenance
 
 
 class TaskRecord(Origin):

@@ -1,4 +1,4 @@
-"""The tasks that the bench knows, as data: which of lm-eval's own, what it is scored by, and what its local file is like.
+"""The tasks that the bench knows, as data: which of lm-eval's own, what scores it, and what its local file is like.
 
 A task is lm-eval's own configuration, prompts and metrics included. From a local folder only the place of its items
 differs: rows of a JSON lines file (the form of mosaicml/llm-foundry's `scripts/eval/local_data`) are turned into the
@@ -151,13 +151,19 @@ TASKS = {
 }
 
 
+# The seven that papers on pruning report.
+ZEROSHOT = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
+
+
 def parse_tasks(text: str) -> list[Task]:
     """`arc_easy,boolq`: known, none twice."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TASKS]:
         raise UserError(f"--tasks {text!r}: there is no task {unknown[0]!r}; the known ones are {', '.join(TASKS)}")
     if not names or len(set(names)) < len(names):
-        raise UserError(f"--tasks {text!r} names {'a task twice' if names else 'no task'}; write it like arc_easy,boolq")
+        raise UserError(
+            f"--tasks {text!r} names {'a task twice' if names else 'no task'}; write it like arc_easy,boolq"
+        )
     return [TASKS[name] for name in names]
 
 

@@ -1,11 +1,13 @@
 """`mi-prun-bench tasks`: lm-eval's tasks through served endpoints, and a few continuations, for each model in turn.
 
-Everything is opened and checked before the first engine is started. A record is on the disk as soon as its task is done.
+Everything is opened and checked before the first engine is started. A record is on the disk as soon as its task is
+done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +20,12 @@ from bench.endpoint import Endpoint, open_endpoint
 from bench.engine import Engine, running
 from bench.generations import Sampling, continuations
 from bench.harness import Spec, check_installed, scores
-from bench.logprob_check import TOLERANCE_MEAN_NATS, check_logprobs, direct_logprobs
+from bench.logprob_check import check_logprobs, direct_logprobs
 from bench.machine import commit, this_machine, versions
-from bench.record import append_record
-from bench.run import check_results, check_serve_flags, say
+from bench.record import Arm, ArmKind, Dense, Provenance, append_record
+from bench.run import RESERVED_FLAGS, check_results, say
 from bench.subject import Subject, open_subject
-from bench.task_record import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, LogprobCheck, TaskRecord
+from bench.task_record import GENERATIONS_NAME, TASKS_NAME, TOLERANCE_MEAN_NATS, GenerationRecord, TaskRecord
 from bench.task_table import Task, check_local
 from mi_prun.block_model import context_tokens
 from mi_prun.errors import UserError
@@ -74,7 +76,9 @@ def _check_settings(settings: TaskSettings) -> None:
     for name, value in (("limit", settings.limit), ("concurrency", settings.concurrency)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
-    check_serve_flags(settings.serve_flags)
+    for flag in settings.serve_flags:
+        if flag.partition("=")[0] in RESERVED_FLAGS:
+            raise UserError(f"--serve-flags may not hold {flag.partition('=')[0]}: the bench chooses it")
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
 
@@ -94,7 +98,9 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
         try:
             dense, subject = open_subject(name)
         except UserError as error:
-            raise UserError(f"{url} serves {name}: {error}; name its folder or hub id: tasks MODEL --url {url}") from error
+            raise UserError(
+                f"{url} serves {name}: {error}; name its folder or hub id: tasks MODEL --url {url}"
+            ) from error
         _check_same(endpoint, dense, subject)
         asked.append(Asked(subject, dense, endpoint))
     return asked
@@ -181,17 +187,33 @@ def _generated(endpoint: Endpoint, origin: dict[str, Any], sampling: Sampling) -
 
 def _origin(asked: Asked, endpoint: Endpoint, run: str, context: int, settings: TaskSettings) -> dict[str, Any]:
     """The fields of `task_record.Origin`."""
+    subject, dense = asked.subject, asked.dense
+    blocks = subject.blocks(dense)
+    weights = subject.manifest.weights if subject.manifest else None
+    model = endpoint.model if asked.endpoint else subject.folder.name
+    label = f"{blocks.method} {blocks.block_ratio:.1%}" if blocks.dropped else "dense"
+    kind: ArmKind = "pruned" if blocks.dropped else "dense"
     return {
         "run": run,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": endpoint.model if asked.endpoint else asked.subject.folder.name,
-        "dense_model": asked.dense.name,
-        "dense_weights_sha256": asked.dense.weights_sha256,
-        "blocks": asked.subject.blocks(asked.dense),
+        "dense": Dense(
+            name=dense.name,
+            model_type=dense.model_type,
+            shape=None,
+            config_sha256=dense.config_sha256,
+            weights_sha256=dense.weights_sha256,
+        ),
+        "arm": Arm(kind=kind, label=label, model=model, blocks=blocks, weights=weights),
         "context_tokens": context,
-        "machine": this_machine(),
-        "versions": {**versions(), "lm-eval": version("lm_eval")},
-        "commit": commit(),
-        "serve_flags": settings.serve_flags,
         "endpoint": asked.endpoint is not None,
+        "provenance": Provenance(
+            machine=this_machine(),
+            versions={**versions(), "lm-eval": version("lm_eval")},
+            commit=commit(),
+            serve_flags=settings.serve_flags,
+            environment={},
+            seed=settings.sampling.seed if settings.sampling else 0,
+            settings_sha256=hashlib.sha256(repr(settings).encode()).hexdigest(),
+            engines_alive="alone",
+        ),
     }
