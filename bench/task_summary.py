@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.paired import Difference, mean_difference, paired_difference
+from bench.item_pairs import Difference, mean_difference, paired_difference
 from bench.record import Arm
 from bench.task_record import TaskRecord
 
