@@ -147,7 +147,7 @@ def _prompts(generations: Sequence[GenerationRecord]) -> list[Prompt]:
     texts: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         for found in record.continuations:
-            texts.setdefault(found.prompt, []).append((record.arm.label, found.text))
+            texts.setdefault(found.prompt, []).append((record.arm.label, found.text.strip()))
     return [Prompt(prompt, tuple(answers)) for prompt, answers in texts.items()]
 
 
