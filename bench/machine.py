@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,14 @@ import psutil
 from bench.record import Machine
 from mi_prun.version import __version__
 
+STEERING = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "VLLM_ATTENTION_BACKEND",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_CPU_OMP_THREADS_BIND",
+)
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors")
 
 
@@ -35,6 +44,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def environment() -> dict[str, str]:
+    """The variables in force that steer an engine; none that may hold a path or a secret."""
+    return {name: os.environ[name] for name in STEERING if name in os.environ}
 
 
 def commit() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bench.record import Paired, Ratio, Round
 
@@ -46,8 +46,3 @@ def paired(rounds: Sequence[Round], dense: Sequence[Round]) -> Paired:
         itl=less("itl"),
         e2e=sure(less("e2e")),
     )
-
-
-def mean_latency_ratio(rounds: Sequence[Round], dense: Sequence[Round], of: Callable[[Round], float]) -> Ratio:
-    """Times faster by the mean latency of a round: a step's time is what all tokens of a request share."""
-    return ratio_of([of(r) for r in dense], [of(r) for r in rounds])

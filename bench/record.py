@@ -309,6 +309,7 @@ class RoundRecord(Record):
 
     schema_version: Literal[2] = 2
     run: str
+    settings_sha256: str
     session: str
     time: str
     arm: str

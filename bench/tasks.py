@@ -21,15 +21,17 @@ from bench.engine import Engine, running
 from bench.generations import Sampling, continuations
 from bench.harness import Spec, check_installed, scores
 from bench.logprob_check import check_logprobs, direct_logprobs
-from bench.machine import commit, this_machine, versions
-from bench.record import Arm, ArmKind, Dense, Provenance, append_record
-from bench.run import RESERVED_FLAGS, check_results, say
-from bench.subject import Subject, open_subject
+from bench.machine import commit, environment, this_machine, versions
+from bench.measure import check_flags, check_results
+from bench.record import Dense, Provenance, append_record
+from bench.say import say
+from bench.subject import Subject, context_of, open_subject
 from bench.task_record import GENERATIONS_NAME, TASKS_NAME, TOLERANCE_MEAN_NATS, GenerationRecord, TaskRecord
 from bench.task_table import Task, check_local
-from mi_prun.block_model import context_tokens
 from mi_prun.errors import UserError
-from mi_prun.model import ModelIdentity
+from mi_prun.model import read_config, resolve
+
+ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ class Asked:
     """A model that will be asked. endpoint: where it is served already; else it is served here."""
 
     subject: Subject
-    dense: ModelIdentity
+    dense: Dense
+    folder: Path
     endpoint: Endpoint | None
+
+    @property
+    def name(self) -> str:
+        return self.subject.arm.model
 
 
 def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: TaskSettings) -> list[TaskRecord]:
@@ -76,9 +83,7 @@ def _check_settings(settings: TaskSettings) -> None:
     for name, value in (("limit", settings.limit), ("concurrency", settings.concurrency)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
-    for flag in settings.serve_flags:
-        if flag.partition("=")[0] in RESERVED_FLAGS:
-            raise UserError(f"--serve-flags may not hold {flag.partition('=')[0]}: the bench chooses it")
+    check_flags(settings.serve_flags)
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
 
@@ -90,34 +95,37 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
     if urls and models and len(urls) != len(models):
         raise UserError(f"{len(models)} models and {len(urls)} --url: with both, each endpoint needs its model")
     if not urls:
-        return [Asked(subject, dense, None) for dense, subject in map(open_subject, models)]
+        return [_asked(name, None) for name in models]
     asked = []
     for number, url in enumerate(urls):
         endpoint = open_endpoint(url)
         name = models[number] if models else endpoint.root
         try:
-            dense, subject = open_subject(name)
+            asked.append(_asked(name, endpoint))
         except UserError as error:
             raise UserError(
                 f"{url} serves {name}: {error}; name its folder or hub id: tasks MODEL --url {url}"
             ) from error
-        _check_same(endpoint, dense, subject)
-        asked.append(Asked(subject, dense, endpoint))
+        _check_same(endpoint, asked[-1])
     return asked
 
 
-def _check_same(endpoint: Endpoint, dense: ModelIdentity, subject: Subject) -> None:
+def _asked(name: str, endpoint: Endpoint | None) -> Asked:
+    dense, subject = open_subject(name)
+    return Asked(subject, dense, resolve(name), endpoint)
+
+
+def _check_same(endpoint: Endpoint, asked: Asked) -> None:
     """Where the server says what it serves, that is the model named."""
     said = endpoint.pruning()
     if said is None:
         return
-    theirs = tuple(said.get("dropped_blocks", ()))
-    ours = subject.blocks(dense).dropped
-    weights = said.get("dense", {}).get("weights_sha256", dense.weights_sha256)
-    if (theirs, weights) != (ours, dense.weights_sha256):
+    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.subject.arm.blocks.dropped
+    weights = said.get("dense", {}).get("weights_sha256", asked.dense.weights_sha256)
+    if (theirs, weights) != (ours, asked.dense.weights_sha256):
         raise UserError(
-            f"{endpoint.url} serves a model without blocks {list(theirs)}, {subject.folder.name} lacks {list(ours)} "
-            f"of {dense.name}; name the model that is served"
+            f"{endpoint.url} serves a model without blocks {list(theirs)}, {asked.name} lacks {list(ours)} of "
+            f"{asked.dense.name}; name the model that is served"
         )
 
 
@@ -126,24 +134,24 @@ def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engi
     if asked.endpoint is not None:
         yield asked.endpoint, None
         return
-    say(f"{asked.subject.title} ({asked.subject.folder.name}): starting")
-    with running(asked.subject.folder.name, flags) as engine:
+    say(f"{asked.subject.arm.label} ({asked.name}): starting")
+    with running(asked.name, flags) as engine:
         yield open_endpoint(engine.base_url), engine
 
 
 def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[TaskRecord]:
-    subject, name = asked.subject, asked.subject.folder.name
+    label, name = asked.subject.arm.label, asked.name
     direct = None
     if settings.logprob_tolerance_nats is not None:
-        say(f"{subject.title} ({name}): log-probabilities by transformers")
+        say(f"{label} ({name}): log-probabilities by transformers")
         # Beside an engine that the user started the device has no room.
         direct = direct_logprobs(name, "cpu" if asked.endpoint else None)
     with _served(asked, settings.serve_flags) as (endpoint, engine):
         check = None
         if direct is not None and settings.logprob_tolerance_nats is not None:
             check = check_logprobs(endpoint, direct, settings.logprob_tolerance_nats)
-            say(f"{subject.title}: log-probabilities agree, {check.mean_nats:.4f} nats apart on the mean")
-        context = endpoint.context_tokens or context_tokens(subject.folder)
+            say(f"{label}: log-probabilities agree, {check.mean_nats:.4f} nats apart on the mean")
+        context = endpoint.context_tokens or context_of(read_config(asked.folder)) or ASSUMED_CONTEXT
         for task in settings.tasks:
             if task.min_context > context:
                 raise UserError(
@@ -161,7 +169,7 @@ def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[
         spec = Spec(
             url=endpoint.url,
             model=endpoint.model,
-            tokenizer=str(subject.folder.path),
+            tokenizer=str(asked.folder),
             context_tokens=context,
             concurrency=settings.concurrency,
             tasks=tuple(task.name for task in settings.tasks),
@@ -171,7 +179,7 @@ def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[
         for score in scores(endpoint, spec, alive):
             record = TaskRecord(**origin, limit=settings.limit, logprobs=check, score=score)
             append_record(out, record, TASKS_NAME)
-            say(f"{subject.title}: {score.task} {score.metric} {score.score:.1%} of {score.items} items")
+            say(f"{label}: {score.task} {score.metric} {score.score:.1%} of {score.items} items")
             yield record
 
 
@@ -187,23 +195,12 @@ def _generated(endpoint: Endpoint, origin: dict[str, Any], sampling: Sampling) -
 
 def _origin(asked: Asked, endpoint: Endpoint, run: str, context: int, settings: TaskSettings) -> dict[str, Any]:
     """The fields of `task_record.Origin`."""
-    subject, dense = asked.subject, asked.dense
-    blocks = subject.blocks(dense)
-    weights = subject.manifest.weights if subject.manifest else None
-    model = endpoint.model if asked.endpoint else subject.folder.name
-    label = f"{blocks.method} {blocks.block_ratio:.1%}" if blocks.dropped else "dense"
-    kind: ArmKind = "pruned" if blocks.dropped else "dense"
+    arm = asked.subject.arm
     return {
         "run": run,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dense": Dense(
-            name=dense.name,
-            model_type=dense.model_type,
-            shape=None,
-            config_sha256=dense.config_sha256,
-            weights_sha256=dense.weights_sha256,
-        ),
-        "arm": Arm(kind=kind, label=label, model=model, blocks=blocks, weights=weights),
+        "dense": asked.dense,
+        "arm": arm.model_copy(update={"model": endpoint.model}) if asked.endpoint else arm,
         "context_tokens": context,
         "endpoint": asked.endpoint is not None,
         "provenance": Provenance(
@@ -211,7 +208,7 @@ def _origin(asked: Asked, endpoint: Endpoint, run: str, context: int, settings: 
             versions={**versions(), "lm-eval": version("lm_eval")},
             commit=commit(),
             serve_flags=settings.serve_flags,
-            environment={},
+            environment=environment(),
             seed=settings.sampling.seed if settings.sampling else 0,
             settings_sha256=hashlib.sha256(repr(settings).encode()).hexdigest(),
             engines_alive="alone",

@@ -44,10 +44,17 @@ def free_port() -> int:
 class ProcessGroup:
     """`with ProcessGroup(command, log) as group:` the command runs; at the end no process of it is left.
 
-    Output of the command goes to `log`. Peak memory is sampled while it runs.
+    Output of the command goes to `log`; `stdin` is as `subprocess` has it. Peak memory is sampled while it runs.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         self.command = list(command)
         self.log = log
         self.peak_rss_bytes = 0
@@ -59,7 +66,7 @@ class ProcessGroup:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {}), MARK: self._mark},
