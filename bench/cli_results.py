@@ -12,6 +12,7 @@ from bench.generations import Sampling, sampling_of
 from bench.options import Results, ServeFlags, flags_of
 from bench.task_record import TOLERANCE_MEAN_NATS
 from bench.task_table import ZEROSHOT
+from mi_prun.errors import UserError
 
 SAMPLING = Sampling()
 
@@ -21,6 +22,9 @@ def report(
         Path, typer.Argument(metavar="RESULTS", help="a folder that `sweep`, `run` or `tasks` wrote to")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: RESULTS")] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="log what is there to this MLflow server or store, too")
+    ] = None,
 ) -> None:
     """Turn records into report.html (one file, no network), report.md and report.csv.
 
@@ -31,6 +35,11 @@ def report(
     paths = write_report(results, output or results)
     for path in paths:
         print(path)
+    if mlflow is not None:
+        from bench.mlflow_log import log_results
+        from bench.results import read_results
+
+        print(f"{log_results(read_results(results), mlflow)} runs logged to {mlflow}")
     print(json.dumps({"report": [str(path) for path in paths]}))
 
 
@@ -92,9 +101,56 @@ def tasks(
     print(json.dumps({"run": records[0].run, "records": len(records)}))
 
 
-def compare() -> None:
-    """x"""
+def compare(
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="a results folder (its newest run), or FOLDER@RUN, FOLDER@COMMIT")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="the same of the other run; changes are B's against A's")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="speed and memory too, across machines and engines")] = False,
+    every: Annotated[bool, typer.Option("--all", help="show what is within noise too")] = False,
+) -> None:
+    """What changed between two runs beyond noise, point by point, with 95 % intervals.
+
+    Example: mi-prun-bench compare results/@4d1f results/
+    """
+    from bench.compare import compare as against
+    from bench.results import read_side
+
+    found = against(read_side(a), read_side(b), anyway=anyway)
+    for note in found.notes:
+        print(f"note: {note}")
+    for change in found.changes if every else found.beyond_noise:
+        print(change.line())
+    print(found.summary())
+    print(json.dumps({"compared": len(found.changes), "changes": [each.model_dump() for each in found.beyond_noise]}))
 
 
-def recommend() -> None:
-    """x"""
+def recommend(
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="a results folder, or FOLDER@RUN, FOLDER@COMMIT")],
+    max_ppl_increase: Annotated[
+        str | None, typer.Option(metavar="10%", help="perplexity may rise by this share of the dense model's")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(metavar="1.25", help="output tokens/s over the dense model's, at least")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="24GiB", help="of the device; weights may take 90 % of it")
+    ] = None,
+) -> None:
+    """The ratio to take within limits, and why. Exit status: 0 with one that fits, 1 where none does, 2 for an error.
+
+    Example: mi-prun-bench recommend results/ --max-ppl-increase 10% --memory 24GiB
+    """
+    from bench.recommend import parse_limits
+    from bench.recommend import recommend as within
+    from bench.results import read_side
+
+    limits = parse_limits(max_ppl_increase, min_speedup, memory)
+    side = read_side(results)
+    if side.run is None:
+        raise UserError(f"{results} has tasks only; nothing was measured under load")
+    found = within(side.run, limits, side.tasks)
+    print(found.line())
+    print(found.model_dump_json())
+    if not found.fits:
+        raise typer.Exit(1)

@@ -88,19 +88,43 @@ def runs_of(points: Sequence[PointRecord]) -> list[Run]:
     return [run for run in runs if any(point.arm.kind == "dense" for point in run.points)]
 
 
-def find_run(place: str) -> Run:
-    """`FOLDER`: its newest run. `FOLDER@NAME`: the one whose name, or the newest whose commit, begins with NAME."""
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison. name: as the user wrote it. run: None where only tasks are there."""
+
+    name: str
+    run: Run | None
+    tasks: tuple[TaskRecord, ...]
+
+    @property
+    def origin(self) -> PointRecord | TaskRecord:
+        return self.run.dense if self.run else self.tasks[-1]
+
+
+def read_side(place: str) -> Side:
+    """`FOLDER`: its newest run and tasks.
+
+    `FOLDER@NAME`: the run whose name begins so, or the newest of that commit, and the tasks of the same commit.
+    """
     folder, at, name = place.rpartition("@")
-    path = Path(folder if at and not Path(place).exists() else place)
-    name = name if path != Path(place) else ""
-    runs = runs_of(read_points(path))
-    if not runs:
-        raise UserError(f"{path} holds no run with its dense model; run again")
-    for run in runs:
-        if run.name.startswith(name):
-            return run
-    for run in runs:
-        if (run.dense.provenance.commit or "").startswith(name):
-            return run
-    there = ", ".join(f"{run.name} (commit {run.dense.provenance.commit or 'unknown'})" for run in runs)
-    raise UserError(f"{path} has no run or commit {name!r}; it has {there}")
+    if not at or Path(place).exists():
+        folder, name = place, ""
+    results = read_results(Path(folder))
+    run = _named(results.runs, folder, name) if results.runs else None
+    tasks = results.tasks
+    if name:
+        commit = run.dense.provenance.commit if run else name
+        tasks = tuple(record for record in tasks if (record.provenance.commit or "").startswith(commit or "?"))
+    dense = run.dense.dense if run else (tasks[-1].dense if tasks else None)
+    if dense is None:
+        raise UserError(f"{folder} has neither a run nor tasks{f' of commit {name}' if name else ''}")
+    return Side(place, run, tuple(record for record in tasks if record.dense.weights_sha256 == dense.weights_sha256))
+
+
+def _named(runs: Sequence[Run], folder: str, name: str) -> Run:
+    found = [run for run in runs if run.name.startswith(name)]
+    found += [run for run in runs if (run.dense.provenance.commit or "").startswith(name)]
+    if not found:
+        there = ", ".join(f"{run.name} (commit {run.dense.provenance.commit or 'unknown'})" for run in runs)
+        raise UserError(f"{folder} has no run or commit {name!r}; it has {there}")
+    return found[0]

@@ -65,6 +65,11 @@ def difference_of(first: TaskRecord, second: TaskRecord) -> Difference:
     return paired_difference(first.score.answers(), second.score.answers())
 
 
+def comparable_answers(first: TaskRecord, second: TaskRecord) -> bool:
+    """Whether both were given the same texts, in the same order, with the same room."""
+    return _pair_key(first) == _pair_key(second)
+
+
 def _pair_key(record: TaskRecord) -> tuple[object, ...]:
     """What must agree for two models' answers to be pairs."""
     score = record.score
