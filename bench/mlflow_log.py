@@ -5,6 +5,7 @@ What is there already, by the tag `mi_prun.key`, is left alone: a folder may be 
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,10 +77,14 @@ def _log(
     quoted = key.replace("'", "_")
     if client.search_runs([experiment], f"tags.`{KEY}` = '{quoted}'", max_results=1):
         return 0
+    from mlflow.entities import Metric, Param
+
     made = client.create_run(experiment, run_name=key, tags={KEY: quoted, **tags}).info.run_id
-    for name, value in parameters.items():
-        client.log_param(made, name, value)
-    for name, value in metrics.items():
-        client.log_metric(made, name.replace(",", ""), value)
+    now = int(time.time() * 1000)
+    client.log_batch(
+        made,
+        metrics=[Metric(name.replace(",", ""), value, now, 0) for name, value in metrics.items()],  # commas are refused
+        params=[Param(name, value) for name, value in parameters.items()],
+    )
     client.set_terminated(made)
     return 1
