@@ -25,6 +25,7 @@ from bench.options import (
     Rounds,
     Seed,
     ServeFlags,
+    Text,
     comma,
     concurrency_of,
     measure_settings,
@@ -64,6 +65,7 @@ def sweep(
     input_tokens: InputTokens = None,
     output_tokens: OutputTokens = None,
     trace: Annotated[Path | None, typer.Option(help="a file of request lengths (JSONL or CSV), beside them")] = None,
+    text: Text = None,
     concurrency: Concurrency = SWEEP_CONCURRENCY,
     rates: Annotated[str, typer.Option(help="requests/s, open loops like .5,1,2; auto: up to saturation; none")] = AUTO,
     prompts: Prompts = None,
@@ -93,6 +95,7 @@ def sweep(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         trace=trace,
+        text=text,
         concurrency=concurrency_of(concurrency),
         rates=rates_of(rates),
         prompts=prompts,
@@ -162,6 +165,7 @@ def draft(
     dense: Dense,
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
     output: Results,
+    text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
@@ -177,7 +181,7 @@ def draft(
 ) -> None:
     """Serve the dense model alone, then with each draft: acceptance rate, accepted length and speed.
 
-    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json -o results/
+    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json --text wikitext -o results/
     """
     from bench.run import run_drafts
 
@@ -189,6 +193,7 @@ def draft(
         concurrency=concurrency_of(concurrency),
         rounds=rounds,
         seed=seed,
+        text=text,
     )
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))

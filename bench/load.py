@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.device import Device
 from bench.engine import Engine
+from bench.prompt_files import Prompts
 from bench.record import Latency, Load, Round
-from bench.trace import Request, write_timed_trace
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup
 
@@ -25,13 +25,13 @@ LOOK_SECONDS = 0.02
 
 
 class LoadGenerator:
-    """One process that loads one engine at a time. trace: the requests of loads that have one, those that fit."""
+    """One process that loads one engine at a time."""
 
-    def __init__(self, group: ProcessGroup, folder: Path, device: Device, trace: list[Request]) -> None:
+    def __init__(self, group: ProcessGroup, folder: Path, device: Device, prompts: Prompts) -> None:
         self._group = group
         self._folder = folder
         self._device = device
-        self._trace = trace
+        self._prompts = prompts
         self._jobs = 0
 
     def warm_up(self, engine: Engine, load: Load) -> None:
@@ -52,9 +52,9 @@ class LoadGenerator:
         self._jobs += 1
         out = self._folder / f"result-{self._jobs}.json"
         words = arguments(engine, load, seed)
-        if load.trace is not None:
-            path = self._folder / f"trace-{seed}.jsonl"
-            write_timed_trace(path, self._trace, load.prompts, seed)
+        if load.trace is not None or load.text is not None:
+            path = self._folder / f"prompts-{seed}.jsonl"
+            self._prompts.write(path, load, seed)
             words += ["--dataset-path", str(path)]
         job = json.dumps({"arguments": words, "out": str(out)}) + "\n"
         pipe = self._group.process.stdin
@@ -73,14 +73,14 @@ class LoadGenerator:
 
 
 @contextlib.contextmanager
-def load_generator(device: Device, trace: list[Request] | None = None) -> Iterator[LoadGenerator]:
-    """Start the process; it is ended with the block."""
+def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
+    """Start the process; it is ended with the block. prompts: of the loads that bring their own."""
     with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as name:
         folder = Path(name)
         command = [sys.executable, "-m", "bench.vllm_load"]
         # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
         with ProcessGroup(command, folder / "load.log", {"PYTHONHASHSEED": "0"}, stdin=subprocess.PIPE) as group:
-            yield LoadGenerator(group, folder, device, trace or [])
+            yield LoadGenerator(group, folder, device, prompts)
 
 
 def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
@@ -101,19 +101,19 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
         options["max-concurrency"] = load.concurrency
     else:
         options["request-rate"] = load.rate_per_s
-    if load.trace is None:
-        options |= {
-            "dataset-name": "random",
-            "random-input-len": round(load.input_tokens),
-            "random-output-len": round(load.output_tokens),
-        }
-    else:
-        options["dataset-name"] = "timed_trace"
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    into, out = round(load.input_tokens), round(load.output_tokens)
+    switches: list[str] = []
     if load.trace is not None:
-        words.append("--no-self-timed")  # its lengths; the times are the load's own
+        options["dataset-name"] = "timed_trace"
+        switches = ["--no-self-timed"]  # its lengths; the times are the load's own
+    elif load.text is not None:
+        options |= {"dataset-name": "custom", "custom-output-len": out}
+        switches = ["--disable-shuffle", "--skip-chat-template"]
+    else:
+        options |= {"dataset-name": "random", "random-input-len": into, "random-output-len": out}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     # Every answer has the length asked for, so that dense and pruned do the same work whatever they say.
-    return [*words, "--ignore-eos", "--disable-tqdm"]
+    return [*words, *switches, "--ignore-eos", "--disable-tqdm"]
 
 
 def round_of(result: dict[str, Any], energy_j: float | None) -> Round:

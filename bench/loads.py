@@ -23,6 +23,8 @@ LENGTH_FLAG = "--max-model-len"
 
 def check_loads(settings: LoadSettings) -> None:
     """Raises UserError with the option's name."""
+    if settings.text is not None and settings.trace is not None:
+        raise UserError("--text and --trace exclude each other: the prompts are of one or the other's length")
     if (settings.input_tokens is None) != (settings.output_tokens is None):
         raise UserError("--input-tokens and --output-tokens go together: give both, or --presets")
     for name in settings.presets:
@@ -138,6 +140,7 @@ def _load(
         warmups=settings.warmups,
         seed=settings.seed + SEEDS_A_LOAD * index,
         trace=lengths.trace,
+        text=settings.text,
     )
 
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,7 @@ from bench.fleet import Fleet
 from bench.journal import Journal, read_rounds
 from bench.load import LoadGenerator, load_generator
 from bench.loads import (
+    RATE_SHARES,
     Lengths,
     check_loads,
     closed_loads,
@@ -34,6 +35,7 @@ from bench.loads import (
 from bench.machine import commit, environment, this_machine, versions
 from bench.memory_check import engines_alive
 from bench.points import points_of
+from bench.prompt_files import Prompts, text_prompts
 from bench.record import POINTS_NAME, Load, PointRecord, Provenance, RoundRecord, append_record, read_lines
 from bench.say import say
 from bench.settings import Alive, MeasureSettings
@@ -56,6 +58,7 @@ class Prepared:
     settings: MeasureSettings
     lengths: list[Lengths]
     requests: list[Request]
+    pieces: dict[str, Sequence[str]]
     closed: list[Load]
     alive: Alive
     device: Device
@@ -68,7 +71,15 @@ def prepare(subjects: Subjects, settings: MeasureSettings) -> Prepared:
     lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, subjects.context))
     device = Device()
     alive = engines_alive(subjects.all, settings.serve_flags, settings.alive, device)
-    return Prepared(subjects, settings, lengths, requests, closed_loads(settings.loads, lengths), alive, device)
+    closed = closed_loads(settings.loads, lengths)
+    pieces: dict[str, Sequence[str]] = {}
+    if (text := settings.loads.text) is not None:
+        rates = RATE_SHARES if isinstance(settings.loads.rates, str) else settings.loads.rates
+        every = [*closed, *open_loads(settings.loads, lengths, [rates] * len(lengths))]
+        name, pieces = text_prompts(subjects.dense.name, text, every, settings.loads.rounds)
+        settings = replace(settings, loads=replace(settings.loads, text=name))
+        closed = closed_loads(settings.loads, lengths)
+    return Prepared(subjects, settings, lengths, requests, pieces, closed, alive, device)
 
 
 def check_flags(flags: Sequence[str]) -> None:
@@ -99,7 +110,7 @@ def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = No
         say(f"going on with run {journal.run}: what {out} has of it is not measured again")
     points: list[PointRecord] = []
     with (
-        load_generator(prepared.device, prepared.requests) as generator,
+        load_generator(prepared.device, Prompts(prepared.requests, prepared.pieces)) as generator,
         Fleet(settings.serve_flags, prepared.alive, prepared.device) as fleet,
     ):
         run = _Run(prepared, journal, out, provenance, generator, fleet, while_served)
@@ -216,6 +227,7 @@ def provenance_of(prepared: Prepared) -> Provenance:
         "dense": prepared.subjects.dense.model_dump(exclude={"name"}),
         "arms": [subject.arm.model_dump() for subject in prepared.subjects.all],
         "loads": asdict(settings.loads) | {"trace": [each.trace and each.trace.sha256 for each in prepared.lengths]},
+        "pieces": prepared.pieces,
         **known,
         "machine": known["machine"].model_dump(),
     }

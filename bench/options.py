@@ -16,6 +16,7 @@ Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id"
 Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
 InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt, in place of --presets")]
 OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
+Text = Annotated[str | None, typer.Option(help="prompts are pieces of it, as `mi-prun analyze --calibration` takes it")]
 Prompts = Annotated[int | None, typer.Option(help="requests in a round; default: twice those in flight, at least 8")]
 Concurrency = Annotated[str, typer.Option(help="requests in flight at most: closed loops, like 1,8,64")]
 Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; medians are recorded")]

@@ -107,6 +107,7 @@ class Trace(Record):
 class Load(Record):
     """What is asked of the engine. Lengths in tokens, of every request; means over the file for a trace.
 
+    text: prompts are pieces of it; None: of random tokens. Answers are greedy, and as long as asked for.
     concurrency: requests in flight at most (closed loop). rate_per_s: requests that arrive a second, as a Poisson
     process (open loop). Exactly one of the two is given.
     """
@@ -121,6 +122,7 @@ class Load(Record):
     warmups: int
     seed: int
     trace: Trace | None = None
+    text: str | None = None
 
     @model_validator(mode="after")
     def _one_loop(self) -> Load:

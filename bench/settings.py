@@ -19,6 +19,8 @@ PRESETS = {"balanced": (128, 64), "prefill-heavy": (1024, 16), "decode-heavy": (
 class LoadSettings:
     """presets: names of PRESETS; input_tokens, output_tokens: lengths in their place. trace: a file, beside them.
 
+    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of those.
+
     rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice
     the concurrency, at least eight. warmups: requests before an engine's first round of a load, not counted.
     """
@@ -27,6 +29,7 @@ class LoadSettings:
     input_tokens: int | None = None
     output_tokens: int | None = None
     trace: Path | None = None
+    text: str | None = None
     concurrency: tuple[int, ...] = (1, 8, 64)
     rates: tuple[float, ...] | Literal["auto"] = ()
     prompts: int | None = None

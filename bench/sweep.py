@@ -112,9 +112,9 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
 
 def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     """A sweep of a shape: the folders are named, not written."""
-    if settings.draft or settings.quality_text is not None:
-        option = "--draft" if settings.draft else "--quality-text"
-        raise UserError(f"{option} does not go with --shape: its weights mean nothing")
+    unfit = {"--draft": settings.draft, "--quality-text": settings.quality_text, "--text": settings.measure.loads.text}
+    if options := [option for option, value in unfit.items() if value]:
+        raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
     config = open_shape(name)
     check_config(config)
     count, weights = num_blocks(config), weights_of_config(config)
