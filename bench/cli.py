@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from bench.cli_results import compare, recommend, report, tasks
 from bench.options import (
     Again,
     Concurrency,
@@ -198,21 +199,8 @@ def draft(
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a folder that `mi-prun-bench run` wrote to")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: RESULTS")] = None,
-) -> None:
-    """Turn records into report.html (one file, no network), report.md and report.csv.
-
-    Example: mi-prun-bench report results/
-    """
-    from bench.report import write_report
-
-    paths = write_report(results, output or results)
-    for path in paths:
-        print(path)
-    print(json.dumps({"report": [str(path) for path in paths]}))
+for command in (report, tasks, compare, recommend):
+    app.command()(command)
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
     rounds.jsonl       one load on one model, once: what a killed sweep goes on from
     points.jsonl       one model under one load: medians over its rounds, beside the dense model's
-    tasks.jsonl        one model on one evaluation task
-    generations.jsonl  one answer of one model
+    tasks.jsonl        one model on one evaluation task (`task_record.py`)
+    generations.jsonl  the answers of one model (`task_record.py`)
 
 Points of one `run` were measured side by side; ratios are taken within a run, never across.
 """
@@ -26,8 +26,6 @@ from mi_prun.plan import Quality
 
 POINTS_NAME = "points.jsonl"
 ROUNDS_NAME = "rounds.jsonl"
-TASKS_NAME = "tasks.jsonl"
-GENERATIONS_NAME = "generations.jsonl"
 SCHEMA_VERSION = 2
 
 MeasuredOn = Literal["plan", "checkpoint"]
@@ -357,48 +355,6 @@ class PointRecord(Record):
     def saturated(self) -> bool:
         """Whether requests arrived faster than they were answered (open loop)."""
         return self.load.rate_per_s is not None and self.speed.requests_per_s < 0.9 * self.load.rate_per_s
-
-
-class Difference(Record):
-    """Paired over the items of a task: pruned minus dense, and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-    items: int
-
-
-class TaskResult(Record):
-    """One arm on one task. metric: the task's own name for `value`. difference: to dense; None for the dense arm."""
-
-    schema_version: Literal[2] = 2
-    run: str
-    time: str
-    dense: Dense
-    arm: Arm
-    task: str
-    source: str
-    fewshot: int
-    metric: str
-    items: int
-    value: float
-    stderr: float
-    difference: Difference | None
-    provenance: Provenance
-
-
-class Generation(Record):
-    """One answer of one arm. temperature 0: greedy."""
-
-    schema_version: Literal[2] = 2
-    run: str
-    time: str
-    arm: Arm
-    prompt: str
-    text: str
-    max_tokens: int
-    temperature: float
-    seed: int
 
 
 Line = TypeVar("Line", bound=Record)

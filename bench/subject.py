@@ -67,16 +67,30 @@ def dense_subjects(dense: str) -> Subjects:
         Arm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
     )
     return Subjects(
-        dense=Dense(
-            name=dense,
-            model_type=identity.model_type,
-            shape=None,
-            config_sha256=identity.config_sha256,
-            weights_sha256=identity.weights_sha256,
-        ),
+        dense=dense_of(dense, identity),
         all=(first,),
         context=context_of(folder.config),
     )
+
+
+def dense_of(name: str, identity: ModelIdentity) -> Dense:
+    return Dense(
+        name=name,
+        model_type=identity.model_type,
+        shape=None,
+        config_sha256=identity.config_sha256,
+        weights_sha256=identity.weights_sha256,
+    )
+
+
+def open_subject(name: str) -> tuple[Dense, Subject]:
+    """A model, dense or pruned, and the dense one it is or was made from, which need not be at hand."""
+    path = Path(name)
+    if not is_pruned(path):
+        found = dense_subjects(name)
+        return found.dense, found.all[0]
+    identity = Manifest.read(path / MANIFEST_NAME).plan.dense
+    return dense_of(identity.name, identity), _pruned(name, identity, None)
 
 
 def context_of(config: dict[str, object]) -> int | None:

@@ -26,6 +26,15 @@ from bench.record import Load as Load2
 from bench.record import Memory as Memory2
 from bench.record import Speed as Speed2
 from bench.record_v1 import BenchRecord, Latency, Load, Memory, Speed
+from bench.task_record import (
+    Continuation,
+    GenerationRecord,
+    LogprobCheck,
+    Origin,
+    TaskRecord,
+    TaskScore,
+    packed,
+)
 from mi_prun.plan import Quality
 
 BLOCKS = 8
@@ -261,3 +270,58 @@ def tiny_llama(path: Path, seed: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
+
+
+def made_task(
+    dropped: Sequence[int] = (), right: Sequence[bool] = (True, False, True, True), **fields: Any
+) -> TaskRecord:
+    """Answers to four items, or as many as `right` says; the texts of the items are the same for all models."""
+    given = made_point(dropped)
+    score = {
+        "task": "boolq",
+        "source": "boolq.jsonl",
+        "fewshot": 0,
+        "metric": "acc",
+        "scores": {"acc": sum(right) / len(right)},
+        "correct": {"acc": packed(right)},
+        "items": len(right),
+        "items_sha256": "3" * 64,
+        "truncated_items": 0,
+    }
+    values: dict[str, Any] = {
+        "run": "asked-1",
+        "time": "2026-11-25T06:00:00+00:00",
+        "dense": given.dense,
+        "arm": given.arm,
+        "context_tokens": 512,
+        "endpoint": False,
+        "provenance": given.provenance,
+        "limit": None,
+        "logprobs": LogprobCheck(
+            strings=4, tokens=100, mean_nats=0.01, max_nats=0.04, tolerance_mean_nats=0.05, direct="float32, cpu"
+        ),
+    }
+    own = {name: fields.pop(name) for name in list(fields) if name in score}
+    return TaskRecord(score=TaskScore(**(score | own)), **(values | fields))
+
+
+@pytest.fixture
+def task() -> Callable[..., TaskRecord]:
+    return made_task
+
+
+@pytest.fixture
+def generation() -> Callable[..., GenerationRecord]:
+    """`generation(dropped, text)`: one prompt continued."""
+
+    def make(dropped: Sequence[int], text: str) -> GenerationRecord:
+        fields = {name: getattr(made_task(dropped), name) for name in Origin.model_fields}
+        return GenerationRecord(
+            **fields,
+            temperature=0.7,
+            seed=0,
+            max_tokens=16,
+            continuations=(Continuation(prompt="Once <upon>", text=text),),
+        )
+
+    return make
