@@ -14,7 +14,7 @@ from bench import memory_check
 from bench.dry_run import describe
 from bench.estimate import MachineSpeed, sweep_seconds
 from bench.settings import LoadSettings, MeasureSettings, SweepSettings
-from bench.sweep import expected, expected_shape, parse_ratios, pruned_folders
+from bench.sweep import expected, expected_shape, parse_ratios, pruned_folders, sweep, sweep_shape
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
 from mi_prun.model import open_model
@@ -123,6 +123,17 @@ def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) ->
     plans[0].write_text(json.dumps(stale))
     pruned_folders(folder, tmp_path, SETTINGS)
     assert Plan.read(plans[0]).settings["analysis"] == Plan.read(plans[1]).settings["analysis"]
+
+
+def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "points.jsonl").write_text('{"schema_version": 1}\n')
+    for measure in (
+        lambda: sweep(str(reference), tmp_path, SETTINGS),
+        lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
+    ):
+        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2"):
+            measure()
+    assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
 
 
 def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
