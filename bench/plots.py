@@ -5,12 +5,13 @@ Okabe and Ito's palette, told apart by colour-blind readers; shape and text say 
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from bench.record import Arm, Load, PointRecord
 from bench.report_tables import rooflines
@@ -59,6 +60,26 @@ def arm_looks(arms: Sequence[Arm]) -> dict[str, Look]:
     return {arm.label: others.get(arm.label, Look(DENSE, "s")) for arm in arms}
 
 
+Drawing = TypeVar("Drawing", bound=Callable[..., str])
+
+
+def styled(draw: Drawing) -> Drawing:
+    """In force from the first text to the last: labels are plain words, matplotlib makes ticks as late as it draws."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: Any) -> str:
+        from matplotlib import rc_context
+
+        style: dict[str, Any] = {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
+        style |= {"axes.labelcolor": INK, "axes.edgecolor": INK, "font.size": 11}
+        style |= {"svg.fonttype": "none", "text.parse_math": False}
+        with rc_context(style):
+            return draw(*args)
+
+    return cast("Drawing", wrapped)
+
+
+@styled
 def pareto_svg(run: Run) -> str:
     """Quality against speed, both over the dense model's; each ratio a point, its whiskers the 95 % interval.
 
@@ -109,6 +130,7 @@ def curve_groups(run: Run) -> list[list[Load]]:
     ]
 
 
+@styled
 def curves_svg(run: Run, group: Sequence[Load]) -> str:
     """Latency against throughput, a line for each model, a point for each number of requests: TTFT and TPOT, p50."""
     figure, panels = _figure(2 * WIDTH, 3.6, columns=2)
@@ -152,6 +174,7 @@ def _plain_ticks(axes: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
+@styled
 def memory_svg(run: Run) -> str:
     """Weights, KV cache and the peak of all engine processes, a bar for each model."""
     points = run.under(run.main)
@@ -183,6 +206,7 @@ def _figures(value: float) -> str:
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
+@styled
 def roofline_svg(run: Run) -> str:
     """What was reached of each bound: a panel for each phase and batch, a line for each model. Empty without bounds."""
     shown = {arm.label for arm in speed_arms(run)}
@@ -216,6 +240,7 @@ def roofline_svg(run: Run) -> str:
     return _svg(figure, "Speed-up reached beside its bound, by phase", run.name)
 
 
+@styled
 def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     """Differences to the dense model, points, with their intervals: a group for each task, a mark for each model."""
     shown = [row for row in rows if row.difference is not None]
@@ -242,28 +267,12 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     return _svg(figure, "Difference of right answers to the dense model, by task", run)
 
 
-def _style() -> Any:
-    """In force while a figure is made and while it is drawn: matplotlib makes ticks late."""
-    from matplotlib import rc_context
-
-    style: dict[str, Any] = {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
-    style |= {
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "font.size": 11,
-        "svg.fonttype": "none",
-        "text.parse_math": False,
-    }
-    return rc_context(style)
-
-
 def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     """The figure, and its axes: one, or a flat list."""
     from matplotlib.figure import Figure
 
-    with _style():
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
     return figure, axes if len(axes) > 1 else axes[0]
@@ -277,7 +286,7 @@ def _svg(figure: Any, title: str, run: str) -> str:
     from matplotlib import rc_context
 
     out = io.StringIO()
-    with _style(), rc_context({"svg.hashsalt": f"{title} {run}"}):
+    with rc_context({"svg.hashsalt": f"{title} {run}"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
     text = out.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

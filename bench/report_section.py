@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bench.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, tasks_svg
+from bench.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, share, tasks_svg
 from bench.record import Arm, Machine, PointRecord, Provenance
 from bench.report_tables import (
     MIB,
@@ -160,7 +160,7 @@ def headline(run: Run) -> str:
     fair = [row for row in pruned if row.x_perplexity and row.x_perplexity <= HEADLINE_PERPLEXITY]
     row = max(fair, key=lambda r: (len(r.dropped), -(r.perplexity or 0.0))) if fair else pruned[0]
     words = (
-        f"{row.block_ratio:.0%} of blocks gone: {row.x_output_tokens_per_s:.2f}× tokens/s, "
+        f"{share(row.block_ratio)} of blocks gone: {row.x_output_tokens_per_s:.2f}× tokens/s, "
         f"{row.x_weight_bytes:.2f}× weight bytes, {row.x_kv_tokens:.2f}× KV tokens"
     )
     if row.perplexity is not None and rows[0].perplexity is not None:
