@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.run import RunSettings
+from bench.cli_results import compare, recommend, report, tasks
+from bench.options import (
+    Again,
+    Concurrency,
+    Dense,
+    Engines,
+    InputTokens,
+    OutputTokens,
+    Prompts,
+    QualityText,
+    Results,
+    Rounds,
+    Seed,
+    ServeFlags,
+    Text,
+    comma,
+    concurrency_of,
+    measure_settings,
+    names,
+    rates_of,
+)
+from bench.record import PointRecord
+from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings, SweepSettings
 from bench.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
+from mi_prun.settings import AnalyzeSettings
 
-DEFAULT = RunSettings()
+SWEEP = SweepSettings()
+LOADS = SWEEP.measure.loads
+SWEEP_CONCURRENCY, RUN_CONCURRENCY = comma(LOADS.concurrency), comma(RUN_LOADS.concurrency)
 TRAIN = TrainSettings()
 
 app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
@@ -27,101 +53,154 @@ def root() -> None:
 
 
 @app.command()
+def sweep(
+    output: Results,
+    dense: Annotated[str | None, typer.Option(help="the dense model: a folder or a hub id")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="in its place: a config.json, or a name; dummy weights, speed and memory only")
+    ] = None,
+    ratios: Annotated[str, typer.Option(help="shares of the blocks to drop; 0 is the dense model")] = SWEEP.ratios,
+    methods: Annotated[str, typer.Option(help="see `mi-prun methods`; NAME:N measures N sets")] = SWEEP.methods,
+    presets: Annotated[str, typer.Option(help=f"lengths: {', '.join(PRESETS)}")] = ",".join(LOADS.presets),
+    input_tokens: InputTokens = None,
+    output_tokens: OutputTokens = None,
+    trace: Annotated[Path | None, typer.Option(help="a file of request lengths (JSONL or CSV), beside them")] = None,
+    text: Text = None,
+    concurrency: Concurrency = SWEEP_CONCURRENCY,
+    rates: Annotated[str, typer.Option(help="requests/s, open loops like .5,1,2; auto: up to saturation; none")] = AUTO,
+    prompts: Prompts = None,
+    rounds: Rounds = LOADS.rounds,
+    seed: Seed = LOADS.seed,
+    materialise: Annotated[bool, typer.Option("--materialise", help="write whole checkpoints")] = False,
+    draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
+    calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
+    tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
+    quality_text: QualityText = None,
+    engines: Engines = AUTO,
+    serve_flags: ServeFlags = "",
+    again: Again = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and how long it takes")] = False,
+) -> None:
+    """Every ratio and method beside the dense model: speed, memory, quality. A killed sweep goes on where it stopped.
+
+    Example: mi-prun-bench sweep --dense meta-llama/Llama-3.1-8B --ratios 0,.125,.25,.375,.5 -o results/
+    """
+    from bench import sweep as sweeping
+    from bench.dry_run import describe
+
+    if (dense is None) == (shape is None):
+        raise UserError("give exactly one of --dense MODEL and --shape NAME")
+    loads = LoadSettings(
+        presets=names(presets),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        trace=trace,
+        text=text,
+        concurrency=concurrency_of(concurrency),
+        rates=rates_of(rates),
+        prompts=prompts,
+        rounds=rounds,
+        seed=seed,
+    )
+    settings = SweepSettings(
+        ratios=ratios,
+        methods=methods,
+        materialise=materialise,
+        draft=draft,
+        quality_text=quality_text,
+        analyze=AnalyzeSettings(calibration=calibration, scoring_tokens=tokens, seed=seed),
+        measure=measure_settings(loads, engines, serve_flags, again),
+    )
+    if dry_run:
+        found = sweeping.expected(dense, settings) if dense else sweeping.expected_shape(str(shape), output, settings)
+        for each in describe(found):
+            print(each)
+        return
+    show(sweeping.sweep(dense, output, settings) if dense else sweeping.sweep_shape(str(shape), output, settings))
+
+
+@app.command()
 def run(
-    dense: Annotated[str, typer.Option(help="the dense model: a folder or a hub id")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")],
+    dense: Dense,
+    output: Results,
     pruned: Annotated[
         list[str] | None, typer.Option(help="a folder that `mi-prun apply` wrote; may be repeated")
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="[PRUNED]...", help="more pruned folders")] = None,
-    input_tokens: Annotated[int, typer.Option(help="tokens in a prompt")] = DEFAULT.input_tokens,
-    output_tokens: Annotated[int, typer.Option(help="tokens in an answer")] = DEFAULT.output_tokens,
-    prompts: Annotated[int, typer.Option(help="requests in a round")] = DEFAULT.prompts,
-    concurrency: Annotated[int, typer.Option(help="requests in flight at most")] = DEFAULT.concurrency,
-    rounds: Annotated[int, typer.Option(help="rounds; medians are recorded")] = DEFAULT.rounds,
-    seed: Annotated[int, typer.Option(help="of the prompts")] = DEFAULT.seed,
-    quality_text: Annotated[
-        str | None, typer.Option(help="measure each checkpoint on this text too; default: what its plan measured")
-    ] = None,
-    serve_flags: Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")] = "",
+    input_tokens: InputTokens = RUN_LOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
+    prompts: Prompts = RUN_LOADS.prompts,
+    concurrency: Concurrency = RUN_CONCURRENCY,
+    rounds: Rounds = RUN_LOADS.rounds,
+    seed: Seed = RUN_LOADS.seed,
+    quality_text: QualityText = None,
+    engines: Engines = AUTO,
+    serve_flags: ServeFlags = "",
+    again: Again = False,
 ) -> None:
-    """Serve each model in turn, load it, and append a record of each.
+    """Measure pruned folders that are there beside their dense model.
 
     Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B --pruned p12/ p25/ -o results/
     """
     from bench.run import run as measure
-    from bench.summary import summary
 
-    settings = RunSettings(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        prompts=prompts,
-        concurrency=concurrency,
-        rounds=rounds,
-        seed=seed,
-        quality_text=quality_text,
-        serve_flags=tuple(shlex.split(serve_flags)),
-    )
     folders = [*(pruned or []), *(more or [])]
     if not folders:
         raise UserError("--pruned is missing: name at least one folder that `mi-prun apply` wrote")
-    records = measure(dense, folders, output, settings)
-    rows = summary(records)
-    for row in rows:
-        print(row.line())
-    print(json.dumps({"run": records[0].run, "models": [row.model_dump() for row in rows]}))
+    loads = replace(
+        RUN_LOADS,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        prompts=prompts,
+        concurrency=concurrency_of(concurrency),
+        rounds=rounds,
+        seed=seed,
+    )
+    settings = measure_settings(loads, engines, serve_flags, again)
+    show(measure(dense, folders, output, settings, quality_text=quality_text))
 
 
 @app.command()
 def draft(
-    dense: Annotated[str, typer.Option(help="the dense model: a folder or a hub id")],
+    dense: Dense,
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")],
+    output: Results,
+    text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
-    input_tokens: Annotated[int, typer.Option(help="tokens in a prompt")] = DEFAULT.input_tokens,
-    output_tokens: Annotated[int, typer.Option(help="tokens in an answer")] = DEFAULT.output_tokens,
-    prompts: Annotated[int, typer.Option(help="requests in a round")] = DEFAULT.prompts,
-    concurrency: Annotated[int, typer.Option(help="requests in flight at most")] = DEFAULT.concurrency,
-    rounds: Annotated[int, typer.Option(help="rounds; medians are recorded")] = DEFAULT.rounds,
-    serve_flags: Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")] = "",
+    input_tokens: InputTokens = RUN_LOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
+    prompts: Prompts = RUN_LOADS.prompts,
+    concurrency: Concurrency = RUN_CONCURRENCY,
+    rounds: Rounds = RUN_LOADS.rounds,
+    seed: Seed = RUN_LOADS.seed,
+    engines: Engines = AUTO,
+    serve_flags: ServeFlags = "",
+    again: Again = False,
 ) -> None:
     """Serve the dense model alone, then with each draft: acceptance rate, accepted length and speed.
 
-    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json -o results/
+    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json --text wikitext -o results/
     """
-    from bench.draft import run_drafts
+    from bench.run import run_drafts
 
-    settings = RunSettings(
+    loads = replace(
+        RUN_LOADS,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         prompts=prompts,
-        concurrency=concurrency,
+        concurrency=concurrency_of(concurrency),
         rounds=rounds,
-        serve_flags=tuple(shlex.split(serve_flags)),
+        seed=seed,
+        text=text,
     )
-    records = run_drafts(dense, drafts, output, settings, draft_tokens)
-    for record in records:
-        print(record.line(records[0]))
-    print(json.dumps({"run": records[0].run, "records": len(records)}))
+    settings = measure_settings(loads, engines, serve_flags, again)
+    show(run_drafts(dense, drafts, output, settings, draft_tokens))
 
 
-@app.command()
-def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="a folder that `mi-prun-bench run` wrote to")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: RESULTS")] = None,
-) -> None:
-    """Turn records into report.html (one file, no network), report.md and report.csv.
-
-    Example: mi-prun-bench report results/
-    """
-    from bench.report import write_report
-
-    paths = write_report(results, output or results)
-    for path in paths:
-        print(path)
-    print(json.dumps({"report": [str(path) for path in paths]}))
+for command in (report, tasks, compare, recommend):
+    app.command()(command)
 
 
 @app.command()
@@ -181,6 +260,15 @@ def train(
     trained = run_training(texts, output, settings, device=device, force=force)
     print(f"{output}: perplexity {trained.perplexity:.2f} on {trained.held_out_tokens:,} held-out tokens")
     print(trained.model_dump_json())
+
+
+def show(points: Sequence[PointRecord]) -> None:
+    """A line for each point; the last line is JSON."""
+    from bench.points import line
+
+    for point in points:
+        print(line(point))
+    print(json.dumps({"run": points[0].run, "points": len(points)}))
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 import psutil
 
 from bench.engine import Engine
+from bench.points import line
 from bench.report import write_report
-from bench.run import RunSettings, run
+from bench.run import run
+from bench.settings import LoadSettings, MeasureSettings, SweepSettings
 from bench.subject import Subject
-from bench.summary import summary
+from bench.sweep import sweep_shape
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 
@@ -28,9 +30,18 @@ OUT = Path("demo")
 BLOCKS = (1, 2, 3, 4)  # of 12: ratios of 8, 17, 25 and 33 %
 PROMPT = "The old man opened the door and"
 ANSWER_TOKENS = 40
-# A load that fits in the demo's time; the report prints it.
-SETTINGS = RunSettings(
-    prompts=16, rounds=2, serve_flags=("--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning")
+FLAGS = ("--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning")
+KV_CACHE_GIB = "1"  # of each of five engines that are alive side by side
+# Loads that fit in the demo's time; the report prints them.
+SETTINGS = MeasureSettings(
+    LoadSettings(input_tokens=128, output_tokens=64, prompts=16, concurrency=(4,), warmups=4, rounds=3), FLAGS
+)
+SHAPE, SHAPE_RATIO = "qwen2.5-0.5b-32k", ".25"
+SHAPE_SETTINGS = SweepSettings(
+    ratios=SHAPE_RATIO,
+    measure=MeasureSettings(
+        LoadSettings(input_tokens=128, output_tokens=24, prompts=2, concurrency=(1,), warmups=1, rounds=3), FLAGS
+    ),
 )
 
 
@@ -54,12 +65,13 @@ def demo() -> None:
     answers: list[tuple[str, str]] = []
 
     def ask(engine: Engine, subject: Subject) -> None:
-        name = "dense" if subject.manifest is None else f"{subject.manifest.plan.block_ratio:.0%} dropped"
-        answers.append((name, complete(engine, subject.folder.name)))
-        print(f"[{time.monotonic() - start:4.0f} s] {name}: answered, now under load", flush=True)
+        answers.append((subject.arm.label, complete(engine, engine.model)))
 
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
     print(f"\n$ mi-prun-bench run --dense bench/reference --pruned {' '.join(pruned)} -o demo/results", flush=True)
-    records = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, ask)
+    points = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, while_served=ask)
+    print(f"\n$ mi-prun-bench sweep --shape {SHAPE} --ratios {SHAPE_RATIO} -o demo/results", flush=True)
+    shaped = sweep_shape(SHAPE, OUT / "results", SHAPE_SETTINGS)
     print("\n$ mi-prun-bench report demo/results")
     paths = write_report(OUT / "results", OUT / "results")
     left = [process.pid for process in psutil.Process().children(recursive=True)]
@@ -67,11 +79,13 @@ def demo() -> None:
         raise RuntimeError(f"processes are left behind: {left}")
     print(f"\nThe same prompt to each ({PROMPT!r}, greedy):")
     for name, answer in answers:
-        print(f"  {name:12} ...{answer}")
-    print()
-    for row in summary(records):
-        print(row.line())
-    print("(a model this small is bound by the engine's work per step: its speed says nothing about real ones)")
+        print(f"  {name:14} ...{answer}")
+    print("\nThe bundled model, so small that the engine's work per step sets its speed:")
+    for point in points:
+        print(f"  {line(point)}")
+    print(f"\nA shape of a model's size ({SHAPE}, weights that mean nothing), where the blocks set it:")
+    for point in shaped:
+        print(f"  {line(point)}")
     print(f"\nNo process is left. {time.monotonic() - start:.0f} s. Report: {paths[0].resolve()}")
 
 

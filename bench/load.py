@@ -1,80 +1,149 @@
-"""Load on a running engine, by vLLM's own serving benchmark; several rounds, medians."""
+"""Load on running engines, by vLLM's own serving benchmark (`vllm_load.py`)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench.engine import Engine
-from bench.record import Latency, Load, Speed
+from bench.device import Device
+from bench.engine import SAMPLE_SECONDS, Engine
+from bench.prompt_files import Prompts
+from bench.record import Latency, Load, Round
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
+WARMUP_SEED = 999  # of a load's thousand seeds; rounds take those from the first on
+LOOK_SECONDS = 0.02
 
 
-def drive(engine: Engine, model: str, load: Load, rounds: int) -> Speed:
-    """Run the load `rounds` times on a server that is ready. Raises UserError where a request fails."""
-    with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as folder:
-        out, log = Path(folder) / "out.json", Path(folder) / "load.log"
-        command = [sys.executable, "-m", "bench.vllm_load", "--warmups", str(load.warmups), "--rounds", str(rounds)]
-        command += ["--out", str(out), "--", *_arguments(engine, model, load)]
-        with ProcessGroup(command, log) as group:
-            while (status := group.process.poll()) is None:
-                if engine.group.process.poll() is not None:
-                    raise UserError(f"the engine of {model} ended under load: {engine.group.last_lines()}")
-                time.sleep(0.2)
-            if status != 0 or not out.is_file():
-                raise UserError(f"the load on {model} ended with status {status}: {group.last_lines()}")
-        return speed_of(json.loads(out.read_text()))
+class LoadGenerator:
+    """One process that loads one engine at a time, started with the first load. stack: it is ended with."""
+
+    def __init__(self, folder: Path, device: Device, prompts: Prompts, stack: contextlib.ExitStack) -> None:
+        self._folder = folder
+        self._device = device
+        self._prompts = prompts
+        self._stack = stack
+        self._started: ProcessGroup | None = None
+        self._jobs = 0
+
+    @property
+    def _group(self) -> ProcessGroup:
+        if self._started is None:
+            command = [sys.executable, "-m", "bench.vllm_load"]
+            # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
+            env = {"PYTHONHASHSEED": "0"}
+            group = ProcessGroup(command, self._folder / "load.log", env, stdin=subprocess.PIPE)
+            self._started = self._stack.enter_context(group)
+            group.sample_seconds = SAMPLE_SECONDS
+        return self._started
+
+    def warm_up(self, engine: Engine, load: Load) -> None:
+        """Requests that are not counted."""
+        if load.warmups:
+            self._run(engine, load.model_copy(update={"prompts": load.warmups}), load.seed + WARMUP_SEED)
+
+    def round(self, engine: Engine, load: Load, number: int) -> Round:
+        """Round `number` of a load. Its prompts are the same on every engine, and no other round's: were they, the
+        prefix cache would answer. Raises UserError where a request fails, or the engine ends.
+        """
+        before = self._device.energy_j()
+        result = self._run(engine, load, load.seed + number)
+        after = self._device.energy_j()
+        return round_of(result, None if before is None or after is None else after - before)
+
+    def _run(self, engine: Engine, load: Load, seed: int) -> dict[str, Any]:
+        self._jobs += 1
+        out = self._folder / f"result-{self._jobs}.json"
+        words = arguments(engine, load, seed)
+        if load.trace is not None or load.text is not None:
+            path = self._folder / f"prompts-{seed}.jsonl"
+            self._prompts.write(path, load, seed)
+            words += ["--dataset-path", str(path)]
+        job = json.dumps({"arguments": words, "out": str(out)}) + "\n"
+        pipe = self._group.process.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: said below
+            pipe.write(job.encode())
+            pipe.flush()
+        while not out.is_file():
+            if engine.group.process.poll() is not None:
+                raise UserError(f"the engine of {engine.model} ended under load: {engine.group.last_lines()}")
+            if (status := self._group.process.poll()) is not None:
+                raise UserError(f"the load on {engine.model} ended with status {status}: {self._group.last_lines()}")
+            time.sleep(LOOK_SECONDS)
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
 
 
-def _arguments(engine: Engine, model: str, load: Load) -> list[str]:
+@contextlib.contextmanager
+def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
+    """Its process is ended with the block. prompts: of the loads that bring their own."""
+    with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as name, contextlib.ExitStack() as stack:
+        yield LoadGenerator(Path(name), device, prompts, stack)
+
+
+def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
+    """For vLLM's benchmark."""
     options: dict[str, Any] = {
         "backend": "openai",
         "base-url": engine.base_url,
-        "model": model,
-        "tokenizer": model,
+        "model": engine.model,
+        "tokenizer": engine.tokenizer,
         "endpoint": "/v1/completions",
-        "dataset-name": load.dataset,
-        "random-input-len": load.input_tokens,
-        "random-output-len": load.output_tokens,
         "num-prompts": load.prompts,
-        "max-concurrency": load.concurrency,
-        "seed": load.seed,
+        "seed": seed,
+        "temperature": 0,
         "percentile-metrics": ",".join(LATENCIES),
-        "metric-percentiles": "50,99",
+        "metric-percentiles": "50,90,99",
     }
+    if load.concurrency is not None:
+        options["max-concurrency"] = load.concurrency
+    else:
+        options["request-rate"] = load.rate_per_s
+    into, out = round(load.input_tokens), round(load.output_tokens)
+    switches: list[str] = []
+    if load.trace is not None:
+        options["dataset-name"] = "timed_trace"
+        switches = ["--no-self-timed"]  # its lengths; the times are the load's own
+    elif load.text is not None:
+        options |= {"dataset-name": "custom", "custom-output-len": out}
+        switches = ["--disable-shuffle", "--skip-chat-template"]
+    else:
+        options |= {"dataset-name": "random", "random-input-len": into, "random-output-len": out}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # Every answer has the same length, so that dense and pruned do the same work whatever they say.
-    return [*words, "--ignore-eos", "--disable-tqdm"]
+    # Every answer has the length asked for, so that dense and pruned do the same work whatever they say.
+    return [*words, *switches, "--ignore-eos", "--disable-tqdm"]
 
 
-def speed_of(rounds: Sequence[dict[str, Any]]) -> Speed:
-    """Medians over the rounds of what vLLM's benchmark reports."""
-
-    def middle(name: str) -> float:
-        return float(median(result[name] for result in rounds))
+def round_of(result: dict[str, Any], energy_j: float | None) -> Round:
+    """What vLLM's benchmark reports, in our terms."""
 
     def latency(name: str) -> Latency:
         return Latency(
-            mean_ms=middle(f"mean_{name}_ms"), p50_ms=middle(f"median_{name}_ms"), p99_ms=middle(f"p99_{name}_ms")
+            mean_ms=float(result[f"mean_{name}_ms"]),
+            p50_ms=float(result[f"median_{name}_ms"]),
+            p90_ms=float(result[f"p90_{name}_ms"]),
+            p99_ms=float(result[f"p99_{name}_ms"]),
         )
 
-    throughput = [float(result["output_throughput"]) for result in rounds]
-    return Speed(
-        output_tokens_per_s=median(throughput),
-        round_output_tokens_per_s=tuple(throughput),
-        requests_per_s=middle("request_throughput"),
+    return Round(
+        output_tokens_per_s=float(result["output_throughput"]),
+        total_tokens_per_s=float(result["total_token_throughput"]),
+        requests_per_s=float(result["request_throughput"]),
+        duration_s=float(result["duration"]),
+        completed=int(result["completed"]),
         ttft=latency("ttft"),
         tpot=latency("tpot"),
         itl=latency("itl"),
         e2e=latency("e2el"),
-        completed=sum(int(result["completed"]) for result in rounds),
+        energy_j=energy_j,
     )

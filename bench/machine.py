@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +13,14 @@ import psutil
 from bench.record import Machine
 from mi_prun.version import __version__
 
+STEERING = (
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "VLLM_ATTENTION_BACKEND",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_CPU_OMP_THREADS_BIND",
+)
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors")
 
 
@@ -21,8 +30,9 @@ def this_machine() -> Machine:
         cpu=_cpu_model(),
         cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        gpu=_gpu(),
+        gpu=_ask_gpu("name,memory.total"),
         system=f"{platform.system()} {platform.machine()}",
+        driver=_ask_gpu("driver_version"),
     )
 
 
@@ -34,6 +44,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def environment() -> dict[str, str]:
+    """The variables in force that steer an engine; none that may hold a path or a secret."""
+    return {name: os.environ[name] for name in STEERING if name in os.environ}
 
 
 def commit() -> str | None:
@@ -60,9 +75,9 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu() -> str | None:
-    """Names, memory and driver of the GPUs; asked of the driver, so that this process takes nothing on the device."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+def _ask_gpu(fields: str) -> str | None:
+    """Of each GPU; asked of the driver, so that this process takes nothing on the device."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

@@ -1,49 +1,36 @@
 """vLLM's own serving benchmark, reached in Python: the `vllm` command line does not run with every build.
 
-    python -m bench.vllm_load --warmups 4 --rounds 3 --out results.json -- --base-url URL --model M ...
+    python -m bench.vllm_load < jobs
 
-A process of its own, so that the load has no part in the memory of whoever measures. The rounds run in one process:
-vLLM is imported once. Each round has a seed of its own, the same for every model: were the prompts of two rounds the
-same, the engine's prefix cache would answer the second.
+A job is a line of JSON, `{"arguments": ["--base-url", URL, ...], "out": "result.json"}`; its result appears at `out`,
+whole. A process of its own, so that the load has no part in the memory of whoever measures; one for all jobs, so that
+vLLM is imported once.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from mi_prun.files import write_text
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--warmups", type=int, required=True, help="requests before the first round, not counted")
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("rest", nargs=argparse.REMAINDER)
-    own = parser.parse_args()
-    arguments = own.rest[1:] if own.rest[:1] == ["--"] else own.rest
-
     from vllm.benchmarks.serve import add_cli_args
     from vllm.benchmarks.serve import main as run_benchmark
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     benchmark = FlexibleArgumentParser()
     add_cli_args(benchmark)
-    args = benchmark.parse_args(arguments)
-    args.ready_check_timeout_sec = 0  # the server is ready; the check would put the first prompt into the prefix cache
-    results: list[dict[str, Any]] = []
-    for number in range(own.rounds + 1):
-        this = copy.deepcopy(args)
-        this.seed = args.seed + number
-        if number == 0:
-            this.num_prompts = own.warmups
-        if this.num_prompts:
-            result = run_benchmark(this)
-            check(result)
-            results.append(plain(result))
-    own.out.write_text(json.dumps(results[-own.rounds :]))
+    for line in sys.stdin:
+        job = json.loads(line)
+        args = benchmark.parse_args(job["arguments"])
+        args.ready_check_timeout_sec = 0  # the server is ready; the check would be a request that nobody counts
+        result = run_benchmark(args)
+        check(result)
+        write_text(Path(job["out"]), json.dumps(plain(result)))
 
 
 def check(result: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def compare_model(
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     known = read_rows(out)
-    context = make_context(_analysis(dense, settings, out), PlanSettings(model=dense.name, seed=settings.seed))
+    context = make_context(analysis_in(out, dense, settings), PlanSettings(model=dense.name, seed=settings.seed))
     rows = compare(
         context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
     )
@@ -127,7 +127,7 @@ def compare_model(
     return markdown(context, rows) + "\n" + "\n".join(str(path) for path in paths)
 
 
-def _analysis(dense: ModelFolder, settings: AnalyzeSettings, out: Path) -> Analysis:
+def analysis_in(out: Path, dense: ModelFolder, settings: AnalyzeSettings) -> Analysis:
     """The analysis in `out`, made anew where it is missing or was made of something else."""
     asked = sha256(json.dumps([identity_of(dense).model_dump(exclude={"name"}), asdict(settings)]).encode()).hexdigest()
     folder = out / f"analysis-{asked[:12]}"

@@ -44,13 +44,22 @@ def free_port() -> int:
 class ProcessGroup:
     """`with ProcessGroup(command, log) as group:` the command runs; at the end no process of it is left.
 
-    Output of the command goes to `log`. Peak memory is sampled while it runs.
+    Output of the command goes to `log`; `stdin` is as `subprocess` has it. Peak memory is sampled every
+    `sample_seconds`: looking at all processes takes time from what is measured, so a bench asks for fewer.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         self.command = list(command)
         self.log = log
         self.peak_rss_bytes = 0
+        self.sample_seconds = SAMPLE_SECONDS
         self._mark = uuid.uuid4().hex
         self._known: dict[int, psutil.Process] = {}
         self._foreign: dict[int, float] = {}  # pid -> start time of processes that are not ours: looked at once
@@ -59,7 +68,7 @@ class ProcessGroup:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {}), MARK: self._mark},
@@ -147,7 +156,7 @@ class ProcessGroup:
         self.peak_rss_bytes = max(self.peak_rss_bytes, rss)
 
     def _watch(self) -> None:
-        while not self._stopping.wait(SAMPLE_SECONDS):
+        while not self._stopping.wait(self.sample_seconds):
             with self._lock:
                 self._look()
 

@@ -77,7 +77,7 @@ def serve(arguments: list[str]) -> None:
     if own.draft_tokens is not None and own.draft_tokens < 1:
         raise UserError(f"--draft-tokens must be at least 1, got {own.draft_tokens}")
     with scratch_folder() as scratch:
-        served = open_served(own, scratch)
+        served = open_served(own, scratch, dummy=load_format(rest) == "dummy")
         check_port(own.host, own.port)
         from vllm_ext.compat import check_version
 
@@ -85,13 +85,21 @@ def serve(arguments: list[str]) -> None:
         run(served, ["--model", served.folder, "--host", own.host, "--port", str(own.port), *rest], scratch)
 
 
-def open_served(own: argparse.Namespace, scratch: Path) -> ServedModel:
+def load_format(rest: list[str]) -> str | None:
+    """Of vLLM's own flags, before vLLM parses them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--load-format", "--load_format")
+    value: str | None = parser.parse_known_args(rest)[0].load_format
+    return value
+
+
+def open_served(own: argparse.Namespace, scratch: Path, *, dummy: bool = False) -> ServedModel:
     """Whatever is wrong with the model, the plan or the draft is found here."""
     if own.plan:
         return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
     if own.draft:
         return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
-    return served_model(own.model)
+    return served_model(own.model, dummy=dummy)
 
 
 if __name__ == "__main__":

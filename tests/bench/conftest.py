@@ -8,17 +8,44 @@ from typing import Any
 
 import pytest
 
-from bench.record import BenchRecord, Blocks, Latency, Load, Machine, Memory, Speed
+from bench.record import (
+    Arm,
+    Blocks,
+    Dense,
+    Latency,
+    Load,
+    Machine,
+    Memory,
+    Paired,
+    PointRecord,
+    Provenance,
+    Ratio,
+    Roofline,
+    Round,
+    Speed,
+    StartUp,
+)
+from bench.task_record import (
+    Continuation,
+    GenerationRecord,
+    LogprobCheck,
+    Origin,
+    TaskRecord,
+    TaskScore,
+    packed,
+)
 from mi_prun.plan import Quality
 
 BLOCKS = 8
 
 
-def made_record(dropped: Sequence[int] = (), *, run: str = "run-1", quality: bool = True, **fields: Any) -> BenchRecord:
-    """Without k of 8 blocks: 1 + k/8 times the tokens/s, 1 - k/8 of the weights, 10 k more perplexity."""
+def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields: Any) -> PointRecord:
+    """Without k of 8 blocks: rounds of 95, 100, 110 times 1 + k/8 tokens/s, 1 - k/8 of the weights, 10 k more
+    perplexity; the bound is 1 / (1 - k/8).
+    """
     share = len(dropped) / BLOCKS
-    throughput = 100 * (1 + share)
-    latency = Latency(mean_ms=10 - share, p50_ms=8 - share, p99_ms=20 - share)
+    faster = 1 + share
+    label = f"hybrid {share:.1%}" if dropped else "dense"
     measured = Quality(
         text="held-out.txt",
         protocol="non-overlapping windows of 512 tokens",
@@ -29,63 +56,116 @@ def made_record(dropped: Sequence[int] = (), *, run: str = "run-1", quality: boo
         pruned_perplexity=50.0 + 10 * len(dropped),
         kl_nats_per_token=0.1 * len(dropped),
     )
-    known = measured if dropped and quality else None
+    ratio = Ratio(ratio=faster, low=faster - 0.02, high=faster + 0.02, pairs=3)
     values: dict[str, Any] = {
-        "run": run,
-        "time": "2026-11-24T05:15:33+00:00",
-        "arm": "pruned" if dropped else "dense",
-        "model": f"pruned-{len(dropped)}" if dropped else "owner/dense",
-        "dense_model": "owner/dense",
-        "dense_weights_sha256": "0" * 64,
-        "blocks": Blocks(
-            num_blocks=BLOCKS,
-            dropped=tuple(dropped),
-            block_ratio=share,
-            parameter_ratio=share * 0.9,
-            method="mi-prun" if dropped else None,
+        "run": "run-1",
+        "time": "2026-11-25T05:15:33+00:00",
+        "dense": Dense(
+            name="owner/dense", model_type="llama", shape=None, config_sha256="1" * 64, weights_sha256="0" * 64
+        ),
+        "arm": Arm(
+            kind=kind or ("pruned" if dropped else "dense"),
+            label=label,
+            model=f"pruned-{len(dropped)}" if dropped else "owner/dense",
+            blocks=Blocks(
+                num_blocks=BLOCKS,
+                dropped=tuple(dropped),
+                block_ratio=share,
+                parameter_ratio=share * 0.9,
+                method="hybrid" if dropped else None,
+            ),
+            weights="virtual" if dropped else None,
         ),
         "load": Load(
             tool="vllm bench serve",
-            dataset="random",
+            preset="chat",
+            concurrency=4,
+            rate_per_s=None,
             input_tokens=128,
             output_tokens=64,
             prompts=32,
-            concurrency=4,
             warmups=4,
             seed=0,
         ),
-        "speed": Speed(
-            output_tokens_per_s=throughput,
-            round_output_tokens_per_s=(throughput - 5, throughput, throughput + 10),
-            requests_per_s=throughput / 64,
-            ttft=latency,
-            tpot=latency,
-            itl=latency,
-            e2e=latency,
-            completed=96,
-        ),
+        "speed": Speed(rounds=tuple(made_round(base * faster) for base in (95.0, 100.0, 110.0))),
+        "paired": Paired(
+            output_tokens_per_s=ratio,
+            total_tokens_per_s=ratio,
+            requests_per_s=ratio,
+            ttft=ratio,
+            tpot=ratio,
+            itl=ratio,
+            e2e=ratio,
+        )
+        if dropped
+        else None,
+        "roofline": (
+            Roofline(
+                phase="decode",
+                batch=4,
+                tokens=160,
+                dense_bytes=8 * 10**8,
+                bytes=round(8 * 10**8 * (1 - share)),
+                dense_flops=32 * 10**8,
+                flops=round(32 * 10**8 * (1 - share)),
+                bound=1 / (1 - share),
+                speedup=ratio,
+            ),
+        )
+        if dropped
+        else (),
         "memory": Memory(
-            weight_bytes=int(2**30 * (1 - share)), kv_tokens=round(1000 / (1 - share)), peak_rss_bytes=2**31
+            weight_bytes=int(2**30 * (1 - share)),
+            engine_weight_bytes=None,
+            kv_tokens=round(100_000 / (1 - share)),
+            length_tokens=192,
+            max_concurrency=round(100_000 / (1 - share)) / 192,
+            peak_device_bytes=None,
+            peak_rss_bytes=2**31,
         ),
-        "startup_s": 25.0,
-        "quality": known,
-        "quality_measured_on": "plan" if known else None,
-        "machine": Machine(cpu="AMD <EPYC>", cores=2, memory_bytes=2**34, gpu=None, system="Linux x86_64"),
-        "versions": {"mi-prun": "0.1.0", "vllm": "0.32.0"},
-        "commit": "0123456789ab",
-        "serve_flags": ("--enforce-eager",),
+        "start_up": StartUp(starts=1, startup_s=25.0, load_s=1.5),
+        "quality": measured,
+        "quality_measured_on": "plan",
+        "acceptance": None,
+        "provenance": Provenance(
+            machine=Machine(cpu="AMD <EPYC>", cores=2, memory_bytes=2**34, gpu=None, system="Linux x86_64"),
+            versions={"mi-prun": "0.1.0", "vllm": "0.32.0", "torch": "2.13.0"},
+            commit="0123456789ab",
+            serve_flags=("--enforce-eager",),
+            environment={"OMP_NUM_THREADS": "1"},
+            seed=0,
+            settings_sha256="2" * 64,
+            engines_alive="together",
+        ),
     }
-    return BenchRecord(**(values | fields))
+    return PointRecord(**(values | fields))
+
+
+def made_round(output_tokens_per_s: float) -> Round:
+    """Latencies of 800/rate ms and the like."""
+    base = 800 / output_tokens_per_s
+    latency = Latency(mean_ms=base * 1.1, p50_ms=base, p90_ms=base * 1.5, p99_ms=base * 2)
+    return Round(
+        output_tokens_per_s=output_tokens_per_s,
+        total_tokens_per_s=output_tokens_per_s * 3,
+        requests_per_s=output_tokens_per_s / 64,
+        duration_s=20.48,
+        completed=32,
+        ttft=latency,
+        tpot=latency,
+        itl=latency,
+        e2e=latency,
+    )
 
 
 @pytest.fixture
-def record() -> Callable[..., BenchRecord]:
-    return made_record
+def point() -> Callable[..., PointRecord]:
+    return made_point
 
 
 @pytest.fixture
-def one_run() -> list[BenchRecord]:
-    return [made_record(dropped) for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))]
+def one_sweep() -> list[PointRecord]:
+    return [made_point(dropped) for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))]
 
 
 @pytest.fixture
@@ -115,3 +195,58 @@ def tiny_llama(path: Path, seed: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
+
+
+def made_task(
+    dropped: Sequence[int] = (), right: Sequence[bool] = (True, False, True, True), **fields: Any
+) -> TaskRecord:
+    """Answers to four items, or as many as `right` says; the texts of the items are the same for all models."""
+    given = made_point(dropped)
+    score = {
+        "task": "boolq",
+        "source": "boolq.jsonl",
+        "fewshot": 0,
+        "metric": "acc",
+        "scores": {"acc": sum(right) / len(right)},
+        "correct": {"acc": packed(right)},
+        "items": len(right),
+        "items_sha256": "3" * 64,
+        "truncated_items": 0,
+    }
+    values: dict[str, Any] = {
+        "run": "asked-1",
+        "time": "2026-11-25T06:00:00+00:00",
+        "dense": given.dense,
+        "arm": given.arm,
+        "context_tokens": 512,
+        "endpoint": False,
+        "provenance": given.provenance,
+        "limit": None,
+        "logprobs": LogprobCheck(
+            strings=4, tokens=100, mean_nats=0.01, max_nats=0.04, tolerance_mean_nats=0.05, direct="float32, cpu"
+        ),
+    }
+    own = {name: fields.pop(name) for name in list(fields) if name in score}
+    return TaskRecord(score=TaskScore(**(score | own)), **(values | fields))
+
+
+@pytest.fixture
+def task() -> Callable[..., TaskRecord]:
+    return made_task
+
+
+@pytest.fixture
+def generation() -> Callable[..., GenerationRecord]:
+    """`generation(dropped, text)`: one prompt continued."""
+
+    def make(dropped: Sequence[int], text: str) -> GenerationRecord:
+        fields = {name: getattr(made_task(dropped), name) for name in Origin.model_fields}
+        return GenerationRecord(
+            **fields,
+            temperature=0.7,
+            seed=0,
+            max_tokens=16,
+            continuations=(Continuation(prompt="Once <upon>", text=text),),
+        )
+
+    return make

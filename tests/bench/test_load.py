@@ -1,43 +1,76 @@
-"""What vLLM's benchmark reports, read; and what it may not hide."""
+"""What vLLM's benchmark is asked and what it reports; and what it may not hide."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bench.load import speed_of
+from bench.load import arguments, round_of
+from bench.record import Load, PointRecord, Trace
 from bench.vllm_load import check, plain
 
+Point = Callable[..., PointRecord]
 
-def result(throughput: float, **fields: Any) -> dict[str, Any]:
+
+def result(**fields: Any) -> dict[str, Any]:
     """As `vllm bench serve` makes it, but for the fields that nobody reads."""
     values: dict[str, Any] = {
         "completed": 16,
         "failed": 0,
-        "request_throughput": throughput / 64,
-        "output_throughput": throughput,
+        "duration": 4.0,
+        "request_throughput": 4.0,
+        "output_throughput": 256.0,
+        "total_token_throughput": 768.0,
     }
     for number, name in enumerate(("ttft", "tpot", "itl", "e2el")):
-        values |= {f"mean_{name}_ms": 10.0 + number, f"median_{name}_ms": throughput / 10 + number}
-        values |= {f"p50_{name}_ms": -1.0, f"p99_{name}_ms": 90.0 + number, f"std_{name}_ms": -1.0}
+        values |= {f"mean_{name}_ms": 10.0 + number, f"median_{name}_ms": 20.0 + number, f"p50_{name}_ms": -1.0}
+        values |= {f"p90_{name}_ms": 80.0 + number, f"p99_{name}_ms": 90.0 + number, f"std_{name}_ms": -1.0}
     return values | fields
 
 
-def test_medians_over_the_rounds() -> None:
-    speed = speed_of([result(400.0), result(640.0), result(500.0)])
-    assert speed.output_tokens_per_s == 500.0
-    assert speed.round_output_tokens_per_s == (400.0, 640.0, 500.0)
-    assert (speed.rounds, speed.completed) == (3, 48)
-    assert speed.requests_per_s == pytest.approx(500 / 64)
-    assert (speed.ttft.mean_ms, speed.ttft.p50_ms, speed.ttft.p99_ms) == (10.0, 50.0, 90.0)
-    assert [latency.p50_ms for latency in (speed.tpot, speed.itl, speed.e2e)] == [51.0, 52.0, 53.0]
+def test_a_round_in_our_terms() -> None:
+    found = round_of(result(), 12.5)
+    assert (found.output_tokens_per_s, found.total_tokens_per_s, found.requests_per_s) == (256, 768, 4)
+    assert (found.duration_s, found.completed, found.energy_j) == (4, 16, 12.5)
+    assert (found.ttft.mean_ms, found.ttft.p50_ms, found.ttft.p90_ms, found.ttft.p99_ms) == (10, 20, 80, 90)
+    assert [latency.p50_ms for latency in (found.tpot, found.itl, found.e2e)] == [21, 22, 23]
+
+
+def asked(load: Load) -> dict[str, str]:
+    engine: Any = SimpleNamespace(base_url="http://127.0.0.1:1", model="m", tokenizer="t")
+    words = arguments(engine, load, 7)
+    flags = [word for word in words if word.startswith("--")]
+    return {flag: words[words.index(flag) + 1] if flag != flags[-1] else "" for flag in flags}
+
+
+def test_a_closed_loop_an_open_one_and_a_trace(point: Point) -> None:
+    load = point().load
+    closed = asked(load)
+    assert (closed["--max-concurrency"], closed["--dataset-name"], closed["--seed"]) == ("4", "random", "7")
+    assert (closed["--random-input-len"], closed["--random-output-len"], closed["--num-prompts"]) == ("128", "64", "32")
+    assert (closed["--model"], closed["--tokenizer"]) == ("m", "t")
+    assert "--request-rate" not in closed
+    opened = asked(load.model_copy(update={"concurrency": None, "rate_per_s": 2.5}))
+    assert opened["--request-rate"] == "2.5"
+    assert "--max-concurrency" not in opened
+    traced = asked(load.model_copy(update={"trace": Trace(name="a.csv", sha256="0" * 64, requests=9)}))
+    assert traced["--dataset-name"] == "timed_trace"
+    assert "--no-self-timed" in traced
+    assert "--random-input-len" not in traced
+    texts = asked(load.model_copy(update={"text": "book.txt"}))
+    assert (texts["--dataset-name"], texts["--custom-output-len"]) == ("custom", "64")
+    assert "--disable-shuffle" in texts
+    for each in (closed, opened, traced, texts):
+        assert "--ignore-eos" in each
 
 
 def test_requests_that_fail_end_the_load() -> None:
-    check(result(1.0))
+    check(result())
     with pytest.raises(SystemExit, match="error: 2 of 18 requests failed: ValueError: too long"):
-        check(result(1.0, failed=2, errors=["", "Traceback\n  ...\nValueError: too long\n"]))
+        check(result(failed=2, errors=["", "Traceback\n  ...\nValueError: too long\n"]))
 
 
 def test_only_figures_are_kept() -> None:

@@ -1,4 +1,4 @@
-"""Records: what is written is read back, and nothing else is."""
+"""Points: what is written is read back, and nothing else is."""
 
 from __future__ import annotations
 
@@ -9,65 +9,102 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bench.record import RECORDS_NAME, BenchRecord, append_record, read_records
+from bench.record import POINTS_NAME, Load, PointRecord, Speed, append_record, read_lines, read_points
 from mi_prun.errors import UserError
 
-
-def test_what_is_appended_is_read_back_in_order(tmp_path: Path, one_run: list[BenchRecord]) -> None:
-    for record in one_run:
-        append_record(tmp_path, record)
-    before = (tmp_path / RECORDS_NAME).read_bytes()
-    assert read_records(tmp_path) == one_run
-    append_record(tmp_path, one_run[0])
-    assert (tmp_path / RECORDS_NAME).read_bytes().startswith(before)  # appended, never rewritten
-    assert read_records(tmp_path) == [*one_run, one_run[0]]
+Point = Callable[..., PointRecord]
 
 
-def changed(record: BenchRecord, **fields: object) -> str:
-    return json.dumps(json.loads(record.model_dump_json()) | fields) + "\n"
+def test_what_is_appended_is_read_back_in_order(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    for found in one_sweep:
+        append_record(tmp_path, found)
+    before = (tmp_path / POINTS_NAME).read_bytes()
+    assert read_points(tmp_path) == one_sweep
+    append_record(tmp_path, one_sweep[0])
+    assert (tmp_path / POINTS_NAME).read_bytes().startswith(before)  # appended, never rewritten
+    assert read_points(tmp_path) == [*one_sweep, one_sweep[0]]
+
+
+def changed(point: PointRecord, **fields: object) -> str:
+    return json.dumps(json.loads(point.model_dump_json()) | fields) + "\n"
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"schema_version": 2}, r"line 2 has schema version 2; this release reads 1"),
+        ({"schema_version": 1}, r"line 2 has schema version 1; this release reads 2: move the file away"),
         ({"schema_version": None}, r"schema version None"),
-        ({"startup_s": "soon"}, r"field startup_s: "),
+        ({"time": 7}, r"field time: "),
         ({"arm": "draft"}, r"field arm: "),
         ({"mood": "good"}, r"field mood: "),
-        ({"memory": {"weight_bytes": 1}}, r"field memory.kv_tokens: "),
+        ({"memory": {"weight_bytes": 1}}, r"field memory.engine_weight_bytes: "),
+        ({"speed": {"rounds": []}}, r"field speed.rounds: "),
     ],
 )
-def test_a_record_that_is_not_ours_is_refused_with_its_line(
-    tmp_path: Path, record: Callable[..., BenchRecord], fields: dict[str, object], said: str
+def test_a_point_that_is_not_ours_is_refused_with_its_line(
+    tmp_path: Path, point: Point, fields: dict[str, object], said: str
 ) -> None:
-    append_record(tmp_path, record())
-    with (tmp_path / RECORDS_NAME).open("a") as file:
-        file.write(changed(record(), **fields))
+    append_record(tmp_path, point())
+    with (tmp_path / POINTS_NAME).open("a") as file:
+        file.write(changed(point(), **fields))
     with pytest.raises(UserError, match=said):
-        read_records(tmp_path)
+        read_points(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]\n", "not json\n", "\n", "7\n", "[" * 100_000 + "\n", "\xff\n"])
 def test_lines_that_are_no_records(tmp_path: Path, text: str) -> None:
-    (tmp_path / RECORDS_NAME).write_bytes(text.encode("latin-1"))
+    (tmp_path / POINTS_NAME).write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="line 1"):
-        read_records(tmp_path)
+        read_points(tmp_path)
 
 
-def test_a_line_cut_short_is_said(tmp_path: Path, record: Callable[..., BenchRecord]) -> None:
-    append_record(tmp_path, record())
-    path = tmp_path / RECORDS_NAME
+def test_a_line_cut_short_is_said(tmp_path: Path, point: Point) -> None:
+    append_record(tmp_path, point())
+    path = tmp_path / POINTS_NAME
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match="last line is cut short"):
-        read_records(tmp_path)
+        read_points(tmp_path)
 
 
-def test_a_folder_without_records(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no records.jsonl; make some with `mi-prun-bench run`"):
-        read_records(tmp_path)
+def test_a_folder_without_points(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no points.jsonl; make some with `mi-prun-bench sweep`"):
+        read_points(tmp_path)
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(UserError, match=r"records\.jsonl there is an earlier release's"):
+        read_points(tmp_path)
+    assert read_lines(tmp_path, POINTS_NAME, PointRecord) == []
 
 
-def test_figures_are_finite(record: Callable[..., BenchRecord]) -> None:
+def test_medians_over_the_rounds(point: Point) -> None:
+    speed = point().speed
+    assert (speed.output_tokens_per_s, speed.total_tokens_per_s, speed.completed) == (100, 300, 96)
+    assert (speed.ttft.p50_ms, speed.tpot.p99_ms) == (8, 16)
+    assert speed.energy_j is None
+    rounds = tuple(
+        one.model_copy(update={"energy_j": joules}) for one, joules in zip(speed.rounds, (3.0, 1.0, 2.0), strict=True)
+    )
+    assert Speed(rounds=rounds).energy_j == 2
+    assert Speed(rounds=(*rounds, speed.rounds[0])).energy_j is None  # a round that does not say
+
+
+def test_a_load_is_closed_or_open(point: Point) -> None:
+    load = point().load
+    assert load.label == "chat, 4 in flight"
+    opened = load.model_copy(update={"concurrency": None, "rate_per_s": 2.5})
+    assert opened.label == "chat, 2.5 requests/s"
+    for concurrency, rate in ((4, 2.5), (None, None)):
+        with pytest.raises(ValidationError, match="either concurrency"):
+            Load(**(load.model_dump() | {"concurrency": concurrency, "rate_per_s": rate}))
+
+
+def test_a_rate_that_is_not_kept_up_with(point: Point) -> None:
+    load = point().load.model_copy(update={"concurrency": None, "rate_per_s": 1.6})
+    assert not point(load=load).saturated  # 100 tokens/s are 1.5625 requests/s
+    assert point(load=load.model_copy(update={"rate_per_s": 2.0})).saturated
+    assert not point().saturated
+
+
+def test_figures_are_finite(point: Point) -> None:
+    memory = point().memory.model_dump()
     with pytest.raises(ValidationError, match="finite"):
-        record(startup_s=float("nan"))
+        point(memory=memory | {"max_concurrency": float("nan")})

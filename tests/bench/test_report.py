@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.plots import block_map_svg
-from bench.record import RECORDS_NAME, BenchRecord, append_record
-from bench.report import headline, write_report
-from bench.summary import summary
+from bench.plots import block_map_svg, curve_groups, speed_arms
+from bench.record import POINTS_NAME, PointRecord, append_record
+from bench.report import write_report
+from bench.report_section import headline
+from bench.results import Run
+from bench.task_record import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -49,20 +51,52 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += f"{data} "
 
 
-def written(folder: Path, records: Sequence[BenchRecord]) -> tuple[str, str, list[dict[str, str]]]:
-    for record in records:
-        append_record(folder, record)
+Point = Callable[..., PointRecord]
+
+
+def written(
+    folder: Path,
+    points: Sequence[PointRecord],
+    tasks: Sequence[TaskRecord] = (),
+    generations: Sequence[GenerationRecord] = (),
+) -> tuple[str, str, list[dict[str, str]]]:
+    folder.mkdir(exist_ok=True)
+    for name, records in ((POINTS_NAME, points), (TASKS_NAME, tasks), (GENERATIONS_NAME, generations)):
+        for record in records:
+            append_record(folder, record, name)
     page, text, table = write_report(folder, folder)
     with table.open(newline="") as file:
         return page.read_text(), text.read_text(), list(csv.DictReader(file))
 
 
-def test_the_page_is_well_formed_and_needs_no_network(tmp_path: Path, one_run: list[BenchRecord]) -> None:
-    second = [record.model_copy(update={"run": "run-2"}) for record in one_run]
-    text, _, _ = written(tmp_path, [*one_run, *second])
+def many_loads(point: Point) -> list[PointRecord]:
+    """Three numbers of requests in flight, two methods, a draft."""
+    found = []
+    for in_flight in (1, 8, 64):
+        for dropped, kind in (((), None), ((3,), None), ((2, 3), None), ((2, 3), "draft")):
+            made = point(dropped, kind=kind)
+            arm = made.arm.model_copy(update={"label": f"draft {made.arm.label}"}) if kind else made.arm
+            load = made.load.model_copy(update={"concurrency": in_flight})
+            found.append(made.model_copy(update={"arm": arm, "load": load}))
+    return found
+
+
+def test_the_page_is_well_formed_and_needs_no_network(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    task: Callable[..., TaskRecord],
+    generation: Callable[..., GenerationRecord],
+) -> None:
+    second = [point.model_copy(update={"run": "run-2"}) for point in one_sweep]
+    text, _, _ = written(
+        tmp_path,
+        [*one_sweep, *second],
+        [task(), task((3,), [True, False, False, True])],
+        [generation((), "a"), generation((3,), "b")],
+    )
     page = Page(text)
     assert all(reference.startswith("#") for reference in page.refers)
     assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
@@ -75,103 +109,177 @@ def test_the_page_is_well_formed_and_needs_no_network(tmp_path: Path, one_run: l
     }
     assert len(page.ids) == len(set(page.ids))
     assert {reference[1:] for reference in page.refers} <= set(page.ids)
-    assert page.tags.count("svg") == 2 * 3
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
+    # Every colour of a picture is the page's: nothing is black on black.
+    pictures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert not re.findall(r"(?:fill|stroke): ?#[0-9a-f]{6}", pictures)
 
 
-def test_it_says_what_the_records_say(tmp_path: Path, one_run: list[BenchRecord]) -> None:
-    text, marks, rows = written(tmp_path, one_run)
+def test_it_says_what_the_points_say(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    text, marks, rows = written(tmp_path, one_sweep)
     page = " ".join(Page(text).text.split())
     for words in (
-        "12% of blocks gone: 1.12× tokens/s",
+        "12.5% of blocks gone: 1.12× tokens/s",
         "perplexity 50.0 → 60.0",
-        "2 (25.0%)",
-        "22.5%",
+        "2 blocks dropped",
+        "[1.23, 1.27]",
         "768.0",
-        "1,333",
-    ):
-        assert words in page
-        assert words in marks
-    for words in (
-        "AMD <EPYC>, 2 cores, 16 GiB; no GPU",
-        "vllm 0.32.0",
-        "mi-prun-serve --enforce-eager",
+        "133,333",
+        "93.8%",  # 1.25 of a bound of 1.333
+        "1.250 of 1.333",
         "2,044 predicted",
+        "mi-prun-serve --enforce-eager; OMP_NUM_THREADS=1",
+        "vllm 0.32.0",
     ):
-        assert words in page
-        assert words in marks
-    assert "- 50.0%: 2, 3, 5, 6" in marks
+        assert words in page, words
+        assert words in marks.replace("\\", ""), words
+    assert "AMD <EPYC>, 2 cores, 16 GiB; no GPU" in page
+    assert "AMD \\<EPYC>, 2 cores" in marks
+    assert "- hybrid 50.0%: 2, 3, 5, 6" in marks
     assert [row["dropped"] for row in rows] == ["", "3", "2 3", "2 3 5 6"]
     assert [float(row["x_output_tokens_per_s"]) for row in rows] == pytest.approx([1, 1.125, 1.25, 1.5])
+    assert [row["x_low"] for row in rows[:2]] == ["", "1.105"]
 
 
-def test_one_line_of_a_markdown_table_for_each_model(tmp_path: Path, one_run: list[BenchRecord]) -> None:
-    _, marks, _ = written(tmp_path, one_run)
-    table = [line for line in marks.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(one_run)
-    assert len({line.count("|") for line in table}) == 1
+def test_one_line_of_a_markdown_table_for_each_model(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    _, marks, _ = written(tmp_path, one_sweep)
+    table = marks.split("### Every model")[1].split("###")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(one_sweep)
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_the_newest_run_stands_first_and_an_interrupted_one_is_left_out(
-    tmp_path: Path, one_run: list[BenchRecord], record: Callable[..., BenchRecord]
+    tmp_path: Path, one_sweep: list[PointRecord], point: Point
 ) -> None:
-    newer = [item.model_copy(update={"run": "run-2", "dense_model": "owner/newer"}) for item in one_run[:2]]
-    text, _, rows = written(tmp_path, [*one_run, *newer, record((1,), run="run-3")])
+    dense = one_sweep[0].dense.model_copy(update={"name": "owner/newer", "weights_sha256": "9" * 64})
+    newer = [item.model_copy(update={"run": "run-2", "dense": dense}) for item in one_sweep[:2]]
+    text, _, rows = written(tmp_path, [*one_sweep, *newer, point((1,), run="run-3")])
     assert text.index("owner/newer: dense against pruned") < text.index("owner/dense: dense against pruned")
     assert list(dict.fromkeys(row["run"] for row in rows)) == ["run-2", "run-1"]
 
 
-def test_names_cannot_write_into_the_page(tmp_path: Path, one_run: list[BenchRecord]) -> None:
-    text, _, _ = written(tmp_path, [item.model_copy(update={"dense_model": "<script>x"}) for item in one_run])
-    assert "<script>" not in text
-    assert "&lt;script&gt;x" in text
+def test_what_a_model_or_a_name_says_cannot_write_into_the_page(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    generation: Callable[..., GenerationRecord],
+) -> None:
+    evil = "</p><script>alert(1)</script> ```\n# loud | $x$ &amp;"
+    dense = one_sweep[0].dense.model_copy(update={"name": "<script>x"})
+    arms = [
+        item.model_copy(
+            update={"dense": dense, "arm": item.arm.model_copy(update={"label": f"{item.arm.label} <b>$_$|"})}
+        )
+        for item in one_sweep
+    ]
+    text, marks, _ = written(tmp_path, arms, (), [generation((), evil), generation((3,), "plain")])
+    page = Page(text)
+    assert not {"script", "b"} & set(page.tags)
+    assert "alert(1)</script> ```\n# loud | $x$ &amp;" in page.text  # shown as it was written
+    assert "````text\n</p><script>" in marks
+    assert all(
+        line.count("|") - line.count("\\|") == line.count(" | ") + 2
+        for line in marks.splitlines()
+        if line.startswith("| ")
+    )
 
 
-def test_a_small_model_is_said_to_show_nothing_of_speed(tmp_path: Path, one_run: list[BenchRecord]) -> None:
+def test_answers_stand_side_by_side(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    generation: Callable[..., GenerationRecord],
+) -> None:
+    old, new = generation((3,), "an older answer"), generation((3,), "there was a king")
+    text, marks, _ = written(tmp_path, one_sweep, (), [old, new, generation((), "there was a queen")])
+    words = " ".join(Page(text).text.split())
+    assert "Once <upon> dense there was a queen hybrid 12.5% there was a king" in words
+    assert "an older answer" not in text
+    assert marks.index("there was a queen") < marks.index("there was a king")
+
+
+def test_tasks_are_paired_in_the_report(
+    tmp_path: Path, one_sweep: list[PointRecord], task: Callable[..., TaskRecord]
+) -> None:
+    dense = task((), [True] * 40)
+    worse = task((3,), [True] * 20 + [False] * 20, truncated_items=10, scores={"acc": 0.5, "acc_norm": 0.25})
+    text, marks, _ = written(tmp_path, one_sweep, [dense, worse])
+    words = " ".join(Page(text).text.split())
+    assert "Tasks against dense" in words
+    assert re.search(r"hybrid 12\.5% 50\.0 -50\.0 \[-6\d\.\d, -3\d\.\d\]", words)
+    assert "cut off the beginning of up to 25% of a task's items: boolq" in words
+    assert "hybrid 12.5%, boolq: acc_norm 0.25" in words
+    assert "-50.0 [" in marks
+
+
+def test_a_folder_with_tasks_only(tmp_path: Path, task: Callable[..., TaskRecord]) -> None:
+    text, marks, rows = written(tmp_path, (), [task(), task((3,), [False] * 4)])
+    assert "nothing was measured under load" in text
+    assert "-75.0 [" in marks
+    assert rows == []
+
+
+def test_curves_need_two_loads_and_draw_one_model_of_each_size(tmp_path: Path, point: Point) -> None:
+    points = many_loads(point)
+    run = Run("run-1", tuple(points))
+    (group,) = curve_groups(run)
+    assert [load.concurrency for load in group] == [1, 8, 64]
+    assert [arm.label for arm in speed_arms(run)] == ["dense", "hybrid 12.5%", "hybrid 25.0%", "draft hybrid 25.0%"]
+    text, marks, rows = written(tmp_path, points)
+    assert "Latency against throughput: chat" in text
+    assert "### Speed under every load" in marks
+    assert len(rows) == len(points)
+    one_load = points[:4]
+    assert curve_groups(Run("run-1", tuple(one_load))) == []
+    assert "Latency against throughput" not in written(tmp_path / "one", one_load)[0]
+
+
+def test_a_small_model_is_said_to_show_nothing_of_speed(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
     small = [
         item.model_copy(update={"memory": item.memory.model_copy(update={"weight_bytes": 18 << 20})})
-        for item in one_run
+        for item in one_sweep
     ]
-    for name in ("small", "large"):
-        (tmp_path / name).mkdir()
     text, marks, _ = written(tmp_path / "small", small)
     assert "say nothing about larger models" in " ".join(text.split())
     assert "say nothing about larger models" in marks
-    assert "say nothing" not in written(tmp_path / "large", one_run)[0]
+    assert "say nothing" not in written(tmp_path / "large", one_sweep)[0]
 
 
-def test_without_quality_there_is_no_plot(tmp_path: Path, record: Callable[..., BenchRecord]) -> None:
-    text, marks, _ = written(tmp_path, [record(), record((1,), quality=False)])
+def test_a_shape_is_said_to_have_no_quality(tmp_path: Path, point: Point) -> None:
+    dense = point().dense.model_copy(update={"shape": "qwen2.5-0.5b", "weights_sha256": None})
+    points = [point(dropped, dense=dense, quality=None, quality_measured_on=None) for dropped in ((), (3,))]
+    text, marks, _ = written(tmp_path, points)
+    assert "The weights are random: qwen2.5-0.5b is a shape" in text
     assert "Quality against speed" not in text
-    assert "not measured" in text
     assert "not measured" in marks
 
 
-def test_the_headline_takes_the_largest_ratio_at_a_fair_price(
-    one_run: list[BenchRecord], record: Callable[..., BenchRecord]
-) -> None:
-    assert headline(summary(one_run)).startswith("12% of blocks gone")
-    assert headline(summary([record(), record((1, 2), quality=False)])).endswith("1.33× KV tokens")
-    assert headline(summary([record()])) == "Only the dense model was measured."
+def test_the_headline_takes_the_largest_ratio_at_a_fair_price(one_sweep: list[PointRecord], point: Point) -> None:
+    assert headline(Run("run-1", tuple(one_sweep))).startswith("12.5% of blocks gone")
+    blind = Run("run-1", (point(), point((1, 2), quality=None, quality_measured_on=None)))
+    assert headline(blind).endswith("1.33× KV tokens")
+    assert headline(Run("run-1", (point(),))) == "Only the dense model was measured."
 
 
 @pytest.mark.parametrize("num_blocks", [1, 12, 48, 126])
-def test_the_block_map_has_a_cell_for_each_block(one_run: list[BenchRecord], num_blocks: int) -> None:
-    rows = summary(one_run)
-    svg = block_map_svg(rows, num_blocks)
+def test_the_block_map_has_a_cell_for_each_block(one_sweep: list[PointRecord], num_blocks: int) -> None:
+    arms = [
+        point.arm.model_copy(update={"blocks": point.arm.blocks.model_copy(update={"num_blocks": num_blocks})})
+        for point in one_sweep
+    ]
+    svg = block_map_svg(arms)
     Page(svg)
-    assert svg.count("<rect") == len(rows) * num_blocks
-    assert svg.count(": dropped</title>") == sum(block < num_blocks for row in rows for block in row.dropped)
+    assert svg.count("<rect") == len(arms) * num_blocks
+    assert svg.count(": dropped</title>") == sum(block < num_blocks for arm in arms for block in arm.blocks.dropped)
 
 
-def test_results_without_a_report(tmp_path: Path, record: Callable[..., BenchRecord]) -> None:
+def test_results_without_a_report(tmp_path: Path, point: Point) -> None:
     with pytest.raises(UserError, match="make some with"):
         write_report(tmp_path, tmp_path)
-    (tmp_path / RECORDS_NAME).touch()
+    (tmp_path / POINTS_NAME).touch()
     with pytest.raises(UserError, match="holds no record yet"):
         write_report(tmp_path, tmp_path)
-    append_record(tmp_path, record((1,)))
+    append_record(tmp_path, point((1,)))
     with pytest.raises(UserError, match="all were interrupted"):
         write_report(tmp_path, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [POINTS_NAME]

@@ -1,0 +1,64 @@
+"""How long a sweep will take, about: the roofline of each step at what this machine is seen to do, and start-ups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.record import Load
+from bench.roofline import Work, decode, prefill
+from bench.settings import Alive
+from bench.subject import Subject
+
+START_SECONDS = 45.0  # of an engine on CPU; a GPU engine that compiles takes as long
+SIDE = 1024
+COPY_BYTES = 64 << 20
+STEP_SECONDS = 0.004  # what a step costs beside bytes and FLOPs
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    bytes_per_s: float
+    flops_per_s: float
+
+    def seconds(self, work: Work) -> float:
+        return STEP_SECONDS + max(work.num_bytes / self.bytes_per_s, work.flops / self.flops_per_s)
+
+
+def machine_speed() -> MachineSpeed:
+    """Of this machine's CPU, by a product of matrices and a copy; the better of three."""
+    import numpy as np
+
+    matrix = np.ones((SIDE, SIDE), dtype=np.float32)
+    block = np.ones(COPY_BYTES, dtype=np.uint8)
+    products, copies = [], []
+    for _ in range(3):
+        begun = time.perf_counter()
+        matrix @ matrix
+        products.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        block.copy()
+        copies.append(time.perf_counter() - begun)
+    return MachineSpeed(2 * COPY_BYTES / min(copies), 2 * SIDE**3 / min(products))
+
+
+def sweep_seconds(
+    subjects: Sequence[Subject], loads: Sequence[Load], rounds: int, alive: Alive, speed: MachineSpeed
+) -> float:
+    """Starts, and every round of every load on every subject."""
+    starts = len(subjects) * (1 if alive == "together" else rounds)
+    return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in subjects for load in loads)
+
+
+def round_seconds(subject: Subject, load: Load, speed: MachineSpeed) -> float:
+    if load.rate_per_s is not None:
+        return load.prompts / load.rate_per_s
+    if subject.weights is None or load.concurrency is None:
+        return load.prompts * load.output_tokens * (STEP_SECONDS + subject.weight_bytes / speed.bytes_per_s)
+    batch, into, out = load.concurrency, round(load.input_tokens), round(load.output_tokens)
+    turns = load.prompts / batch
+    return turns * (
+        batch * speed.seconds(prefill(subject.weights, 1, into))
+        + out * speed.seconds(decode(subject.weights, batch, into + out // 2))
+    )

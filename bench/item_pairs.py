@@ -1,0 +1,76 @@
+"""The same items answered by two models: how much one is better than the other, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two shares of right answers, the second minus the first, with its 95 % interval.
+
+    gained, lost: items that only the second, or only the first, got right. p_value: McNemar's exact test.
+    """
+
+    mean: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    items: int
+    p_value: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def points(self) -> str:
+        """In percentage points: `-3.1 [-5.0, -1.2]`."""
+        return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
+    """Of answers to the same items, in the same order.
+
+    The interval is Bonett and Price's (2012): a Wald interval with one item more in each discordant cell, right also
+    where few items differ or none does.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} answers are no pairs")
+    items = len(first)
+    gained = sum(not a and b for a, b in zip(first, second, strict=True))
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    up, down = (gained + 1) / (items + 2), (lost + 1) / (items + 2)
+    half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (items + 2))
+    return Difference(
+        mean=(gained - lost) / items,
+        low=max(-1.0, up - down - half),
+        high=min(1.0, up - down + half),
+        gained=gained,
+        lost=lost,
+        items=items,
+        p_value=mcnemar(gained, lost),
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value of `gained` and `lost` being the same by chance alone: a fair coin."""
+    tosses, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**tosses)) if tosses < 1000 else _normal_tail(tosses, fewer)
+
+
+def _normal_tail(tosses: int, fewer: int) -> float:
+    """The same where the exact sum is long: with the correction for continuity."""
+    return math.erfc(max(0.0, tosses / 2 - fewer - 0.5) / math.sqrt(tosses / 2))
+
+
+def mean_difference(differences: Sequence[Difference]) -> tuple[float, float, float]:
+    """The mean over several sets of items, each counted alike, with its 95 % interval: the sets are independent."""
+    mean = sum(d.mean for d in differences) / len(differences)
+    half = math.sqrt(sum(((d.high - d.low) / 2) ** 2 for d in differences)) / len(differences)
+    return mean, mean - half, mean + half

@@ -1,0 +1,50 @@
+"""rounds.jsonl: what of a sweep has been measured, so that one that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, RoundRecord, append_record, read_lines
+
+
+class Journal:
+    """Rounds of one run, by load, number and arm.
+
+    A round of a load counts only where all arms were measured in it by one process: pairs lie close together in time.
+    """
+
+    def __init__(self, folder: Path, settings_sha256: str, labels: Sequence[str], *, again: bool = False) -> None:
+        """Goes on with the newest run of the same settings in the folder, if any; `again` begins a new one."""
+        self.session = uuid.uuid4().hex[:12]
+        self._folder = folder
+        self._labels = tuple(labels)
+        self._rounds: dict[tuple[Load, int], dict[str, RoundRecord]] = {}
+        own = [found for found in read_rounds(folder) if found.settings_sha256 == settings_sha256]
+        points = read_lines(folder, POINTS_NAME, PointRecord) if own else []
+        self.resumed = bool(own) and not again
+        self.run = own[-1].run if self.resumed else uuid.uuid4().hex[:12]
+        self.loads_done = {(point.load, point.arm.label) for point in points if point.run == self.run}
+        for found in own:
+            if found.run == self.run:
+                self._rounds.setdefault((found.load, found.number), {})[found.arm] = found
+
+    def whole(self, load: Load, number: int) -> bool:
+        """Whether all arms have this round."""
+        found = self._rounds.get((load, number), {})
+        return set(found) == set(self._labels) and len({one.session for one in found.values()}) == 1
+
+    def rounds(self, load: Load, count: int) -> dict[str, list[RoundRecord]] | None:
+        """By arm, in order; None while one is missing."""
+        if not all(self.whole(load, number) for number in range(count)):
+            return None
+        return {label: [self._rounds[load, number][label] for number in range(count)] for label in self._labels}
+
+    def append(self, record: RoundRecord) -> None:
+        append_record(self._folder, record, ROUNDS_NAME)
+        self._rounds.setdefault((record.load, record.number), {})[record.arm] = record
+
+
+def read_rounds(folder: Path) -> list[RoundRecord]:
+    return read_lines(folder, ROUNDS_NAME, RoundRecord)

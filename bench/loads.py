@@ -1,0 +1,153 @@
+"""The loads of a sweep: lengths by preset, by hand or out of a trace; closed loops, and open ones up to saturation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from bench.record import Load, Trace
+from bench.settings import PRESETS, LoadSettings
+from bench.trace import Request, read_trace
+from mi_prun.errors import UserError
+
+TOOL = "vllm bench serve"
+CUSTOM, TRACE = "custom", "trace"
+# Of the dense model's own requests/s at the highest concurrency: the last ones ask for more than it can give.
+RATE_SHARES = (0.25, 0.5, 0.75, 1.0, 1.5)
+SEEDS_A_LOAD = 1000  # rounds and the warm-up of a load draw from these; see load.py
+OPEN_PROMPTS = 16
+LENGTH_FLAG = "--max-model-len"
+
+
+def check_loads(settings: LoadSettings) -> None:
+    """Raises UserError with the option's name."""
+    if settings.text is not None and settings.trace is not None:
+        raise UserError("--text and --trace exclude each other: the prompts are of one or the other's length")
+    if (settings.input_tokens is None) != (settings.output_tokens is None):
+        raise UserError("--input-tokens and --output-tokens go together: give both, or --presets")
+    for name in settings.presets:
+        if name not in PRESETS:
+            raise UserError(f"--presets must be of {', '.join(PRESETS)}, got {name!r}")
+    if not settings.concurrency:
+        raise UserError("--concurrency is empty; the first load must be a closed loop, like 1,8,64")
+    named = [("--concurrency", value) for value in settings.concurrency]
+    named += [("--rounds", settings.rounds)]
+    for option in ("input_tokens", "output_tokens", "prompts"):
+        if (value := getattr(settings, option)) is not None:
+            named.append((f"--{option.replace('_', '-')}", value))
+    for option, value in named:
+        if value < 1:
+            raise UserError(f"{option} must be at least 1, got {value}")
+    if settings.rounds >= SEEDS_A_LOAD - 1:
+        raise UserError(f"--rounds must be below {SEEDS_A_LOAD - 1}, got {settings.rounds}")
+    if settings.seed < 0 or settings.warmups < 0:
+        option = "--seed" if settings.seed < 0 else "--warmups"
+        raise UserError(f"{option} must be at least 0, got {min(settings.seed, settings.warmups)}")
+    if not isinstance(settings.rates, str):
+        for rate in settings.rates:
+            if not (math.isfinite(rate) and rate > 0):
+                raise UserError(f"--rates must be over 0 requests a second, got {rate:g}")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of a preset; means, and the file's own requests, for a trace. longest: of any one request, in and out."""
+
+    preset: str
+    input_tokens: float
+    output_tokens: float
+    longest: int
+    trace: Trace | None = None
+
+
+def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
+    """What the presets, or the lengths by hand, and the trace ask for, and the trace's requests.
+
+    Raises UserError where a request is longer than `context`.
+    """
+    asked = [(name, *PRESETS[name]) for name in settings.presets]
+    if settings.input_tokens is not None and settings.output_tokens is not None:
+        asked = [(CUSTOM, settings.input_tokens, settings.output_tokens)]
+    found = [Lengths(name, into, out, into + out) for name, into, out in asked]
+    for each in found:
+        if context is not None and each.longest > context:
+            option = (
+                f"--input-tokens {each.input_tokens} and --output-tokens {each.output_tokens}"
+                if each.preset == CUSTOM
+                else f"--presets {each.preset} ({each.input_tokens} in, {each.output_tokens} out)"
+            )
+            raise UserError(
+                f"{option} make {each.longest}, but the model is served with a context of {context}; ask for less"
+            )
+    requests: list[Request] = []
+    if settings.trace is not None:
+        trace, requests, _ = read_trace(settings.trace, context)
+        found.append(
+            Lengths(
+                TRACE,
+                mean(request.input_tokens for request in requests),
+                mean(request.output_tokens for request in requests),
+                max(request.input_tokens + request.output_tokens for request in requests),
+                trace,
+            )
+        )
+    return found, requests
+
+
+def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Load]:
+    """Each preset at each concurrency; the first is the run's main one."""
+    pairs = [(each, value) for each in lengths for value in settings.concurrency]
+    return [
+        _load(settings, each, index, concurrency=value, prompts=settings.prompts or max(8, 2 * value))
+        for index, (each, value) in enumerate(pairs)
+    ]
+
+
+def open_loads(settings: LoadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]) -> list[Load]:
+    """Each preset at its own rates."""
+    first = len(lengths) * len(settings.concurrency)
+    pairs = [(each, rate) for each, own in zip(lengths, rates, strict=True) for rate in own]
+    return [
+        _load(settings, each, first + index, rate_per_s=rate, prompts=settings.prompts or OPEN_PROMPTS)
+        for index, (each, rate) in enumerate(pairs)
+    ]
+
+
+def rates_for(dense_requests_per_s: float) -> tuple[float, ...]:
+    """Up to saturation: shares of what the dense model can give, to three digits."""
+    return tuple(float(f"{share * dense_requests_per_s:.3g}") for share in RATE_SHARES)
+
+
+def _load(
+    settings: LoadSettings,
+    lengths: Lengths,
+    index: int,
+    *,
+    prompts: int,
+    concurrency: int | None = None,
+    rate_per_s: float | None = None,
+) -> Load:
+    return Load(
+        tool=TOOL,
+        preset=lengths.preset,
+        concurrency=concurrency,
+        rate_per_s=rate_per_s,
+        input_tokens=lengths.input_tokens,
+        output_tokens=lengths.output_tokens,
+        prompts=prompts,
+        warmups=settings.warmups,
+        seed=settings.seed + SEEDS_A_LOAD * index,
+        trace=lengths.trace,
+        text=settings.text,
+    )
+
+
+def served_context(flags: Sequence[str], context: int | None) -> int | None:
+    """Of the flags, else of the config; None where neither says it in plain digits."""
+    words = [part for flag in flags for part in flag.split("=", 1)]
+    if LENGTH_FLAG in words[:-1]:
+        text = words[words.index(LENGTH_FLAG) + 1]
+        return int(text) if text.isdecimal() else None
+    return context

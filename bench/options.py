@@ -1,0 +1,75 @@
+"""The options that commands of `mi-prun-bench` share, and what their texts say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, cast, get_args
+
+import typer
+
+from bench.settings import AUTO, Alive, LoadSettings, MeasureSettings
+from mi_prun.errors import UserError
+
+Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
+Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
+InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt, in place of --presets")]
+OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
+Text = Annotated[str | None, typer.Option(help="prompts are pieces of it, as `mi-prun analyze --calibration` takes it")]
+Prompts = Annotated[int | None, typer.Option(help="requests in a round; default: twice those in flight, at least 8")]
+Concurrency = Annotated[str, typer.Option(help="requests in flight at most: closed loops, like 1,8,64")]
+Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; medians are recorded")]
+Seed = Annotated[int, typer.Option(help="of the prompts")]
+QualityText = Annotated[
+    str | None, typer.Option(help="measure quality on this text too; default: what the plan measured")
+]
+ServeFlags = Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")]
+Engines = Annotated[
+    str, typer.Option(help="alive side by side (together), started anew each round (alone), or what fits (auto)")
+]
+Again = Annotated[bool, typer.Option("--again", help="begin a new run where one of the same settings is there")]
+
+
+def measure_settings(loads: LoadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
+    return MeasureSettings(loads, flags_of(serve_flags), engines_alive(engines), again)
+
+
+def comma(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def flags_of(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"--serve-flags {text!r}: {error}") from error
+
+
+def engines_alive(text: str) -> Alive | None:
+    if text == AUTO:
+        return None
+    if text in get_args(Alive):
+        return cast("Alive", text)
+    raise UserError(f"--engines must be together, alone or {AUTO}, got {text!r}")
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def concurrency_of(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"--concurrency {text!r} must be whole numbers, like 1,8,64") from error
+
+
+def rates_of(text: str) -> tuple[float, ...] | Literal["auto"]:
+    """`auto`, `none`, or requests/s."""
+    if text == "auto":
+        return "auto"
+    try:
+        return () if text == "none" else tuple(dict.fromkeys(float(word) for word in text.split(",")))
+    except ValueError as error:
+        raise UserError(f"--rates {text!r} must be requests/s like .5,1,2, or {AUTO}, or none") from error

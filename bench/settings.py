@@ -1,0 +1,69 @@
+"""The settings of `mi-prun-bench sweep`, `run` and `draft`, and their defaults: the one place they live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mi_prun.settings import AnalyzeSettings
+
+Alive = Literal["together", "alone"]
+
+AUTO = "auto"
+# Input and output tokens. A prompt costs FLOPs, an answer costs reads of the weights: the two are bound differently.
+PRESETS = {"balanced": (128, 64), "prefill-heavy": (1024, 16), "decode-heavy": (64, 256)}
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """presets: names of PRESETS; input_tokens, output_tokens: lengths in their place. trace: a file, beside them.
+
+    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of those.
+
+    rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice
+    the concurrency, at least eight. warmups: requests before an engine's first round of a load, not counted.
+    """
+
+    presets: tuple[str, ...] = ("balanced",)
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    trace: Path | None = None
+    text: str | None = None
+    concurrency: tuple[int, ...] = (1, 8, 64)
+    rates: tuple[float, ...] | Literal["auto"] = ()
+    prompts: int | None = None
+    warmups: int = 2
+    rounds: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there."""
+
+    loads: LoadSettings = field(default_factory=LoadSettings)
+    serve_flags: tuple[str, ...] = ()
+    alive: Alive | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """ratios: shares of the blocks to drop; 0, the dense model, is always among them. methods: see `mi-prun methods`.
+
+    materialise: write whole checkpoints instead of virtual ones. draft: measure the dense model drafted by each pruned
+    one too. quality_text: measure quality on this text; None takes the held-out part of the calibration text.
+    """
+
+    ratios: str = "0,.125,.25,.375,.5"
+    methods: str = "hybrid"
+    materialise: bool = False
+    draft: bool = False
+    quality_text: str | None = None
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+
+
+# Of `run` and `draft`: one load that takes minutes on a small machine.
+RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, prompts=32, concurrency=(4,), warmups=4)

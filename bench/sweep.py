@@ -1,0 +1,205 @@
+"""`mi-prun-bench sweep`: one analysis, plans, checkpoints, and every ratio measured beside the dense model.
+
+The results folder holds all of it, so that a sweep that was killed goes on where it stopped:
+
+    analysis-*/  plans/*.json  checkpoints/*/     what is measured (shapes/*/ for a shape)
+    rounds.jsonl  points.jsonl                    what was measured (record.py)
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from bench.loads import LENGTH_FLAG, lengths_of
+from bench.measure import Prepared, check_results, measure, prepare
+from bench.quality import with_quality_on
+from bench.record import Arm, Blocks, Dense, PointRecord
+from bench.say import say
+from bench.settings import MeasureSettings, SweepSettings
+from bench.shape import SHAPES, open_shape, shape_flags, spread, write_shape
+from bench.subject import Subject, Subjects, context_of, dense_subjects, open_subjects
+from bench.weights import Weights, weights_of_config
+from mi_prun.architecture import Config, check_config, num_blocks
+from mi_prun.errors import UserError
+from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
+from mi_prun.manifest import Weights as Written
+from mi_prun.model import ModelFolder, open_model
+from mi_prun.plan import Plan, kept_blocks
+from mi_prun.ratio import blocks_for_ratio
+from mi_prun.settings import PlanSettings
+
+CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more: the KV cache must hold one request
+
+
+def parse_ratios(text: str, blocks: int) -> list[int]:
+    """`0,.125,.25` as numbers of blocks, ascending, each once; without the dense model's 0."""
+    try:
+        ratios = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--ratios {text!r} must be numbers from 0 to below 1, like 0,.125,.25") from error
+    if out := [ratio for ratio in ratios if not 0 <= ratio < 1]:
+        raise UserError(f"--ratios {text!r} must be numbers from 0 to below 1, got {out[0]:g}")
+    found = sorted({blocks_for_ratio(ratio, blocks, "--ratios") for ratio in ratios if ratio != 0})
+    if not found:
+        raise UserError(f"--ratios {text!r} names only the dense model; name a share of blocks to drop")
+    return found
+
+
+def expected(dense: str, settings: SweepSettings) -> Prepared:
+    """A sweep of a model as it will be, before any block is chosen: which ones go makes no difference to bytes.
+
+    Raises UserError for all that can be known to be wrong by then.
+    """
+    from mi_prun.comparison import parse_methods
+
+    folder = open_model(dense)
+    check_config(folder.config)
+    subjects = dense_subjects(dense)
+    specs = parse_methods(settings.methods)
+    first = subjects.all[0]
+    made = [
+        _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))
+        for spec in specs
+        for k in parse_ratios(settings.ratios, folder.num_blocks)
+    ]
+    drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
+    everything = replace(subjects, all=(first, *made, *drafts))
+    return prepare(everything, _with_context(everything, settings.measure))
+
+
+def sweep(dense: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
+    """Measure a model; raises UserError before anything is started or written for what can be known by then."""
+    expected(dense, settings)
+    check_results(out)
+    folders, plans = pruned_folders(open_model(dense), out, settings)
+    subjects = open_subjects(dense, [str(folder) for folder in folders], plans if settings.draft else ())
+    if settings.quality_text is not None:
+        subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
+    return measure(prepare(subjects, _with_context(subjects, settings.measure)), out)
+
+
+def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of each method and ratio and their plans, made where the results folder lacks them."""
+    from mi_prun.checkpoint import write_checkpoint
+    from mi_prun.comparison import analysis_in, parse_methods
+    from mi_prun.planning import make_context, make_plan
+
+    for name in ("plans", "checkpoints"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    say(f"{dense.name}: analysis")
+    analysis = analysis_in(out, dense, settings.analyze)
+    base = PlanSettings(model=dense.name, seed=settings.analyze.seed, device=settings.analyze.device)
+    context = make_context(analysis, base)
+    weights: Written = "materialized" if settings.materialise else "virtual"
+    folders, plans = [], []
+    for spec in parse_methods(settings.methods):
+        for k in parse_ratios(settings.ratios, dense.num_blocks):
+            name = f"{spec.name}-{spec.rerank}-{k}"
+            path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
+            plan = Plan.read(path) if path.is_file() else None
+            if plan is None or plan.settings.get("analysis") != analysis.record.fingerprint:
+                say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
+                plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
+                plan.write(path)
+            if not is_pruned(folder) or Manifest.read(folder / MANIFEST_NAME).plan != plan:
+                write_checkpoint(dense, plan, folder, virtual=weights == "virtual", force=True)
+            folders.append(folder)
+            plans.append(path)
+    return folders, plans
+
+
+def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
+    """A sweep of a shape: the folders are named, not written."""
+    unfit = {"--draft": settings.draft, "--quality-text": settings.quality_text, "--text": settings.measure.loads.text}
+    if options := [option for option, value in unfit.items() if value]:
+        raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
+    config = open_shape(name)
+    check_config(config)
+    count, weights = num_blocks(config), weights_of_config(config)
+    title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
+    subjects = [
+        _shape_subject(title, config, weights, spread(count, k), out)
+        for k in (0, *parse_ratios(settings.ratios, count))
+    ]
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    found = Subjects(
+        dense=Dense(
+            name=title,
+            model_type=config["model_type"],
+            shape=title,
+            config_sha256=sha256(text.encode()).hexdigest(),
+            weights_sha256=None,
+        ),
+        all=tuple(subjects),
+        context=context_of(config),
+    )
+    return prepare(found, _with_context(found, settings.measure))
+
+
+def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
+    """Measure a shape: speed and memory only."""
+    prepared = expected_shape(name, out, settings)
+    check_results(out)
+    config = open_shape(name)
+    for subject in prepared.subjects.all:
+        folder = Path(subject.arm.model)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
+    return measure(prepared, out)
+
+
+def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> Subject:
+    count = num_blocks(config)
+    own = weights.keep(kept_blocks(count, dropped))
+    ratio = len(dropped) / count
+    folder = out / "shapes" / f"{Path(name).name}-{count - len(dropped)}-of-{count}"
+    return Subject(
+        arm=Arm(
+            kind="pruned" if dropped else "dense",
+            label=f"{ratio:.1%} dropped" if dropped else "dense",
+            model=str(folder),
+            blocks=Blocks(
+                num_blocks=count,
+                dropped=dropped,
+                block_ratio=ratio,
+                parameter_ratio=1 - own.total_bytes / weights.total_bytes,
+                method="evenly spread" if dropped else None,
+            ),
+            weights="dummy",
+        ),
+        weight_bytes=own.total_bytes,
+        weights=own,
+        flags=tuple(shape_flags(folder)),
+    )
+
+
+def _stand_in(dense: Subject, label: str, dropped: tuple[int, ...]) -> Subject:
+    """For a model that is not made yet: what it will weigh."""
+    count = dense.arm.blocks.num_blocks
+    own = dense.weights.keep(kept_blocks(count, dropped)) if dense.weights else None
+    blocks = dense.arm.blocks.model_copy(update={"dropped": dropped, "block_ratio": len(dropped) / count})
+    return Subject(
+        arm=dense.arm.model_copy(update={"kind": "pruned", "label": label, "blocks": blocks, "weights": "virtual"}),
+        weight_bytes=own.total_bytes if own else dense.weight_bytes,
+        weights=own,
+    )
+
+
+def _draft_arm(pruned: Arm) -> Arm:
+    return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
+
+
+def _with_context(subjects: Subjects, settings: MeasureSettings) -> MeasureSettings:
+    """A context no longer than it need be, where the user does not name one: engines refuse a KV cache that cannot hold
+    a request of the whole context.
+    """
+    if any(flag.partition("=")[0] == LENGTH_FLAG for flag in settings.serve_flags):
+        return settings
+    if subjects.context is not None and subjects.context <= CONTEXT_TOKENS:
+        return settings
+    lengths, _ = lengths_of(settings.loads, subjects.context)
+    longest = max(CONTEXT_TOKENS, *(each.longest for each in lengths))
+    return replace(settings, serve_flags=(*settings.serve_flags, LENGTH_FLAG, str(longest)))

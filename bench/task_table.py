@@ -1,0 +1,219 @@
+"""The tasks that the bench knows, as data: which of lm-eval's own, what scores it, and what its local file is like.
+
+A task is lm-eval's own configuration, prompts and metrics included. From a local folder only the place of its items
+differs: rows of a JSON lines file (the form of mosaicml/llm-foundry's `scripts/eval/local_data`) are turned into the
+columns that lm-eval's prompt template asks for, so that a model sees the same text either way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mi_prun.errors import UserError
+
+Row = dict[str, Any]
+LETTERS = "ABCDEFGH"
+OWN_FEWSHOT_LEAST = 7  # five examples, the item itself, and one to draw
+
+
+@dataclass(frozen=True)
+class Task:
+    """config: a file of `lm_eval/tasks`, or for a group its folder. metric: the one that models are compared by: 0 or 1
+    for an item. filter: of a generated answer, as lm-eval names it. split: what lm-eval scores.
+
+    file, columns: of the local form, None where there is none. own_fewshot: examples are drawn from the file itself,
+    the item that is asked left out; on the hub they come from the training split.
+    """
+
+    name: str
+    config: str
+    metric: str
+    split: str
+    file: str | None = None
+    columns: Callable[[Row], Row] | None = None
+    filter: str = "none"
+    overrides: tuple[tuple[str, Any], ...] = ()
+    own_fewshot: bool = False
+    min_context: int = 0
+
+
+def _choices(row: Row) -> tuple[list[str], int]:
+    choices, gold = row["choices"], row["gold"]
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise TypeError("choices is not a list of strings")
+    if type(gold) is not int or not 0 <= gold < len(choices) <= len(LETTERS):
+        raise ValueError(f"gold {gold!r} is not the index of one of {len(choices)} choices")
+    return choices, gold
+
+
+def _question(row: Row, prefix: str = "Question: ") -> str:
+    """The template writes the word itself."""
+    query = row["query"]
+    if not query.startswith(prefix):
+        raise ValueError(f"query does not begin with {prefix!r}")
+    return str(query.removeprefix(prefix).removesuffix("\n"))
+
+
+def _letters(row: Row) -> Row:
+    choices, gold = _choices(row)
+    return {"choices": {"text": choices, "label": list(LETTERS[: len(choices)])}, "answerKey": LETTERS[gold]}
+
+
+def arc(row: Row) -> Row:
+    return {"question": _question(row), **_letters(row)}
+
+
+def openbookqa(row: Row) -> Row:
+    return {"question_stem": str(row["query"]), **_letters(row)}
+
+
+def piqa(row: Row) -> Row:
+    choices, gold = _choices(row)
+    first, second = choices
+    return {"goal": _question(row), "sol1": first, "sol2": second, "label": gold}
+
+
+def boolq(row: Row) -> Row:
+    choices, gold = _choices(row)
+    if choices != ["no", "yes"]:
+        raise ValueError(f"choices are {choices}, not no and yes")
+    passage, mark, question = _question(row, "Passage: ").rpartition("\nQuestion: ")
+    if not mark or not question.endswith("?"):
+        raise ValueError("query does not end with '\\nQuestion: ...?'")
+    return {"passage": passage, "question": question.removesuffix("?"), "label": gold}
+
+
+def hellaswag(row: Row) -> Row:
+    choices, gold = _choices(row)
+    return {"query": str(row["query"]), "choices": choices, "label": gold}
+
+
+def winogrande(row: Row) -> Row:
+    """The sentence begins with its gap: what lies before it is the same in both options."""
+    first, second = row["context_options"]
+    if type(row["gold"]) is not int or row["gold"] not in (0, 1):
+        raise ValueError(f"gold {row['gold']!r} is neither 0 nor 1")
+    return {
+        "sentence": f"_ {row['continuation']}",
+        "option1": str(first),
+        "option2": str(second),
+        "answer": str(row["gold"] + 1),
+    }
+
+
+def lambada(row: Row) -> Row:
+    word = row["continuation"].strip()
+    if not word or " " in word:
+        raise ValueError(f"continuation {word!r} is not one word")
+    return {"text": f"{row['context']} {word}"}
+
+
+def gsm8k(row: Row) -> Row:
+    return {"question": str(row["context"]), "answer": f"{row['chain_of_thought']}\n#### {row['answer']}"}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("arc_easy", "arc/arc_easy.yaml", "acc_norm", "test", "arc_easy.jsonl", arc),
+        Task("arc_challenge", "arc/arc_challenge.yaml", "acc_norm", "test", "arc_challenge.jsonl", arc),
+        Task("boolq", "super_glue/boolq/default.yaml", "acc", "validation", "boolq.jsonl", boolq),
+        Task(
+            "hellaswag",
+            "hellaswag/hellaswag.yaml",
+            "acc_norm",
+            "validation",
+            "hellaswag.jsonl",
+            hellaswag,
+            overrides=(("process_docs", None),),  # a local row is what that function makes
+        ),
+        Task("openbookqa", "openbookqa/openbookqa.yaml", "acc_norm", "test", "openbook_qa.jsonl", openbookqa),
+        Task("piqa", "piqa/piqa.yaml", "acc_norm", "validation", "piqa.jsonl", piqa),
+        Task("winogrande", "winogrande/default.yaml", "acc", "validation", "winogrande.jsonl", winogrande),
+        Task("lambada_openai", "lambada/lambada_openai.yaml", "acc", "test", "lambada_openai.jsonl", lambada),
+        Task(
+            "gsm8k",
+            "gsm8k/gsm8k.yaml",
+            "exact_match",
+            "test",
+            "gsm8k.jsonl",
+            gsm8k,
+            filter="strict-match",
+            own_fewshot=True,
+            min_context=512,  # of which an answer takes 256
+        ),
+        Task("mmlu", "mmlu/default", "acc", "test"),
+    )
+}
+
+
+# The seven that papers on pruning report.
+ZEROSHOT = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
+
+
+def parse_tasks(text: str) -> list[Task]:
+    """`arc_easy,boolq`: known, none twice."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in TASKS]:
+        raise UserError(f"--tasks {text!r}: there is no task {unknown[0]!r}; the known ones are {', '.join(TASKS)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"--tasks {text!r} names {'a task twice' if names else 'no task'}; write it like arc_easy,boolq"
+        )
+    return [TASKS[name] for name in names]
+
+
+def local_rows(task: Task, folder: Path) -> list[Row]:
+    """The items of a task's local file, in lm-eval's columns. Raises UserError with the line that will not do."""
+    if task.file is None or task.columns is None:
+        raise UserError(f"task {task.name} has no local form; leave out --tasks-from to take it from the hub")
+    path = folder / task.file
+    if not path.is_file():
+        there = ", ".join(name for name, other in TASKS.items() if other.file and (folder / other.file).is_file())
+        raise UserError(f"--tasks-from {folder} has no {task.file} for task {task.name}; it has: {there or 'none'}")
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(task.columns(json.loads(line)))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UserError(f"{path}, line {number} is no item of {task.name}: {said}") from error
+    if task.own_fewshot and len(rows) < OWN_FEWSHOT_LEAST:
+        raise UserError(
+            f"{path} has {len(rows)} items; {task.name} draws its examples from them and needs {OWN_FEWSHOT_LEAST}"
+        )
+    return rows
+
+
+def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> Row:
+    """What lm-eval is given: its own task, with the items in `rows_file` where they are local."""
+    if rows_file is None:
+        return {"include": str(lm_eval_tasks / task.config), "task": task.name}
+    splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+    return {
+        "include": str(lm_eval_tasks / task.config),
+        "task": task.name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {task.split: str(rows_file)}},
+        **splits,
+        f"{task.split}_split": task.split,
+        **({"fewshot_split": task.split} if task.own_fewshot else {}),
+        **dict(task.overrides),
+    }
+
+
+def check_local(tasks: Sequence[Task], folder: Path) -> None:
+    """Every file is there and every row is an item, before anything is started."""
+    if not folder.is_dir():
+        raise UserError(f"--tasks-from {folder}: no such folder")
+    for task in tasks:
+        local_rows(task, folder)

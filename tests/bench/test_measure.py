@@ -1,0 +1,258 @@
+"""The order of rounds, what is kept of them, and what a sweep that was killed does not measure again.
+
+Engines and load are in the tests' hands here: a kill at a chosen round cannot be had otherwise. `test_bench_engine`
+has the real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import fleet, measure, memory_check
+from bench.measure import prepare
+from bench.record import POINTS_NAME, ROUNDS_NAME, Acceptance, Load, PointRecord, Round, read_points
+from bench.settings import LoadSettings, MeasureSettings
+from bench.subject import open_subjects
+from mi_prun.errors import UserError
+from mi_prun.inspection import read_manifest
+
+Prune = Callable[..., Path]
+SETTINGS = MeasureSettings(
+    LoadSettings(input_tokens=16, output_tokens=8, concurrency=(1, 2), rounds=3, warmups=1), alive="together"
+)
+
+
+class Bench:
+    """Stands for engines and load. rounds: (model's flags, load, number) in the order asked for; kill_at: a round of
+    them at which the process dies. Its nth round is n times as slow as its first, on both models: a drift.
+    """
+
+    def __init__(self) -> None:
+        self.rounds: list[tuple[str, str, int]] = []
+        self.warm_ups: list[str] = []
+        self.starts: list[str] = []
+        self.alive: list[str] = []
+        self.most_alive = 0
+        self.kill_at: int | None = None
+        self.made: Callable[..., Round] | None = None
+
+    @contextlib.contextmanager
+    def running(self, model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
+        name = Path(model).name + (" drafted" if "--draft" in flags else "")
+        self.starts.append(name)
+        self.alive.append(name)
+        self.most_alive = max(self.most_alive, len(self.alive))
+        yield SimpleNamespace(
+            model=name,
+            base_url=f"http://{name}-{len(self.starts)}",
+            startup_s=10.0 + len(self.starts),
+            load_s=1.0,
+            weight_bytes=None,
+            kv_tokens=lambda: 4800,
+            metrics=lambda: "",
+            group=SimpleNamespace(peak_rss_bytes=2**30, processes=list),
+        )
+        self.alive.remove(name)
+
+    @contextlib.contextmanager
+    def load_generator(self, device: Any, trace: Any = None) -> Iterator[Any]:
+        yield self
+
+    def warm_up(self, engine: Any, load: Load) -> None:
+        self.warm_ups.append(engine.model)
+
+    def round(self, engine: Any, load: Load, number: int) -> Round:
+        if self.kill_at == len(self.rounds):
+            raise KeyboardInterrupt
+        self.rounds.append((engine.model, load.label, number))
+        assert self.made is not None
+        return self.made((100 if engine.model == "dense" else 125) / (1 + number))
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) -> Bench:
+    found = Bench()
+
+    def made(rate: float) -> Round:
+        one = point().speed.rounds[0]
+        slower = {
+            name: getattr(one, name).model_copy(update={"p50_ms": 800 / rate})
+            for name in ("ttft", "tpot", "itl", "e2e")
+        }
+        same = dict.fromkeys(("output_tokens_per_s", "total_tokens_per_s", "requests_per_s"), rate)
+        return one.model_copy(update=same | slower)
+
+    found.made = made
+    monkeypatch.setattr(fleet, "running", found.running)
+    monkeypatch.setattr(measure, "load_generator", found.load_generator)
+    monkeypatch.setattr(
+        measure, "acceptance_of", lambda page: Acceptance(drafts=2, drafted_tokens=6, accepted_tokens=3)
+    )
+    return found
+
+
+def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
+    return measure.measure(prepare(open_subjects(str(dense), [str(pruned)]), settings), out)
+
+
+def test_side_by_side_rounds_alternate_and_a_drift_cancels_out(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    points = measured(dense, prune(dense, tmp_path / "p25", [1]), tmp_path / "results")
+    order = [(model, number) for model, _, number in bench.rounds]
+    assert order == 2 * [(model, number) for number in range(3) for model in ("dense", "p25")]
+    assert (bench.starts, bench.most_alive) == (["dense", "p25"], 2)
+    assert len(bench.warm_ups) == 4  # each engine before its first round of each load
+    assert [(p.load.label, p.arm.kind) for p in points] == [
+        ("custom, 1 in flight", "dense"),
+        ("custom, 1 in flight", "pruned"),
+        ("custom, 2 in flight", "dense"),
+        ("custom, 2 in flight", "pruned"),
+    ]
+    first, second = points[:2]
+    assert first.paired is None
+    assert first.roofline == ()
+    assert second.paired is not None
+    assert second.paired.output_tokens_per_s.ratio == pytest.approx(1.25)
+    assert second.paired.output_tokens_per_s.low == pytest.approx(1.25)  # each round was slower than the one before
+    assert second.paired.ttft.ratio == pytest.approx(1.25)
+    assert [roof.phase for roof in second.roofline] == ["prefill", "decode"]
+    assert [roof.phase for roof in points[3].roofline] == ["decode"]  # two in flight: prefill is mixed into it
+    for roof in second.roofline:
+        assert 1 < roof.bound < 4 / 3
+        assert roof.efficiency == pytest.approx(1.25 / roof.bound)
+    assert second.memory.weight_bytes < first.memory.weight_bytes
+    assert (second.memory.length_tokens, second.memory.max_concurrency) == (24, 200)
+    assert (second.start_up.starts, second.start_up.startup_s) == (1, 12)
+    assert first.dense.weights_sha256 == second.dense.weights_sha256
+    assert read_points(tmp_path / "results") == points
+
+
+def test_alone_only_one_engine_lives_at_a_time(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
+    pruned = prune(dense, tmp_path / "p25", [1])
+    points = measured(dense, pruned, tmp_path / "results", replace(SETTINGS, alive="alone"))
+    assert bench.most_alive == 1
+    assert bench.starts == 3 * ["dense", "p25"]
+    assert [number for _, _, number in bench.rounds] == 4 * [0] + 4 * [1] + 4 * [2]
+    assert [p.start_up.starts for p in points] == 4 * [3]
+    assert points[0].start_up.startup_s == 13  # 11, 13 and 15
+    assert {p.provenance.engines_alive for p in points} == {"alone"}
+
+
+@pytest.mark.parametrize("alive", ["together", "alone"])
+@pytest.mark.parametrize("kill_at", [1, 4, 7, 11])
+def test_a_killed_sweep_goes_on_and_pairs_no_rounds_across_the_kill(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, alive: Any, kill_at: int
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    settings = replace(SETTINGS, alive=alive)
+    bench.kill_at = kill_at
+    with pytest.raises(KeyboardInterrupt):
+        measured(dense, pruned, out, settings)
+    assert bench.alive == []
+    done, bench.kill_at = len(bench.rounds), None
+    before = (out / ROUNDS_NAME).read_bytes()
+    points = measured(dense, pruned, out, settings)
+    assert (out / ROUNDS_NAME).read_bytes().startswith(before)
+    again = bench.rounds[done:]
+    kept = set(bench.rounds[:done]) - set(again)
+    assert len(kept) + len(again) == 12  # together they are the whole sweep
+    assert len(kept) % 2 == 0
+    for model, load, number in kept:  # what was kept is kept in pairs
+        assert ("dense" if model == "p25" else "p25", load, number) in kept
+    assert len(points) == 4
+    assert {p.run for p in points} == {points[0].run}
+    assert read_points(out) == sorted(points, key=lambda p: p.load.concurrency or 0)
+
+
+def test_a_finished_sweep_is_not_measured_again_unless_asked_or_changed(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    points = measured(dense, pruned, out)
+    starts = len(bench.starts)
+    assert measured(dense, pruned, out) == points
+    assert len(bench.starts) == starts
+    again = measured(dense, pruned, out, replace(SETTINGS, again=True))
+    other = measured(dense, pruned, out, replace(SETTINGS, loads=replace(SETTINGS.loads, output_tokens=4)))
+    assert len({points[0].run, again[0].run, other[0].run}) == 3
+    assert again[0].provenance.settings_sha256 == points[0].provenance.settings_sha256
+    assert other[0].provenance.settings_sha256 != points[0].provenance.settings_sha256
+    assert len(bench.rounds) == 3 * 12
+
+
+def test_rates_up_to_saturation_come_from_the_dense_model(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    loads = replace(SETTINGS.loads, concurrency=(2,), rates="auto", rounds=1)
+    points = measured(dense, prune(dense, tmp_path / "p25", [1]), tmp_path / "results", replace(SETTINGS, loads=loads))
+    dense_points = [p for p in points if p.arm.kind == "dense"]
+    assert [p.load.rate_per_s for p in dense_points] == [None, 25, 50, 75, 100, 150]
+    assert [p.saturated for p in dense_points] == [False, False, False, False, False, True]
+    assert all(p.roofline == () for p in points if p.load.rate_per_s)
+
+
+def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
+    plan = tmp_path / "plan.json"
+    read_manifest(prune(dense, tmp_path / "p25", [1])).plan.write(plan)
+    subjects = open_subjects(str(dense), (), [plan])
+    points = measure.measure(prepare(subjects, SETTINGS), tmp_path / "results")
+    drafted = points[1]
+    assert (drafted.arm.kind, drafted.arm.label) == ("draft", "draft by hand 25.0%")
+    assert drafted.acceptance is not None
+    assert (drafted.acceptance.rate, drafted.acceptance.length) == (0.5, 2.5)
+    assert drafted.arm.blocks.dropped == (1,)
+    assert drafted.roofline == ()
+    assert points[0].acceptance is None
+    assert bench.starts == ["dense", "dense drafted"]
+
+
+def test_engines_that_do_not_fit_are_refused_before_any_is_started(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+
+    def free(gib: float) -> None:
+        memory = SimpleNamespace(available=int(gib * 2**30), total=2**35)
+        monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: memory)
+
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    free(5)
+    with pytest.raises(UserError, match=r"too little memory for dense: .* need about 5\.5 GiB, 5\.0 GiB are free"):
+        measured(dense, pruned, out, replace(SETTINGS, alive=None))
+    free(10)
+    with pytest.raises(UserError, match=r"--engines together: 2 engines need about 11\.0 GiB, 10\.0 GiB are free"):
+        measured(dense, pruned, out)
+    assert (bench.starts, out.exists()) == ([], False)
+    measured(dense, pruned, out, replace(SETTINGS, alive=None))
+    assert bench.most_alive == 1
+    free(12)
+    measured(dense, pruned, out, replace(SETTINGS, alive=None, again=True))
+    assert bench.most_alive == 2
+
+
+@pytest.mark.parametrize("name", [POINTS_NAME, ROUNDS_NAME])
+def test_a_results_folder_of_another_release(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, name: str
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    out.mkdir()
+    (out / name).write_text('{"schema_version": 9}\n')
+    with pytest.raises(UserError, match="has schema version 9; this release reads 2"):
+        measured(dense, pruned, out)
+    with pytest.raises(UserError, match="cannot write"):
+        measured(dense, pruned, out / name)
+    assert bench.starts == []
+
+
+def test_flags_that_the_bench_sets_itself(dense: Path) -> None:
+    for flags in (("--port=80",), ("--model", "x"), ("--api-key", "k")):
+        with pytest.raises(UserError, match=f"--serve-flags may not hold {flags[0].partition('=')[0]}"):
+            prepare(open_subjects(str(dense), ()), replace(SETTINGS, serve_flags=flags))
