@@ -1,0 +1,23 @@
+// How an arm looks everywhere: a colour, and a mark and a dash for those who do not see colours apart.
+
+import { drawn, element } from "./dom.js";
+
+const MARKS = ["M4 1a3 3 0 1 1 0 6a3 3 0 1 1 0-6z", "M4 0.4L7.6 4L4 7.6L0.4 4z", "M1 1h6v6h-6z", "M4 0.6L7.6 7.2H0.4z"];
+const DASHES = ["none", "6 3", "2 2", "8 2 2 2"];
+const KINDS = MARKS.length;
+
+export const armClass = (index) => `arm-${index % KINDS}`;
+export const dash = (index) => DASHES[index % KINDS];
+export const markPath = (index) => MARKS[index % KINDS];
+
+export function mark(index) {
+  return drawn(
+    "svg",
+    { class: `mark ${armClass(index)}`, viewBox: "0 0 8 8", width: "10", height: "10", "aria-hidden": "true" },
+    drawn("path", { d: markPath(index) }),
+  );
+}
+
+export function armName(name, index) {
+  return element("span", { class: `arm-name ${armClass(index)}` }, mark(index), element("span", { text: name }));
+}
