@@ -16,6 +16,7 @@ const POLLS = [
 ];
 const SLOWEST_MS = 30_000;
 const QUIET_MS = 4_000;
+const NOT_ANY_MORE = "The admin key is not accepted any more.";
 
 let session = 0; // one more with each unlock and lock: an answer of an older one is dropped
 
@@ -33,7 +34,7 @@ async function unlock(event) {
   try {
     await admin("/admin/experiment", { key });
   } catch (error) {
-    const wrong = error instanceof ApiError && (error.status === 401 || error.status === 403);
+    const wrong = error instanceof ApiError && error.status === 401;
     say(find("admin-key-error"), wrong ? "That admin key was not accepted." : `Not opened: ${reason(error)}.`);
     find("admin-key").setAttribute("aria-invalid", String(wrong));
     find("admin-key").select();
@@ -81,7 +82,7 @@ async function keepAsking({ path, everyMs, show }, mine) {
     } catch (error) {
       if (mine !== session) return;
       if (error instanceof ApiError && (error.status === 401 || error.status === 403)) {
-        lock("The admin key is not accepted any more.");
+        lock(NOT_ANY_MORE);
         return;
       }
       wait = Math.min(SLOWEST_MS, wait * 2);
@@ -114,7 +115,7 @@ async function askForBlocks(mine) {
 }
 
 function splitChanged(words, experiment, error) {
-  if (error) return lock("The admin key is not accepted any more.");
+  if (error) return lock(NOT_ANY_MORE);
   showExperiment(experiment, polite);
   return polite(words);
 }

@@ -10,7 +10,7 @@ const LEFT = 38;
 const RIGHT = 10;
 
 // lines: [{ arm: index, values: [number | null], upper: [number | null] | undefined }], oldest first.
-export function chart(width, lines, { label, format, minutes }) {
+export function chart(width, lines, { label, format, minutes, cursor }) {
   const points = lines[0]?.values.length ?? 0;
   const highest = Math.max(0, ...lines.flatMap((line) => [...line.values, ...(line.upper ?? [])]).filter((v) => v));
   const top = roundUp(highest);
@@ -25,6 +25,7 @@ export function chart(width, lines, { label, format, minutes }) {
   }
   svg.append(drawn("text", { x: LEFT, y: HEIGHT - 4, text: `${minutes} min ago` }));
   svg.append(drawn("text", { x: width - RIGHT, y: HEIGHT - 4, "text-anchor": "end", text: "now" }));
+  if (cursor >= 0) svg.append(drawn("line", { class: "cursor", x1: x(cursor), x2: x(cursor), y1: TOP, y2: HEIGHT - BOTTOM }));
   for (const { arm, values, upper } of lines) {
     if (upper) svg.append(drawn("path", { class: `band ${armClass(arm)}`, d: band(values, upper, x, y) }));
   }
@@ -40,6 +41,12 @@ export function chart(width, lines, { label, format, minutes }) {
     }
   }
   return svg;
+}
+
+// The index of the point nearest to a pointer at `offset` pixels of a chart that is `width` wide.
+export function placeOf(offset, width, points) {
+  const share = (offset - LEFT) / (width - LEFT - RIGHT);
+  return Math.round(Math.min(1, Math.max(0, share)) * (points - 1));
 }
 
 // 1, 2, 2.5 or 5 times a power of ten: labels that can be read at a glance.

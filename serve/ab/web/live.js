@@ -1,7 +1,7 @@
 // The live figures: one small chart for each, both arms in it, their values of the last minute above.
 
 import { armName } from "./arms.js";
-import { chart } from "./chart.js";
+import { chart, placeOf } from "./chart.js";
 import { element, find, instance, say } from "./dom.js";
 import { axis, count, digits, NONE, percent } from "./format.js";
 
@@ -19,31 +19,56 @@ const CHARTS = [
 
 let shown = [];
 let latest = null;
+let lookedAt = null; // the start of the bucket that is read off, Unix time; null is now
 
 export function showLive(figures) {
   latest = figures;
   const arms = Object.keys(figures.series);
   if (!shown.length) build(arms);
+  const place = lookedAt === null ? -1 : figures.time_s.indexOf(lookedAt);
+  if (place < 0) lookedAt = null;
+  const of = (arm) => (place < 0 ? figures.now[arm] : figures.series[arm][place]);
   const minutes = Math.round((figures.bucket_s * figures.time_s.length) / 60);
   CHARTS.forEach((spec, index) => {
     const { values, plot } = shown[index];
     const said = arms.map((arm, at) => {
-      const now = figures.now[arm];
-      const text = digits(spec.value(now));
-      const upper = spec.upper ? digits(spec.upper(now)) : null;
+      const text = digits(spec.value(of(arm)));
+      const upper = spec.upper ? digits(spec.upper(of(arm))) : NONE;
       say(values[at].main, text);
-      if (upper !== null) say(values[at].upper, `p99 ${upper}`);
-      return `${arm} ${text === NONE ? "none" : text}${upper === null || upper === NONE ? "" : `, p99 ${upper}`}`;
+      say(values[at].upper, upper === NONE ? "" : `p99 ${upper}`);
+      return `${arm} ${text === NONE ? "none" : text}${upper === NONE ? "" : `, p99 ${upper}`}`;
     });
     const lines = arms.map((arm, at) => ({
       arm: at,
       values: figures.series[arm].map(spec.value),
       upper: spec.upper && figures.series[arm].map(spec.upper),
     }));
-    const label = `${spec.title}, ${spec.unit}, last ${minutes} minutes. Now: ${said.join("; ")}.`;
-    plot.replaceChildren(chart(Math.max(200, plot.clientWidth), lines, { label, format: axis, minutes }));
+    const label = `${spec.title}, ${spec.unit}, last ${minutes} minutes. ${whenWords(place)}: ${said.join("; ")}.`;
+    const width = Math.max(200, plot.clientWidth);
+    plot.replaceChildren(chart(width, lines, { label, format: axis, minutes, cursor: place }));
   });
+  showLookBack(place);
   showShadow(figures.shadow, minutes);
+}
+
+function whenWords(place) {
+  if (place < 0) return "Now";
+  const [from, to] = [latest.time_s[place], latest.time_s[place] + latest.bucket_s].map((s) => new Date(s * 1000));
+  return `${from.toLocaleTimeString()} to ${to.toLocaleTimeString()}`;
+}
+
+// A slider for the keyboard, the pointer over a chart for the hand: both read off the same moment in all charts.
+function showLookBack(place) {
+  const slider = find("look-back");
+  slider.max = latest.time_s.length;
+  slider.value = place < 0 ? latest.time_s.length : place;
+  slider.setAttribute("aria-valuetext", whenWords(place));
+  say(find("look-back-time"), place < 0 ? "last minute" : whenWords(place));
+}
+
+function lookAt(place) {
+  lookedAt = latest?.time_s[place] ?? null;
+  if (latest) showLive(latest);
 }
 
 function build(arms) {
@@ -58,8 +83,12 @@ function build(arms) {
       return cells;
     });
     find("charts").append(figure);
-    return { values, plot: figure.querySelector(".plot") };
+    const plot = figure.querySelector(".plot");
+    plot.addEventListener("pointermove", (event) => lookAt(placeOf(event.clientX - plot.getBoundingClientRect().left, plot.clientWidth, latest.time_s.length)));
+    plot.addEventListener("pointerleave", () => lookAt(Infinity));
+    return { values, plot };
   });
+  find("look-back").addEventListener("input", () => lookAt(find("look-back").valueAsNumber));
   new ResizeObserver(() => latest && requestAnimationFrame(() => showLive(latest))).observe(find("charts"));
 }
 

@@ -159,7 +159,7 @@ function take(one, event, figures) {
   const choice = event.choices?.[0];
   if (!choice) return;
   figures.finish = choice.finish_reason ?? figures.finish;
-  const piece = choice.delta ? (choice.delta.reasoning_content ?? "") + (choice.delta.content ?? "") : choice.text;
+  const piece = choice.delta ? (choice.delta.reasoning ?? choice.delta.reasoning_content ?? "") + (choice.delta.content ?? "") : choice.text;
   if (!piece) return;
   figures.last = performance.now();
   figures.first ??= figures.last;

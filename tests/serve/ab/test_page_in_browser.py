@@ -1,0 +1,511 @@
+"""The page in headless Chromium, before the real proxy and two fake engines.
+
+Every test also fails on a request to another host, a message of the policy, an error in the console, or a dialog.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+PATIENCE_MS = 15_000
+PHONE = {"width": 390, "height": 844}
+HOSTILE = [
+    "<img src=x onerror=\"window.pwned=1;alert('img')\">",
+    " <script>window.pwned=1;alert('script')</script>",
+    " </div></main><style>*{display:none}</style>",
+    ' <svg onload="window.pwned=1"> <a href="javascript:window.pwned=1">here</a> &lt;b&gt; {{7*7}} \u202e',
+]
+PRUNING = {
+    "pruned": True,
+    "dropped_blocks": [2, 3, 7],
+    "kept_blocks": [0, 1, 4, 5, 6, 8, 9, 10, 11],
+    "parameter_ratio": 0.2,
+    "method": "by hand",
+    "weight_bytes": 14_000_000,
+    "dense_weight_bytes": 17_800_000,
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, proxy: Any) -> Iterator[Callable[..., Any]]:
+    """`open_page(url="", **context options)`: what goes wrong on it is found at the end of the test."""
+    contexts, wrong = [], []
+
+    def make(url: str = "", **options: Any) -> Any:
+        home = url or proxy.url
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
+
+        def only_home(route: Any) -> None:
+            if route.request.url.startswith(home + "/"):
+                route.continue_()
+            else:
+                wrong.append(f"request to {route.request.url}")
+                route.abort()
+
+        context.route(re.compile("^(?!data:)"), only_home)
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(f"error {error}"))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "console",
+            lambda said: said.type in ("error", "warning")
+            and not said.text.startswith("Failed to load resource: the server responded with a status of")
+            and wrong.append(f"console {said.text}"),
+        )
+        page.goto(home)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture
+def unlocked(open_page: Callable[..., Any], admin: dict[str, str]) -> Any:
+    page = open_page()
+    unlock(page, admin)
+    return page
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(proxy: Any, shared_fakes: list[Any]) -> None:
+    for fake in shared_fakes:
+        fake.set()
+    proxy.experiment(weights={"dense": 90, "pruned": 10}, shadow_share=0, paused=False)
+
+
+def unlock(page: Any, admin: dict[str, str]) -> None:
+    from playwright.sync_api import expect
+
+    page.get_by_label("Admin key").fill(admin["Authorization"].removeprefix("Bearer "))
+    page.get_by_label("Admin key").press("Enter")
+    expect(page.get_by_role("heading", name="Split")).to_be_visible()
+    expect(page.get_by_role("slider", name="Share of pruned")).to_be_visible()
+
+
+def stream(url: str, model: str, **body: Any) -> str:
+    data = json.dumps({"model": model, "prompt": "It was", "stream": True, **body}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def run(page: Any, prompt: str = "It was") -> None:
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Run both").click()
+
+
+def answers(page: Any) -> tuple[Any, Any]:
+    return page.get_by_role("region", name="Answer of dense"), page.get_by_role("region", name="Answer of pruned")
+
+
+def ran(page: Any) -> None:
+    from playwright.sync_api import expect
+
+    expect(page.locator(".answer[aria-busy=true]")).to_have_count(0)
+    expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+
+
+# --- the key
+
+
+def test_a_wrong_key_opens_nothing_and_is_not_kept(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page()
+    page.get_by_label("Admin key").fill("another-key")
+    page.get_by_role("button", name="Show the experiment").click()
+    expect(page.get_by_role("alert").filter(has_text="That admin key was not accepted.")).to_be_visible()
+    expect(page.get_by_role("heading", name="Split")).to_be_hidden()
+    assert page.evaluate("sessionStorage.length + localStorage.length") == 0
+    unlock(page, admin)
+    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
+    assert "key" not in page.url
+    page.reload()
+    expect(page.get_by_role("heading", name="Split")).to_be_visible()  # this tab still has it
+    page.get_by_role("button", name="Forget it").click()
+    expect(page.get_by_role("heading", name="Split")).to_be_hidden()
+    expect(page.get_by_label("Admin key")).to_be_focused()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_server_without_an_admin_key_says_so(
+    open_page: Callable[..., Any], shared_fakes: list[Any], start_proxy: Callable[..., Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(start_proxy(shared_fakes, env={"MI_PRUN_AB_ADMIN_KEY": ""}).url)
+    page.get_by_label("Admin key").fill("whatever-it-is")
+    page.get_by_label("Admin key").press("Enter")
+    expect(page.get_by_role("alert").filter(has_text="no admin key is set on this server")).to_be_visible()
+
+
+# --- live figures, verdict, blocks
+
+
+def test_figures_appear_after_traffic(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    for _ in range(4):
+        stream(proxy.url, "the-model@dense", max_tokens=6)
+        stream(proxy.url, "the-model@pruned", max_tokens=6)
+    for title in ("Time to first token", "Inter-token latency", "Speed of one answer", "Requests"):
+        values = unlocked.locator("figure").filter(has_text=title).locator(".value")
+        expect(values).to_have_count(2)
+        for value in values.all():
+            expect(value).to_have_text(re.compile(r"^[0-9.,]+$"))
+    chart = unlocked.get_by_role("img", name=re.compile("^Time to first token, ms, .* Now: dense [0-9.]+, p99"))
+    expect(chart).to_be_visible()
+
+
+def test_looking_back_reads_all_charts_at_one_moment(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    slider = unlocked.get_by_role("slider", name="Look back")
+    expect(slider).to_have_attribute("aria-valuetext", "Now")
+    slider.press("ArrowLeft")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile(r"\d+:\d\d.* to .*\d+:\d\d"))
+    expect(unlocked.locator(".cursor")).to_have_count(6)
+    slider.press("End")
+    expect(unlocked.locator(".cursor")).to_have_count(0)
+    plot = unlocked.locator(".plot").first
+    plot.hover()
+    expect(unlocked.locator(".cursor")).to_have_count(6)
+
+
+def test_the_block_map_is_what_the_arm_says(
+    open_page: Callable[..., Any], admin: dict[str, str], shared_fakes: list[Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    shared_fakes[1].set(pruning=PRUNING)
+    page = open_page()
+    unlock(page, admin)
+    expect(page.get_by_role("img", name="9 of 12 blocks kept; dropped: 2, 3, 7 (0-based).")).to_be_visible()
+    assert page.locator(".block.dropped").all_inner_texts() == ["2", "3", "7"]
+    expect(page.get_by_text("3 of 12 (25 %)")).to_be_visible()
+
+
+# --- the split
+
+
+def test_the_slider_changes_the_weights(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    before = proxy.experiment()["state"]["version"]
+    slider = unlocked.get_by_role("slider", name="Share of pruned")
+    expect(slider).to_have_attribute("aria-valuetext", "dense 90 %, pruned 10 %")
+    slider.fill("35")
+    expect(slider).to_have_attribute("aria-valuetext", "dense 65 %, pruned 35 %")
+    expect(unlocked.get_by_text("Not applied yet: dense 90 % → 65 %, pruned 10 % → 35 %.")).to_be_visible()
+    unlocked.get_by_label("Shadow share").fill("2.5")
+    unlocked.get_by_label("Why").fill("a quiet hour")
+    unlocked.get_by_role("button", name="Apply", exact=True).click()
+    expect(unlocked.get_by_text("Now: dense 65 %, pruned 35 %.")).to_be_visible()
+    expect(unlocked.get_by_role("status").filter(has_text="Applied: dense 65 %, pruned 35 %")).to_have_count(1)
+    state = proxy.experiment()["state"]
+    assert state["version"] == before + 1
+    assert state["weights"] == {"dense": 65, "pruned": 35}
+    assert (state["shadow_share"], state["why"]) == (0.025, "a quiet hour")
+    unlocked.get_by_text("Last changes").click()
+    expect(unlocked.locator("#change-list li").first).to_contain_text("(a quiet hour)")
+
+
+def test_a_conflict_is_shown_and_either_way_out_works(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    slider = unlocked.get_by_role("slider", name="Share of pruned")
+    conflict = unlocked.get_by_role("alert").filter(has_text="Yours is not applied.")
+    slider.fill("50")
+    proxy.experiment(weights={"dense": 80, "pruned": 20}, why="somebody else")
+    unlocked.get_by_role("button", name="Apply", exact=True).click()
+    expect(conflict).to_contain_text("Changed meanwhile by admin (somebody else): dense 80 %, pruned 20 %")
+    assert proxy.experiment()["state"]["weights"] == {"dense": 80, "pruned": 20}
+    unlocked.get_by_role("button", name="Take theirs").click()
+    expect(slider).to_have_value("20")
+    expect(conflict).to_be_hidden()
+    slider.fill("60")
+    proxy.experiment(weights={"dense": 70, "pruned": 30})
+    unlocked.get_by_role("button", name="Apply", exact=True).click()
+    unlocked.get_by_role("button", name="Apply mine over it").click()
+    expect(unlocked.get_by_text("Now: dense 40 %, pruned 60 %.")).to_be_visible()
+    assert proxy.experiment()["state"]["weights"] == {"dense": 40, "pruned": 60}
+
+
+def test_a_change_of_somebody_else_is_taken_over_where_nothing_was_touched(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    proxy.experiment(weights={"dense": 55, "pruned": 45})
+    expect(unlocked.get_by_role("slider", name="Share of pruned")).to_have_value("45")
+    expect(unlocked.get_by_role("alert").filter(has_text="Yours is not applied.")).to_be_hidden()
+
+
+def test_pause_and_resume(unlocked: Any, proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    unlocked.get_by_role("button", name="Pause").click()
+    expect(unlocked.get_by_text("paused", exact=True)).to_be_visible()
+    assert proxy.experiment()["state"]["paused"]
+    unlocked.get_by_role("button", name="Resume").click()
+    expect(unlocked.get_by_text("running", exact=True)).to_be_visible()
+    assert not proxy.experiment()["state"]["paused"]
+
+
+@pytest.mark.parametrize("share", ["150", "-1", ""])
+def test_a_share_that_cannot_be_is_not_sent(unlocked: Any, proxy: Any, share: str) -> None:
+    from playwright.sync_api import expect
+
+    unlocked.get_by_label("Share of pruned in percent").fill(share)
+    expect(unlocked.get_by_role("button", name="Apply", exact=True)).to_be_disabled()
+    expect(unlocked.locator("#split-change")).to_contain_text("must be")
+
+
+# --- the playground
+
+
+def test_both_answers_stream_side_by_side_and_their_differences_are_marked(
+    open_page: Callable[..., Any], shared_fakes: list[Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    shared_fakes[0].set(text=["The old", " man", " saw", " her", " face", "."], token_s=0.25)
+    shared_fakes[1].set(text=["The old", " dog", " saw", " her", "."], token_s=0.25)
+    page = open_page()  # no admin key: the playground needs none
+    run(page)
+    dense, pruned = answers(page)
+    expect(dense).to_contain_text("The old")
+    expect(pruned).to_contain_text("The old")
+    assert page.locator(".answer[aria-busy=true]").count() == 2
+    ran(page)
+    assert (dense.text_content(), pruned.text_content()) == ("The old man saw her face.", "The old dog saw her.")
+    assert dense.locator("mark").all_inner_texts() == ["man", "face"]
+    assert pruned.locator("mark").all_inner_texts() == ["dog"]
+    assert "underline" in str(dense.locator("mark").first.evaluate("mark => getComputedStyle(mark).textDecorationLine"))
+    expect(page.locator("#difference")).to_have_text("5 of 7 words are the same (71 %). What differs is marked.")
+    for answer in page.get_by_role("article").all():
+        expect(answer).to_contain_text(re.compile(r"TTFT\s*[0-9.,]+ ms"))
+        expect(answer).to_contain_text(re.compile(r"Speed\s*[0-9.]+ tokens/s"))
+        expect(answer).to_contain_text(re.compile(r"Length\s*[56] tokens, stop"))
+
+
+def test_what_a_model_says_stays_text(unlocked: Any, shared_fakes: list[Any]) -> None:
+    from playwright.sync_api import expect
+
+    shared_fakes[0].set(text=HOSTILE)
+    shared_fakes[1].set(text=[*HOSTILE, " and more"])
+    run(unlocked, "".join(HOSTILE))
+    ran(unlocked)
+    dense, pruned = answers(unlocked)
+    assert dense.text_content() == "".join(HOSTILE)
+    assert pruned.text_content() == "".join(HOSTILE) + " and more"
+    assert unlocked.locator("#answers").locator("img, script, style, a, div div").count() == 0
+    assert unlocked.evaluate("'pwned' in window") is False
+    expect(unlocked.get_by_role("heading", name="Playground")).to_be_visible()
+
+
+def test_what_an_operator_or_an_engine_says_stays_text(
+    open_page: Callable[..., Any], admin: dict[str, str], proxy: Any, shared_fakes: list[Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    proxy.experiment(weights={"dense": 75, "pruned": 25}, why=HOSTILE[0])
+    shared_fakes[1].set(pruning={**PRUNING, "method": HOSTILE[0]})
+    page = open_page()
+    unlock(page, admin)
+    page.get_by_text("Last changes").click()
+    expect(page.locator("#change-list li").first).to_contain_text(HOSTILE[0])
+    expect(page.locator("#block-maps")).to_contain_text(HOSTILE[0])
+    assert page.locator("#unlocked img").count() == 0
+
+
+def test_the_policy_would_stop_markup_that_got_through(open_page: Callable[..., Any], browser: Any, proxy: Any) -> None:
+    """That no test above meets it shows nothing of the policy itself."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(proxy.url)
+    refused = page.evaluate("try { document.body.innerHTML = '<img src=x onerror=1>'; '' } catch (e) { e.name }")
+    assert refused == "TypeError"
+    blocked = page.evaluate(
+        """new Promise((resolve) => {
+            document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+            fetch("http://192.0.2.1/").catch(() => {});
+        })"""
+    )
+    assert blocked == "connect-src"
+    context.close()
+
+
+def test_an_arm_that_fails_does_not_stop_the_other(unlocked: Any, shared_fakes: list[Any]) -> None:
+    from playwright.sync_api import expect
+
+    shared_fakes[1].set(status=400)
+    run(unlocked)
+    ran(unlocked)
+    expect(unlocked.get_by_role("article").nth(1).get_by_role("alert")).to_have_text("as told (status 400)")
+    expect(answers(unlocked)[0]).not_to_be_empty()
+
+
+def test_an_engine_that_dies_while_it_answers_is_said(
+    open_page: Callable[..., Any], start_fakes: Callable[..., list[Any]], start_proxy: Callable[..., Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    fakes = start_fakes("dense", "pruned")
+    page = open_page(start_proxy(fakes).url)
+    fakes[1].set(die_after=3, tokens=8, token_s=0.05)
+    run(page)
+    ran(page)
+    dense, pruned = answers(page)
+    expect(page.get_by_role("article").nth(1).get_by_role("alert")).not_to_be_empty()
+    assert dense.text_content()
+    assert 0 < len(str(pruned.text_content())) < len(str(dense.text_content()))
+
+
+def test_stop_ends_both_and_the_engines_hear_of_it(unlocked: Any, shared_fakes: list[Any]) -> None:
+    from playwright.sync_api import expect
+
+    before = [fake.seen()["cancelled"] for fake in shared_fakes]
+    for fake in shared_fakes:
+        fake.set(tokens=400, token_s=0.1)
+    run(unlocked)
+    for answer in answers(unlocked):
+        expect(answer).not_to_be_empty()
+    unlocked.get_by_role("button", name="Stop").click()
+    ran(unlocked)
+    expect(unlocked.get_by_role("article").first).to_contain_text("stopped")
+    expect(unlocked.get_by_role("button", name="Run both")).to_be_focused()
+    gone = threading.Event()
+    for _ in range(100):
+        if all(fake.seen()["cancelled"] > count for fake, count in zip(shared_fakes, before, strict=True)):
+            break
+        gone.wait(0.1)
+    else:
+        pytest.fail("an engine goes on after the page stopped")
+
+
+def test_where_the_server_asks_for_an_api_key_so_does_the_page(
+    open_page: Callable[..., Any], shared_fakes: list[Any], start_proxy: Callable[..., Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page(start_proxy(shared_fakes, env={"MI_PRUN_AB_API_KEYS": "key-of-a-client"}).url)
+    run(page)
+    expect(page.get_by_role("alert").filter(has_text="This server asks for an API key.")).to_be_visible()
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.get_by_label("API key").fill("key-of-a-client")
+    page.get_by_label("API key").press("Enter")
+    ran(page)
+    expect(answers(page)[1]).not_to_be_empty()
+    assert page.evaluate("sessionStorage.length + localStorage.length") == 0
+
+
+# --- for everybody
+
+
+def test_with_the_keyboard_alone(open_page: Callable[..., Any], admin: dict[str, str], proxy: Any) -> None:
+    from playwright.sync_api import expect
+
+    page = open_page()
+    press = page.keyboard.press
+    press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    press("Enter")
+    press("Tab")
+    expect(page.get_by_label("Admin key")).to_be_focused()
+    page.keyboard.type(admin["Authorization"].removeprefix("Bearer "))
+    press("Enter")
+    slider = page.get_by_role("slider", name="Share of pruned")
+    expect(slider).to_be_visible()
+    tab_to(page, slider)
+    assert slider.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    for _ in range(5):
+        press("ArrowRight")
+    tab_to(page, page.get_by_role("button", name="Apply", exact=True))
+    press("Enter")
+    expect(page.get_by_text("Now: dense 85 %, pruned 15 %.")).to_be_visible()
+    assert proxy.experiment()["state"]["weights"] == {"dense": 85, "pruned": 15}
+    tab_to(page, page.get_by_label("Prompt"))
+    page.keyboard.type("It was")
+    press("Control+Enter")
+    ran(page)
+    expect(answers(page)[1]).not_to_be_empty()
+    tab_to(page, answers(page)[1])  # long answers can be scrolled
+
+
+def tab_to(page: Any, target: Any) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if target.evaluate("node => node === document.activeElement"):
+            return
+    pytest.fail(f"{target} is not reached by Tab")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, PHONE], ids=["wide", "phone"])
+def test_axe_finds_nothing(
+    open_page: Callable[..., Any],
+    admin: dict[str, str],
+    shared_fakes: list[Any],
+    scheme: str,
+    viewport: dict[str, int],
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    shared_fakes[1].set(pruning=PRUNING)
+    # The checker is injected, which the page's policy would not have.
+    page = open_page(color_scheme=scheme, viewport=viewport, bypass_csp=True)
+    found = [Axe().run(page).response["violations"]]
+    unlock(page, admin)
+    run(page)
+    ran(page)
+    page.get_by_role("slider", name="Share of pruned").fill("40")
+    page.get_by_text("Last changes").click()
+    page.locator(".block").first.wait_for()
+    found.append(Axe().run(page).response["violations"])
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for violations in found for one in violations] == []
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_need_not_scroll_sideways(
+    open_page: Callable[..., Any], admin: dict[str, str], shared_fakes: list[Any], width: int
+) -> None:
+    shared_fakes[0].set(text=["word ", "x" * 400, " end"])
+    shared_fakes[1].set(pruning=PRUNING)
+    page = open_page(viewport={"width": width, "height": 800}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    unlock(page, admin)
+    run(page)
+    ran(page)
+    page.locator(".block").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_motion_is_left_out_where_it_is_not_wanted(open_page: Callable[..., Any]) -> None:
+    moving = "[...document.querySelectorAll('*')].filter((node) => parseFloat(getComputedStyle(node).transitionDuration) > 0).length"
+    assert open_page(reduced_motion="reduce").evaluate(moving) == 0
