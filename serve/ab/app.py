@@ -15,6 +15,7 @@ from serve.ab import admin, probe
 from serve.ab.arm import Arm
 from serve.ab.config import Config
 from serve.ab.experiment import Experiment
+from serve.ab.page import add_page
 from serve.ab.proxy import Proxy
 from serve.ab.request import PATHS
 from serve.ab.security import Keys, load_keys
@@ -67,4 +68,5 @@ def create_app(
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": []})
 
+    add_page(app)
     return app

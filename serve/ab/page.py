@@ -10,7 +10,10 @@ import hashlib
 from importlib.resources import files
 from typing import NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+
+from serve.ab.feed import feed_router
+from serve.ab.live import Live
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -43,6 +46,15 @@ MEDIA_TYPES = {
     "svg": "image/svg+xml",
 }
 INDEX = "index.html"
+
+
+def add_page(app: FastAPI) -> None:
+    """The page, and what it asks for, to an application whose `state.ab` is the Service."""
+    service = app.state.ab
+    live = Live(tuple(service.arms))
+    service.listeners.append(live)
+    app.include_router(feed_router(live))
+    app.include_router(page_router())
 
 
 class Asset(NamedTuple):

@@ -6,18 +6,22 @@ const MARKS = ["M4 1a3 3 0 1 1 0 6a3 3 0 1 1 0-6z", "M4 0.4L7.6 4L4 7.6L0.4 4z",
 const DASHES = ["none", "6 3", "2 2", "8 2 2 2"];
 const KINDS = MARKS.length;
 
-export const armClass = (index) => `arm-${index % KINDS}`;
-export const dash = (index) => DASHES[index % KINDS];
-export const markPath = (index) => MARKS[index % KINDS];
+const known = []; // in the order they were first seen: an arm looks the same everywhere
 
-export function mark(index) {
-  return drawn(
-    "svg",
-    { class: `mark ${armClass(index)}`, viewBox: "0 0 8 8", width: "10", height: "10", "aria-hidden": "true" },
-    drawn("path", { d: markPath(index) }),
-  );
+function look(name) {
+  if (!known.includes(name)) known.push(name);
+  return known.indexOf(name) % KINDS;
 }
 
-export function armName(name, index) {
-  return element("span", { class: `arm-name ${armClass(index)}` }, mark(index), element("span", { text: name }));
+export const armClass = (name) => `arm-${look(name)}`;
+export const dash = (name) => DASHES[look(name)];
+export const markPath = (name) => MARKS[look(name)];
+
+export function armName(name) {
+  const mark = drawn(
+    "svg",
+    { class: "mark", viewBox: "0 0 8 8", width: "10", height: "10", "aria-hidden": "true" },
+    drawn("path", { d: markPath(name) }),
+  );
+  return element("span", { class: `arm-name ${armClass(name)}` }, mark, element("span", { text: name }));
 }

@@ -7,17 +7,16 @@ import { bytes, count, digits, percent } from "./format.js";
 // pruning: the answer of an arm's `GET /v1/pruning`, or null where it has none. One entry an arm, in the experiment's order.
 export function showBlocks(arms) {
   const maps = arms
-    .map(({ name, pruning, error }, index) => ({ name, pruning, error, index }))
     .filter(({ pruning, error }) => pruning?.pruned || error)
-    .map(({ name, pruning, error, index }) =>
-      error ? element("p", { class: "help" }, armName(name, index), `: ${error}`) : map(name, index, pruning),
+    .map(({ name, pruning, error }) =>
+      error ? element("p", { class: "help" }, armName(name), `: ${error}`) : map(name, pruning),
     );
   find("block-maps").replaceChildren(
     ...(maps.length ? maps : [element("p", { class: "help", text: "No arm says that it was pruned." })]),
   );
 }
 
-function map(name, index, pruning) {
+function map(name, pruning) {
   const dropped = new Set(pruning.dropped_blocks);
   const total = dropped.size + pruning.kept_blocks.length;
   const words =
@@ -29,7 +28,7 @@ function map(name, index, pruning) {
   return element(
     "article",
     { class: "block-map" },
-    element("h3", {}, armName(name, index)),
+    element("h3", {}, armName(name)),
     element("div", { class: "cells", role: "img", "aria-label": words }, ...cells),
     element("p", { class: "help", text: words }),
     facts(pruning, dropped.size, total),

@@ -9,7 +9,7 @@ const BOTTOM = 18;
 const LEFT = 38;
 const RIGHT = 10;
 
-// lines: [{ arm: index, values: [number | null], upper: [number | null] | undefined }], oldest first.
+// lines: [{ arm: its name, values: [number | null], upper: [number | null] | undefined }], oldest first.
 export function chart(width, lines, { label, format, minutes, cursor }) {
   const points = lines[0]?.values.length ?? 0;
   const highest = Math.max(0, ...lines.flatMap((line) => [...line.values, ...(line.upper ?? [])]).filter((v) => v));

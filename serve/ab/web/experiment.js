@@ -9,7 +9,7 @@ const SHOWN_CHANGES = 8;
 let seen = null; // versions and arm states that were shown
 
 export function showExperiment({ name, control, state, arms, changes }, polite) {
-  showSplit(state);
+  showSplit(state, control);
   say(find("experiment-name"), name === "default" ? "" : name);
   find("experiment-state").hidden = false;
   say(find("experiment-state"), state.paused ? "paused" : "running");
@@ -44,11 +44,11 @@ function showArms(arms, polite) {
   if (find("arms").dataset.words === words) return;
   find("arms").dataset.words = words;
   find("arms").replaceChildren(
-    ...arms.map((arm, index) =>
+    ...arms.map((arm) =>
       element(
         "li",
         { class: arm.available ? "" : "bad" },
-        armName(arm.name, index),
+        armName(arm.name),
         element("span", { text: ` ${health(arm)}, ${arm.in_flight} in flight` }),
       ),
     ),

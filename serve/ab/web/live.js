@@ -38,8 +38,8 @@ export function showLive(figures) {
       say(values[at].upper, upper === NONE ? "" : `p99 ${upper}`);
       return `${arm} ${text === NONE ? "none" : text}${upper === NONE ? "" : `, p99 ${upper}`}`;
     });
-    const lines = arms.map((arm, at) => ({
-      arm: at,
+    const lines = arms.map((arm) => ({
+      arm,
       values: figures.series[arm].map(spec.value),
       upper: spec.upper && figures.series[arm].map(spec.upper),
     }));
@@ -76,10 +76,10 @@ function build(arms) {
     const figure = instance("chart-template");
     figure.querySelector("h3").textContent = title;
     figure.querySelector(".unit").textContent = unit;
-    const values = arms.map((arm, index) => {
+    const values = arms.map((arm) => {
       const cells = { main: element("span", { class: "value", text: NONE }), upper: element("span", { class: "upper" }) };
       const told = element("dd", {}, cells.main, ...(upper ? [" ", cells.upper] : []));
-      figure.querySelector(".values").append(element("div", {}, element("dt", {}, armName(arm, index)), told));
+      figure.querySelector(".values").append(element("div", {}, element("dt", {}, armName(arm)), told));
       return cells;
     });
     find("charts").append(figure);

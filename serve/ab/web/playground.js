@@ -86,7 +86,7 @@ function pane(model, arm, index) {
   const node = instance("answer-template");
   const heading = node.querySelector("h3");
   heading.id = `answer-${index}`;
-  heading.append(armName(arm, index));
+  heading.append(armName(arm));
   node.setAttribute("aria-labelledby", heading.id);
   const box = node.querySelector(".text");
   box.setAttribute("aria-label", `Answer of ${arm}`);

@@ -1,4 +1,4 @@
-// The split: a slider for each arm but the first, the shadow share, pause. What is applied is compared-and-set by version.
+// The split: a slider for each arm but the control, the shadow share, pause. What is applied is compared-and-set by version.
 
 import { admin, ApiError, reason } from "./api.js";
 import { armClass, armName } from "./arms.js";
@@ -10,6 +10,7 @@ const PATH = "/admin/experiment";
 let server = null; // its state, as it was last seen
 let base = null; // the one that what is in the form was made from
 let theirs = null; // the one that came between, while a conflict is shown
+let control = ""; // the arm that has what the others leave
 let fields = [];
 let after = () => {};
 
@@ -34,7 +35,8 @@ export function setUpSplit({ changed }) {
   });
 }
 
-export function showSplit(state) {
+export function showSplit(state, controlArm) {
+  control = controlArm;
   if (server && state.version < server.version) return; // an answer that was overtaken by a change of ours
   const dirty = base && isDirty();
   server = state;
@@ -46,9 +48,9 @@ function take(experiment) {
   if (base && experiment.version === base.version && !isDirty() && !theirs) return; // nothing new: leave it as it is
   server = base = experiment;
   theirs = null;
-  const names = Object.keys(experiment.weights);
+  const names = Object.keys(experiment.weights).filter((name) => name !== control);
   find("split-form").hidden = false;
-  if (fields.map((field) => field.name).join("\n") !== names.slice(1).join("\n")) build(names);
+  if (fields.map((field) => field.name).join() !== names.join()) build(names);
   const shares = sharesOf(experiment.weights);
   for (const field of fields) set(field, Number((shares[field.name] * 100).toFixed(2)));
   find("shadow-share").value = Number((experiment.shadow_share * 100).toFixed(2));
@@ -60,9 +62,9 @@ function take(experiment) {
 
 function build(names) {
   find("sliders").replaceChildren();
-  fields = names.slice(1).map((name, at) => {
-    const id = `share-${at + 1}`;
-    const slider = element("input", { id, type: "range", min: "0", max: "100", step: "1", class: armClass(at + 1) });
+  fields = names.map((name, at) => {
+    const id = `share-${at}`;
+    const slider = element("input", { id, type: "range", min: "0", max: "100", step: "1", class: armClass(name) });
     const number = element("input", {
       type: "number", min: "0", max: "100", step: "any", inputmode: "decimal", required: true,
       "aria-label": `Share of ${name} in percent`,
@@ -72,7 +74,7 @@ function build(names) {
     number.addEventListener("input", () => (set(field, number.valueAsNumber, { typed: true }), changedByHand()));
     find("sliders").append(
       element("div", { class: "field slider" },
-        element("label", { for: id }, "Share of ", armName(name, at + 1)),
+        element("label", { for: id }, "Share of ", armName(name)),
         slider,
         element("span", { class: "with-unit" }, number, element("span", { text: "%", "aria-hidden": "true" })),
       ),
@@ -91,15 +93,14 @@ const sharesOf = (weights) => {
   return Object.fromEntries(Object.entries(weights).map(([name, weight]) => [name, sum ? weight / sum : 0]));
 };
 
-// What the form says: the first arm has what the others leave. An untouched form says exactly what the server said.
+// What the form says: the control has what the others leave. An untouched form says exactly what the server said.
 function wanted() {
   const known = sharesOf(base.weights);
   const untouched = fields.every((field) => Math.abs(field.number.valueAsNumber - known[field.name] * 100) < 0.005);
   const weights = Object.fromEntries(fields.map((field) => [field.name, field.number.valueAsNumber]));
   const rest = 100 - Object.values(weights).reduce((sum, weight) => sum + weight, 0);
-  const first = Object.keys(base.weights)[0];
   return {
-    weights: untouched ? base.weights : { [first]: Number(rest.toFixed(6)), ...weights },
+    weights: untouched ? base.weights : { ...weights, [control]: Number(rest.toFixed(6)) },
     shadow_share: find("shadow-share").valueAsNumber / 100,
   };
 }
@@ -116,7 +117,7 @@ function changedByHand() {
   const words = names.map((name) => `${name} ${percent(shares[name])}`).join(", ");
   for (const { slider } of fields) slider.setAttribute("aria-valuetext", words);
   const fault = faultOf(now);
-  find("split-bar").replaceChildren(...(fault ? [] : names.map((name, index) => bar(name, index, shares[name]))));
+  find("split-bar").replaceChildren(...(fault ? [] : names.map((name) => bar(name, shares[name]))));
   const dirty = isDirty();
   find("apply").disabled = !dirty || Boolean(fault);
   find("reset").disabled = !dirty;
@@ -142,8 +143,8 @@ function changeWords(now, shares) {
   return `Not applied yet: ${moves.join(", ")}.`;
 }
 
-function bar(name, index, share) {
-  const part = element("span", { class: armClass(index), text: share >= 0.12 ? `${name} ${percent(share, 0)}` : "" });
+function bar(name, share) {
+  const part = element("span", { class: armClass(name), text: share >= 0.12 ? `${name} ${percent(share, 0)}` : "" });
   part.style.flexGrow = share;
   return part;
 }
