@@ -1,0 +1,101 @@
+"""`GET` and `PUT /admin/experiment`: what the experiment is, and a change to it, for who holds the admin key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.ab.security import require_operator
+from serve.ab.store import ConflictError, State
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_operator)])
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "The admin key is needed"},
+    403: {"description": "No admin key is set on this server"},
+}
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
+
+
+class Change(BaseModel):
+    """What is left out stays. version: the one this change was meant for, where If-Match does not say it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = None
+    weights: dict[str, Weight] | None = None
+    shadow_share: Share | None = None
+    paused: bool | None = None
+    why: str = Field("", max_length=500)
+
+
+class ExperimentAnswer(BaseModel):
+    name: str
+    control: str
+    state: State
+    arms: list[dict[str, Any]]
+    changes: list[State]
+
+
+def _answer(request: Request) -> ExperimentAnswer:
+    ab = request.app.state.ab
+    return ExperimentAnswer(
+        name=ab.experiment.name,
+        control=ab.experiment.control,
+        state=ab.experiment.state,
+        arms=[arm.describe() for arm in ab.arms.values()],
+        changes=ab.store.changes(ab.experiment.name, 20),
+    )
+
+
+@router.get("/experiment", responses=REFUSALS)
+async def read_experiment(request: Request, response: Response) -> ExperimentAnswer:
+    answer = _answer(request)
+    response.headers["ETag"] = f'"{answer.state.version}"'
+    return answer
+
+
+@router.put(
+    "/experiment",
+    responses={
+        **REFUSALS,
+        400: {"description": "The change cannot be made"},
+        409: {"description": "The experiment has another version by now (version in the body)"},
+        412: {"description": "The experiment has another version by now (If-Match)"},
+        428: {"description": "Neither If-Match nor version says which version the change is meant for"},
+    },
+)
+async def change_experiment(
+    request: Request, response: Response, change: Change, if_match: Annotated[str | None, Header()] = None
+) -> ExperimentAnswer:
+    expected = change.version
+    if if_match is not None:
+        found = if_match.strip().removeprefix("W/").strip('"')
+        if not (found.isascii() and found.isdecimal() and len(found) < 19):
+            raise HTTPException(412, f'If-Match must be the version that GET gave as ETag, as "7"; got {if_match!r}')
+        if expected is not None and expected != int(found):
+            raise HTTPException(400, "If-Match and version name two versions")
+        expected = int(found)
+    if expected is None:
+        raise HTTPException(428, "say by If-Match, or by version, which version this change is meant for")
+    ab = request.app.state.ab
+    try:
+        ab.experiment.change(
+            expected,
+            who="admin",
+            why=change.why,
+            weights=change.weights,
+            shadow_share=change.shadow_share,
+            paused=change.paused,
+        )
+    except ConflictError as error:
+        status = 409 if if_match is None else 412
+        version = ab.experiment.state.version
+        raise HTTPException(status, f"the experiment has version {version} by now, not {expected}") from error
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+    answer = _answer(request)
+    response.headers["ETag"] = f'"{answer.state.version}"'
+    return answer

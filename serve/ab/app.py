@@ -1,0 +1,70 @@
+"""The application: the proxied paths, the admin routes, and what else is included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.routing import Route
+
+from mi_prun.version import __version__
+from serve.ab import admin, probe
+from serve.ab.arm import Arm
+from serve.ab.config import Config
+from serve.ab.experiment import Experiment
+from serve.ab.proxy import Proxy
+from serve.ab.request import PATHS
+from serve.ab.security import Keys, load_keys
+from serve.ab.service import Service
+from serve.ab.store import Store
+
+
+def create_app(
+    config: Config, arms: Mapping[str, Arm] | None = None, *, keys: Keys | None = None, reset: bool = False
+) -> FastAPI:
+    """`app.state.ab` is the Service. arms: None makes them from the config, which is enough where all have a URL."""
+    if arms is None:
+        arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
+    store = Store(config.state)
+    service = Service(
+        config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.upstream:
+            tasks = [
+                asyncio.create_task(service.sweeper.run()),
+                asyncio.create_task(service.access_log.run()),
+                *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                service.access_log.close()
+                store.close()
+
+    app = FastAPI(title="mi-prun-ab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.ab = service
+    proxy = Proxy(service)
+    for path in PATHS:
+        app.router.routes.append(Route(path, proxy, methods=["POST"]))
+    app.include_router(admin.router)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while an arm can be sent requests."""
+        up = any(arm.available for arm in service.arms.values())
+        return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": []})
+
+    return app
