@@ -22,7 +22,7 @@ GROWTH = 1.05  # of the histogram's bins: a quantile is within 2.5 % of the valu
 FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 
-class ArmFigures(Record):
+class LiveArm(Record):
     """Of a stretch of time. Rates are per second; quantiles are None where nothing was observed.
 
     requests: attempts that ended. errors: those the arm is to blame for. answer_tokens_per_s: of one answer, its first
@@ -40,7 +40,7 @@ class ArmFigures(Record):
     itl_s_p99: float | None
 
 
-class ShadowFigures(Record):
+class LiveShadow(Record):
     """Of all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
 
     compared: int
@@ -57,9 +57,9 @@ class LiveFigures(Record):
     bucket_s: int
     now_s: int
     time_s: tuple[int, ...]
-    series: dict[str, tuple[ArmFigures, ...]]
-    now: dict[str, ArmFigures]
-    shadow: ShadowFigures
+    series: dict[str, tuple[LiveArm, ...]]
+    now: dict[str, LiveArm]
+    shadow: LiveShadow
 
 
 class Histogram:
@@ -114,8 +114,8 @@ class ArmBucket:
         self.ttft_s.merge(other.ttft_s)
         self.itl_s.merge(other.itl_s)
 
-    def figures(self, seconds: float) -> ArmFigures:
-        return ArmFigures(
+    def figures(self, seconds: float) -> LiveArm:
+        return LiveArm(
             requests=self.requests,
             errors=self.errors,
             requests_per_s=round(self.requests / seconds, 3),
@@ -134,9 +134,9 @@ class Bucket:
         self.compared = 0
         self.failed = 0
         self.agreement_sum = 0.0
-        self._closed: dict[str, ArmFigures] = {}
+        self._closed: dict[str, LiveArm] = {}
 
-    def closed_figures(self, arm: str, seconds: float) -> ArmFigures:
+    def closed_figures(self, arm: str, seconds: float) -> LiveArm:
         """Of a bucket that nothing is added to any more: worked out once, however often a page asks."""
         if arm not in self._closed:
             self._closed[arm] = self.arms[arm].figures(seconds)
@@ -191,7 +191,7 @@ class Live:
             time_s=tuple(number * self.bucket_s for number in numbers),
             series={arm: tuple(bucket.closed_figures(arm, self.bucket_s) for bucket in shown) for arm in self.arms},
             now={arm: self._sum(arm, recent).figures(seconds) for arm in self.arms},
-            shadow=ShadowFigures(
+            shadow=LiveShadow(
                 compared=compared,
                 failed=sum(bucket.failed for bucket in everything),
                 agreement=sum(bucket.agreement_sum for bucket in everything) / compared if compared else None,

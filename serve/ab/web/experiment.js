@@ -1,6 +1,6 @@
 // The experiment as a whole: its name, whether it runs, how its arms are, and what was changed last.
 
-import { armName } from "./arms.js";
+import { armName, knowArms } from "./arms.js";
 import { element, find, say } from "./dom.js";
 import { showSplit, stateWords } from "./split.js";
 
@@ -9,6 +9,7 @@ const SHOWN_CHANGES = 8;
 let seen = null; // versions and arm states that were shown
 
 export function showExperiment({ name, control, state, arms, changes }, polite) {
+  knowArms(arms.map((arm) => arm.name));
   showSplit(state, control);
   say(find("experiment-name"), name === "default" ? "" : name);
   find("experiment-state").hidden = false;

@@ -3,6 +3,10 @@
 export const NONE = "–";
 
 export function digits(value) {
+  return rounded(value).replace("-", "−");
+}
+
+function rounded(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return NONE;
   const size = Math.abs(value);
   if (size >= 1000) return value.toLocaleString("en", { maximumFractionDigits: 0 });

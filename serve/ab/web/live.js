@@ -1,6 +1,6 @@
 // The live figures: one small chart for each, both arms in it, their values of the last minute above.
 
-import { armName } from "./arms.js";
+import { armName, knowArms } from "./arms.js";
 import { chart, placeOf } from "./chart.js";
 import { element, find, instance, say } from "./dom.js";
 import { axis, count, digits, NONE, percent } from "./format.js";
@@ -24,6 +24,7 @@ let lookedAt = null; // the start of the bucket that is read off, Unix time; nul
 export function showLive(figures) {
   latest = figures;
   const arms = Object.keys(figures.series);
+  knowArms(arms);
   if (!shown.length) build(arms);
   const place = lookedAt === null ? -1 : figures.time_s.indexOf(lookedAt);
   if (place < 0) lookedAt = null;

@@ -1,7 +1,7 @@
 // One prompt, all arms: their answers stream side by side, and where they differ is marked.
 
 import { adminKey, ApiError, errorOf, reason, saidIn } from "./api.js";
-import { armName } from "./arms.js";
+import { armName, knowArms } from "./arms.js";
 import { diff } from "./diff.js";
 import { element, find, instance, say } from "./dom.js";
 import { count, digits, NONE, percent } from "./format.js";
@@ -57,6 +57,7 @@ async function run() {
   find("run").setAttribute("aria-disabled", "true");
   try {
     const arms = await armModels(signal);
+    knowArms(arms.map(({ arm }) => arm));
     const panes = arms.map(({ model, arm }, index) => pane(model, arm, index));
     find("answers").replaceChildren(...panes.map((one) => one.node));
     announce("Running on both arms.");

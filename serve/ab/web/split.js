@@ -144,7 +144,7 @@ function changeWords(now, shares) {
 }
 
 function bar(name, share) {
-  const part = element("span", { class: armClass(name), text: share >= 0.12 ? `${name} ${percent(share, 0)}` : "" });
+  const part = element("span", { class: armClass(name), text: `${share >= 0.3 ? `${name} ` : ""}${share >= 0.14 ? percent(share, 0) : ""}` });
   part.style.flexGrow = share;
   return part;
 }

@@ -1,6 +1,6 @@
 // The verdict: in words, then figure by figure with the interval of each difference. The server has worked it out.
 
-import { armName } from "./arms.js";
+import { armName, knowArms } from "./arms.js";
 import { element, find, say } from "./dom.js";
 import { count, digits, NONE, percent } from "./format.js";
 
@@ -16,12 +16,12 @@ const RATES = [
   { name: "error_rate", title: "Errors", better: -1 },
   { name: "gave_up_rate", title: "Clients that left", better: -1 },
 ];
-const WORDS = { lower: "lower", higher: "higher", "no different": "no different", unknown: "not known yet" };
 
 let parts = {}; // of each arm that is compared
 let said = null;
 
 export function showVerdict(verdict, polite) {
+  knowArms(verdict.arms.map(({ arm }) => arm));
   const control = verdict.arms.find((arm) => arm.arm === verdict.control);
   const lines = verdict.comparisons.map((comparison) => headline(comparison));
   const words = lines.join(" ") || "There is one arm only: nothing to compare it with.";
@@ -57,12 +57,12 @@ function headline({ arm, differences, error_rate, sample_ratio, sample_size, gua
 function relative(what, { ratio, direction }, words) {
   if (direction === "unknown" || ratio === null) return "";
   if (direction === "no different") return `${what} no different`;
-  return `${what} ${digits(Math.abs(ratio - 1) * 100)} % ${words[direction]}`;
+  return `${what} ${digits(Math.abs(ratio - 1) * 100)}\u00a0% ${words[direction]}`;
 }
 
 function showNotes({ notes, comparisons }) {
   const list = comparisons.flatMap(({ arm, guardrails, sample_size, sample_ratio, shadow }) => [
-    ...guardrails.map((guardrail) => guardrailNote(arm, guardrail)),
+    ...guardrailNotes(arm, guardrails),
     { text: sampleNote(arm, sample_size) },
     ...(sample_ratio.clients && !sample_ratio.mismatch
       ? [{ text: `Clients are split as they should be (${percent(sample_ratio.share)} of ${count(sample_ratio.clients, "client")} at ${arm}, ${percent(sample_ratio.expected_share)} expected).` }]
@@ -78,11 +78,26 @@ function showNotes({ notes, comparisons }) {
   find("verdict-notes").replaceChildren(...all.map(({ text, bad }) => element("li", { class: bad ? "bad" : "", text })));
 }
 
-function guardrailNote(arm, { text, value, standing, broken_at, drained }) {
-  const now = value === null ? "" : ` (now ${text.includes("%") ? percent(value, 2) : digits(value)}${/x\s*$/.test(text) ? "×" : ""})`;
-  if (standing !== "broken") return { text: `Guardrail ${text}: ${standing === "holds" ? "holds" : "undecided"} for ${arm}${now}.` };
-  const when = broken_at === null ? "" : ` at ${new Date(broken_at * 1000).toLocaleString()}`;
-  return { text: `Guardrail ${text} broken by ${arm}${when}${now}. ${drained ? "Its weight was set to 0." : "Its weight was left as it is."}`, bad: true };
+function guardrailNotes(arm, guardrails) {
+  const broken = guardrails.filter(({ standing }) => standing === "broken");
+  const others = guardrails.filter(({ standing }) => standing !== "broken");
+  return [
+    ...broken.map(({ text, broken_at, drained }) => ({
+      text:
+        `${arm} broke ${text} at ${new Date(broken_at * 1000).toLocaleString()}. ` +
+        `Its weight ${drained ? "was set to 0" : "was 0 already"}.`,
+      bad: true,
+    })),
+    ...(others.length
+      ? [{ text: `Guardrails of ${arm}: ${others.map(({ text, standing, value }) => `${text} ${standing}${valueWords(text, value)}`).join(", ")}.` }]
+      : []),
+  ];
+}
+
+function valueWords(text, value) {
+  if (value === null) return "";
+  if (text.endsWith("%")) return ` (now ${percent(value, 2)})`;
+  return ` (now ${digits(value)}${text.endsWith("x") ? "×" : ""})`;
 }
 
 function sampleNote(arm, { figure, minimal_effect, power, have, needed, reached }) {
@@ -96,6 +111,7 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!]$
 
 function showTables(comparison, ours, control, alpha) {
   const { arm, differences, shadow } = comparison;
+  const names = { control: control.arm, ours: arm };
   parts[arm] ??= build(arm, control.arm, alpha);
   const interval = (bounds, format) => (bounds ? `${format(bounds.low, "−∞")} to ${format(bounds.high, "∞")}` : "");
   const number = (value, none) => (value === null ? none : signed(value, digits));
@@ -103,7 +119,7 @@ function showTables(comparison, ours, control, alpha) {
   const rows = [
     ...FIGURES.map(({ name, title, unit, better }) => {
       const found = differences[name];
-      return row(title, unit, digits(control.figures[name].mean), digits(ours.figures[name].mean), {
+      return row(names, [title, unit], digits(control.figures[name].mean), digits(ours.figures[name].mean), {
         main: found.ratio === null ? number(found.difference, NONE) : `${signed((found.ratio - 1) * 100, digits)} %`,
         small: found.ratio_interval
           ? interval(found.ratio_interval, (value, none) => (value === null ? none : `${signed((value - 1) * 100, digits)} %`))
@@ -113,7 +129,7 @@ function showTables(comparison, ours, control, alpha) {
       });
     }),
     ...RATES.map(({ name, title, better }) =>
-      row(title, "% of requests", percentDigits(control[name].mean), percentDigits(ours[name].mean), {
+      row(names, [title, "% of requests"], percentDigits(control[name].mean), percentDigits(ours[name].mean), {
         main: rate(comparison[name].difference, NONE),
         small: interval(comparison[name].interval, rate),
         direction: comparison[name].direction,
@@ -121,21 +137,21 @@ function showTables(comparison, ours, control, alpha) {
       }),
     ),
   ];
-  if (shadow.comparisons) rows.push(...shadowRows(shadow));
+  if (shadow.comparisons) rows.push(...shadowRows(names, shadow));
   parts[arm].differences.replaceChildren(...rows);
   parts[arm].counts.replaceChildren(...countRows(ours, control));
 }
 
-function shadowRows({ comparisons, agreement, logprob_difference_nats: logprobs }) {
+function shadowRows(names, { comparisons, agreement, logprob_difference_nats: logprobs }) {
   const told = (figure, format) => (figure.interval ? `${format(figure.interval.low)} to ${format(figure.interval.high)}` : "");
   const rows = [
-    row("Shadow agreement", `% of leading tokens, ${count(comparisons, "answer")}`, "", percentDigits(agreement.mean), {
+    row(names, ["Shadow agreement", `% of leading tokens, ${count(comparisons, "answer")}`], "", percentDigits(agreement.mean), {
       main: "", small: told(agreement, percentDigits),
     }),
   ];
   if (logprobs.requests) {
     rows.push(
-      row("Log-probability of the control's tokens", "nats, less the control's own", "", digits(logprobs.mean), {
+      row(names, ["Log-probability", "of the control's tokens, nats, less its own"], "", digits(logprobs.mean), {
         main: "", small: told(logprobs, digits),
       }),
     );
@@ -144,20 +160,20 @@ function shadowRows({ comparisons, agreement, logprob_difference_nats: logprobs 
 }
 
 function build(arm, controlArm, alpha) {
-  const differences = element("tbody");
+  const differences = element("tbody", { role: "rowgroup" });
   const counts = element("tbody");
-  const head = (...cells) => element("thead", {}, element("tr", {}, ...cells.map((cell) => element("th", { scope: "col" }, cell))));
-  const level = `${digits((1 - alpha) * 100)} % interval`;
+  const head = (...cells) => element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...cells.map((text) => element("th", { scope: "col", role: "columnheader" }, text))));
+  const level = `${percent(1 - alpha)} interval`;
   find("verdict-tables").append(
     element(
       "div",
       { class: "wide", role: "region", "aria-label": `${arm} beside ${controlArm}, figure by figure`, tabindex: "0" },
-      element("table", { class: "figures" }, head("Mean of", armName(controlArm), armName(arm), "Difference", level, "So it is"), differences),
+      element("table", { class: "figures", role: "table" }, head("Mean of", armName(controlArm), armName(arm), "Difference", level, "Result"), differences),
     ),
     element(
       "details",
       {},
-      element("summary", { text: `Requests and how they ended` }),
+      element("summary", { text: "Requests, and how they ended" }),
       element(
         "div",
         { class: "wide", role: "region", "aria-label": `Requests of ${arm} and ${controlArm}`, tabindex: "0" },
@@ -168,29 +184,34 @@ function build(arm, controlArm, alpha) {
   return { differences, counts };
 }
 
-function row(title, unit, control, ours, { main, small, direction, better }) {
+function row(names, [title, unit], control, ours, { main, small, direction, better }) {
   const good = better && direction === (better < 0 ? "lower" : "higher");
   const bad = better && direction === (better < 0 ? "higher" : "lower");
-  const told = direction ? element("span", { class: `told ${good ? "better" : bad ? "worse" : "unsure"}`, text: WORDS[direction] }) : "";
+  const words = good ? "better" : bad ? "worse" : direction === "unknown" ? "not known yet" : direction;
+  const told = direction ? element("span", { class: `told ${good ? "better" : bad ? "worse" : "unsure"}`, text: words }) : "";
   return element(
     "tr",
-    {},
-    element("th", { scope: "row" }, title, " ", element("span", { class: "unit", text: unit })),
-    element("td", { text: control }),
-    element("td", { text: ours }),
-    element("td", { text: main }),
-    element("td", { class: "interval", text: small }),
-    element("td", {}, told),
+    { role: "row" },
+    element("th", { scope: "row", role: "rowheader" }, title, " ", element("span", { class: "unit", text: unit })),
+    cell(control, { "data-label": names.control }),
+    cell(ours, { "data-label": names.ours }),
+    cell(main, {}),
+    cell(small, { class: "interval" }),
+    cell(told, { class: "result" }),
   );
 }
 
+// The roles are there for browsers that forget them when a phone's style takes the table apart.
+const cell = (content, attributes) => element("td", { role: "cell", ...attributes }, content);
+
+
 function countRows(ours, control) {
   const both = (title, of) => countRow(title, of(control), of(ours));
-  const names = (field) => [...new Set([...Object.keys(control[field]), ...Object.keys(ours[field])])].sort();
+  const keys = (field) => [...new Set([...Object.keys(control[field]), ...Object.keys(ours[field])])].sort();
   return [
     both("Counted", (arm) => arm.requests),
-    ...names("outcomes").map((name) => both(`Outcome ${name.replaceAll("_", " ")}`, (arm) => arm.outcomes[name] ?? 0)),
-    ...names("finish_reasons").map((name) => both(`Finish reason ${name}`, (arm) => arm.finish_reasons[name] ?? 0)),
+    ...keys("outcomes").map((name) => both(`Outcome ${name.replaceAll("_", " ")}`, (arm) => arm.outcomes[name] ?? 0)),
+    ...keys("finish_reasons").map((name) => both(`Finish reason ${name}`, (arm) => arm.finish_reasons[name] ?? 0)),
     both("Failed over to another arm", (arm) => arm.failed_over),
   ];
 }
