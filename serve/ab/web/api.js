@@ -29,8 +29,10 @@ export function setAdminKey(key) {
   }
 }
 
-export async function admin(path, { method = "GET", body, key = adminKey(), timeoutMs = 10_000 } = {}) {
-  const headers = { Authorization: `Bearer ${key}`, Accept: "application/json" };
+export const authorization = (key = adminKey()) => ({ Authorization: `Bearer ${key}` });
+
+export async function admin(path, { method = "GET", body, key, timeoutMs = 10_000 } = {}) {
+  const headers = { ...authorization(key), Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, {
     method,

@@ -5,7 +5,7 @@ import { showBlocks } from "./blocks.js";
 import { find, say } from "./dom.js";
 import { forgetExperiment, showExperiment } from "./experiment.js";
 import { showLive } from "./live.js";
-import { setUpPlayground } from "./playground.js";
+import { setUpPlayground, stopPlayground } from "./playground.js";
 import { setUpSplit } from "./split.js";
 import { showVerdict } from "./verdict.js";
 
@@ -62,6 +62,7 @@ function lock(message) {
   find("locked").hidden = false;
   find("unlocked").hidden = find("key-bar").hidden = find("connection").hidden = true;
   forgetExperiment();
+  stopPlayground();
   say(find("admin-key-error"), message);
   if (hadFocus) find("admin-key").focus();
 }

@@ -2,6 +2,7 @@
 
 import { armName, knowArms } from "./arms.js";
 import { element, find, say } from "./dom.js";
+import { knowPlaygroundArms } from "./playground.js";
 import { showSplit, stateWords } from "./split.js";
 
 const SHOWN_CHANGES = 8;
@@ -9,7 +10,9 @@ const SHOWN_CHANGES = 8;
 let seen = null; // versions and arm states that were shown
 
 export function showExperiment({ name, control, state, arms, changes }, polite) {
-  knowArms(arms.map((arm) => arm.name));
+  const names = arms.map((arm) => arm.name);
+  knowArms(names);
+  knowPlaygroundArms(names);
   showSplit(state, control);
   say(find("experiment-name"), name === "default" ? "" : name);
   find("experiment-state").hidden = false;

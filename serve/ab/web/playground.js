@@ -1,7 +1,7 @@
 // One prompt, all arms: their answers stream side by side, and where they differ is marked.
 
-import { adminKey, ApiError, errorOf, reason, saidIn } from "./api.js";
-import { armName, knowArms } from "./arms.js";
+import { admin, ApiError, authorization, errorOf, reason, saidIn } from "./api.js";
+import { armName } from "./arms.js";
 import { diff } from "./diff.js";
 import { element, find, instance, say } from "./dom.js";
 import { count, digits, NONE, percent } from "./format.js";
@@ -10,6 +10,7 @@ import { events } from "./sse.js";
 const MOST_CHARACTERS = 400_000; // of one answer: past that it is stopped, so that the tab lives
 
 let running = null; // AbortController
+let arms = [];
 let announce = () => {};
 
 export function setUpPlayground({ polite }) {
@@ -30,22 +31,15 @@ export function setUpPlayground({ polite }) {
   });
 }
 
-function headers() {
-  const key = find("api-key").value.trim() || adminKey(); // an operator may ask whatever a client may
-  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+export function knowPlaygroundArms(names) {
+  arms = names;
+  find("run").disabled = false;
 }
 
-// The model's names with an arm in them, as the proxy lists them: `NAME@dense`.
-async function armModels(signal) {
-  const answer = await fetch("/v1/models", { headers: headers(), signal, credentials: "omit", redirect: "error" });
-  if (!answer.ok) throw await errorOf(answer);
-  const ids = (await answer.json()).data.map((model) => model.id);
-  const named = ids.filter((id) => id.includes("@"));
-  if (!named.length) throw new Error("the server lists no arms to choose from");
-  const first = named[0].slice(0, named[0].lastIndexOf("@"));
-  return named
-    .filter((id) => id.slice(0, id.lastIndexOf("@")) === first)
-    .map((id) => ({ model: id, arm: id.slice(id.lastIndexOf("@") + 1) }));
+export function stopPlayground() {
+  running?.abort(new DOMException("stopped", "AbortError"));
+  find("answers").replaceChildren();
+  say(find("difference"), "");
 }
 
 async function run() {
@@ -56,31 +50,23 @@ async function run() {
   find("stop").disabled = false;
   find("run").setAttribute("aria-disabled", "true");
   try {
-    const arms = await armModels(signal);
-    knowArms(arms.map(({ arm }) => arm));
-    const panes = arms.map(({ model, arm }, index) => pane(model, arm, index));
+    const [{ id }] = (await admin("/v1/models")).data;
+    const name = id.split("@")[0];
+    const panes = arms.map((arm, index) => pane(`${name}@${arm}`, arm, index));
     find("answers").replaceChildren(...panes.map((one) => one.node));
-    announce("Running on both arms.");
+    announce("Running.");
     const marking = markDifferences(panes);
     if (find("in-turn").checked) for (const one of panes) await answerIn(one, signal);
     else await Promise.all(panes.map((one) => answerIn(one, signal)));
-    marking.finish();
+    if (panes[0].node.isConnected) marking.finish();
   } catch (error) {
-    if (!signal.aborted) say(find("ask-error"), askError(error));
+    if (!signal.aborted) say(find("ask-error"), `Not run: ${reason(error)}.`);
   } finally {
     running = null;
     if (document.activeElement === find("stop")) find("run").focus();
     find("stop").disabled = true;
     find("run").removeAttribute("aria-disabled");
   }
-}
-
-function askError(error) {
-  if (error instanceof ApiError && error.status === 401) {
-    find("api-key").focus();
-    return find("api-key").value ? "That API key was not accepted." : "This server asks for an API key.";
-  }
-  return `Not run: ${error instanceof TypeError || error instanceof ApiError ? reason(error) : error.message}.`;
 }
 
 function pane(model, arm, index) {
@@ -124,7 +110,12 @@ async function answerIn(one, signal) {
   one.node.setAttribute("aria-busy", "true");
   try {
     const answer = await fetch(path, {
-      method: "POST", headers: headers(), body: JSON.stringify(body), signal, credentials: "omit", redirect: "error",
+      method: "POST",
+      headers: { "Content-Type": "application/json", ...authorization() },
+      body: JSON.stringify(body),
+      signal,
+      credentials: "omit",
+      redirect: "error",
     });
     if (!answer.ok) throw await errorOf(answer);
     for await (const data of events(answer.body)) {

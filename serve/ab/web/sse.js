@@ -11,9 +11,9 @@ export async function* events(body) {
       const { value, done } = await reader.read();
       if (done) break;
       rest += value;
-      if (rest.length > LONGEST_LINE) throw new Error("the server sent an event without an end");
       const lines = rest.split(/\r\n|\n|\r(?!$)/); // a CR at the very end may be half of a CRLF
       rest = lines.pop();
+      if (rest.length > LONGEST_LINE) throw new Error("the server sent a line without an end");
       for (const line of lines) {
         if (line === "") {
           if (data.length) yield data.join("\n");

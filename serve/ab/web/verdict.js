@@ -26,8 +26,9 @@ export function showVerdict(verdict, polite) {
   const lines = verdict.comparisons.map((comparison) => headline(comparison));
   const words = lines.join(" ") || "There is one arm only: nothing to compare it with.";
   say(find("verdict-words"), words);
-  if (said !== null && said !== words) polite(words);
-  said = words;
+  const gist = words.replace(/[\d.,]+/g, ""); // that a figure has moved a little is not worth an announcement
+  if (said !== null && said !== gist) polite(words);
+  said = gist;
   showNotes(verdict);
   for (const comparison of verdict.comparisons) {
     const ours = verdict.arms.find((arm) => arm.arm === comparison.arm);

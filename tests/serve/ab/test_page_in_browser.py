@@ -6,6 +6,7 @@ Every test also fails on a request to another host, a message of the policy, an 
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import threading
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-ge
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PATIENCE_MS = 15_000
+WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 HOSTILE = [
     "<img src=x onerror=\"window.pwned=1;alert('img')\">",
@@ -56,7 +58,7 @@ def open_page(browser: Any, proxy: Any) -> Iterator[Callable[..., Any]]:
 
     def make(url: str = "", **options: Any) -> Any:
         home = url or proxy.url
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context = browser.new_context(**{"viewport": WIDE, **options})
         contexts.append(context)
         context.set_default_timeout(PATIENCE_MS)
 
@@ -73,9 +75,11 @@ def open_page(browser: Any, proxy: Any) -> Iterator[Callable[..., Any]]:
         page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on(
             "console",
-            lambda said: said.type in ("error", "warning")
-            and not said.text.startswith("Failed to load resource: the server responded with a status of")
-            and wrong.append(f"console {said.text}"),
+            lambda said: (
+                said.type in ("error", "warning")
+                and not said.text.startswith("Failed to load resource: the server responded with a status of")
+                and wrong.append(f"console {said.text}")
+            ),
         )
         page.goto(home)
         return page
@@ -103,21 +107,21 @@ def as_it_was(proxy: Any, shared_fakes: list[Any]) -> None:
 def unlock(page: Any, admin: dict[str, str]) -> None:
     from playwright.sync_api import expect
 
-    page.get_by_label("Admin key").fill(admin["Authorization"].removeprefix("Bearer "))
-    page.get_by_label("Admin key").press("Enter")
+    page.get_by_label("Admin key", exact=True).fill(admin["Authorization"].removeprefix("Bearer "))
+    page.get_by_label("Admin key", exact=True).press("Enter")
     expect(page.get_by_role("heading", name="Split")).to_be_visible()
     expect(page.get_by_role("slider", name="Share of pruned")).to_be_visible()
 
 
-def stream(url: str, model: str, **body: Any) -> str:
+def stream(url: str, model: str, headers: dict[str, str], **body: Any) -> str:
     data = json.dumps({"model": model, "prompt": "It was", "stream": True, **body}).encode()
-    request = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return str(answer.read().decode())
 
 
 def run(page: Any, prompt: str = "It was") -> None:
-    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Run both").click()
 
 
@@ -139,7 +143,7 @@ def test_a_wrong_key_opens_nothing_and_is_not_kept(open_page: Callable[..., Any]
     from playwright.sync_api import expect
 
     page = open_page()
-    page.get_by_label("Admin key").fill("another-key")
+    page.get_by_label("Admin key", exact=True).fill("another-key")
     page.get_by_role("button", name="Show the experiment").click()
     expect(page.get_by_role("alert").filter(has_text="That admin key was not accepted.")).to_be_visible()
     expect(page.get_by_role("heading", name="Split")).to_be_hidden()
@@ -151,7 +155,7 @@ def test_a_wrong_key_opens_nothing_and_is_not_kept(open_page: Callable[..., Any]
     expect(page.get_by_role("heading", name="Split")).to_be_visible()  # this tab still has it
     page.get_by_role("button", name="Forget it").click()
     expect(page.get_by_role("heading", name="Split")).to_be_hidden()
-    expect(page.get_by_label("Admin key")).to_be_focused()
+    expect(page.get_by_label("Admin key", exact=True)).to_be_focused()
     assert page.evaluate("sessionStorage.length") == 0
 
 
@@ -161,22 +165,30 @@ def test_a_server_without_an_admin_key_says_so(
     from playwright.sync_api import expect
 
     page = open_page(start_proxy(shared_fakes, env={"MI_PRUN_AB_ADMIN_KEY": ""}).url)
-    page.get_by_label("Admin key").fill("whatever-it-is")
-    page.get_by_label("Admin key").press("Enter")
+    page.get_by_label("Admin key", exact=True).fill("whatever-it-is")
+    page.get_by_label("Admin key", exact=True).press("Enter")
     expect(page.get_by_role("alert").filter(has_text="no admin key is set on this server")).to_be_visible()
 
 
 # --- live figures, verdict, blocks
 
 
-def test_figures_appear_after_traffic(unlocked: Any, proxy: Any) -> None:
+def test_figures_appear_after_traffic(
+    unlocked: Any, proxy: Any, admin: dict[str, str], shared_fakes: list[Any]
+) -> None:
     from playwright.sync_api import expect
 
+    for fake in shared_fakes:
+        fake.set(token_s=0.01)
     for _ in range(4):
-        stream(proxy.url, "the-model@dense", max_tokens=6)
-        stream(proxy.url, "the-model@pruned", max_tokens=6)
+        stream(proxy.url, "the-model@dense", admin, max_tokens=6)
+        stream(proxy.url, "the-model@pruned", admin, max_tokens=6)
     for title in ("Time to first token", "Inter-token latency", "Speed of one answer", "Requests"):
-        values = unlocked.locator("figure").filter(has_text=title).locator(".value")
+        values = (
+            unlocked.locator("figure")
+            .filter(has=unlocked.get_by_role("heading", name=title, exact=True))
+            .locator(".value")
+        )
         expect(values).to_have_count(2)
         for value in values.all():
             expect(value).to_have_text(re.compile(r"^[0-9.,]+$"))
@@ -224,8 +236,8 @@ def test_the_slider_changes_the_weights(unlocked: Any, proxy: Any) -> None:
     slider.fill("35")
     expect(slider).to_have_attribute("aria-valuetext", "dense 65 %, pruned 35 %")
     expect(unlocked.get_by_text("Not applied yet: dense 90 % → 65 %, pruned 10 % → 35 %.")).to_be_visible()
-    unlocked.get_by_label("Shadow share").fill("2.5")
-    unlocked.get_by_label("Why").fill("a quiet hour")
+    unlocked.get_by_label("Shadow share", exact=True).fill("2.5")
+    unlocked.get_by_label("Why", exact=True).fill("a quiet hour")
     unlocked.get_by_role("button", name="Apply", exact=True).click()
     expect(unlocked.get_by_text("Now: dense 65 %, pruned 35 %.")).to_be_visible()
     expect(unlocked.get_by_role("status").filter(has_text="Applied: dense 65 %, pruned 35 %")).to_have_count(1)
@@ -281,7 +293,7 @@ def test_pause_and_resume(unlocked: Any, proxy: Any) -> None:
 def test_a_share_that_cannot_be_is_not_sent(unlocked: Any, proxy: Any, share: str) -> None:
     from playwright.sync_api import expect
 
-    unlocked.get_by_label("Share of pruned in percent").fill(share)
+    unlocked.get_by_label("Share of pruned in percent", exact=True).fill(share)
     expect(unlocked.get_by_role("button", name="Apply", exact=True)).to_be_disabled()
     expect(unlocked.locator("#split-change")).to_contain_text("must be")
 
@@ -290,13 +302,13 @@ def test_a_share_that_cannot_be_is_not_sent(unlocked: Any, proxy: Any, share: st
 
 
 def test_both_answers_stream_side_by_side_and_their_differences_are_marked(
-    open_page: Callable[..., Any], shared_fakes: list[Any]
+    unlocked: Any, shared_fakes: list[Any]
 ) -> None:
     from playwright.sync_api import expect
 
     shared_fakes[0].set(text=["The old", " man", " saw", " her", " face", "."], token_s=0.25)
     shared_fakes[1].set(text=["The old", " dog", " saw", " her", "."], token_s=0.25)
-    page = open_page()  # no admin key: the playground needs none
+    page = unlocked
     run(page)
     dense, pruned = answers(page)
     expect(dense).to_contain_text("The old")
@@ -372,12 +384,16 @@ def test_an_arm_that_fails_does_not_stop_the_other(unlocked: Any, shared_fakes: 
 
 
 def test_an_engine_that_dies_while_it_answers_is_said(
-    open_page: Callable[..., Any], start_fakes: Callable[..., list[Any]], start_proxy: Callable[..., Any]
+    open_page: Callable[..., Any],
+    admin: dict[str, str],
+    start_fakes: Callable[..., list[Any]],
+    start_proxy: Callable[..., Any],
 ) -> None:
     from playwright.sync_api import expect
 
     fakes = start_fakes("dense", "pruned")
     page = open_page(start_proxy(fakes).url)
+    unlock(page, admin)
     fakes[1].set(die_after=3, tokens=8, token_s=0.05)
     run(page)
     ran(page)
@@ -409,20 +425,79 @@ def test_stop_ends_both_and_the_engines_hear_of_it(unlocked: Any, shared_fakes: 
         pytest.fail("an engine goes on after the page stopped")
 
 
-def test_where_the_server_asks_for_an_api_key_so_does_the_page(
-    open_page: Callable[..., Any], shared_fakes: list[Any], start_proxy: Callable[..., Any]
-) -> None:
+def test_one_after_the_other(unlocked: Any, shared_fakes: list[Any]) -> None:
     from playwright.sync_api import expect
 
-    page = open_page(start_proxy(shared_fakes, env={"MI_PRUN_AB_API_KEYS": "key-of-a-client"}).url)
-    run(page)
-    expect(page.get_by_role("alert").filter(has_text="This server asks for an API key.")).to_be_visible()
-    expect(page.get_by_label("API key")).to_be_focused()
-    page.get_by_label("API key").fill("key-of-a-client")
-    page.get_by_label("API key").press("Enter")
-    ran(page)
-    expect(answers(page)[1]).not_to_be_empty()
-    assert page.evaluate("sessionStorage.length + localStorage.length") == 0
+    for fake in shared_fakes:
+        fake.set(tokens=4, token_s=0.2)
+    unlocked.get_by_label("One after the other", exact=True).check()
+    run(unlocked)
+    dense, pruned = answers(unlocked)
+    expect(dense).not_to_be_empty()
+    assert pruned.text_content() == ""
+    ran(unlocked)
+    assert dense.text_content()
+    assert pruned.text_content()
+
+
+# --- its parts, which nothing but a browser can run
+
+
+def test_an_event_stream_may_be_cut_anywhere(open_page: Callable[..., Any]) -> None:
+    text = ': ping\n\ndata: {"é": 1}\r\n\r\ndata: a\ndata: b\n\nevent: x\ndata:c\n\ndata: [DONE]'
+    found = open_page().evaluate(
+        """async (text) => {
+            const { events } = await import("/web/sse.js");
+            const bytes = new TextEncoder().encode(text);
+            const seen = new Set();
+            for (let cut = 0; cut <= bytes.length; cut += 1) {
+                const body = new ReadableStream({ start(to) {
+                    to.enqueue(bytes.slice(0, cut)); to.enqueue(bytes.slice(cut)); to.close();
+                } });
+                const all = [];
+                for await (const data of events(body)) all.push(data);
+                seen.add(JSON.stringify(all));
+            }
+            return [...seen].map((one) => JSON.parse(one));
+        }""",
+        text,
+    )
+    assert found == [['{"é": 1}', "a\nb", "c", "[DONE]"]]
+
+
+def test_differing_words_are_what_the_longest_common_subsequence_leaves(open_page: Callable[..., Any]) -> None:
+    draw = random.Random(5)
+    words = ["the", "old", "man", "sea", "boat", "he"]
+    pairs = [[" ".join(draw.choice(words) for _ in range(draw.randrange(14))) for _ in range(2)] for _ in range(300)]
+    found = open_page().evaluate(
+        """async (pairs) => {
+            const { diff } = await import("/web/diff.js");
+            return pairs.map(([left, right]) => diff(left, right));
+        }""",
+        pairs,
+    )
+    for (left, right), told in zip(pairs, found, strict=True):
+        assert "".join(span["text"] for span in told["left"]) == left
+        assert "".join(span["text"] for span in told["right"]) == right
+        assert told["same"] == longest_common(left.split(), right.split())
+        for side in ("left", "right"):
+            same = [word for span in told[side] if span["same"] for word in span["text"].split()]
+            assert len(same) == told["same"]
+            assert not any(span["text"] != span["text"].strip() for span in told[side] if not span["same"])
+
+
+def longest_common(left: list[str], right: list[str]) -> int:
+    row = [0] * (len(right) + 1)
+    for word in left:
+        row = next_row(row, word, right)
+    return row[-1]
+
+
+def next_row(row: list[int], word: str, right: list[str]) -> list[int]:
+    new = [0]
+    for place, other in enumerate(right):
+        new.append(row[place] + 1 if word == other else max(row[place + 1], new[place]))
+    return new
 
 
 # --- for everybody
@@ -437,7 +512,7 @@ def test_with_the_keyboard_alone(open_page: Callable[..., Any], admin: dict[str,
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     press("Enter")
     press("Tab")
-    expect(page.get_by_label("Admin key")).to_be_focused()
+    expect(page.get_by_label("Admin key", exact=True)).to_be_focused()
     page.keyboard.type(admin["Authorization"].removeprefix("Bearer "))
     press("Enter")
     slider = page.get_by_role("slider", name="Share of pruned")
@@ -450,7 +525,7 @@ def test_with_the_keyboard_alone(open_page: Callable[..., Any], admin: dict[str,
     press("Enter")
     expect(page.get_by_text("Now: dense 85 %, pruned 15 %.")).to_be_visible()
     assert proxy.experiment()["state"]["weights"] == {"dense": 85, "pruned": 15}
-    tab_to(page, page.get_by_label("Prompt"))
+    tab_to(page, page.get_by_label("Prompt", exact=True))
     page.keyboard.type("It was")
     press("Control+Enter")
     ran(page)
@@ -466,8 +541,7 @@ def tab_to(page: Any, target: Any) -> None:
     pytest.fail(f"{target} is not reached by Tab")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("viewport", [{"width": 1280, "height": 900}, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", WIDE), ("dark", PHONE)], ids=["light", "dark phone"])
 def test_axe_finds_nothing(
     open_page: Callable[..., Any],
     admin: dict[str, str],
@@ -491,21 +565,24 @@ def test_axe_finds_nothing(
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for violations in found for one in violations] == []
 
 
-@pytest.mark.parametrize("width", [390, 320])
 def test_a_phone_need_not_scroll_sideways(
-    open_page: Callable[..., Any], admin: dict[str, str], shared_fakes: list[Any], width: int
+    open_page: Callable[..., Any], admin: dict[str, str], shared_fakes: list[Any]
 ) -> None:
     shared_fakes[0].set(text=["word ", "x" * 400, " end"])
     shared_fakes[1].set(pruning=PRUNING)
-    page = open_page(viewport={"width": width, "height": 800}, has_touch=True, is_mobile=True)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page = open_page(viewport=PHONE, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     unlock(page, admin)
     run(page)
     ran(page)
     page.locator(".block").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.locator("#charts svg").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_motion_is_left_out_where_it_is_not_wanted(open_page: Callable[..., Any]) -> None:
-    moving = "[...document.querySelectorAll('*')].filter((node) => parseFloat(getComputedStyle(node).transitionDuration) > 0).length"
-    assert open_page(reduced_motion="reduce").evaluate(moving) == 0
+    moves = "(node) => parseFloat(getComputedStyle(node).transitionDuration) > 0"
+    count = f"[...document.querySelectorAll('*')].filter({moves}).length"
+    assert open_page(reduced_motion="reduce").evaluate(count) == 0
