@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.routing import Route
 
 from mi_prun.version import __version__
-from serve.ab import admin, probe
+from serve.ab import admin, models, probe
 from serve.ab.arm import Arm
+from serve.ab.bodies import BoundedBodies
 from serve.ab.config import Config
 from serve.ab.experiment import Experiment
+from serve.ab.openapi import describe_proxied
 from serve.ab.page import add_page
 from serve.ab.proxy import Proxy
 from serve.ab.request import PATHS
@@ -24,9 +26,16 @@ from serve.ab.store import Store
 
 
 def create_app(
-    config: Config, arms: Mapping[str, Arm] | None = None, *, keys: Keys | None = None, reset: bool = False
+    config: Config,
+    arms: Mapping[str, Arm] | None = None,
+    *,
+    keys: Keys | None = None,
+    reset: bool = False,
+    on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None,
 ) -> FastAPI:
-    """`app.state.ab` is the Service. arms: None makes them from the config, which is enough where all have a URL."""
+    """`app.state.ab` is the Service. arms: None makes them from the config, which is enough where all have a URL.
+    on_start: is given the loop that serves.
+    """
     if arms is None:
         arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
     store = Store(config.state)
@@ -36,6 +45,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        on_start(asyncio.get_running_loop())
         async with service.upstream:
             tasks = [
                 asyncio.create_task(service.sweeper.run()),
@@ -48,25 +58,25 @@ def create_app(
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await service.shadow.close()
                 service.access_log.close()
                 store.close()
 
     app = FastAPI(title="mi-prun-ab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.ab = service
+    app.add_middleware(BoundedBodies, request_s=config.limits.request_s, spared=frozenset(PATHS))
     proxy = Proxy(service)
     for path in PATHS:
         app.router.routes.append(Route(path, proxy, methods=["POST"]))
+    app.include_router(models.router)
     app.include_router(admin.router)
+    describe_proxied(app, config.model_name)
 
-    @app.get("/health")
+    @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:
         """200 while an arm can be sent requests."""
         up = any(arm.available for arm in service.arms.values())
         return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
-
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": []})
 
     add_page(app)
     return app
