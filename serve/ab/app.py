@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Route
 
 from mi_prun.version import __version__
-from serve.ab import admin, probe
+from serve.ab import admin, observatory, probe
 from serve.ab.arm import Arm
 from serve.ab.config import Config
+from serve.ab.evidence_store import EvidenceStore
 from serve.ab.experiment import Experiment
 from serve.ab.proxy import Proxy
 from serve.ab.request import PATHS
@@ -33,12 +34,17 @@ def create_app(
         config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
     )
 
+    kept = EvidenceStore(store, service.judge)
+    if not reset:
+        kept.load()
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with service.upstream:
             tasks = [
                 asyncio.create_task(service.sweeper.run()),
                 asyncio.create_task(service.access_log.run()),
+                asyncio.create_task(kept.run()),
                 *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
             ]
             try:
@@ -47,6 +53,7 @@ def create_app(
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                kept.save(service.judge.state())
                 service.access_log.close()
                 store.close()
 
@@ -56,6 +63,7 @@ def create_app(
     for path in PATHS:
         app.router.routes.append(Route(path, proxy, methods=["POST"]))
     app.include_router(admin.router)
+    app.include_router(observatory.router)
 
     @app.get("/health")
     async def health() -> Response:
