@@ -19,6 +19,7 @@ Serve a dense and a pruned model side by side, behind one OpenAI-compatible endp
   mi-prun-ab --config ab.toml
   mi-prun-ab --arm dense=MODEL --arm pruned=plan.json -- --max-model-len 4096
   mi-prun-ab verdict --url http://127.0.0.1:8080      what a running one has found
+  mi-prun-ab export --to kubernetes --config ab.toml -o DIR   the same arms on a cluster; or --to ray-serve
 
 What follows a lone -- is passed on to every engine that is started here. Keys: files, or the environment's
 MI_PRUN_AB_API_KEYS (comma between them) and MI_PRUN_AB_ADMIN_KEY. docs/ab.md says the rest.
@@ -34,6 +35,11 @@ def command(arguments: list[str]) -> None:
         from serve.ab.verdict_command import command as verdict
 
         verdict(arguments[1:])
+        return
+    if arguments[:1] == ["export"]:
+        from serve.ab.export import command as export
+
+        export(arguments[1:])
         return
     words, engine_flags = split_off_engine_flags(arguments)
     parser = argparse.ArgumentParser(
