@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from mi_prun.version import __version__
 from serve.ab import admin, models, probe
@@ -70,6 +70,13 @@ def create_app(
     app.include_router(models.router)
     app.include_router(admin.router)
     describe_proxied(app, config.model_name)
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        """A path that several routes share allows the methods of all of them."""
+        found = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
 
     @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:
