@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from serve.ab.config import ArmConfig, Health
+from serve.ab.observation import Outcome
 
 Circuit = Literal["closed", "open", "half_open"]
 DOWN = "arm_down"
@@ -74,6 +75,7 @@ class Arm:
         self.breaker = Breaker(health)
         self.in_flight = 0
         self.restarts = 0
+        self.ever_up = False
         self.waiting: set[Waiting] = set()
         self._missed = 0
 
@@ -95,9 +97,19 @@ class Arm:
         for request in list(self.waiting):
             request.arm_down(DOWN)
 
+    def ended(self, outcome: Outcome) -> None:
+        """An attempt is over. A client that went away says nothing of the arm."""
+        self.in_flight -= 1
+        if outcome in ("ok", "client_error"):
+            self.breaker.succeeded()
+        elif outcome == "client_gone":
+            self.breaker.undecided()
+        else:
+            self.breaker.failed()
+
     def came_up(self, base_url: str, key: str | None) -> None:
         """Its engine was started anew."""
-        self.base_url, self.key = base_url, key
+        self.base_url, self.key, self.ever_up = base_url, key, True
         self._missed, self.healthy = 0, True
         self.breaker.reset()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -38,7 +38,7 @@ class Exchange:
         self.phase: Phase = "request"
         self.since = time.monotonic()
         self.why: str | None = None
-        self.alternative: Callable[[], bool] = lambda: False
+        self.alternatives: Sequence[Arm] = ()
         self._interruptible = False
 
     def wait_for(self, phase: Phase) -> None:
@@ -54,7 +54,7 @@ class Exchange:
 
     def arm_down(self, why: str) -> None:
         """Its arm went down before it began to answer: worth a new attempt where there is another arm."""
-        if self.alternative():
+        if any(arm.available for arm in self.alternatives):
             self.abort(why)
 
     @contextmanager

@@ -79,6 +79,18 @@ class LiveGauges(Collector):
         yield _gauge("shadow_share_ratio", "Share of the requests that is mirrored.", state.shadow_share)
         yield _gauge("experiment_paused", "Whether all requests go to the control.", state.paused)
         yield _gauge("experiment_version", "Version of the weights, the shadow share and the pause.", state.version)
+        failovers = CounterMetricFamily(
+            f"{PREFIX}_failovers", "Requests that another arm answered, by the arm they were meant for.", labels=["arm"]
+        )
+        for arm in arms:
+            failovers.add_metric([arm.name], float(service.failovers[arm.name]))
+        yield failovers
+        refused = CounterMetricFamily(
+            f"{PREFIX}_requests_refused", "Requests that no arm answered, by the status they got.", labels=["status"]
+        )
+        for status, count in sorted(service.refusals.items()):
+            refused.add_metric([str(status)], float(count))
+        yield refused
         lost = CounterMetricFamily(f"{PREFIX}_access_log_lines_lost", "Lines that could not be written.")
         lost.add_metric([], float(service.access_log.lost))
         yield lost
@@ -125,7 +137,6 @@ class Metrics:
             "requests", "Attempts at an arm, by why it was asked and how it ended.", "arm", "reason", "outcome"
         )
         self._finished = counter("finish_reasons", "Answers, by why the engine ended them.", "arm", "finish_reason")
-        self._failovers = counter("failovers", "Requests that went to another arm than the one assigned.", "arm")
         self._input = counter("input_tokens", "Tokens of prompts, where the engine says how many.", "arm")
         self._output = counter("output_tokens", "Tokens of answers.", "arm")
         self._shadows = counter(
@@ -149,7 +160,7 @@ class Metrics:
             for reason in get_args(Reason):
                 for outcome in get_args(Outcome):
                     self._requests.labels(arm, reason, outcome)
-            for one in (self._failovers, self._input, self._output, self._ttft, self._duration, self._agreement):
+            for one in (self._input, self._output, self._ttft, self._duration, self._agreement):
                 one.labels(arm)
             for outcome in ("compared", "error"):
                 self._shadows.labels(arm, outcome)
@@ -162,8 +173,6 @@ class Metrics:
             return
         self._requests.labels(seen.arm, seen.reason, seen.outcome).inc()
         self._duration.labels(seen.arm).observe(seen.e2e_s)
-        if seen.reason == "failover":
-            self._failovers.labels(seen.assigned_arm).inc()
         if seen.streamed and seen.ttft_s is not None and seen.status == 200:
             self._ttft.labels(seen.arm).observe(seen.ttft_s)
         if seen.itl_s:

@@ -9,7 +9,6 @@ from typing import Any
 
 GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 PATHS = (*GENERATIONS, "/v1/embeddings", "/tokenize", "/detokenize")
-DEEPEST = 64
 LONGEST_NAME = 1024
 
 
@@ -44,8 +43,8 @@ class ParsedRequest:
 
     @property
     def user(self) -> str | None:
-        user = self.fields.get("user")
-        return user if isinstance(user, str) and user else None
+        user: str | None = self.fields.get("user")
+        return user
 
     @property
     def generation(self) -> bool:
@@ -69,6 +68,10 @@ def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, ob
         raise RefusalError(400, f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RefusalError(400, "the body must be a JSON object")
+    if not isinstance(fields.get("stream"), bool | None):
+        raise RefusalError(400, "stream must be true or false")
+    if not isinstance(fields.get("user"), str | None):
+        raise RefusalError(400, "user must be a string")
     model = fields.get("model")
     if model is None or model == model_name:
         return ParsedRequest(path, body, fields, None)

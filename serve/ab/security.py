@@ -101,17 +101,20 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}") from error
 
 
+def caller_of(request: Request) -> Caller:
+    keys: Keys = request.app.state.ab.keys
+    return keys.caller(request.headers.get("authorization", "").encode("latin-1"))
+
+
 def require_operator(request: Request) -> None:
     """For routes: 403 where no admin key is set, 401 for any other key."""
-    keys: Keys = request.app.state.ab.keys
-    if not keys.has_admin:
+    if not request.app.state.ab.keys.has_admin:
         raise HTTPException(403, "no admin key is set on this server: admin routes are closed")
-    if keys.caller(request.headers.get("authorization", "").encode("latin-1")).role != "operator":
+    if caller_of(request).role != "operator":
         raise HTTPException(401, "the admin key is needed", {"WWW-Authenticate": "Bearer"})
 
 
 def require_client(request: Request) -> None:
     """For routes that show no more than an answer does: an API key or the admin key, where keys are set."""
-    keys: Keys = request.app.state.ab.keys
-    if keys.caller(request.headers.get("authorization", "").encode("latin-1")).role == "nobody":
+    if caller_of(request).role == "nobody":
         raise HTTPException(401, "an API key is needed", {"WWW-Authenticate": "Bearer"})
