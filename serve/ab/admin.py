@@ -15,6 +15,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin key is needed"},
     403: {"description": "No admin key is set on this server"},
 }
+VERSION_TAG = r'^(W/)?"[0-9]{1,18}"$'  # as GET gives it in ETag
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
@@ -22,7 +23,7 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 class Change(BaseModel):
     """What is left out stays. version: the one this change was meant for, where If-Match does not say it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     version: int | None = None
     weights: dict[str, Weight] | None = None
@@ -68,13 +69,14 @@ async def read_experiment(request: Request, response: Response) -> ExperimentAns
     },
 )
 async def change_experiment(
-    request: Request, response: Response, change: Change, if_match: Annotated[str | None, Header()] = None
+    request: Request,
+    response: Response,
+    change: Change,
+    if_match: Annotated[str | None, Header(pattern=VERSION_TAG)] = None,
 ) -> ExperimentAnswer:
     expected = change.version
     if if_match is not None:
-        found = if_match.strip().removeprefix("W/").strip('"')
-        if not (found.isascii() and found.isdecimal() and len(found) < 19):
-            raise HTTPException(412, f'If-Match must be the version that GET gave as ETag, as "7"; got {if_match!r}')
+        found = if_match.removeprefix("W/").strip('"')
         if expected is not None and expected != int(found):
             raise HTTPException(400, "If-Match and version name two versions")
         expected = int(found)

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from mi_prun.version import __version__
-from serve.ab import admin, models, probe
+from serve.ab import admin, models, observatory, probe
 from serve.ab.arm import Arm
 from serve.ab.bodies import BoundedBodies
 from serve.ab.config import Config
+from serve.ab.evidence_store import EvidenceStore
 from serve.ab.experiment import Experiment
 from serve.ab.openapi import describe_proxied
 from serve.ab.page import add_page
@@ -43,6 +44,10 @@ def create_app(
         config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
     )
 
+    kept = EvidenceStore(store, service.judge)
+    if not reset:
+        kept.load()
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         on_start(asyncio.get_running_loop())
@@ -50,6 +55,7 @@ def create_app(
             tasks = [
                 asyncio.create_task(service.sweeper.run()),
                 asyncio.create_task(service.access_log.run()),
+                asyncio.create_task(kept.run()),
                 *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
             ]
             try:
@@ -59,6 +65,7 @@ def create_app(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.shadow.close()
+                kept.save(service.judge.state())
                 service.access_log.close()
                 store.close()
 
@@ -70,7 +77,15 @@ def create_app(
         app.router.routes.append(Route(path, proxy, methods=["POST"]))
     app.include_router(models.router)
     app.include_router(admin.router)
+    app.include_router(observatory.router)
     describe_proxied(app, config.model_name)
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        """A path that several routes share allows the methods of all of them."""
+        found = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
 
     @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:

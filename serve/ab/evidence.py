@@ -7,68 +7,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.ab.observation import Observation, ShadowComparison
+from serve.ab.quantities import ARM_FAULTS, QUANTITIES, known_finish_reason
 from serve.ab.sample_ratio import SampleRatio, Seen
 from serve.ab.statistics import BoundedMean, Share
 from serve.ab.sums import BUCKETS, Contrast, Quantiles, Sums
 
 STATE_VERSION = 1
-ARM_FAULTS = ("upstream_error", "timeout", "disconnected")
-FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter", "abort", "error")
 SPLITS_KEPT = 8
 
-Threshold = tuple[str, float]  # a figure, and a value of it
-
-
-@dataclass(frozen=True)
-class Figure:
-    """values: of a request; None where it has none. The figure of an arm is sum of y over sum of x."""
-
-    title: str
-    unit: str
-    y_x: Callable[[Observation], tuple[float, float] | None]
-    values: Callable[[Observation], Sequence[float]]
-
-
-def _ttft(seen: Observation) -> tuple[float, float] | None:
-    return None if seen.ttft_s is None or not seen.streamed else (1e3 * seen.ttft_s, 1.0)
-
-
-def _itl(seen: Observation) -> tuple[float, float] | None:
-    return (1e3 * sum(seen.itl_s), float(len(seen.itl_s))) if seen.itl_s else None
-
-
-def _e2e(seen: Observation) -> tuple[float, float] | None:
-    return (1e3 * seen.e2e_s, 1.0) if seen.outcome == "ok" else None
-
-
-def _speed(seen: Observation) -> tuple[float, float] | None:
-    return (seen.output_tokens, seen.e2e_s) if seen.outcome == "ok" and seen.output_tokens and seen.e2e_s > 0 else None
-
-
-def _length(seen: Observation) -> tuple[float, float] | None:
-    return (seen.output_tokens, 1.0) if seen.outcome == "ok" and seen.output_tokens is not None else None
-
-
-def _ratio(y_x: Callable[[Observation], tuple[float, float] | None]) -> Callable[[Observation], Sequence[float]]:
-    def values(seen: Observation) -> Sequence[float]:
-        found = y_x(seen)
-        return () if found is None else (found[0] / found[1],)
-
-    return values
-
-
-FIGURES: dict[str, Figure] = {
-    "ttft_ms": Figure("TTFT", "ms", _ttft, _ratio(_ttft)),
-    "itl_ms": Figure("ITL", "ms", _itl, lambda seen: [1e3 * gap for gap in seen.itl_s]),
-    "e2e_ms": Figure("end-to-end", "ms", _e2e, _ratio(_e2e)),
-    "tokens_per_s": Figure("tokens/s", "tokens/s", _speed, _ratio(_speed)),
-    "output_tokens": Figure("output length", "tokens", _length, _ratio(_length)),
-}
+Threshold = tuple[str, float]  # a quantity, and a value of it
 
 
 class ArmEvidence:
@@ -79,8 +30,8 @@ class ArmEvidence:
         self.finish_reasons: Counter[str] = Counter()
         self.errors = Share()
         self.gave_up = Share()  # clients that did not wait for the end
-        self.sums = {name: Sums() for name in FIGURES}
-        self.quantiles = {name: Quantiles() for name in FIGURES}
+        self.sums = {name: Sums() for name in QUANTITIES}
+        self.quantiles = {name: Quantiles() for name in QUANTITIES}
         self.above = {threshold: Share() for threshold in thresholds}
 
     @property
@@ -90,17 +41,17 @@ class ArmEvidence:
     def add(self, seen: Observation, weight: float, bucket: int) -> None:
         self.outcomes[seen.outcome] += 1
         if seen.finish_reason:
-            self.finish_reasons[seen.finish_reason if seen.finish_reason in FINISH_REASONS else "other"] += 1
+            self.finish_reasons[known_finish_reason(seen.finish_reason)] += 1
         if seen.outcome not in ("client_error", "client_gone"):
             self.errors.add(seen.outcome in ARM_FAULTS)
         if seen.outcome in ("ok", "client_gone"):
             self.gave_up.add(seen.outcome == "client_gone")
-        for name, figure in FIGURES.items():
-            if (found := figure.y_x(seen)) is not None:
+        for name, quantity in QUANTITIES.items():
+            if (found := quantity.y_x(seen)) is not None:
                 self.sums[name].add(*found, weight, bucket)
-                self.quantiles[name].add(figure.values(seen), weight)
+                self.quantiles[name].add(quantity.values(seen), weight)
         for (name, limit), above in self.above.items():
-            for value in FIGURES[name].values(seen):
+            for value in QUANTITIES[name].values(seen):
                 above.add(value > limit)
 
     def state(self) -> dict[str, Any]:
@@ -120,8 +71,8 @@ class ArmEvidence:
         arm.outcomes = Counter(state["outcomes"])
         arm.finish_reasons = Counter(state["finish_reasons"])
         arm.errors, arm.gave_up = Share.restored(state["errors"]), Share.restored(state["gave_up"])
-        arm.sums = {name: Sums.restored(state["sums"][name]) for name in FIGURES}
-        arm.quantiles = {name: Quantiles.restored(state["quantiles"][name]) for name in FIGURES}
+        arm.sums = {name: Sums.restored(state["sums"][name]) for name in QUANTITIES}
+        arm.quantiles = {name: Quantiles.restored(state["quantiles"][name]) for name in QUANTITIES}
         arm.above = {(name, limit): Share.restored(share) for name, limit, share in state["above"]}
         if arm.above.keys() != set(thresholds):
             raise ValueError("the figures kept are of other guardrails")
@@ -253,9 +204,9 @@ class Evidence:
         self._turn += 1
         return self._turn % BUCKETS
 
-    def contrast(self, arm: str, figure: str) -> Contrast:
+    def contrast(self, arm: str, quantity: str) -> Contrast:
         """Of an arm and the control."""
-        return Contrast(self.arms[arm].sums[figure], self.arms[self.control].sums[figure])
+        return Contrast(self.arms[arm].sums[quantity], self.arms[self.control].sums[quantity])
 
     def state(self) -> dict[str, Any]:
         """JSON can hold it. Splits before the present one go: requests that began under them are over at a restart."""

@@ -13,17 +13,12 @@ however long it is watched.
 
 from __future__ import annotations
 
-import math
 import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from mi_prun.errors import UserError
-from serve.ab.evidence import FIGURES, Evidence, Threshold
-from serve.ab.statistics import Bounds
-from serve.ab.sums import Contrast
+from serve.ab.quantities import QUANTITIES
 
 SHARES = ("error_rate", "agreement")
 FORM = re.compile(r"\s*([a-z0-9_]+?)\s*([<>])\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([%x]?)\s*")
@@ -65,9 +60,9 @@ def parse_guardrail(text: str) -> Guardrail:
         if unit:
             raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
         return Guardrail(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
-    if quantity not in (*SHARES, *FIGURES):
+    if quantity not in (*SHARES, *QUANTITIES):
         raise UserError(
-            f"guardrail {text!r}: {quantity} is no quantity; there are {', '.join((*SHARES, *FIGURES))}, "
+            f"guardrail {text!r}: {quantity} is no quantity; there are {', '.join((*SHARES, *QUANTITIES))}, "
             "and percentiles as e2e_p95_ms"
         )
     if unit == "%":
@@ -75,127 +70,7 @@ def parse_guardrail(text: str) -> Guardrail:
             raise UserError(f"guardrail {text!r}: % is of a share ({', '.join(SHARES)}); for a ratio write 1.2x")
         bound /= 100
     if unit == "x" and quantity in SHARES:
-        raise UserError(f"guardrail {text!r}: x is of {', '.join(FIGURES)}; a share is compared with a share")
+        raise UserError(f"guardrail {text!r}: x is of {', '.join(QUANTITIES)}; a share is compared with a share")
     if quantity in SHARES and not 0 <= bound <= 1:
         raise UserError(f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %)")
     return Guardrail(text.strip(), quantity, below, bound, relative=unit == "x")
-
-
-def level(alpha: float, guardrails: Sequence[Guardrail], arms: int) -> float:
-    """Of one guardrail on one arm (Bonferroni)."""
-    return alpha / max(1, len(guardrails) * arms)
-
-
-def thresholds(guardrails: Sequence[Guardrail]) -> list[Threshold]:
-    """What must be counted as the requests come."""
-    return [(rail.quantity, rail.bound) for rail in guardrails if rail.percentile is not None]
-
-
-def standing(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Standing:
-    """After every request: so no interval is looked for, only the bound tried."""
-    ours = evidence.arms[arm]
-    if guardrail.percentile is not None:
-        # A percentile is below its bound where fewer than the rest of the values are above it.
-        share, limit = ours.above[guardrail.quantity, guardrail.bound], 1 - guardrail.percentile
-    elif guardrail.quantity == "error_rate":
-        share, limit = ours.errors, guardrail.bound
-    elif guardrail.quantity == "agreement":
-        low, high = evidence.shadows[arm].agreement[alpha].bounds()
-        return guardrail.verdict(all_above=low > guardrail.bound, all_below=high < guardrail.bound)
-    else:
-        sums = ours.sums[guardrail.quantity]
-        if guardrail.relative:
-            contrast, c = evidence.contrast(arm, guardrail.quantity), guardrail.bound
-        else:
-            contrast, c = Contrast(sums), 0.0
-        bounds = contrast.bounds(alpha, c)
-        if bounds is None:
-            return "undecided"
-        bound = 0.0 if guardrail.relative else guardrail.bound
-        return guardrail.verdict(all_above=bounds[0] > bound, all_below=bounds[1] < bound)
-    excluded = share.trials > 0 and share.log_wealth(limit) >= -math.log(alpha)
-    above = excluded and share.successes > limit * share.trials
-    return guardrail.verdict(all_above=above, all_below=excluded and not above)
-
-
-def bounds_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
-    """What the quantity of the arm can still be; the ratio to the control's of a relative one, the share of the values
-    that are above its bound of a percentile.
-    """
-    ours = evidence.arms[arm]
-    if guardrail.quantity == "error_rate":
-        return ours.errors.bounds(alpha) if ours.errors.trials else None
-    if guardrail.quantity == "agreement":
-        agreement = evidence.shadows[arm].agreement[alpha]
-        return agreement.bounds() if agreement.count else None
-    if guardrail.percentile is not None:
-        above = ours.above[guardrail.quantity, guardrail.bound]
-        return above.bounds(alpha) if above.trials else None
-    if guardrail.relative:
-        found = evidence.contrast(arm, guardrail.quantity).ratio_bounds(alpha)
-        return None if found is None else (found[0], math.inf if found[1] is None else found[1])
-    return Contrast(ours.sums[guardrail.quantity]).bounds(alpha, 0.0)
-
-
-def value_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> float | None:
-    """What the quantity of the arm is, as far as it is known."""
-    ours = evidence.arms[arm]
-    if guardrail.quantity == "error_rate":
-        return ours.errors.mean
-    if guardrail.quantity == "agreement":
-        return evidence.shadows[arm].agreement[alpha].mean
-    if guardrail.percentile is not None:
-        return ours.quantiles[guardrail.quantity].quantile(guardrail.percentile)
-    if guardrail.relative:
-        return evidence.contrast(arm, guardrail.quantity).ratio()
-    return ours.sums[guardrail.quantity].ratio
-
-
-@dataclass(frozen=True)
-class Break:
-    """time: seconds since 1970. drained: whether the arm had a weight to lose, and lost it."""
-
-    arm: str
-    guardrail: str
-    reason: str
-    time: float
-    drained: bool
-
-
-class Guard:
-    """Tells `drain(arm, reason)` once for each guardrail that an arm breaks; it says whether it took the arm's weight.
-
-    A guardrail that was broken is not acted on again: who gives the arm weight once more has been told. It starts anew
-    with new evidence.
-    """
-
-    def __init__(self, guardrails: Sequence[Guardrail], alpha: float, drain: Callable[[str, str], bool]) -> None:
-        self.guardrails = tuple(guardrails)
-        self.alpha = alpha
-        self.breaks: list[Break] = []
-        self._drain = drain
-
-    def check(self, evidence: Evidence, arms: Sequence[str]) -> None:
-        for arm in arms:
-            for guardrail in self.guardrails:
-                if any(found.arm == arm and found.guardrail == guardrail.text for found in self.breaks):
-                    continue
-                if standing(guardrail, arm, evidence, self.alpha) != "broken":
-                    continue
-                value = value_of(guardrail, arm, evidence, self.alpha)
-                reason = (
-                    f"guardrail {guardrail.text} is broken: it is {value:.4g} over {_requests(evidence, arm)} requests"
-                )
-                # Before it is drained: what drains it may look at the breaks.
-                self.breaks.append(Break(arm, guardrail.text, reason, time.time(), False))
-                self.breaks[-1] = replace(self.breaks[-1], drained=self._drain(arm, reason))
-
-    def state(self) -> list[dict[str, Any]]:
-        return [asdict(found) for found in self.breaks]
-
-    def restore(self, state: list[dict[str, Any]]) -> None:
-        self.breaks = [Break(**found) for found in state]
-
-
-def _requests(evidence: Evidence, arm: str) -> int:
-    return evidence.arms[arm].requests

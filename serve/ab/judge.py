@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.ab.evidence import Evidence
-from serve.ab.guardrail import Guard, level, parse_guardrail, thresholds
+from serve.ab.guard import Guard, level, thresholds
+from serve.ab.guardrail import parse_guardrail
 from serve.ab.judgement import make_verdict
 from serve.ab.observation import Observation, ShadowComparison
 from serve.ab.verdict import Verdict, VerdictSettings
@@ -59,9 +60,7 @@ class Judge:
         if self.guardrails:
             arms = (seen.shadow_arm, seen.primary_arm) if isinstance(seen, ShadowComparison) else (seen.arm,)
             touched = self.evidence.others if self.control in arms else [arm for arm in arms if arm in self._weights]
-            before = len(self.guard.breaks)
-            self.guard.check(self.evidence, touched)
-            for found in self.guard.breaks[before:]:
+            for found in self.guard.check(self.evidence, touched):
                 done = "its weight is 0 now" if found.drained else "it has no weight to lose"
                 logger.warning("%s: %s; %s", found.arm, found.reason, done)
 

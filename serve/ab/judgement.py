@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from serve.ab.evidence import FIGURES, ArmEvidence, Evidence
-from serve.ab.guardrail import Guard, bounds_of, standing, value_of
+from serve.ab.evidence import ArmEvidence, Evidence
+from serve.ab.guard import Guard, bounds_of, standing, value_of
+from serve.ab.quantities import QUANTITIES
 from serve.ab.sample_ratio import ALPHA as SAMPLE_RATIO_ALPHA
 from serve.ab.statistics import Bounds
 from serve.ab.sums import MIN_REQUESTS, Contrast
@@ -66,7 +67,7 @@ def _arm(name: str, arm: ArmEvidence, evidence: Evidence, alpha: float) -> ArmFi
         gave_up_rate=Figure(
             requests=arm.gave_up.trials, mean=arm.gave_up.mean, interval=_interval(arm.gave_up.bounds(alpha))
         ),
-        figures={figure: _figure(arm, figure, alpha) for figure in FIGURES},
+        figures={figure: _figure(arm, figure, alpha) for figure in QUANTITIES},
     )
 
 
@@ -111,7 +112,7 @@ def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds
 
 def _comparison(name: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Comparison:
     arm, control, alpha = evidence.arms[name], evidence.arms[evidence.control], settings.alpha
-    differences = {figure: _difference(evidence, name, figure, alpha) for figure in FIGURES}
+    differences = {figure: _difference(evidence, name, figure, alpha) for figure in QUANTITIES}
     ours, theirs = (_arm(which, evidence.arms[which], evidence, alpha) for which in (name, evidence.control))
     half = alpha / 2
     errors = _rate_difference(
@@ -181,7 +182,7 @@ def _guardrails(name: str, evidence: Evidence, guard: Guard) -> list[GuardrailFi
     figures = []
     for guardrail in guard.guardrails:
         bounds = bounds_of(guardrail, name, evidence, guard.alpha)
-        broken = next((found for found in guard.breaks if (found.arm, found.guardrail) == (name, guardrail.text)), None)
+        broken = guard.found(name, guardrail)
         figures.append(
             GuardrailFigure(
                 text=guardrail.text,

@@ -24,6 +24,7 @@ REFUSALS = {
     "413": "The body is too large",
     "415": "The content type must be application/json",
     "422": "Refused by the engine",
+    "500": "Failed in the engine",
     "502": "No arm answered",
     "503": "No engine is up, or too many requests at once",
     "504": "No arm answered in time",
@@ -40,6 +41,10 @@ ERROR = {
         }
     },
 }
+
+
+ENGINES_OWN = {"application/json": {"schema": ANY}, "text/plain": {"schema": ANY}}
+ALSO_OF_ENGINES = ("400", "404", "422", "500", "502", "503")
 
 
 def describe_proxied(app: FastAPI, model_name: str) -> None:
@@ -62,7 +67,7 @@ def _operation(path: str, model_name: str) -> dict[str, Any]:
         "type": "object",
         "description": "As the engine takes it; these fields are looked at by the proxy too.",
         "properties": {
-            "model": {"type": "string", "enum": [model_name]},
+            "model": {"type": ["string", "null"], "enum": [model_name, None]},
             "stream": {"type": ["boolean", "null"]},
             "user": {"type": ["string", "null"], "description": "A sticky key, where no header gives one"},
         },
@@ -70,7 +75,10 @@ def _operation(path: str, model_name: str) -> dict[str, Any]:
     arm = {"schema": {"type": "string"}, "description": "The arm that answered"}
     reason = {"schema": {"type": "string"}, "description": "Why it was that one"}
     refusals = {
-        status: {"description": said, "content": {"application/json": {"schema": ERROR}}}
+        status: {
+            "description": said,
+            "content": ENGINES_OWN if status in ALSO_OF_ENGINES else {"application/json": {"schema": ERROR}},
+        }
         for status, said in REFUSALS.items()
     }
     answers = {"application/json": {"schema": ANY}, "text/event-stream": {"schema": ANY}}

@@ -43,13 +43,12 @@ class Reading:
             self._look(part)
             return part
         if self._held:
-            part = self._held + part
-            self._held = b""
+            part, self._held = self._held + part, b""
         if not part.endswith(b"\n\n"):
             part = self._hold(part)
             if not part:
                 return part
-        self.events += part.count(b"\n\n")
+        self.events += part.count(b"\n\n") + part.count(b"\r\n\r\n")
         if self.ttft_s is None:
             self.ttft_s = at_s
         elif DONE not in part and len(self.itl_s) < MOST_GAPS:
@@ -80,8 +79,8 @@ class Reading:
         return part[:end]
 
     def _look(self, part: bytes) -> None:
-        if b"finish_reason" in part or b"_tokens" in part or b"[DONE]" in part or self._before:
-            seen = self._before + part
+        seen = self._before + part if self._before else part
+        if b"finish_reason" in seen or b"_tokens" in seen or DONE in seen:
             for found in FINISH.finditer(seen):
                 self.finish_reason = found[1].decode()
             for found in COMPLETION.finditer(seen):
@@ -89,4 +88,5 @@ class Reading:
             for found in PROMPT.finditer(seen):
                 self.input_tokens = int(found[1])
             self.done = self.done or (self.streamed and DONE in seen)
-        self._before = b"" if self.streamed else part[-SEEN_BEFORE:]
+        if not self.streamed:
+            self._before = seen[-SEEN_BEFORE:]

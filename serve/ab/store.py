@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
-        try:
+        with self._one_line():
             self.connection = sqlite3.connect(path, timeout=2.0, check_same_thread=False, isolation_level=None)
             self.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             self.connection.execute("PRAGMA synchronous=FULL")
@@ -58,12 +59,6 @@ class Store:
             for statement in TABLES.split(";"):
                 self.connection.execute(statement)
             self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if "locked" in str(error):
-                raise UserError(
-                    f"state file {path} is in use by another mi-prun-ab; name another by --state"
-                ) from error
-            raise UserError(f"cannot use {path} as the state file: {error}") from error
 
     def close(self) -> None:
         with self.lock:
@@ -71,7 +66,7 @@ class Store:
 
     def open_experiment(self, name: str, weights: dict[str, float], shadow_share: float, *, reset: bool) -> State:
         """As it was left; as the config has it where it is new, or with `reset`. Raises UserError for other arms."""
-        with self.lock:
+        with self.lock, self._one_line():
             found = self.connection.execute("SELECT state FROM experiment WHERE name = ?", (name,)).fetchone()
             old = self._read(found[0]) if found else None
             if old is not None and not reset:
@@ -118,6 +113,17 @@ class Store:
                 "SELECT state FROM change WHERE experiment = ? ORDER BY id DESC LIMIT ?", (name, limit)
             ).fetchall()
         return [self._read(row[0]) for row in rows]
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise UserError(
+                    f"state file {self.path} is in use by another mi-prun-ab; name another by --state"
+                ) from error
+            raise UserError(f"cannot use {self.path} as the state file: {error}") from error
 
     def _transact(self, statements: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
         self.connection.execute("BEGIN IMMEDIATE")

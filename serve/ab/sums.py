@@ -158,7 +158,7 @@ class Contrast:
         return ratio_bounds(lambda c: abs(self.estimate(c)) <= self.margin(c, alpha), ratio)
 
     def needed(self, effect: float, alpha: float, z_power: float) -> float | None:
-        """How many times as many requests would show a difference of `effect`. z_power: the power, as a normal quantile."""
+        """How many times the requests would show a difference of `effect`. z_power: normal quantile of the power."""
         if not self.ready or effect <= 0:
             return None
         variance = self.variance(1.0)

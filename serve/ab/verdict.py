@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from mi_prun.artefact import Record
-from serve.ab.evidence import FIGURES
 from serve.ab.guardrail import Standing
+from serve.ab.quantities import QUANTITIES
 
 TOLD = ("ttft_ms", "itl_ms", "tokens_per_s")  # in the line, whether they differ or not
 Direction = Literal["lower", "higher", "no different", "unknown"]
@@ -30,8 +30,8 @@ class VerdictSettings(Record):
     @field_validator("figure")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in FIGURES:
-            raise ValueError(f"{name!r} is no figure (there are {', '.join(FIGURES)})")
+        if name not in QUANTITIES:
+            raise ValueError(f"{name!r} is no figure (there are {', '.join(QUANTITIES)})")
         return name
 
 
@@ -188,7 +188,7 @@ def line(comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: f
 
 
 def _relative(name: str, found: Difference, level: str) -> str:
-    title = FIGURES[name].title
+    title = QUANTITIES[name].title
     if found.ratio is None or found.ratio_interval is None or found.ratio_interval.low is None:
         return ""
     low, high = 100 * (found.ratio_interval.low - 1), found.ratio_interval.high

@@ -64,6 +64,10 @@ class Engine:
         text = body.get("prompt") or "".join(str(turn.get("content")) for turn in body.get("messages", []))
         return JSONResponse({"tokens": list(text.encode()), "count": len(text.encode()), "max_model_len": 256})
 
+    async def detokenize(self, request: Request) -> Response:
+        body = await request.json()
+        return JSONResponse({"prompt": bytes(body.get("tokens") or []).decode(errors="replace")})
+
     async def embeddings(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]})
 
@@ -210,6 +214,7 @@ def main() -> None:
             Route("/v1/pruning", engine.pruning),
             Route("/v1/embeddings", engine.embeddings, methods=["POST"]),
             Route("/tokenize", engine.tokenize, methods=["POST"]),
+            Route("/detokenize", engine.detokenize, methods=["POST"]),
             Route("/fake/seen", engine.said),
             Route("/fake/set", engine.set, methods=["POST"]),
         ]
