@@ -90,6 +90,11 @@ class Proxy:
         """Status, headers and JSON of a completion."""
         return call(f"{self.url}{path}", {"model": MODEL, "prompt": "It was", **body}, headers)
 
+    def call(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        return call(f"{self.url}{path}", body, headers, method)
+
     def experiment(self, **change: Any) -> Any:
         """Of the admin route: read, or changed."""
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -111,6 +111,8 @@ class Engine:
                 if fake.get("hang_after") == place:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 event = maker.event(place)
+                if fake.get("say_error") == place:
+                    event = b'data: {"error":{"message":"engine dead","type":"x","code":500}}\n\n'
                 if fake.get("cut") and place == len(maker.tokens) - 1:
                     yield event[: len(event) // 2]
                     await asyncio.sleep(0.05)
@@ -120,8 +122,7 @@ class Engine:
                     await asyncio.sleep(0.001)
                     event = event[9:]
                 yield event
-                if pace:
-                    await asyncio.sleep(pace)
+                await asyncio.sleep(pace)
             if (maker.body.get("stream_options") or {}).get("include_usage"):
                 yield maker.usage_event()
             yield b"data: [DONE]\n\n"
