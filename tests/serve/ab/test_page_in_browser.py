@@ -10,11 +10,15 @@ import random
 import re
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from serve.ab.judge import Judge
+from serve.ab.observation import Observation, Outcome
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -186,8 +190,80 @@ def test_figures_appear_after_traffic(
         expect(values).to_have_count(2)
         for value in values.all():
             expect(value).to_have_text(re.compile(r"^[0-9.,]+$"))
+    expect(unlocked.get_by_role("heading", name="Verdict")).to_be_visible()
+    expect(unlocked.locator("#verdict-words")).to_contain_text("pruned")
+    expect(unlocked.get_by_role("row", name=re.compile("^Time to first token"))).to_be_visible()
     chart = unlocked.get_by_role("img", name=re.compile("^Time to first token, ms, .* Now: dense [0-9.]+, p99"))
     expect(chart).to_be_visible()
+
+
+def judged(page: Any, judge: Judge) -> None:
+    """The page is given this verdict, whatever the proxy's own traffic was."""
+    body = judge.verdict().model_dump_json()
+    page.route("**/admin/verdict", lambda route: route.fulfill(body=body, content_type="application/json"))
+
+
+def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
+    from playwright.sync_api import expect
+
+    judge = Judge("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
+    for number in range(4000):
+        judge.observe(attempt(number, ttft_s=0.1 if number % 2 else 0.05))
+    page = open_page()
+    judged(page, judge)
+    unlock(page, admin)
+    expect(page.locator("#verdict-words")).to_have_text(
+        re.compile(r"^pruned: first token 50(\.0)?\s% sooner, tokens [0-9.]+\s% faster, errors no different\.$")
+    )
+    row = page.get_by_role("row", name=re.compile("^Time to first token"))
+    expect(row.get_by_role("cell").last).to_have_text("better")
+    expect(row).to_contain_text(re.compile(r"−\d.* % to −\d.* %"))
+    expect(page.get_by_role("columnheader")).to_have_text(
+        ["Mean of", "dense", "pruned", "Difference", "95 % interval", "Result"]
+    )
+    expect(page.get_by_text("Guardrails of pruned: error_rate<5% holds (now 0 %).")).to_be_visible()
+
+
+def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
+    from playwright.sync_api import expect
+
+    judge = Judge(
+        "default",
+        "dense",
+        {"dense": 50.0, "pruned": 50.0},
+        guardrails=["error_rate<5%"],
+        drain=lambda arm, reason: True,
+    )
+    for number in range(400):
+        judge.observe(attempt(number, outcome="ok" if number % 2 else "upstream_error"))
+    page = open_page()
+    judged(page, judge)
+    unlock(page, admin)
+    expect(page.locator("#verdict-words")).to_have_text("pruned broke error_rate<5% and gets no more traffic.")
+    expect(page.locator("#verdict-notes .bad")).to_contain_text("Its weight was set to 0.")
+
+
+def attempt(number: int, *, ttft_s: float = 0.1, outcome: Outcome = "ok") -> Observation:
+    """Of dense where the number is odd, else of pruned."""
+    arm, noise = ("dense" if number % 2 else "pruned"), 1 + 0.1 * (number % 7)
+    return Observation(
+        time=time.time(),
+        arm=arm,
+        assigned_arm=arm,
+        reason="split",
+        counted=True,
+        key_hash="",
+        path="/v1/completions",
+        streamed=True,
+        status=200,
+        outcome=outcome,
+        ttft_s=ttft_s * noise,
+        itl_s=(ttft_s / 10 * noise,) * 9,
+        e2e_s=2 * ttft_s * noise,
+        input_tokens=5,
+        output_tokens=10,
+        finish_reason="stop",
+    )
 
 
 def test_looking_back_reads_all_charts_at_one_moment(unlocked: Any, proxy: Any) -> None:
