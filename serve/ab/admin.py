@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
@@ -65,6 +66,7 @@ async def read_experiment(request: Request, response: Response) -> ExperimentAns
         400: {"description": "The change cannot be made"},
         409: {"description": "The experiment has another version by now (version in the body)"},
         412: {"description": "The experiment has another version by now (If-Match)"},
+        507: {"description": "The state cannot be written; nothing was changed"},
         428: {"description": "Neither If-Match nor version says which version the change is meant for"},
     },
 )
@@ -98,6 +100,8 @@ async def change_experiment(
         raise HTTPException(status, f"the experiment has version {version} by now, not {expected}") from error
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
+    except sqlite3.Error as error:
+        raise HTTPException(507, f"the state cannot be written, and nothing was changed: {error}") from error
     answer = _answer(request)
     response.headers["ETag"] = f'"{answer.state.version}"'
     return answer
