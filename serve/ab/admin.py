@@ -16,7 +16,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin key is needed"},
     403: {"description": "No admin key is set on this server"},
 }
-VERSION_TAG = r'^(W/)?"[0-9]{1,18}"$'  # as GET gives it in ETag
+VERSION_TAG = r'^((W/)?"[0-9]{1,18}")?$'  # as GET gives it in ETag
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
@@ -74,13 +74,13 @@ async def change_experiment(
     request: Request,
     response: Response,
     change: Change,
-    if_match: Annotated[str | None, Header(pattern=VERSION_TAG)] = None,
+    if_match: Annotated[str, Header(pattern=VERSION_TAG)] = "",
 ) -> ExperimentAnswer:
     expected = change.version
-    if if_match is not None:
+    if if_match:
         found = if_match.removeprefix("W/").strip('"')
         if expected is not None and expected != int(found):
-            raise HTTPException(400, "If-Match and version name two versions")
+            raise HTTPException(412, "If-Match and version name two versions")
         expected = int(found)
     if expected is None:
         raise HTTPException(428, "say by If-Match, or by version, which version this change is meant for")
@@ -95,7 +95,7 @@ async def change_experiment(
             paused=change.paused,
         )
     except ConflictError as error:
-        status = 409 if if_match is None else 412
+        status = 412 if if_match else 409
         version = ab.experiment.state.version
         raise HTTPException(status, f"the experiment has version {version} by now, not {expected}") from error
     except ValueError as error:
