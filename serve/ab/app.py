@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 
 from mi_prun.version import __version__
 from serve.ab import admin, models, observatory, probe
-from serve.ab.arm import Arm
+from serve.ab.arm import Arm, make_arms
 from serve.ab.bodies import BoundedBodies
 from serve.ab.config import Config
 from serve.ab.evidence_store import EvidenceStore
@@ -37,7 +37,7 @@ def create_app(
     on_start: is given the loop that serves.
     """
     if arms is None:
-        arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
+        arms = make_arms(config)
     store = Store(config.state)
     service = Service(
         config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)

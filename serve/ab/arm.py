@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from serve.ab.config import ArmConfig, Health
+from mi_prun.errors import UserError
+from serve.ab.config import ArmConfig, Config, Health
 from serve.ab.observation import Outcome
 
 Circuit = Literal["closed", "open", "half_open"]
@@ -123,3 +125,14 @@ class Arm:
             "restarts": self.restarts,
             "managed": self.config.managed,
         }
+
+
+def make_arms(config: Config) -> dict[str, Arm]:
+    """Of the whole config. Raises UserError where the variable that shall hold an engine's key is not set."""
+    arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
+    for name, arm in arms.items():
+        if (variable := arm.config.api_key_env) is not None:
+            arm.key = os.environ.get(variable)
+            if not arm.key:
+                raise UserError(f"arm {name}: the environment variable {variable} (api_key_env) is not set")
+    return arms

@@ -15,6 +15,7 @@ SEEN_BEFORE = 256  # bytes of the last part that are looked at again: a figure m
 LONGEST_EVENT = 2**20
 MOST_GAPS = 4096
 DONE = b"data: [DONE]"
+ERROR = b'data: {"error"'
 
 
 class Reading:
@@ -31,6 +32,7 @@ class Reading:
         self.finish_reason: str | None = None
         self.input_tokens: int | None = None
         self.done = False
+        self.failed = False  # the engine said so itself, by an event in the stream
         self._output_tokens: int | None = None
         self._last_s = 0.0
         self._before = b""
@@ -80,6 +82,8 @@ class Reading:
 
     def _look(self, part: bytes) -> None:
         seen = self._before + part if self._before else part
+        if self.streamed and (part.startswith(ERROR) or b"\n\n" + ERROR in part):
+            self.failed = True
         if b"finish_reason" in seen or b"_tokens" in seen or DONE in seen:
             for found in FINISH.finditer(seen):
                 self.finish_reason = found[1].decode()

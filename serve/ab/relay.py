@@ -32,6 +32,8 @@ async def relay(service: Service, call: Call, attempt: Attempt) -> None:
         try:
             with call.exchange.interruptible():
                 await _pass_on(call, attempt, headers, reading, mirror)
+            if reading.failed:
+                outcome = "upstream_error"
         except UpstreamError as error:
             outcome, failure = "disconnected", str(error)
         except AbortedError as aborted:

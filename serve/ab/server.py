@@ -9,7 +9,7 @@ import uvicorn
 
 from mi_prun.errors import UserError
 from serve.ab.app import create_app
-from serve.ab.arm import Arm
+from serve.ab.arm import make_arms
 from serve.ab.config import Config
 from serve.ab.engine import check_engines
 from serve.ab.engines import Engines
@@ -29,7 +29,7 @@ def run(config: Config, *, reset: bool = False) -> None:
     if config.log_folder is not None and not config.log_folder.is_dir():
         raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
     check_engines(config)
-    arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
+    arms = make_arms(config)
     with scratch_folder() as scratch, Engines(config, arms, Path(config.log_folder or scratch)) as engines:
         app = create_app(config, arms, keys=keys, reset=reset, on_start=engines.attach)
         engines.start()

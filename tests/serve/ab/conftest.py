@@ -71,13 +71,26 @@ class Fake:
 class Proxy:
     """`mi-prun-ab` before some arms."""
 
-    def __init__(self, folder: Path, *flags: str, port: int | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        port: int | None = None,
+        env: dict[str, str] | None = None,
+        runner: Path | None = None,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
         self.log = folder / f"proxy-{self.port}.log"
         self.access_log = folder / "access.jsonl"
-        command = [sys.executable, "-m", "serve.ab.cli", "--port", str(self.port), *flags]
+        command = [
+            sys.executable,
+            *([str(runner)] if runner else ["-m", "serve.ab.cli"]),
+            "--port",
+            str(self.port),
+            *flags,
+        ]
         if "--state" not in flags:
             command += ["--state", str(folder / "ab.sqlite")]
         if "--access-log" not in flags:
@@ -90,6 +103,11 @@ class Proxy:
     def ask(self, headers: dict[str, str] | None = None, path: str = "/v1/completions", **body: Any) -> Any:
         """Status, headers and JSON of a completion."""
         return call(f"{self.url}{path}", {"model": MODEL, "prompt": "It was", **body}, headers)
+
+    def call(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        return call(f"{self.url}{path}", body, headers, method)
 
     def experiment(self, **change: Any) -> Any:
         """Of the admin route: read, or changed."""
@@ -141,9 +159,9 @@ def start_proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
         proxy.group.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fake]]:
-    """Two engines that no test of a module may harm; they do not say the same."""
+    """Two engines that no test may harm; they do not say the same."""
     folder = tmp_path_factory.mktemp("fakes")
     fakes = [
         Fake(folder / "dense.log", "dense", free_port()),
@@ -156,9 +174,9 @@ def shared_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fake
         fake.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def proxy(shared_fakes: list[Fake], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Before the two, evenly split."""
+    """Before the two, evenly split, and so it shall stay."""
     arms = [word for fake in shared_fakes for word in ("--arm", f"{fake.name}={fake.url}")]
     started = Proxy(tmp_path_factory.mktemp("proxy"), *arms, "--model-name", MODEL, "--split", "dense=50,pruned=50")
     started.wait_ready()
@@ -220,3 +238,8 @@ def compared() -> Callable[..., ShadowComparison]:
         return ShadowComparison(**(whole | fields))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def proxy_class() -> type[Proxy]:
+    return Proxy

@@ -106,6 +106,8 @@ class Engine:
                 if fake.get("hang_after") == place:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 event = maker.event(place)
+                if fake.get("say_error") == place:
+                    event = b'data: {"error":{"message":"engine dead","type":"x","code":500}}\n\n'
                 if fake.get("cut") and place == len(maker.tokens) - 1:
                     yield event[: len(event) // 2]
                     await asyncio.sleep(0.05)
@@ -115,8 +117,7 @@ class Engine:
                     await asyncio.sleep(0.001)
                     event = event[9:]
                 yield event
-                if pace:
-                    await asyncio.sleep(pace)
+                await asyncio.sleep(pace)
             if (maker.body.get("stream_options") or {}).get("include_usage"):
                 yield maker.usage_event()
             yield b"data: [DONE]\n\n"
@@ -194,8 +195,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="fake")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--key")
+    parser.add_argument("--key", default=os.environ.get("VLLM_API_KEY"))
+    parser.add_argument("--die", help="say so and end with a status")
     arguments, _ = parser.parse_known_args()
+    if arguments.die:
+        raise SystemExit("told to die")
     engine = Engine(arguments.name, arguments.seed, arguments.key)
     generations = [
         Route(path, engine.generate, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")
