@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
@@ -15,7 +16,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The admin key is needed"},
     403: {"description": "No admin key is set on this server"},
 }
-VERSION_TAG = r'^(W/)?"[0-9]{1,18}"$'  # as GET gives it in ETag
+VERSION_TAG = r'^((W/)?"[0-9]{1,18}")?$'  # as GET gives it in ETag
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
@@ -65,6 +66,7 @@ async def read_experiment(request: Request, response: Response) -> ExperimentAns
         400: {"description": "The change cannot be made"},
         409: {"description": "The experiment has another version by now (version in the body)"},
         412: {"description": "The experiment has another version by now (If-Match)"},
+        507: {"description": "The state cannot be written; nothing was changed"},
         428: {"description": "Neither If-Match nor version says which version the change is meant for"},
     },
 )
@@ -72,13 +74,13 @@ async def change_experiment(
     request: Request,
     response: Response,
     change: Change,
-    if_match: Annotated[str | None, Header(pattern=VERSION_TAG)] = None,
+    if_match: Annotated[str, Header(pattern=VERSION_TAG)] = "",
 ) -> ExperimentAnswer:
     expected = change.version
-    if if_match is not None:
+    if if_match:
         found = if_match.removeprefix("W/").strip('"')
         if expected is not None and expected != int(found):
-            raise HTTPException(400, "If-Match and version name two versions")
+            raise HTTPException(412, "If-Match and version name two versions")
         expected = int(found)
     if expected is None:
         raise HTTPException(428, "say by If-Match, or by version, which version this change is meant for")
@@ -93,11 +95,13 @@ async def change_experiment(
             paused=change.paused,
         )
     except ConflictError as error:
-        status = 409 if if_match is None else 412
+        status = 412 if if_match else 409
         version = ab.experiment.state.version
         raise HTTPException(status, f"the experiment has version {version} by now, not {expected}") from error
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
+    except sqlite3.Error as error:
+        raise HTTPException(507, f"the state cannot be written, and nothing was changed: {error}") from error
     answer = _answer(request)
     response.headers["ETag"] = f'"{answer.state.version}"'
     return answer

@@ -94,10 +94,11 @@ class Health(Record):
 
 class Restart(Record):
     """Of an engine that ended, or has not answered for hang_s: after back_off_s, twice as long each time that it ends
-    young, up to back_off_max_s. startup_s: for it to become ready.
+    young, up to back_off_max_s. startup_s: for it to become ready. end_s: for it to end when it is told to.
     """
 
     startup_s: PositiveFloat = 900.0
+    end_s: PositiveFloat = 15.0
     hang_s: PositiveFloat = 60.0
     back_off_s: PositiveFloat = 1.0
     back_off_max_s: PositiveFloat = 60.0

@@ -142,7 +142,7 @@ class Engine:
             group = self._group
         self.up = False
         if group is not None:
-            group.stop()
+            group.stop(self._restart.end_s)
 
     def next_start(self) -> float:
         """Sets and gives the seconds until then: more each time that it ended young."""

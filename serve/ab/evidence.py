@@ -220,6 +220,7 @@ class Evidence:
             "split_changes": self.split_changes,
             "weights": self.weights,
             "seen": self._seen.state(),
+            "turn": self._turn,
             "arms": {name: arm.state() for name, arm in self.arms.items()},
             "shadows": {name: shadow.state() for name, shadow in self.shadows.items()},
             "ratios": {name: ratio.state() for name, ratio in self.ratios.items()},
@@ -244,6 +245,7 @@ class Evidence:
         evidence.failovers = Counter(state["failovers"])
         evidence.split_changes = state["split_changes"]
         evidence._seen = Seen.restored(state["seen"])
+        evidence._turn = state["turn"]
         evidence.arms = {name: ArmEvidence.restored(arm, thresholds) for name, arm in state["arms"].items()}
         evidence.shadows = {
             name: ShadowEvidence.restored(state["shadows"][name], evidence.levels) for name in evidence.others

@@ -12,7 +12,7 @@ from serve.ab.store import Store
 logger = logging.getLogger("mi_prun_ab")
 
 TABLE = "CREATE TABLE IF NOT EXISTS evidence (experiment TEXT PRIMARY KEY, state TEXT NOT NULL)"
-SAVE_S = 10.0
+SAVE_S = 3.0
 
 
 class EvidenceStore:

@@ -107,7 +107,10 @@ def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds
     if ours.mean is None or control.mean is None:
         return Difference(difference=None, interval=None, direction="unknown")
     between = (bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
-    return Difference(difference=ours.mean - control.mean, interval=_interval(between), direction=_direction(between))
+    direction = _direction(between)
+    if direction == "no different" and min(ours.requests, control.requests) < MIN_REQUESTS:
+        direction = "unknown"
+    return Difference(difference=ours.mean - control.mean, interval=_interval(between), direction=direction)
 
 
 def _comparison(name: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Comparison:
@@ -207,8 +210,9 @@ def _notes(evidence: Evidence, comparisons: Sequence[Comparison]) -> list[str]:
                 "the differences before that is found"
             )
     if evidence.split_changes:
+        times = "once" if evidence.split_changes == 1 else f"{evidence.split_changes} times"
         notes.append(
-            f"the split was changed {evidence.split_changes} times: a request counts by the share its arm had then, "
+            f"the split was changed {times}: a request counts by the share its arm had then, "
             "so that both arms speak of the same times"
         )
     return notes

@@ -43,6 +43,8 @@ class Proxy:
             await self._refuse(scope, send, refusal, unread=exchange.phase == "request")
         except ClientGoneError:
             pass
+        except asyncio.CancelledError:
+            pass  # the server ends: what there was to say was said (see `relay`), and this is the task's own end
         finally:
             exchanges.discard(exchange)
 

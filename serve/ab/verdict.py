@@ -169,13 +169,13 @@ def line(comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: f
         if (name in TOLD or found.direction in ("lower", "higher")) and (said := _relative(name, found, level)):
             parts.append(said)
     errors, rates = comparison.error_rate, (ours.error_rate.mean, control.error_rate.mean)
-    if rates[0] is not None and rates[1] is not None:
+    if errors.direction != "unknown":
         parts.append(f"errors {errors.direction} ({rates[0]:.2%} against {rates[1]:.2%})")
     if comparison.shadow.agreement.mean is not None:
         parts.append(f"agreement {comparison.shadow.agreement.mean:.2f}")
     size = comparison.sample_size
-    needed = "too few to say how many are needed" if size.needed is None else f"of {size.needed:,} needed"
-    ends = [f"n={size.have:,} {needed}" if parts or size.have else "no counted request yet"]
+    needed = ", too few to say how many are needed" if size.needed is None else f" of {size.needed:,} needed"
+    ends = [f"n={size.have:,}{needed}" if parts or size.have else "no counted request yet"]
     ends += [
         f"guardrail {guardrail.text} BROKEN{', weight set to 0' if guardrail.drained else ''}"
         for guardrail in comparison.guardrails

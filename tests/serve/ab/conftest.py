@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mi_prun.process_group import ProcessGroup, free_port
+from serve.ab.observation import Observation, ShadowComparison
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 ADMIN_KEY = "admin-key-of-the-tests"
@@ -70,13 +71,26 @@ class Fake:
 class Proxy:
     """`mi-prun-ab` before some arms."""
 
-    def __init__(self, folder: Path, *flags: str, port: int | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        port: int | None = None,
+        env: dict[str, str] | None = None,
+        runner: Path | None = None,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
         self.log = folder / f"proxy-{self.port}.log"
         self.access_log = folder / "access.jsonl"
-        command = [sys.executable, "-m", "serve.ab.cli", "--port", str(self.port), *flags]
+        command = [
+            sys.executable,
+            *([str(runner)] if runner else ["-m", "serve.ab.cli"]),
+            "--port",
+            str(self.port),
+            *flags,
+        ]
         if "--state" not in flags:
             command += ["--state", str(folder / "ab.sqlite")]
         if "--access-log" not in flags:
@@ -145,9 +159,9 @@ def start_proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
         proxy.group.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fake]]:
-    """Two engines that no test of a module may harm; they do not say the same."""
+    """Two engines that no test may harm; they do not say the same."""
     folder = tmp_path_factory.mktemp("fakes")
     fakes = [
         Fake(folder / "dense.log", "dense", free_port()),
@@ -160,9 +174,9 @@ def shared_fakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Fake
         fake.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def proxy(shared_fakes: list[Fake], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Before the two, evenly split."""
+    """Before the two, evenly split, and so it shall stay."""
     arms = [word for fake in shared_fakes for word in ("--arm", f"{fake.name}={fake.url}")]
     started = Proxy(tmp_path_factory.mktemp("proxy"), *arms, "--model-name", MODEL, "--split", "dense=50,pruned=50")
     started.wait_ready()
@@ -173,3 +187,59 @@ def proxy(shared_fakes: list[Fake], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def admin() -> dict[str, str]:
     return {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@pytest.fixture(scope="session")
+def observed() -> Callable[..., Observation]:
+    """`observed("pruned", ttft_s=0.1)`: a counted, streamed answer of that arm, 20 tokens in 0.3 s, or what is said."""
+
+    def make(arm: str = "dense", **fields: Any) -> Observation:
+        whole: dict[str, Any] = {
+            "time": 1000.0,
+            "arm": arm,
+            "assigned_arm": arm,
+            "reason": "split",
+            "counted": True,
+            "key_hash": "",
+            "path": "/v1/completions",
+            "streamed": True,
+            "status": 200,
+            "outcome": "ok",
+            "ttft_s": 0.1,
+            "itl_s": (0.01,) * 19,
+            "e2e_s": 0.3,
+            "input_tokens": 5,
+            "output_tokens": 20,
+            "finish_reason": "stop",
+        }
+        return Observation(**(whole | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compared() -> Callable[..., ShadowComparison]:
+    """`compared(0.7)`: a request to the dense arm, mirrored to the pruned one, and the agreement."""
+
+    def make(agreement: float | None = 0.7, **fields: Any) -> ShadowComparison:
+        whole: dict[str, Any] = {
+            "time": 1000.0,
+            "primary_arm": "dense",
+            "shadow_arm": "pruned",
+            "streamed": True,
+            "agreement": agreement,
+            "same_tokens": 7,
+            "compared_tokens": 10,
+            "logprob_difference_nats": None,
+            "shadow_ttft_s": 0.1,
+            "shadow_e2e_s": 0.3,
+            "error": None,
+        }
+        return ShadowComparison(**(whole | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def proxy_class() -> type[Proxy]:
+    return Proxy

@@ -200,8 +200,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="fake")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--key")
+    parser.add_argument("--key", default=os.environ.get("VLLM_API_KEY"))
+    parser.add_argument("--die", help="say so and end with a status")
     arguments, _ = parser.parse_known_args()
+    if arguments.die:
+        raise SystemExit("told to die")
     engine = Engine(arguments.name, arguments.seed, arguments.key)
     generations = [
         Route(path, engine.generate, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/completions")
