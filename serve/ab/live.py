@@ -19,6 +19,8 @@ BUCKET_SECONDS = 10
 BUCKETS = 60
 NOW_SECONDS = 60
 GROWTH = 1.05  # of the histogram's bins: a quantile is within 2.5 % of the value it stands for
+BINS_PER_E = 1 / math.log(GROWTH)
+SMALLEST, LARGEST = 1e-6, 1e6
 FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 
@@ -40,6 +42,20 @@ class LiveArm(Record):
     itl_s_p99: float | None
 
 
+class LiveSeries(Record):
+    """The same by bucket: a column each."""
+
+    requests: tuple[int, ...]
+    errors: tuple[int, ...]
+    requests_per_s: tuple[float, ...]
+    output_tokens_per_s: tuple[float, ...]
+    answer_tokens_per_s_p50: tuple[float | None, ...]
+    ttft_s_p50: tuple[float | None, ...]
+    ttft_s_p99: tuple[float | None, ...]
+    itl_s_p50: tuple[float | None, ...]
+    itl_s_p99: tuple[float | None, ...]
+
+
 class LiveShadow(Record):
     """Of all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
 
@@ -51,13 +67,13 @@ class LiveShadow(Record):
 class LiveFigures(Record):
     """time_s: when each bucket starts, oldest first, Unix time; the one that is still filling is not among them.
 
-    series: for each arm, one entry a bucket. now: about the last `now_s` seconds, the filling bucket included.
+    series: for each arm, one value a bucket. now: about the last `now_s` seconds, the filling bucket included.
     """
 
     bucket_s: int
     now_s: int
     time_s: tuple[int, ...]
-    series: dict[str, tuple[LiveArm, ...]]
+    series: dict[str, LiveSeries]
     now: dict[str, LiveArm]
     shadow: LiveShadow
 
@@ -68,8 +84,10 @@ class Histogram:
     def __init__(self) -> None:
         self.bins: Counter[int] = Counter()
 
-    def add(self, value: float) -> None:
-        self.bins[round(math.log(min(max(value, 1e-6), 1e6), GROWTH))] += 1
+    def add(self, *values: float) -> None:
+        self.bins.update(
+            [round(math.log(min(value, LARGEST) if value > SMALLEST else SMALLEST) * BINS_PER_E) for value in values]
+        )
 
     def merge(self, other: Histogram) -> None:
         self.bins.update(other.bins)
@@ -98,8 +116,7 @@ class ArmBucket:
         self.errors += observation.outcome in FAULTS
         tokens, ttft_s = observation.output_tokens or 0, observation.ttft_s
         self.output_tokens += tokens
-        for gap_s in observation.itl_s:
-            self.itl_s.add(gap_s)
+        self.itl_s.add(*observation.itl_s)
         if ttft_s is None or not observation.streamed:
             return  # without a stream the first byte is the whole answer
         self.ttft_s.add(ttft_s)
@@ -189,7 +206,7 @@ class Live:
             bucket_s=self.bucket_s,
             now_s=NOW_SECONDS,
             time_s=tuple(number * self.bucket_s for number in numbers),
-            series={arm: tuple(bucket.closed_figures(arm, self.bucket_s) for bucket in shown) for arm in self.arms},
+            series={arm: self._series(arm, shown) for arm in self.arms},
             now={arm: self._sum(arm, recent).figures(seconds) for arm in self.arms},
             shadow=LiveShadow(
                 compared=compared,
@@ -197,6 +214,11 @@ class Live:
                 agreement=sum(bucket.agreement_sum for bucket in everything) / compared if compared else None,
             ),
         )
+
+    def _series(self, arm: str, buckets: Sequence[Bucket]) -> LiveSeries:
+        figures = [bucket.closed_figures(arm, self.bucket_s) for bucket in buckets]
+        columns = {name: tuple(getattr(one, name) for one in figures) for name in LiveSeries.model_fields}
+        return LiveSeries.model_construct(None, **columns)
 
     def _sum(self, arm: str, numbers: range) -> ArmBucket:
         total = ArmBucket()

@@ -28,7 +28,8 @@ export function showLive(figures) {
   if (!shown.length) build(arms);
   const place = lookedAt === null ? -1 : figures.time_s.indexOf(lookedAt);
   if (place < 0) lookedAt = null;
-  const of = (arm) => (place < 0 ? figures.now[arm] : figures.series[arm][place]);
+  const series = Object.fromEntries(arms.map((arm) => [arm, rows(figures.series[arm])]));
+  const of = (arm) => (place < 0 ? figures.now[arm] : series[arm][place]);
   const minutes = Math.round((figures.bucket_s * figures.time_s.length) / 60);
   CHARTS.forEach((spec, index) => {
     const { values, plot } = shown[index];
@@ -41,8 +42,8 @@ export function showLive(figures) {
     });
     const lines = arms.map((arm) => ({
       arm,
-      values: figures.series[arm].map(spec.value),
-      upper: spec.upper && figures.series[arm].map(spec.upper),
+      values: series[arm].map(spec.value),
+      upper: spec.upper && series[arm].map(spec.upper),
     }));
     const label = `${spec.title}, ${spec.unit}, last ${minutes} minutes. ${whenWords(place)}: ${said.join("; ")}.`;
     const width = Math.max(200, plot.clientWidth);
@@ -51,6 +52,10 @@ export function showLive(figures) {
   showLookBack(place);
   showShadow(figures.shadow, minutes);
 }
+
+// Columns come; one object for each bucket is easier to work with.
+const rows = (columns) =>
+  columns.requests.map((_, index) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[index]])));
 
 function whenWords(place) {
   if (place < 0) return "Now";

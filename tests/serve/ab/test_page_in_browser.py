@@ -46,6 +46,20 @@ PRUNING = {
 
 
 @pytest.fixture(scope="module")
+def proxy(
+    proxy_class: Callable[..., Any], shared_fakes: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Another than the shared one: its split is changed here."""
+    arms = [word for fake in shared_fakes for word in ("--arm", f"{fake.name}={fake.url}")]
+    started = proxy_class(tmp_path_factory.mktemp("page"), *arms, "--model-name", "the-model")
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        started.group.stop()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import expect, sync_playwright
 
@@ -96,10 +110,11 @@ def unlocked(open_page: Callable[..., Any], admin: dict[str, str]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(proxy: Any, shared_fakes: list[Any]) -> None:
+def as_it_was(proxy: Any, shared_fakes: list[Any]) -> Iterator[None]:
+    proxy.experiment(weights={"dense": 90, "pruned": 10}, shadow_share=0, paused=False)
+    yield
     for fake in shared_fakes:
         fake.set()
-    proxy.experiment(weights={"dense": 90, "pruned": 10}, shadow_share=0, paused=False)
 
 
 def unlock(page: Any, admin: dict[str, str]) -> None:
