@@ -116,9 +116,12 @@ async function askForBlocks(mine) {
 }
 
 function splitChanged(words, experiment, error) {
-  if (error) return lock(NOT_ANY_MORE);
-  showExperiment(experiment, polite);
-  return polite(words);
+  if (error) {
+    lock(NOT_ANY_MORE);
+    return;
+  }
+  if (experiment) showExperiment(experiment, polite);
+  if (words) polite(words);
 }
 
 // One message at a time, so that a screen reader gets to the end of it.

@@ -22,7 +22,7 @@ export function setUpSplit({ changed }) {
   });
   find("shadow-share").addEventListener("input", changedByHand);
   find("reset").addEventListener("click", () => take(server));
-  find("pause").addEventListener("click", () => apply({ paused: !base.paused }));
+  find("pause").addEventListener("click", pause);
   find("take-theirs").addEventListener("click", () => {
     take(theirs);
     find("apply").focus();
@@ -54,7 +54,7 @@ function take(experiment) {
   const shares = sharesOf(experiment.weights);
   for (const field of fields) set(field, Number((shares[field.name] * 100).toFixed(2)));
   find("shadow-share").value = Number((experiment.shadow_share * 100).toFixed(2));
-  say(find("pause"), experiment.paused ? "Resume" : "Pause");
+  sayPause();
   say(find("split-error"), "");
   find("conflict").hidden = true;
   changedByHand();
@@ -154,18 +154,46 @@ async function apply(change) {
   find("conflict").hidden = true;
   theirs = null;
   try {
-    const why = find("why").value.trim();
-    const experiment = await admin(PATH, { method: "PUT", body: { version: base.version, why, ...change } });
-    find("why").value = "";
+    const experiment = await put(change);
     base = null; // the form is what was applied
     take(experiment.state);
     after(`Applied: ${stateWords(experiment.state)}.`, experiment);
   } catch (error) {
     if (error instanceof ApiError && error.status === 409) await conflict();
-    else if (error instanceof ApiError && error.status === 401) after(null, null, error);
-    else say(find("split-error"), `Not applied: ${reason(error)}.`);
+    else failed(error);
   }
 }
+
+async function put(change) {
+  const why = find("why").value.trim();
+  const experiment = await admin(PATH, { method: "PUT", body: { version: base.version, why, ...change } });
+  find("why").value = "";
+  return experiment;
+}
+
+function failed(error) {
+  if (error instanceof ApiError && error.status === 401) after(null, null, error);
+  else say(find("split-error"), `Not applied: ${reason(error)}.`);
+}
+
+// What is in the form, and not applied yet, stays there.
+async function pause() {
+  say(find("split-error"), "");
+  try {
+    const experiment = await put({ paused: !base.paused });
+    if (isDirty()) base = server = experiment.state;
+    else take(experiment.state);
+    sayPause();
+    changedByHand();
+    after(base.paused ? "Paused." : "Resumed.", experiment);
+  } catch (error) {
+    if (!(error instanceof ApiError && error.status === 409)) return failed(error);
+    after(null, await admin(PATH).catch(() => null));
+    say(find("split-error"), "The experiment was changed meanwhile. Look at it, and press again.");
+  }
+}
+
+const sayPause = () => say(find("pause"), base.paused ? "Resume" : "Pause");
 
 async function conflict(state) {
   try {

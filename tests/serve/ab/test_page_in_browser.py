@@ -366,9 +366,13 @@ def test_a_change_of_somebody_else_is_taken_over_where_nothing_was_touched(unloc
 def test_pause_and_resume(unlocked: Any, proxy: Any) -> None:
     from playwright.sync_api import expect
 
+    slider = unlocked.get_by_role("slider", name="Share of pruned")
+    slider.fill("44")  # not applied
     unlocked.get_by_role("button", name="Pause").click()
     expect(unlocked.get_by_text("paused", exact=True)).to_be_visible()
     assert proxy.experiment()["state"]["paused"]
+    assert proxy.experiment()["state"]["weights"] == {"dense": 90, "pruned": 10}
+    expect(slider).to_have_value("44")
     unlocked.get_by_role("button", name="Resume").click()
     expect(unlocked.get_by_text("running", exact=True)).to_be_visible()
     assert not proxy.experiment()["state"]["paused"]
