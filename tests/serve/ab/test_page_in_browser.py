@@ -349,7 +349,11 @@ def test_a_conflict_is_shown_and_either_way_out_works(unlocked: Any, proxy: Any)
     expect(conflict).to_be_hidden()
     slider.fill("60")
     proxy.experiment(weights={"dense": 70, "pruned": 30})
+    expect(conflict).to_contain_text("dense 70 %, pruned 30 %")  # seen before anything is applied
     unlocked.get_by_role("button", name="Apply", exact=True).click()
+    expect(unlocked.get_by_text("Not applied yet")).to_be_visible()
+    expect(conflict).to_be_visible()
+    assert proxy.experiment()["state"]["weights"] == {"dense": 70, "pruned": 30}
     unlocked.get_by_role("button", name="Apply mine over it").click()
     expect(unlocked.get_by_text("Now: dense 40 %, pruned 60 %.")).to_be_visible()
     assert proxy.experiment()["state"]["weights"] == {"dense": 40, "pruned": 60}
