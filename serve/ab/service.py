@@ -46,7 +46,7 @@ class Service:
         self.upstream = Upstream(config.limits.connect_s)
         self.sweeper = Sweeper(config.limits)
         self.access_log = AccessLog(config.access_log)
-        self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.tell)
+        self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()
         self.listener_failures = 0
@@ -87,6 +87,13 @@ class Service:
         self.tell(told)
         self._log(told, call)
         return told
+
+    def compared(self, said: ShadowComparison) -> None:
+        """Told and logged."""
+        self.tell(said)
+        fields = {name: value for name, value in vars(said).items() if name not in ("time", "error")}
+        outcome = "compared" if said.error is None else "not compared"
+        self.access_log.write(time=round(said.time, 3), outcome=outcome, why=said.error, **fields)
 
     def refused(self, path: str, refusal: RefusalError) -> None:
         self.refusals[refusal.status] += 1
