@@ -77,7 +77,7 @@ def command(arguments: list[str]) -> None:
     add("--gateway", default=default.gateway, help="the Gateway the route belongs to (default: %(default)s)")
     add("--gateway-class", default="", help="write that Gateway too, of this class")
     add("--replicas", type=int, default=1, help="of each arm (default: %(default)s)")
-    add("--accelerator", default="", help="of Ray: A100, H100, L4, ...")
+    add("--accelerator", default="", help="of Ray: A100, H100, L4, ...; or cpu")
     add_flags(parser)
     flags = parser.parse_args(words)
     if flags.replicas < 1:

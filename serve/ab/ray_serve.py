@@ -63,6 +63,8 @@ def llm_config(config: Config, arm: ExportedArm, options: ExportOptions) -> dict
         },
         "runtime_env": {"env_vars": {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **arm.env}},
     }
-    if options.accelerator:
+    if options.accelerator == "cpu":
+        found["accelerator_config"] = {"kind": "cpu"}
+    elif options.accelerator:
         found["accelerator_type"] = options.accelerator
     return found

@@ -58,7 +58,7 @@ class Service:
         experiment.subscribers.append(lambda state: self.judge.split_changed(state.time, state.weights))
         self.metrics = Metrics(self, self.judge)
         self.listeners: list[Listener] = [self.judge.observe, self.metrics.observe]
-        self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.tell)
+        self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()
         self.listener_failures = 0
@@ -99,6 +99,13 @@ class Service:
         self.tell(told)
         self._log(told, call)
         return told
+
+    def compared(self, said: ShadowComparison) -> None:
+        """Told and logged."""
+        self.tell(said)
+        fields = {name: value for name, value in vars(said).items() if name not in ("time", "error")}
+        outcome = "compared" if said.error is None else "not compared"
+        self.access_log.write(time=round(said.time, 3), outcome=outcome, why=said.error, **fields)
 
     def refused(self, path: str, refusal: RefusalError) -> None:
         self.refusals[refusal.status] += 1

@@ -146,3 +146,17 @@ def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
     assert moved.verdict().split_changes == 1
     assert moved.verdict().arms[0].requests == judge.verdict().arms[0].requests
     json.loads(moved.state())
+
+
+@pytest.mark.parametrize(("failures", "direction"), [(0, "no different"), (3, "no different"), (60, "higher")])
+def test_few_errors_more_are_no_difference(observed: Observed, failures: int, direction: str) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    for place in range(300):
+        judge.observe(observed("dense"))
+        judge.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
+    found = judge.verdict().comparisons[0].error_rate
+    assert found.direction == direction
+    assert found.difference == pytest.approx(failures / 300)
+    assert found.interval is not None
+    assert found.interval.low < failures / 300 < found.interval.high  # type: ignore[operator]
+    assert found.interval.high - found.interval.low > 0.01  # type: ignore[operator]

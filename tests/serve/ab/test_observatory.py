@@ -56,7 +56,7 @@ def test_trace_context_is_passed_on_and_none_is_made_up(
 ) -> None:
     """W3C trace context and baggage: the engine's spans are children of the caller's."""
     sent = {
-        "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "tracestate": "vendor=1,other=2",
         "baggage": "user=ann",
     }
