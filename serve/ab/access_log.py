@@ -1,0 +1,67 @@
+"""One JSON line for each request: which arm, why, how it ended; never a prompt unless asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mi_prun.errors import UserError
+
+FLUSH_S = 0.2
+MOST_WAITING = 10_000
+
+
+class AccessLog:
+    """Lines are gathered and written together off the event loop: a slow or full disk costs lines, which are counted,
+    and never an answer. path: None is stdout.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.lost = 0
+        self._lines: list[str] = []
+        self._file = sys.stdout.fileno()
+        if path is not None:
+            try:
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            except OSError as error:
+                raise UserError(f"cannot write the access log {path}: {error.strerror}") from error
+
+    def write(self, **fields: Any) -> None:
+        """Fields that are None are left out."""
+        if len(self._lines) >= MOST_WAITING:
+            self.lost += 1
+            return
+        self._lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}))
+
+    def flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        data = ("\n".join(lines) + "\n").encode()
+        try:
+            written = os.write(self._file, data)
+        except OSError:
+            self.lost += len(lines)
+            return
+        if written < len(data):
+            # A part of a line would spoil the next one: end it where that goes.
+            self.lost += data[written:].count(b"\n")
+            with contextlib.suppress(OSError):
+                os.write(self._file, b"\n")
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if self._lines:
+                await asyncio.to_thread(self.flush)
+
+    def close(self) -> None:
+        self.flush()
+        if self.path is not None:
+            os.close(self._file)

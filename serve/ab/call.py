@@ -1,0 +1,56 @@
+"""A request that was let in: what is known of it until it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve.ab import headers as header
+from serve.ab.arm import Arm
+from serve.ab.exchange import Exchange
+from serve.ab.experiment import Assignment
+from serve.ab.observation import Reason
+from serve.ab.request import ParsedRequest
+from serve.ab.upstream import Answer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """headers: the client's. passed_on: its own key, for arms that we have none for."""
+
+    exchange: Exchange
+    request: ParsedRequest
+    assignment: Assignment
+    headers: list[tuple[bytes, bytes]]
+    passed_on: bytes | None
+    send: Send
+
+    def for_arm(self, arm: Arm, model_name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body as this arm wants them."""
+        sent = header.for_upstream(self.headers, arm.key)
+        if arm.key is None and self.passed_on is not None:
+            sent.append((b"authorization", self.passed_on))
+        return sent, self.request.body_for(arm.config.upstream_model or model_name)
+
+    def reason_at(self, arm: Arm) -> Reason:
+        return self.assignment.reason if arm.name == self.assignment.arm else "failover"
+
+    def counted_at(self, arm: Arm) -> bool:
+        """In the experiment's figures: neither a failover nor what was not drawn."""
+        return self.request.generation and self.reason_at(arm) in ("split", "sticky")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An arm that began to answer. started: when it was asked, on the monotonic clock. first: of its body."""
+
+    arm: Arm
+    started: float
+    answer: Answer
+    first: bytes

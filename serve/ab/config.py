@@ -1,0 +1,271 @@
+"""What `mi-prun-ab` is told: by flags, by `--config ab.toml`, or both; one checked Config out of them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from mi_prun.artefact import Record
+from mi_prun.errors import UserError
+from serve.ab.guardrail import parse_guardrail
+from serve.ab.verdict import VerdictSettings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
+Sticky = Literal["header", "user", "api_key"]
+
+
+class ArmConfig(Record):
+    """One of: `url`, an engine that runs elsewhere; `model`, a folder or hub id; `plan`, with or without its dense
+    `model`.
+
+    flags, env: of the engine that is started here. upstream_model, api_key_env: of one that runs elsewhere; the name it
+    serves the model under, where that is not ours, and the environment variable that holds its key.
+    """
+
+    url: str | None = None
+    model: str | None = None
+    plan: Path | None = None
+    flags: tuple[str, ...] = ()
+    env: dict[str, str] = Field(default_factory=dict)
+    upstream_model: str | None = None
+    api_key_env: str | None = None
+
+    @property
+    def managed(self) -> bool:
+        """Whether its engine is started here."""
+        return self.url is None
+
+    @model_validator(mode="after")
+    def _target(self) -> ArmConfig:
+        if self.url is not None:
+            if self.model or self.plan or self.flags or self.env:
+                raise ValueError("url does not go with model, plan, flags or env: that engine runs elsewhere")
+            parts = urlsplit(self.url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(f"url must be http://HOST[:PORT] or https://..., got {self.url}")
+            if parts.username or parts.password:
+                raise ValueError("url must not hold a password; name a variable that does by api_key_env")
+        elif not self.model and not self.plan:
+            raise ValueError("name a model, a plan or a url")
+        elif self.upstream_model or self.api_key_env:
+            raise ValueError("upstream_model and api_key_env are of an engine that runs elsewhere (url)")
+        return self
+
+
+class Limits(Record):
+    """Bounds; seconds and bytes.
+
+    request_s: for a client to send its request. send_s: for it to take what it was sent. first_byte_s: for an arm to
+    begin its answer (all of it, where it is not streamed). idle_s: between two parts of an answer. drain_s: for what is
+    in flight at SIGTERM.
+    """
+
+    body_bytes: PositiveInt = 8 * 2**20
+    header_bytes: PositiveInt = 32 * 2**10
+    concurrency: PositiveInt = 1024
+    connections: PositiveInt = 4096
+    request_s: PositiveFloat = 30.0
+    send_s: PositiveFloat = 60.0
+    connect_s: PositiveFloat = 5.0
+    first_byte_s: PositiveFloat = 600.0
+    idle_s: PositiveFloat = 60.0
+    drain_s: PositiveFloat = 30.0
+
+
+class Health(Record):
+    """An arm is down after `failures` probes in a row, `probe_s` apart; so many failed requests in a row open its
+    circuit, for cool_down_s at first and twice as long each time a trial fails, up to cool_down_max_s.
+    """
+
+    probe_s: PositiveFloat = 2.0
+    probe_timeout_s: PositiveFloat = 2.0
+    failures: PositiveInt = 3
+    cool_down_s: PositiveFloat = 5.0
+    cool_down_max_s: PositiveFloat = 60.0
+
+
+class Restart(Record):
+    """Of an engine that ended, or has not answered for hang_s: after back_off_s, twice as long each time that it ends
+    young, up to back_off_max_s. startup_s: for it to become ready. end_s: for it to end when it is told to.
+    """
+
+    startup_s: PositiveFloat = 900.0
+    end_s: PositiveFloat = 15.0
+    hang_s: PositiveFloat = 60.0
+    back_off_s: PositiveFloat = 1.0
+    back_off_max_s: PositiveFloat = 60.0
+
+
+class Shadow(Record):
+    """share: of the requests, mirrored at the start (it can be changed live). in_flight: mirrors at a time, further
+    ones are left out. answer_bytes: of an answer that is kept to be compared.
+    """
+
+    share: float = Field(default=0.0, ge=0.0, le=1.0)
+    in_flight: PositiveInt = 4
+    timeout_s: PositiveFloat = 120.0
+    answer_bytes: PositiveInt = 2**20
+
+
+class Config(Record):
+    """arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
+    out has weight 0. model_name: what clients ask for. experiment: what assignments are drawn by: another name is
+    another draw. sticky: where the key of a client is looked for, in this order.
+    """
+
+    arms: dict[str, ArmConfig]
+    split: dict[str, float]
+    control: str
+    model_name: str
+    experiment: str
+    sticky: tuple[Sticky, ...] = ("header", "user", "api_key")
+    sticky_header: str = "x-mi-prun-sticky"
+    guardrails: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65_535)
+    state: Path = Path("mi-prun-ab.sqlite")
+    access_log: Path | None = None
+    log_prompts: bool = False
+    log_folder: Path | None = None
+    api_keys_file: Path | None = None
+    admin_key_file: Path | None = None
+    limits: Limits = Limits()
+    health: Health = Health()
+    restart: Restart = Restart()
+    shadow: Shadow = Shadow()
+    verdict: VerdictSettings = VerdictSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        """The first arm is the control, and its model's name is ours."""
+        if not isinstance(data, dict) or not isinstance(arms := data.get("arms"), dict) or not arms:
+            return data
+        first = next(iter(arms))
+        filled = {"control": first, "split": {first: 1.0}, **data}
+        target = arms[first]
+        model = target.get("model") if isinstance(target, dict) else getattr(target, "model", None)
+        filled.setdefault("model_name", model or "")
+        filled.setdefault("experiment", "default")
+        return filled
+
+    @field_validator("arms")
+    @classmethod
+    def _arm_names(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
+        for name in arms:
+            if not ARM_NAME.fullmatch(name):
+                raise ValueError(f"arm name {name!r}: letters, digits, - and _, at most 32")
+        return arms
+
+    @field_validator("guardrails")
+    @classmethod
+    def _guardrails(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                parse_guardrail(text)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return tuple(dict.fromkeys(texts))
+
+    @field_validator("sticky_header")
+    @classmethod
+    def _lower(cls, name: str) -> str:
+        if not HEADER_NAME.fullmatch(name := name.lower()):
+            raise ValueError(f"{name!r} is no header name")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if not self.arms:
+            raise ValueError("no arm; give at least one --arm NAME=TARGET")
+        if not self.model_name:
+            raise ValueError("model_name is missing: the first arm has no model to take it from (--model-name)")
+        if "@" in self.model_name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in self.model_name):
+            raise ValueError(f"model_name {self.model_name!r}: printable ASCII without spaces and @")
+        if not NAME.fullmatch(self.experiment):
+            raise ValueError(f"experiment {self.experiment!r}: letters, digits, -, _ and ., at most 64")
+        if self.control not in self.arms:
+            raise ValueError(f"control {self.control!r} is no arm (arms: {', '.join(self.arms)})")
+        check_weights(self.split, self.arms)
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of every arm, as the config has it; the live ones are the experiment's."""
+        return {name: self.split.get(name, 0.0) for name in self.arms}
+
+
+def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> None:
+    """Raises ValueError, so that pydantic and the admin route say it in their own way."""
+    for name, weight in weights.items():
+        if name not in arms:
+            raise ValueError(f"split names {name!r}, which is no arm (arms: {', '.join(arms)})")
+        if not 0.0 <= weight <= 1e6:
+            raise ValueError(f"weight of {name} must be in 0..1,000,000, got {weight:g}")
+    if not sum(weights.values()) > 0:
+        raise ValueError("at least one arm must have a weight above 0")
+
+
+def read_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """`flags` (fields of Config; None is not given) win over the file. Raises UserError."""
+    data = _read_toml(file) if file else {}
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping) and name not in ("split", "arms") and isinstance(data.get(name), dict):
+            value = {**data[name], **value}
+        data[name] = value
+    origin = str(file) if file else "flags"
+    if not data.get("arms"):
+        raise UserError("no arm: give --arm NAME=TARGET at least once, or --config ab.toml with [arms.NAME]")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{origin}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file} is not TOML: {error}") from error
+
+
+def parse_arm(words: str) -> tuple[str, dict[str, str]]:
+    """`NAME=TARGET`; the target is a URL, a plan (a .json file) or a model."""
+    name, equals, target = words.partition("=")
+    if not equals or not name or not target:
+        raise UserError(f"--arm {words}: it is NAME=TARGET, where TARGET is a model folder, hub id, plan.json or URL")
+    if target.startswith(("http://", "https://")):
+        return name, {"url": target}
+    if target.endswith(".json"):
+        return name, {"plan": target}
+    return name, {"model": target}
+
+
+def parse_split(words: str) -> dict[str, float]:
+    """`dense=95,pruned=5`."""
+    weights: dict[str, float] = {}
+    for part in words.split(","):
+        name, _, weight = part.strip().partition("=")
+        try:
+            if name in weights:
+                raise UserError(f"--split {words}: {name} is named twice")
+            weights[name] = float(weight)
+        except ValueError as error:
+            raise UserError(f"--split {words}: it is NAME=WEIGHT,NAME=WEIGHT, got {part!r}") from error
+    return weights

@@ -1,0 +1,112 @@
+"""The experiment while it runs: its weights, the mirrored share, a pause; changed by compare-and-set, kept in the
+store.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from serve.ab.config import Config, check_weights
+from serve.ab.observation import Reason
+from serve.ab.split import key_hash, random_key, ranking
+from serve.ab.store import ConflictError, State, Store
+
+logger = logging.getLogger("mi_prun_ab")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """order: of all arms; the first is the one assigned, the others are what to fail over to. key_hash: "" where it was
+    drawn at random.
+    """
+
+    order: tuple[str, ...]
+    reason: Reason
+    key_hash: str
+
+    @property
+    def arm(self) -> str:
+        return self.order[0]
+
+
+class Experiment:
+    """subscribers are told of every change, after it is on the disk."""
+
+    def __init__(self, config: Config, store: Store, *, reset: bool = False) -> None:
+        self.name = config.experiment
+        self.control = config.control
+        self.store = store
+        self.state = store.open_experiment(self.name, config.weights, config.shadow.share, reset=reset)
+        self.subscribers: list[Callable[[State], None]] = []
+
+    def change(
+        self,
+        expected_version: int,
+        *,
+        who: str,
+        why: str,
+        weights: Mapping[str, float] | None = None,
+        shadow_share: float | None = None,
+        paused: bool | None = None,
+    ) -> State:
+        """What is None stays. weights: those named; the others stay too. Raises ConflictError where `expected_version`
+        is not the version any more, ValueError for weights that cannot be; then nothing has changed.
+        """
+        old = self.state
+        if old.version != expected_version:
+            raise ConflictError
+        merged = {**old.weights, **(weights or {})}
+        check_weights(merged, old.weights)
+        if shadow_share is not None and not 0.0 <= shadow_share <= 1.0:
+            raise ValueError(f"shadow_share must be in 0..1, got {shadow_share:g}")
+        new = State(
+            version=old.version + 1,
+            weights=merged,
+            shadow_share=old.shadow_share if shadow_share is None else shadow_share,
+            paused=old.paused if paused is None else paused,
+            time=time.time(),
+            who=who,
+            why=why,
+        )
+        self.store.replace(self.name, expected_version, new)
+        self.state = new
+        logger.info("experiment %s is version %d now, by %s (%s): %s", self.name, new.version, who, why, _said(new))
+        for subscriber in self.subscribers:
+            try:
+                subscriber(new)
+            except Exception:
+                logger.exception("a subscriber failed on version %d", new.version)
+        return new
+
+    def drain(self, arm: str, reason: str) -> bool:
+        """Set an arm's weight to 0; whether it had one. Where it had all, the control has it then."""
+        state = self.state
+        if not state.weights.get(arm):
+            return False
+        weights = {arm: 0.0}
+        if sum(state.weights.values()) <= state.weights[arm]:
+            weights[self.control] = state.weights[arm]
+        self.change(state.version, who="guardrail", why=reason, weights=weights)
+        return True
+
+    def assign(self, sticky_key: str | None, explicit: str | None) -> Assignment:
+        """explicit: an arm that an operator asked for, and that nothing else may answer for."""
+        if explicit is not None:
+            return Assignment((explicit,), "explicit", "")
+        state = self.state
+        key = random_key() if sticky_key is None else sticky_key
+        order = ranking(self.name, key, state.weights)
+        if state.paused:
+            order = [self.control, *(arm for arm in order if arm != self.control)]
+            return Assignment(tuple(order), "paused", "" if sticky_key is None else key_hash(key))
+        if sticky_key is None:
+            return Assignment(tuple(order), "split", "")
+        return Assignment(tuple(order), "sticky", key_hash(key))
+
+
+def _said(state: State) -> str:
+    weights = ", ".join(f"{arm}={weight:g}" for arm, weight in state.weights.items())
+    return f"{weights}; shadow share {state.shadow_share:g}{'; paused' if state.paused else ''}"

@@ -1,0 +1,55 @@
+"""Which headers go on: end-to-end ones; not those of one connection, nor what is the proxy's own business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+ARM = b"x-mi-prun-arm"
+REASON = b"x-mi-prun-reason"
+OWN_PREFIX = b"x-mi-prun-"
+
+HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# Its own connection and key; unpacked answers only, since they are looked at; cookies are for the proxy's own page.
+NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"accept-encoding", b"expect", b"cookie"}
+NOT_DOWNSTREAM = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
+
+
+def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, bytes]]:
+    """key: what the arm is asked with."""
+    headers = list(headers)
+    dropped = NOT_UPSTREAM | _named_by_connection(headers)
+    kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
+    kept.append((b"accept-encoding", b"identity"))
+    if key is not None:
+        kept.append((b"authorization", f"Bearer {key}".encode()))
+    return kept
+
+
+def for_client(headers: RawHeaders, arm: str, reason: str) -> list[tuple[bytes, bytes]]:
+    headers = [(name.lower(), value) for name, value in headers]
+    dropped = NOT_DOWNSTREAM | _named_by_connection(headers)
+    kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
+    return [*kept, (ARM, arm.encode()), (REASON, reason.encode())]
+
+
+def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
+    """The first one's; names are in lower case."""
+    return next((value for found, value in headers if found == name), None)
+
+
+def _named_by_connection(headers: RawHeaders) -> set[bytes]:
+    return {word.strip().lower() for name, value in headers if name == b"connection" for word in value.split(b",")}

@@ -1,0 +1,32 @@
+"""Asks an arm again and again whether it is well."""
+
+from __future__ import annotations
+
+import asyncio
+
+from serve.ab.arm import Arm
+from serve.ab.upstream import Upstream, UpstreamError
+
+PATHS = ("/health", "/v1/models")  # the second for engines that have no first
+
+
+async def answers(arm: Arm, upstream: Upstream) -> bool:
+    """Whether it answers 200 in time; any 404 of the first path is asked again of the second."""
+    headers = [(b"authorization", f"Bearer {arm.key}".encode())] if arm.key else []
+    try:
+        async with asyncio.timeout(arm.health.probe_timeout_s):
+            for path in PATHS:
+                answer = await upstream.send("GET", f"{arm.base_url}{path}", headers)
+                answer.close()
+                if answer.status != 404:
+                    return answer.status == 200
+    except (UpstreamError, TimeoutError):
+        pass
+    return False
+
+
+async def watch(arm: Arm, upstream: Upstream) -> None:
+    while True:
+        if arm.base_url is not None:
+            arm.probed(await answers(arm, upstream))
+        await asyncio.sleep(arm.health.probe_s)

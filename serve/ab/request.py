@@ -1,0 +1,86 @@
+"""What the proxy must know of a request: which model, which arm, whether it streams, who it sticks to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GENERATIONS = ("/v1/chat/completions", "/v1/completions")
+PATHS = (*GENERATIONS, "/v1/embeddings", "/tokenize", "/detokenize")
+LONGEST_NAME = 1024
+
+
+class RefusalError(Exception):
+    """An answer that no arm is asked for; `message` is for the client."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+
+    def body(self) -> bytes:
+        """As OpenAI's API says it."""
+        error = {"message": self.message, "type": self.kind, "param": None, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+
+@dataclass(frozen=True)
+class ParsedRequest:
+    """body: as it came; fields: the same, read. arm: that the model's name asks for (`NAME@arm`)."""
+
+    path: str
+    body: bytes
+    fields: Mapping[str, Any]
+    arm: str | None
+
+    @property
+    def streamed(self) -> bool:
+        return self.fields.get("stream") is True
+
+    @property
+    def user(self) -> str | None:
+        user: str | None = self.fields.get("user")
+        return user
+
+    @property
+    def generation(self) -> bool:
+        return self.path in GENERATIONS
+
+    def body_for(self, model: str | None) -> bytes:
+        """The body with another model's name; as it came where that is the same, or None."""
+        if model is None or self.fields.get("model", model) == model:
+            return self.body
+        try:
+            return json.dumps({**self.fields, "model": model}, allow_nan=False).encode()
+        except ValueError as error:
+            raise RefusalError(400, f"the body has a number that JSON has no word for: {error}") from error
+
+
+def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, object]) -> ParsedRequest:
+    """Raises RefusalError."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RefusalError(400, f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RefusalError(400, "the body must be a JSON object")
+    if not isinstance(fields.get("stream"), bool | None):
+        raise RefusalError(400, "stream must be true or false")
+    if not isinstance(fields.get("user"), str | None):
+        raise RefusalError(400, "user must be a string")
+    model = fields.get("model")
+    if model is None or model == model_name:
+        return ParsedRequest(path, body, fields, None)
+    if not isinstance(model, str):
+        raise RefusalError(400, "model must be a string")
+    name, _, arm = model.rpartition("@")
+    if name != model_name or arm not in arms:
+        said = json.dumps(model if len(model) <= LONGEST_NAME else model[:LONGEST_NAME] + "...")
+        raise RefusalError(
+            404, f"The model {said} does not exist; it is {model_name}", "NotFoundError", "model_not_found"
+        )
+    return ParsedRequest(path, body, fields, arm)

@@ -1,0 +1,52 @@
+"""The process: a port, the engines of the arms, the application on uvicorn, and their end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import uvicorn
+
+from mi_prun.errors import UserError
+from serve.ab.app import create_app
+from serve.ab.arm import make_arms
+from serve.ab.config import Config
+from serve.ab.engine import check_engines
+from serve.ab.engines import Engines
+from serve.ab.protocol import bounded_protocol
+from serve.ab.security import load_keys
+from serve.scratch import scratch_folder
+from serve.server import check_port
+
+BACKLOG = 2048
+
+
+def run(config: Config, *, reset: bool = False) -> None:
+    """Until SIGTERM or Ctrl-C; what is in flight then has drain_s to end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    check_port(config.host, config.port)
+    keys = load_keys(config)
+    if config.log_folder is not None and not config.log_folder.is_dir():
+        raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
+    check_engines(config)
+    arms = make_arms(config)
+    with scratch_folder() as scratch, Engines(config, arms, Path(config.log_folder or scratch)) as engines:
+        app = create_app(config, arms, keys=keys, reset=reset, on_start=engines.attach)
+        engines.start()
+        uvicorn.run(
+            app,
+            host=config.host,
+            port=config.port,
+            loop="uvloop",
+            http=bounded_protocol(config.limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            limit_concurrency=config.limits.connections,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=max(1, round(config.limits.drain_s)),
+        )

@@ -1,0 +1,73 @@
+"""The experiment read and changed while it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def own(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any]) -> Any:
+    """With one arm that runs; the other one's weight is 0."""
+    return start_proxy(start_fakes("dense", "pruned"))
+
+
+def test_live_control(own: Any, admin: dict[str, str]) -> None:
+    status, headers, found = own.call("/admin/experiment", None, admin)
+    assert (status, headers["etag"], found["state"]["version"]) == (200, '"1"', 1)
+    assert found["state"]["weights"] == {"dense": 1.0, "pruned": 0.0}
+    assert [arm["name"] for arm in found["arms"]] == ["dense", "pruned"]
+
+    def put(body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        status, _, found = own.call("/admin/experiment", body, {**admin, **(headers or {})}, "PUT")
+        return status, found
+
+    # Whoever does not say which version is meant, or means another one, changes nothing.
+    assert put({"paused": True})[0] == 428
+    assert put({"paused": True}, {"If-Match": '"9"'})[0] == 412
+    assert put({"paused": True, "version": 9})[0] == 409
+    assert put({"paused": True, "version": 2}, {"If-Match": '"1"'})[0] == 412
+    assert put({"weights": {"dense": 0}, "version": 1})[0] == 400
+    assert put({"weights": {"other": 1}, "version": 1})[0] == 400
+    assert put({"weights": {"dense": "1"}, "version": 1})[0] == 422
+    assert put({"weight": {}, "version": 1})[0] == 422
+    assert own.experiment()["state"]["version"] == 1
+
+    assert own.ask()[1]["x-mi-prun-arm"] == "dense"
+    status, found = put({"weights": {"dense": 0, "pruned": 1}, "why": "all in"}, {"If-Match": '"1"'})
+    assert (status, found["state"]["version"]) == (200, 2)
+    assert own.ask()[1]["x-mi-prun-arm"] == "pruned"
+    assert own.experiment(paused=True)["state"]["weights"] == {"dense": 0.0, "pruned": 1.0}
+    assert (own.ask()[1]["x-mi-prun-arm"], own.ask()[1]["x-mi-prun-reason"]) == ("dense", "paused")
+    changes = own.experiment()["changes"]
+    assert [(change["version"], change["who"], change["why"]) for change in changes] == [
+        (3, "admin", ""),
+        (2, "admin", "all in"),
+        (1, "config", "start"),
+    ]
+    assert "experiment default is version 2 now, by admin (all in): dense=0, pruned=1" in own.log.read_text()
+
+
+def test_its_own_openapi_document(own: Any, admin: dict[str, str]) -> None:
+    """schemathesis: what it says is what it does, whatever is sent."""
+    tool = Path(sys.executable).with_name("schemathesis")
+    settings = ["--config-file", str(Path(__file__).with_name("schemathesis.toml"))]
+    run = ["run", f"{own.url}/openapi.json", "--max-examples", "10", "--seed", "7", "--no-color"]
+    key = ["-H", f"Authorization: {admin['Authorization']}"]
+    done = subprocess.run(
+        [str(tool), *settings, *run, *key], capture_output=True, text=True, timeout=120, check=False, cwd=own.folder
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "Traceback" not in own.log.read_text()
+
+
+def test_without_an_admin_key_it_is_closed(start_proxy: Callable[..., Any], shared_fakes: list[Any]) -> None:
+    proxy = start_proxy(shared_fakes, env={"MI_PRUN_AB_ADMIN_KEY": ""})
+    for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer admin-key-of-the-tests"}):
+        assert proxy.call("/admin/experiment", None, headers)[0] == 403
+    assert proxy.ask(model="the-model@dense")[0] == 403

@@ -1,0 +1,153 @@
+"""Flags and ab.toml become one checked Config; what is wrong is one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mi_prun.errors import UserError
+from serve.ab.cli import add_flags, config_of, split_off_engine_flags
+from serve.ab.config import Config, read_config
+
+TOML = """
+model_name = "llama"
+split = {dense = 95, pruned = 5}
+sticky = ["user"]
+guardrails = ["error_rate<1%"]
+[arms.dense]
+model = "owner/dense"
+flags = ["--max-model-len", "4096"]
+env = {CUDA_VISIBLE_DEVICES = "0"}
+[arms.pruned]
+url = "http://10.0.0.2:8000/"
+upstream_model = "pruned-llama"
+[limits]
+concurrency = 8
+[shadow]
+share = 0.1
+"""
+
+
+def parsed(*words: str) -> Config:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    own, engine_flags = split_off_engine_flags(list(words))
+    return config_of(parser.parse_args(own), engine_flags)
+
+
+def test_flags() -> None:
+    config = parsed(
+        *("--arm", "dense=owner/model", "--arm", "pruned=plan.json", "--split", "dense=95,pruned=5"),
+        *("--", "--dtype", "half"),
+    )
+    assert config.weights == {"dense": 95.0, "pruned": 5.0}
+    assert (config.control, config.model_name) == ("dense", "owner/model")
+    assert config.arms["pruned"].plan == Path("plan.json")
+    assert all(arm.flags == ("--dtype", "half") for arm in config.arms.values())
+
+
+def test_a_file_and_flags_that_win_over_it(tmp_path: Path) -> None:
+    file = tmp_path / "ab.toml"
+    file.write_text(TOML)
+    config = parsed("--config", str(file), "--shadow-share", "0.5", "--split", "dense=1", "--drain-seconds", "3")
+    assert config.shadow.share == 0.5
+    assert config.weights == {"dense": 1.0, "pruned": 0.0}
+    assert (config.limits.concurrency, config.limits.drain_s) == (8, 3.0)
+    assert config.arms["pruned"].upstream_model == "pruned-llama"
+    assert config.sticky == ("user",)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no arm: give --arm NAME=TARGET"),
+        (("--arm", "dense"), "it is NAME=TARGET"),
+        (("--arm", "a=o/m", "--arm", "a=o/n"), "every arm needs a name of its own"),
+        (("--arm", "a b=o/m"), "arm name 'a b'"),
+        (("--arm", "a=o/m", "--split", "b=1"), "split names 'b', which is no arm (arms: a)"),
+        (("--arm", "a=o/m", "--split", "a=0"), "at least one arm must have a weight above 0"),
+        (("--arm", "a=o/m", "--split", "a=-1"), "weight of a must be in 0..1,000,000, got -1"),
+        (("--arm", "a=o/m", "--split", "a=nan"), "split.a: Input should be a finite number"),
+        (("--arm", "a=o/m", "--split", "a=1,a=2"), "a is named twice"),
+        (("--arm", "a=o/m", "--split", "a"), "it is NAME=WEIGHT,NAME=WEIGHT, got 'a'"),
+        (("--arm", "a=http://10.0.0.1"), "model_name is missing"),
+        (("--arm", "a=http://user:word@10.0.0.1", "--model-name", "m"), "url must not hold a password"),
+        (("--arm", "a=http://", "--model-name", "m"), "url must be http://HOST"),
+        (("--arm", "a=o/m", "--model-name", "m@a"), "model_name 'm@a'"),
+        (("--arm", "a=o/m", "--control", "b"), "control 'b' is no arm"),
+        (("--arm", "a=o/m", "--shadow-share", "2"), "shadow.share: Input should be less than or equal to 1"),
+        (("--arm", "a=o/m", "--port", "0"), "port: Input should be greater than or equal to 1"),
+        (("--arm", "a=o/m", "--experiment", "a b"), "experiment 'a b'"),
+        (("--arm", "a=http://h", "--model-name", "m", "--", "--dtype", "half"), "every arm has a URL"),
+    ],
+)
+def test_one_line(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parsed(*words)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("modle_name = 'm'\n[arms.a]\nmodel='o/m'", "modle_name: Extra inputs are not permitted"),
+        ("[arms.a]\nmodel='o/m'\nprot=1", "arms.a.prot: Extra inputs are not permitted"),
+        ("[arms.a]\nmodel='o/m'\n[limits]\nbody=1", "limits.body: Extra inputs are not permitted"),
+        ("[arms.a]\nmodel='o/m'\nurl='http://h'", "url does not go with model"),
+        (
+            "[arms.a]\nmodel='o/m'\napi_key_env='K'",
+            "upstream_model and api_key_env are of an engine that runs elsewhere",
+        ),
+        ("[arms.a]", "name a model, a plan or a url"),
+        ("[arms.a", "is not TOML"),
+        ("sticky_header='a: b'\n[arms.a]\nmodel='o/m'", "is no header name"),
+    ],
+)
+def test_one_line_of_a_file(toml: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "ab.toml"
+    file.write_text(toml)
+    with pytest.raises(UserError) as error:
+        read_config(file, {})
+    assert said in str(error.value)
+
+
+def command(*words: Any, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    import os
+
+    line = [sys.executable, "-m", "serve.ab.cli", *map(str, words)]
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **(env or {})}
+    )
+
+
+def test_the_command_says_it_in_one_line_with_status_2(tmp_path: Path) -> None:
+    """What is wrong with the second arm's model is found before the first one's engine is started."""
+    reference = Path(__file__).parents[3] / "bench" / "reference"
+    done = command(
+        "--arm", f"dense={reference}", "--arm", "pruned=./nothing", "--state", tmp_path / "s", "--port", 1234
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: arm pruned: model ./nothing: no such folder")
+    done = command("--arm", f"dense={reference}", "--", "--api-key", "x")
+    assert "arm dense: --api-key is set by mi-prun-ab itself" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_secrets_that_are_none(tmp_path: Path) -> None:
+    arm = ("--arm", "a=http://127.0.0.1:1", "--model-name", "m", "--state", tmp_path / "s")
+    short = command(*arm, env={"MI_PRUN_AB_ADMIN_KEY": "short"})
+    assert (short.returncode, "short" in short.stderr) == (2, False)
+    same = command(*arm, env={"MI_PRUN_AB_ADMIN_KEY": "k" * 9, "MI_PRUN_AB_API_KEYS": "k" * 9})
+    assert "the admin key must not be an API key too" in same.stderr
+
+
+def test_help_shows_an_example() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert "mi-prun-ab --arm dense=MODEL --arm pruned=pruned/ --split dense=95,pruned=5" in done.stdout

@@ -1,0 +1,280 @@
+"""The way of a request: let in, assigned, asked, passed on byte for byte."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mi_prun.process_group import free_port
+
+
+def raw(url: str, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and the body's very bytes."""
+    host = url.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    sent = {"Content-Type": "application/json", **(headers or {})}
+    connection.request("POST", path, json.dumps(body), sent)
+    answer = connection.getresponse()
+    found = answer.read()
+    connection.close()
+    return answer.status, found
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
+def test_an_answer_names_its_arm_and_why(proxy: Any) -> None:
+    status, headers, answer = proxy.ask(max_tokens=3)
+    assert status == 200
+    assert headers["x-mi-prun-arm"] in ("dense", "pruned")
+    assert headers["x-mi-prun-reason"] == "split"
+    assert headers["x-engine"] == "the-model"
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("source", ["user", "header"])
+def test_a_sticky_key_stays(proxy: Any, source: str) -> None:
+    def arm_of(key: str) -> str:
+        body, headers = ({"user": key}, {}) if source == "user" else ({}, {"x-mi-prun-sticky": key})
+        _, found, _ = proxy.ask(headers, **body)
+        assert found["x-mi-prun-reason"] == "sticky"
+        return str(found["x-mi-prun-arm"])
+
+    keys = [f"{source}-{number}" for number in range(12)]
+    first = {key: arm_of(key) for key in keys}
+    assert set(first.values()) == {"dense", "pruned"}
+    assert {key: arm_of(key) for key in keys} == first
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_bytes_are_the_engines_own(
+    proxy: Any, shared_fakes: list[Any], admin: dict[str, str], path: str, stream: bool, split: bool
+) -> None:
+    """split: the engine sends each event in two parts."""
+    body = {"model": "the-model", "messages": [], "prompt": "x", "stream": stream, "logprobs": 1}
+    body |= {"stream_options": {"include_usage": True}, "fake": {"tokens": 6, "split": split, "pad": 300}}
+    for fake in shared_fakes:
+        direct = raw(fake.url, path, body)
+        assert direct[0] == 200
+        assert raw(proxy.url, path, body, {**admin, "x-mi-prun-arm": fake.name}) == direct
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/detokenize"])
+def test_the_other_paths_go_through(proxy: Any, shared_fakes: list[Any], path: str) -> None:
+    body = {"model": "the-model", "input": "x", "prompt": "x", "tokens": [65]}
+    assert raw(proxy.url, path, body) == raw(shared_fakes[0].url, path, body)
+
+
+def test_one_model_and_for_operators_its_arms(proxy: Any, admin: dict[str, str]) -> None:
+    from openai import OpenAI
+
+    def names(key: str) -> list[str]:
+        return [model.id for model in OpenAI(base_url=f"{proxy.url}/v1", api_key=key).models.list().data]
+
+    assert names("anything") == ["the-model"]
+    assert names(admin["Authorization"].removeprefix("Bearer ")) == [
+        "the-model",
+        "the-model@dense",
+        "the-model@pruned",
+    ]
+
+
+def test_an_operator_chooses_an_arm_by_name_or_header(
+    proxy: Any, shared_fakes: list[Any], admin: dict[str, str]
+) -> None:
+    for fake in shared_fakes:
+        for headers, model in (({}, f"the-model@{fake.name}"), ({"x-mi-prun-arm": fake.name}, "the-model")):
+            _, found, answer = proxy.ask({**admin, **headers}, model=model)
+            assert (found["x-mi-prun-arm"], found["x-mi-prun-reason"]) == (fake.name, "explicit")
+            assert answer["model"] == "the-model"
+        last = fake.seen()["last"]
+        assert last["body"]["model"] == "the-model"
+        assert "authorization" not in last["headers"]  # the admin key is nobody else's business
+        assert not [name for name in last["headers"] if name.startswith("x-mi-prun")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "said"),
+    [
+        ({}, {"model": "other"}, 404, 'The model "other" does not exist; it is the-model'),
+        ({}, {"model": "the-model@none"}, 404, "does not exist"),
+        ({}, {"model": "the-model@dense"}, 403, "only the admin key may choose an arm"),
+        ({"x-mi-prun-arm": "dense"}, {}, 403, "only the admin key may choose an arm"),
+        ({"Content-Type": "text/plain"}, {}, 415, "must be application/json"),
+        ({}, {"model": 7}, 400, "model must be a string"),
+        ({}, {"stream": "yes"}, 400, "stream must be true or false"),
+        ({}, {"user": 7}, 400, "user must be a string"),
+    ],
+)
+def test_refusals_are_openais(
+    proxy: Any, headers: dict[str, str], body: dict[str, Any], status: int, said: str
+) -> None:
+    found, answer_headers, answer = proxy.ask(headers, **body)
+    assert (found, said in answer["error"]["message"]) == (status, True)
+    assert "x-mi-prun-arm" not in answer_headers
+
+
+def test_an_operators_arm_that_is_none(proxy: Any, admin: dict[str, str]) -> None:
+    assert proxy.ask({**admin, "x-mi-prun-arm": "none\x80"})[0] == 400
+    both = proxy.ask({**admin, "x-mi-prun-arm": "dense"}, model="the-model@pruned")
+    assert (both[0], "names arm pruned" in both[2]["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"a": ' * 5000, b"\xff", b""])
+def test_a_body_that_is_no_json_object(proxy: Any, body: bytes) -> None:
+    connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=30)
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "error" in json.load(answer)
+
+
+def test_headers_go_through_and_a_trace_is_in_the_log(
+    proxy: Any, shared_fakes: list[Any], admin: dict[str, str]
+) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    headers = {"traceparent": trace, "tracestate": "a=b", "x-mi-prun-arm": "dense", "x-request-id": "r1"}
+    assert proxy.ask({**admin, **headers}, prompt="secret words")[0] == 200
+    seen = shared_fakes[0].seen()["last"]["headers"]
+    assert (seen["traceparent"], seen["tracestate"], seen["x-request-id"]) == (trace, "a=b", "r1")
+    found: list[Any] = []
+
+    def logged() -> bool:
+        found[:] = [line for line in proxy.lines() if line.get("trace") == "4bf92f3577b34da6a3ce929d0e0e4736"]
+        return bool(found)
+
+    wait_until(logged)
+    assert (found[0]["arm"], found[0]["reason"], found[0]["outcome"], found[0]["counted"]) == (
+        "dense",
+        "explicit",
+        "ok",
+        False,
+    )
+    assert (found[0]["input_tokens"], found[0]["output_tokens"], found[0]["finish_reason"]) == (3, 8, "stop")
+    assert "secret words" not in proxy.access_log.read_text()
+
+
+def test_an_engines_refusal_is_passed_on(proxy: Any) -> None:
+    status, headers, answer = proxy.ask(fake={"status": 422})
+    assert (status, answer["error"]["message"]) == (422, "as told")
+    assert headers["x-mi-prun-reason"] == "split"
+
+
+def test_a_client_that_leaves_cancels_its_request(proxy: Any, shared_fakes: list[Any], admin: dict[str, str]) -> None:
+    """Before the first byte, and in mid-stream."""
+    fake = shared_fakes[0]
+    before = fake.seen()["cancelled"]
+    for count, slow in enumerate(({"prefill_s": 60}, {"token_s": 60, "tokens": 3}), 1):
+        connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=30)
+        body = {"model": "the-model@dense", "prompt": "x", "stream": True, "fake": slow}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json", **admin})
+        if "token_s" in slow:
+            answer = connection.getresponse()
+            assert answer.read1(10)
+            answer.close()
+        else:
+            wait_until(lambda: fake.seen()["last"]["body"].get("fake") == {"prefill_s": 60})
+        connection.close()
+        wait_until(lambda count=count: fake.seen()["cancelled"] == before + count)  # type: ignore[misc]
+
+
+def test_the_openai_client_streams_and_does_not(proxy: Any) -> None:
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{proxy.url}/v1", api_key="anything")
+    messages: Any = [{"role": "user", "content": "It was"}]
+    whole = client.chat.completions.create(model="the-model", messages=messages, user="ann")
+    stream = client.chat.completions.create(model="the-model", messages=messages, user="ann", stream=True)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert said == whole.choices[0].message.content
+    assert said
+
+
+def test_a_slow_reader_holds_the_engine_back(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any]) -> None:
+    """Backpressure: of an endless answer only as much is made as is read, and little of it is held by the proxy."""
+    import psutil
+
+    fakes = start_fakes("dense")
+    proxy = start_proxy(fakes)
+    process = psutil.Process(proxy.group.process.pid)
+    proxy.ask()
+    before = process.memory_info().rss
+    connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=30)
+    # 400 MB in all, and the client reads almost nothing of it.
+    body = {"model": "the-model", "prompt": "x", "stream": True, "fake": {"tokens": 4000, "pad": 100_000}}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    assert connection.getresponse().read1(10)
+    time.sleep(1.5)
+    assert fakes[0].seen()["finished"] == 1  # the first one only
+    assert process.memory_info().rss - before < 32e6
+    connection.close()
+    wait_until(lambda: fakes[0].seen()["cancelled"] == 1)
+
+
+@pytest.fixture
+def guarded(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any], tmp_path: Path) -> Any:
+    """With keys, small limits and an engine that is asked under another name."""
+    fakes = start_fakes("dense", flags=("--key", "engine-key"))
+    toml = tmp_path / "ab.toml"
+    toml.write_text(
+        f"""
+        model_name = "the-model"
+        log_prompts = true
+        sticky = ["api_key"]
+        [arms.dense]
+        url = "{fakes[0].url}"
+        api_key_env = "ENGINE_KEY"
+        upstream_model = "its-own-name"
+        [arms.pruned]
+        url = "http://127.0.0.1:{free_port()}"
+        [limits]
+        body_bytes = 2000
+        concurrency = 2
+        """
+    )
+    env = {"ENGINE_KEY": "engine-key", "MI_PRUN_AB_API_KEYS": "client-key-1,client-key-2"}
+    return fakes[0], start_proxy([], "--config", str(toml), env=env)
+
+
+def test_keys_limits_and_an_engine_of_another_name(guarded: Any) -> None:
+    fake, proxy = guarded
+    assert proxy.ask()[0] == 401
+    assert proxy.ask({"Authorization": "Bearer client-key-3"})[0] == 401
+    key = {"Authorization": "Bearer client-key-1"}
+    status, headers, _ = proxy.ask(key, prompt="kept words")
+    assert (status, headers["x-mi-prun-reason"]) == (200, "sticky")
+    last = fake.seen()["last"]
+    assert last["body"]["model"] == "its-own-name"
+    assert last["headers"]["authorization"] == "Bearer engine-key"
+    assert proxy.ask(key, prompt="x" * 3000)[0] == 413
+    wait_until(lambda: "kept words" in proxy.access_log.read_text())
+
+    slow = []
+    for _ in range(2):
+        connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=30)
+        body = {"model": "the-model", "prompt": "x", "stream": True, "fake": {"prefill_s": 60}}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json", **key})
+        slow.append(connection)
+    wait_until(lambda: proxy.ask(key)[0] == 503)
+    for connection in slow:
+        connection.close()
+    wait_until(lambda: proxy.ask(key)[0] == 200)
+
+
+def test_admin_routes_need_the_admin_key(guarded: Any) -> None:
+    _, proxy = guarded
+    assert proxy.call("/admin/experiment", None, {"Authorization": "Bearer client-key-1"})[0] == 401
+    assert proxy.call("/admin/experiment")[0] == 401
+    assert proxy.experiment()["state"]["version"] == 1

@@ -1,0 +1,79 @@
+"""What is learnt of an answer while it passes, however the network cuts it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.ab.reading import LONGEST_EVENT, Reading
+
+WORDS = ["It", " was", ' "finish_reason":"stop" ', "\n\n", "data: [DONE]", '{"completion_tokens": 99}', "é"]
+
+
+def event(word: str, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": word}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+STREAM = b"".join(
+    [
+        *(event(word) for word in WORDS),
+        event("", "length"),
+        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7,"total_tokens":10}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+)
+WHOLE = json.dumps(
+    {
+        "choices": [{"message": {"content": "".join(WORDS)}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 7},
+    }
+).encode()
+
+
+def cut(body: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(body) + 1) for place in places), len(body)]
+    return [body[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=30))
+def test_a_stream_goes_on_byte_for_byte_in_whole_events(places: list[int]) -> None:
+    reading = Reading(streamed=True)
+    sent = [reading.feed(part, float(at)) for at, part in enumerate(cut(STREAM, places))]
+    assert all(part.endswith(b"\n\n") for part in sent if part)
+    assert b"".join(sent) + reading.left() == STREAM
+    assert (reading.finish_reason, reading.input_tokens, reading.output_tokens) == ("length", 3, 7)
+    assert reading.done
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=10))
+def test_a_whole_answer_goes_on_as_it_comes(places: list[int]) -> None:
+    reading = Reading(streamed=False)
+    parts = cut(WHOLE, places)
+    assert [reading.feed(part, 1.5) for part in parts] == parts
+    assert (reading.finish_reason, reading.input_tokens, reading.output_tokens) == ("stop", 3, 7)
+    assert reading.ttft_s == 1.5
+
+
+def test_times_are_of_events_and_the_last_mark_is_none() -> None:
+    reading = Reading(streamed=True)
+    for at, part in [(1.0, event("a")), (1.5, event("b")[:9]), (2.0, event("b")[9:]), (4.0, b"data: [DONE]\n\n")]:
+        reading.feed(part, at)
+    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (1.0, [1.0], 2)
+
+
+def test_lines_may_end_in_two_signs() -> None:
+    reading = Reading(streamed=True)
+    assert reading.feed(b"data: 1\r\n\r\ndata: 2", 0.0) == b"data: 1\r\n\r\n"
+    assert reading.feed(b"\r\n\r\n", 0.0) == b"data: 2\r\n\r\n"
+    assert reading.output_tokens == 2
+
+
+def test_what_has_no_end_is_not_held_for_ever() -> None:
+    reading = Reading(streamed=True)
+    part = b"x" * (LONGEST_EVENT + 1)
+    assert reading.feed(part, 0.0) == part
+    assert reading.left() == b""
