@@ -99,7 +99,8 @@ def _mean_ms(values: Sequence[float]) -> float:
 
 def _version_of(command: str) -> str:
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False, timeout=120)
-    return (re.findall(r"\d+\.\d+[\w.]*", done.stdout) or ["unknown"])[0]
+    found = re.search(r"\d+\.\d+[\w.]*", done.stdout)
+    return found[0] if found else "unknown"
 
 
 def latency(given: argparse.Namespace) -> dict[str, Any]:
