@@ -11,12 +11,14 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Match, Route
 
 from mi_prun.version import __version__
-from serve.ab import admin, models, probe
+from serve.ab import admin, models, observatory, probe
 from serve.ab.arm import Arm, make_arms
 from serve.ab.bodies import BoundedBodies
 from serve.ab.config import Config
+from serve.ab.evidence_store import EvidenceStore
 from serve.ab.experiment import Experiment
 from serve.ab.openapi import describe_proxied
+from serve.ab.page import add_page
 from serve.ab.proxy import Proxy
 from serve.ab.request import PATHS
 from serve.ab.security import Keys, load_keys
@@ -42,6 +44,10 @@ def create_app(
         config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
     )
 
+    kept = EvidenceStore(store, service.judge)
+    if not reset:
+        kept.load()
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         on_start(asyncio.get_running_loop())
@@ -49,6 +55,7 @@ def create_app(
             tasks = [
                 asyncio.create_task(service.sweeper.run()),
                 asyncio.create_task(service.access_log.run()),
+                asyncio.create_task(kept.run()),
                 *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
             ]
             try:
@@ -58,6 +65,7 @@ def create_app(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.shadow.close()
+                kept.save(service.judge.state())
                 service.access_log.close()
                 store.close()
 
@@ -69,6 +77,7 @@ def create_app(
         app.router.routes.append(Route(path, proxy, methods=["POST"]))
     app.include_router(models.router)
     app.include_router(admin.router)
+    app.include_router(observatory.router)
     describe_proxied(app, config.model_name)
 
     @app.exception_handler(405)
@@ -84,4 +93,5 @@ def create_app(
         up = any(arm.available for arm in service.arms.values())
         return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
 
+    add_page(app)
     return app

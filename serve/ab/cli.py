@@ -18,6 +18,8 @@ Serve a dense and a pruned model side by side, behind one OpenAI-compatible endp
   mi-prun-ab --arm dense=http://10.0.0.1:8000 --arm pruned=http://10.0.0.2:8000 --model-name llama
   mi-prun-ab --config ab.toml
   mi-prun-ab --arm dense=MODEL --arm pruned=plan.json -- --max-model-len 4096
+  mi-prun-ab verdict --url http://127.0.0.1:8080      what a running one has found
+  mi-prun-ab export --to kubernetes --config ab.toml -o DIR   the same arms on a cluster; or --to ray-serve
 
 What follows a lone -- is passed on to every engine that is started here. Keys: files, or the environment's
 MI_PRUN_AB_API_KEYS (comma between them) and MI_PRUN_AB_ADMIN_KEY. docs/ab.md says the rest.
@@ -29,6 +31,16 @@ def main() -> None:
 
 
 def command(arguments: list[str]) -> None:
+    if arguments[:1] == ["verdict"]:
+        from serve.ab.verdict_command import command as verdict
+
+        verdict(arguments[1:])
+        return
+    if arguments[:1] == ["export"]:
+        from serve.ab.export import command as export
+
+        export(arguments[1:])
+        return
     words, engine_flags = split_off_engine_flags(arguments)
     parser = argparse.ArgumentParser(
         "mi-prun-ab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False

@@ -13,6 +13,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
+from serve.ab.guardrail import parse_guardrail
+from serve.ab.verdict import VerdictSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -139,6 +141,7 @@ class Config(Record):
     health: Health = Health()
     restart: Restart = Restart()
     shadow: Shadow = Shadow()
+    verdict: VerdictSettings = VerdictSettings()
 
     @model_validator(mode="before")
     @classmethod
@@ -161,6 +164,16 @@ class Config(Record):
             if not ARM_NAME.fullmatch(name):
                 raise ValueError(f"arm name {name!r}: letters, digits, - and _, at most 32")
         return arms
+
+    @field_validator("guardrails")
+    @classmethod
+    def _guardrails(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                parse_guardrail(text)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return tuple(dict.fromkeys(texts))
 
     @field_validator("sticky_header")
     @classmethod

@@ -81,6 +81,17 @@ class Experiment:
                 logger.exception("a subscriber failed on version %d", new.version)
         return new
 
+    def drain(self, arm: str, reason: str) -> bool:
+        """Set an arm's weight to 0; whether it had one. Where it had all, the control has it then."""
+        state = self.state
+        if not state.weights.get(arm):
+            return False
+        weights = {arm: 0.0}
+        if sum(state.weights.values()) <= state.weights[arm]:
+            weights[self.control] = state.weights[arm]
+        self.change(state.version, who="guardrail", why=reason, weights=weights)
+        return True
+
     def assign(self, sticky_key: str | None, explicit: str | None) -> Assignment:
         """explicit: an arm that an operator asked for, and that nothing else may answer for."""
         if explicit is not None:

@@ -13,6 +13,8 @@ from serve.ab.arm import Arm
 from serve.ab.config import Config
 from serve.ab.exchange import Sweeper
 from serve.ab.experiment import Experiment
+from serve.ab.judge import Judge
+from serve.ab.metrics import Metrics
 from serve.ab.observation import Listener, Observation, Outcome, ShadowComparison
 from serve.ab.reading import Reading
 from serve.ab.request import RefusalError
@@ -42,10 +44,20 @@ class Service:
         self.keys = keys
         self.store = store
         self.experiment = experiment
-        self.listeners: list[Listener] = []
         self.upstream = Upstream(config.limits.connect_s)
         self.sweeper = Sweeper(config.limits)
         self.access_log = AccessLog(config.access_log)
+        self.judge = Judge(
+            experiment.name,
+            experiment.control,
+            experiment.state.weights,
+            settings=config.verdict,
+            guardrails=config.guardrails,
+            drain=experiment.drain,
+        )
+        experiment.subscribers.append(lambda state: self.judge.split_changed(state.time, state.weights))
+        self.metrics = Metrics(self, self.judge)
+        self.listeners: list[Listener] = [self.judge.observe, self.metrics.observe]
         self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mi_prun.process_group import ProcessGroup, free_port
+from serve.ab.observation import Observation, ShadowComparison
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 ADMIN_KEY = "admin-key-of-the-tests"
@@ -187,6 +188,57 @@ def proxy(shared_fakes: list[Fake], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def admin() -> dict[str, str]:
     return {"Authorization": f"Bearer {ADMIN_KEY}"}
+
+
+@pytest.fixture(scope="session")
+def observed() -> Callable[..., Observation]:
+    """`observed("pruned", ttft_s=0.1)`: a counted, streamed answer of that arm, 20 tokens in 0.3 s, or what is said."""
+
+    def make(arm: str = "dense", **fields: Any) -> Observation:
+        whole: dict[str, Any] = {
+            "time": 1000.0,
+            "arm": arm,
+            "assigned_arm": arm,
+            "reason": "split",
+            "counted": True,
+            "key_hash": "",
+            "path": "/v1/completions",
+            "streamed": True,
+            "status": 200,
+            "outcome": "ok",
+            "ttft_s": 0.1,
+            "itl_s": (0.01,) * 19,
+            "e2e_s": 0.3,
+            "input_tokens": 5,
+            "output_tokens": 20,
+            "finish_reason": "stop",
+        }
+        return Observation(**(whole | fields))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compared() -> Callable[..., ShadowComparison]:
+    """`compared(0.7)`: a request to the dense arm, mirrored to the pruned one, and the agreement."""
+
+    def make(agreement: float | None = 0.7, **fields: Any) -> ShadowComparison:
+        whole: dict[str, Any] = {
+            "time": 1000.0,
+            "primary_arm": "dense",
+            "shadow_arm": "pruned",
+            "streamed": True,
+            "agreement": agreement,
+            "same_tokens": 7,
+            "compared_tokens": 10,
+            "logprob_difference_nats": None,
+            "shadow_ttft_s": 0.1,
+            "shadow_e2e_s": 0.3,
+            "error": None,
+        }
+        return ShadowComparison(**(whole | fields))
+
+    return make
 
 
 @pytest.fixture(scope="session")

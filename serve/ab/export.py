@@ -1,0 +1,193 @@
+"""`mi-prun-ab export`: the same arms and weights for a cluster, as a Ray Serve LLM application or Kubernetes
+manifests.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mi_prun.errors import UserError
+from mi_prun.files import new_folder
+from serve.ab.config import ArmConfig, Config
+
+TARGETS = ("ray-serve", "kubernetes")
+TEMPLATES = Path(__file__).parent / "templates"
+# Of an engine that is started here: these are the exporter's to say, or no file's to hold.
+REFUSED = {
+    "model": "the arm says it",
+    "host": "the manifest says it",
+    "port": "the manifest says it",
+    "served_model_name": "model_name says it",
+    "load_format": "it follows from the model",
+    "api_key": "a key belongs into a Secret, not into a manifest",
+}
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+@dataclass(frozen=True)
+class ExportedArm:
+    """model: a hub id, or a folder in the cluster. plan: a file there, of what `mi-prun-serve` drops from the model.
+
+    load_format: "" leaves it to vLLM. engine: vLLM's arguments by their names in Python. gpus: of a replica. url: of
+    one that runs already.
+    """
+
+    name: str
+    weight: float
+    model: str
+    plan: str
+    load_format: str
+    engine: Mapping[str, Any]
+    env: Mapping[str, str]
+    gpus: int
+    url: str | None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """model_root: where the models lie in the cluster. claim: the volume that is mounted there."""
+
+    model_root: str = "/models"
+    claim: str = "models"
+    image: str = ""
+    namespace: str = ""
+    gateway: str = "mi-prun-ab"
+    gateway_class: str = ""
+    replicas: int = 1
+    accelerator: str = ""
+
+
+def command(arguments: list[str]) -> None:
+    from serve.ab.cli import add_flags, config_of, split_off_engine_flags
+
+    words, engine_flags = split_off_engine_flags(arguments)
+    parser = argparse.ArgumentParser("mi-prun-ab export", allow_abbrev=False)
+    add, default = parser.add_argument, ExportOptions()
+    add("--to", required=True, choices=TARGETS)
+    add("--output", "-o", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
+    add("--force", action="store_true", help="replace the output, whole, if it exists")
+    add("--model-root", default=default.model_root, help="where the cluster has the models (default: %(default)s)")
+    add("--claim", default=default.claim, help="PersistentVolumeClaim that is mounted there (default: %(default)s)")
+    add("--image", default="", help="vLLM with this package (default: mi-prun:VERSION, by the Dockerfile written)")
+    add("--namespace", default="", help="of Kubernetes (default: the current one)")
+    add("--gateway", default=default.gateway, help="the Gateway the route belongs to (default: %(default)s)")
+    add("--gateway-class", default="", help="write that Gateway too, of this class")
+    add("--replicas", type=int, default=1, help="of each arm (default: %(default)s)")
+    add("--accelerator", default="", help="of Ray: A100, H100, L4, ...; or cpu")
+    add_flags(parser)
+    flags = parser.parse_args(words)
+    if flags.replicas < 1:
+        raise UserError(f"--replicas must be at least 1, got {flags.replicas}")
+    options = ExportOptions(**{name: getattr(flags, name) for name in vars(default)})
+    config = config_of(flags, engine_flags)
+    for name, text in export(config, flags.to, options, flags.output, force=flags.force).items():
+        print(f"{flags.output / name}: {len(text.splitlines())} lines")
+
+
+def export(config: Config, target: str, options: ExportOptions, output: Path, *, force: bool = False) -> dict[str, str]:
+    """Write the files of a target, all or none; their names and texts. Raises UserError for what a cluster cannot
+    have.
+    """
+    arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
+    if target == "kubernetes":
+        from serve.ab.kubernetes import files
+    else:
+        from serve.ab.ray_serve import files
+    texts = files(config, arms, options)
+    with new_folder(output, force=force) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return texts
+
+
+def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -> ExportedArm:
+    engine = parse_flags(arm.flags, origin=f"arm {name}")
+    gpus = 1
+    for parallel in PARALLEL:
+        size = engine.get(parallel, 1)
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"arm {name}: --{parallel.replace('_', '-')} must be a number from 1 on, got {size}")
+        gpus *= size
+    model, plan, load_format = "", "", ""
+    if arm.url is None:
+        if arm.plan is not None:
+            plan = _in_cluster(arm.plan, options)
+        model, load_format = _model(name, arm, options)
+    return ExportedArm(name, weight, model, plan, load_format, engine, dict(arm.env), gpus, arm.url)
+
+
+def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]:
+    """Where the cluster finds it, and the load format it needs. It is checked as `mi-prun-serve` would."""
+    from mi_prun.plan import Plan
+    from serve.served_model import served_model
+    from vllm_ext.plugin import LOAD_FORMAT
+
+    reference = arm.model
+    if arm.plan is not None:
+        read = Plan.read(arm.plan)
+        reference = reference or read.dense.name
+    if not reference:
+        raise UserError(f"arm {name} has no model to export")
+    served = served_model(reference)
+    folder = Path(reference)
+    if not folder.exists():
+        return reference, ""
+    if served.manifest is not None and served.manifest.weights == "virtual":
+        raise UserError(
+            f"arm {name}: {reference} is a virtual folder, its weights lie elsewhere on this machine; apply the plan "
+            "without --virtual"
+        )
+    return _in_cluster(folder, options), LOAD_FORMAT if served.manifest else ""
+
+
+def _in_cluster(path: Path, options: ExportOptions) -> str:
+    return str(PurePosixPath(options.model_root) / path.resolve().name)
+
+
+def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
+    """vLLM's command line as arguments in Python: `--max-model-len 4096` is {"max_model_len": 4096}."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    rest = list(flags)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 4:
+            raise UserError(f"{origin}: {word!r} is no flag in full (--name or --name=value); write it out")
+        flag, equals, text = word[2:].partition("=")
+        values = [text] if equals else []
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        key = flag.replace("-", "_")
+        if key in REFUSED:
+            raise UserError(f"{origin}: --{flag} cannot be exported: {REFUSED[key]}")
+        if not values and key.startswith("no_"):
+            found[key.removeprefix("no_")] = False
+        else:
+            read = [yaml.safe_load(value) for value in values]
+            found[key] = True if not read else read[0] if len(read) == 1 else read
+    return found
+
+
+def template(name: str, **fields: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    return environment.get_template(name).render(**fields)
+
+
+def to_yaml(*documents: Mapping[str, Any]) -> str:
+    """Without YAML's own anchors: what is alike is written out."""
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return str(yaml.dump_all(documents, Dumper=Plain, sort_keys=False, width=120))

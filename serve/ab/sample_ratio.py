@@ -1,0 +1,90 @@
+"""Whether the arms get the requests that the split gives them. Where they do not, requests are lost on the way in one
+of them, and no difference between the arms can be believed.
+
+What is counted are clients, not requests: a client's first request, or one that names no key. The next ones go where
+the first went, and are no news.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from hashlib import blake2b
+from typing import Any
+
+SEEN_BITS = 2**18  # where two keys fall on one bit the second goes uncounted, in either arm alike
+TILTS = tuple(sign * tilt for tilt in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) for sign in (-1, 1))  # of log odds
+ODDS = tuple(map(math.exp, TILTS))
+ALPHA = 0.01
+
+
+class Seen:
+    """A set of keys in constant memory, that may take a new one for a known one."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray(SEEN_BITS // 8)
+
+    def is_new(self, key: str) -> bool:
+        """And from now on it is not."""
+        index = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % SEEN_BITS
+        byte, bit = index // 8, 1 << index % 8
+        if self._bits[byte] & bit:
+            return False
+        self._bits[byte] |= bit
+        return True
+
+    def state(self) -> str:
+        return base64.b64encode(self._bits).decode("ascii")
+
+    @classmethod
+    def restored(cls, state: str) -> Seen:
+        seen = cls()
+        seen._bits = bytearray(base64.b64decode(state))
+        if len(seen._bits) != SEEN_BITS // 8:
+            raise ValueError(f"{len(seen._bits)} bytes of keys, not {SEEN_BITS // 8}")
+        return seen
+
+
+class SampleRatio:
+    """Clients of an arm among those of this arm and the control.
+
+    A mixture of likelihood ratios, odds e^tilt times the split's against the split's own: it passes 1 / alpha with
+    probability alpha at most, ever, while the split is kept (Ville), whatever the split is at any time and however
+    often it is changed; for a fixed split compare Lindon and Malek, Anytime-valid inference for multinomial count
+    data, NeurIPS 2022.
+    """
+
+    def __init__(self) -> None:
+        self.clients = 0
+        self.arm_clients = 0
+        self.expected = 0.0  # of them, by the split
+        self._log_ratios = [0.0] * len(TILTS)
+        self._largest = 0.0
+
+    def add(self, is_arm: bool, probability: float) -> None:
+        """probability: with which the split sends a client of one of the two to the arm, in (0, 1)."""
+        self.clients += 1
+        self.arm_clients += is_arm
+        self.expected += probability
+        for index, (tilt, odds) in enumerate(zip(TILTS, ODDS, strict=True)):
+            self._log_ratios[index] += (tilt if is_arm else 0.0) - math.log1p(probability * (odds - 1))
+        top = max(self._log_ratios)
+        mixture = top + math.log(sum(math.exp(ratio - top) for ratio in self._log_ratios) / len(TILTS))
+        self._largest = max(self._largest, mixture)
+
+    @property
+    def p_value(self) -> float:
+        """Valid at every look at once."""
+        return math.exp(-self._largest)
+
+    def state(self) -> dict[str, Any]:
+        return {name.lstrip("_"): value for name, value in vars(self).items()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> SampleRatio:
+        ratio = cls()
+        for name in vars(ratio):
+            setattr(ratio, name, state[name.lstrip("_")])
+        if len(ratio._log_ratios) != len(TILTS):
+            raise ValueError(f"{len(ratio._log_ratios)} tilts, not {len(TILTS)}")
+        return ratio

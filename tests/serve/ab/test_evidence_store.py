@@ -1,0 +1,97 @@
+"""The figures in the state file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.ab import evidence_store
+from serve.ab.evidence_store import EvidenceStore
+from serve.ab.judge import Judge
+from serve.ab.observation import Observation
+from serve.ab.store import Store
+
+WEIGHTS = {"dense": 50.0, "pruned": 50.0}
+Observed = Callable[..., Observation]
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from serve.ab.evidence_store import EvidenceStore
+from serve.ab.judge import Judge
+from serve.ab.store import Store
+judge = Judge("trial", "dense", {"dense": 50.0, "pruned": 50.0})
+judge.evidence.arms["dense"].outcomes["ok"] = 7
+EvidenceStore(Store(Path(sys.argv[1])), judge).save(judge.state())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_saved_before_a_kill_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "ab.sqlite"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=dict(os.environ), timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    judge = Judge("trial", "dense", WEIGHTS)
+    EvidenceStore(Store(path), judge).load()
+    assert judge.evidence.arms["dense"].requests == 7
+
+
+def test_each_experiment_has_its_own(tmp_path: Path, observed: Observed) -> None:
+    store = Store(tmp_path / "ab.sqlite")
+    judge = Judge("trial", "dense", WEIGHTS)
+    judge.observe(observed())
+    EvidenceStore(store, judge).save(judge.state())
+    other = Judge("other", "dense", WEIGHTS)
+    EvidenceStore(store, other).load()
+    assert other.evidence.arms["dense"].requests == 0
+    same = Judge("trial", "dense", WEIGHTS)
+    EvidenceStore(store, same).load()
+    assert same.state() == judge.state()
+
+
+def test_it_is_saved_while_it_runs(tmp_path: Path, observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_store, "SAVE_S", 0.01)
+    store = Store(tmp_path / "ab.sqlite")
+    judge = Judge("trial", "dense", WEIGHTS)
+    judge.observe(observed())
+
+    async def run() -> None:
+        task = asyncio.create_task(EvidenceStore(store, judge).run())
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if store.connection.execute("SELECT count(*) FROM evidence").fetchone()[0]:
+                break
+        task.cancel()
+
+    asyncio.run(run())
+    again = Judge("trial", "dense", WEIGHTS)
+    EvidenceStore(store, again).load()
+    assert again.evidence.arms["dense"].requests == 1
+
+
+def test_a_disk_that_takes_nothing_is_said_once(
+    tmp_path: Path, observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path / "ab.sqlite")
+    judge = Judge("trial", "dense", WEIGHTS)
+    kept = EvidenceStore(store, judge)
+    store.connection.execute("PRAGMA max_page_count=5")  # a full disk, as SQLite sees it
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            judge.observe(observed())
+            kept.save(judge.state())
+    assert len(caplog.records) == 1
+    assert "the figures cannot be saved" in caplog.text
+    store.connection.execute("PRAGMA max_page_count=100000")
+    kept.save(judge.state())
+    again = Judge("trial", "dense", WEIGHTS)
+    EvidenceStore(store, again).load()
+    assert again.evidence.arms["dense"].requests == 3
