@@ -48,7 +48,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
         if entry is None or entry.weights == "materialized":
             super().download_model(model_config)
         else:
-            resolve(entry.base)
+            resolve(entry.base, entry.kept)
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         entry = entry_of(model_config)
@@ -80,7 +80,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             yield from super().get_all_weights(model_config, model)
             return
         virtual = entry.weights == "virtual"
-        folder = resolve(entry.base) if virtual else Path(model_config.model)
+        folder = resolve(entry.base, entry.kept) if virtual else Path(model_config.model)
         config = read_config(folder)
         missing = missing_blocks(model, len(entry.kept))
         yield from kept_weights(

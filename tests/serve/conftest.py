@@ -25,7 +25,7 @@ class Server:
     group: ProcessGroup
 
 
-def start(model: Path, log: Path, *flags: str) -> Server:
+def start(model: Path | str, log: Path, *flags: str) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "serve.cli", "--model", str(model), "--port", str(port), *FLAGS, *flags]
     group = ProcessGroup(command, log, {"VLLM_CPU_KVCACHE_SPACE": "1"})
@@ -53,7 +53,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """`start_server(model, *flags)`: an engine of the test's own."""
     started: list[Server] = []
 
-    def run(model: Path, *flags: str) -> Server:
+    def run(model: Path | str, *flags: str) -> Server:
         started.append(start(model, tmp_path / f"server-{len(started)}.log", *flags))
         return started[-1]
 

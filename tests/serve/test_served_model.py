@@ -39,6 +39,11 @@ def test_neither_a_folder_nor_a_hub_id(name: str) -> None:
         served_model(name)
 
 
+def test_a_commit_is_named_in_vllms_way() -> None:
+    with pytest.raises(UserError, match="vLLM takes a commit by --revision"):
+        served_model(f"owner/name@{'0' * 40}")
+
+
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         served_model(str(tmp_path))
