@@ -77,6 +77,7 @@ def draft(
     dense: Annotated[str, typer.Option(help="the dense model: a folder or a hub id")],
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
     output: Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")],
+    text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
@@ -89,7 +90,7 @@ def draft(
 ) -> None:
     """Serve the dense model alone, then with each draft: acceptance rate, accepted length and speed.
 
-    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json -o results/
+    Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json --text wikitext -o results/
     """
     from bench.draft import run_drafts
 
@@ -101,7 +102,7 @@ def draft(
         rounds=rounds,
         serve_flags=tuple(shlex.split(serve_flags)),
     )
-    records = run_drafts(dense, drafts, output, settings, draft_tokens)
+    records = run_drafts(dense, drafts, output, settings, text, draft_tokens)
     for record in records:
         print(record.line(records[0]))
     print(json.dumps({"run": records[0].run, "records": len(records)}))

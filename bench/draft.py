@@ -1,10 +1,12 @@
 """`mi-prun-bench draft`: the dense model alone, then with each draft, under the same load.
 
-Acceptance is what the engine itself counts (`vllm:spec_decode_*` of /metrics), warm-up included.
+Acceptance is what the engine itself counts (`vllm:spec_decode_*` of /metrics), warm-up included. The prompts are pieces
+of a text: after random tokens a draft foresees little, and a speed-up measured there says nothing.
 """
 
 from __future__ import annotations
 
+import json
 import urllib.request
 import uuid
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.engine import running
 from bench.load import drive
 from bench.machine import commit, this_machine, versions
+from bench.prompts import prompts_of
 from bench.record import Blocks, Load, Machine, Speed, append_record
 from bench.run import RunSettings, check_results, check_settings, say
 from bench.subject import Subject
@@ -27,6 +30,7 @@ from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan
 
 DRAFTS_NAME = "drafts.jsonl"
+TEMPERATURE = 0.0
 
 
 class Acceptance(Record):
@@ -48,7 +52,10 @@ class Acceptance(Record):
 
 
 class DraftRecord(Record):
-    """One model of one run. acceptance: None for the dense model alone, whose `blocks` drop nothing."""
+    """One model of one run.
+
+    draft_tokens: drafted at a time. Without acceptance it is the dense model alone, whose `blocks` drop nothing.
+    """
 
     schema_version: Literal[1] = 1
     run: str
@@ -56,6 +63,7 @@ class DraftRecord(Record):
     dense_model: str
     dense_weights_sha256: str
     blocks: Blocks
+    draft_tokens: int | None
     acceptance: Acceptance | None
     speed: Speed
     load: Load
@@ -72,16 +80,17 @@ class DraftRecord(Record):
         if self.acceptance is None:
             return f"dense alone           {figures}"
         return (
-            f"draft without {self.blocks.block_ratio:5.1%}   {figures}, {self.acceptance.rate:.1%} accepted, "
-            f"{self.acceptance.length:.2f} tokens a pass"
+            f"draft without {self.blocks.block_ratio:5.1%}   {figures}, {self.draft_tokens} drafted at a time, "
+            f"{self.acceptance.rate:.1%} accepted, {self.acceptance.length:.2f} tokens a pass"
         )
 
 
 def run_drafts(
-    dense: str, drafts: Sequence[Path], out: Path, settings: RunSettings, draft_tokens: int | None
+    dense: str, drafts: Sequence[Path], out: Path, settings: RunSettings, text: str, draft_tokens: int | None
 ) -> list[DraftRecord]:
     """Measure the dense model alone, then with each draft; a record of each, the dense one first.
 
+    text: what the prompts are pieces of, a file or data set. draft_tokens: None leaves it to the plans.
     Raises UserError before anything is started for a draft of another model or a setting that will not do.
     """
     folder = open_model(dense)
@@ -90,6 +99,9 @@ def run_drafts(
     for found in plans:
         found.check_belongs_to(identity)
     check_settings(settings, Subject(folder, None))
+    counts = (settings.warmups, *[settings.prompts] * settings.rounds)
+    name, prompts = prompts_of(folder, text, counts, settings.input_tokens)
+    load = settings.load.model_copy(update={"dataset": name, "temperature": TEMPERATURE})
     check_results(out)
     run, records = uuid.uuid4().hex[:12], []
     cases: list[tuple[Path | None, Plan | None]] = [(None, None), *zip(drafts, plans, strict=True)]
@@ -100,9 +112,9 @@ def run_drafts(
             flags += ["--draft-tokens", str(draft_tokens)] if draft_tokens is not None else []
         say(f"{path or 'dense alone'}: starting")
         with running(dense, flags) as engine:
-            speed = drive(engine, dense, settings.load, settings.rounds)
-            with urllib.request.urlopen(f"{engine.base_url}/metrics", timeout=30) as answer:
-                metrics = answer.read().decode()
+            speed = drive(engine, dense, load, settings.rounds, prompts)
+            metrics = get(f"{engine.base_url}/metrics")
+            said = json.loads(get(f"{engine.base_url}/v1/pruning"))
         record = DraftRecord(
             run=run,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,9 +127,10 @@ def run_drafts(
                 parameter_ratio=plan.parameter_ratio if plan else 0.0,
                 method=plan.method if plan else None,
             ),
+            draft_tokens=None if plan is None else int(said["draft"]["tokens"]),
             acceptance=None if plan is None else acceptance_of(metrics),
             speed=speed,
-            load=settings.load,
+            load=load,
             startup_s=engine.startup_s,
             machine=this_machine(),
             versions=versions(),
@@ -127,6 +140,12 @@ def run_drafts(
         append_record(out, record, DRAFTS_NAME)
         records.append(record)
     return records
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def acceptance_of(metrics: str) -> Acceptance:

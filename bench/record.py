@@ -45,7 +45,10 @@ class Speed(Record):
 
 
 class Load(Record):
-    """What was asked of the engine. Lengths in tokens; concurrency: requests in flight at most."""
+    """What was asked of the engine. Lengths in tokens; concurrency: requests in flight at most.
+
+    dataset: `random` tokens, or the text that the prompts are pieces of. temperature: None leaves it to the server.
+    """
 
     tool: str
     dataset: str
@@ -55,6 +58,7 @@ class Load(Record):
     concurrency: int
     warmups: int
     seed: int
+    temperature: float | None = None
 
 
 class Memory(Record):

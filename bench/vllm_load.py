@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--warmups", type=int, required=True, help="requests before the first round, not counted")
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--prompts", type=Path, help="a folder with N.jsonl for each round, 0.jsonl for the warm-up")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     own = parser.parse_args()
@@ -37,6 +38,8 @@ def main() -> None:
     for number in range(own.rounds + 1):
         this = copy.deepcopy(args)
         this.seed = args.seed + number
+        if own.prompts:
+            this.dataset_path = str(own.prompts / f"{number}.jsonl")
         if number == 0:
             this.num_prompts = own.warmups
         if this.num_prompts:
