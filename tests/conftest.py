@@ -76,6 +76,51 @@ def small() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def quantise() -> Callable[[Path, str, list[str]], None]:
+    """`quantise(folder, "int" or "float", ignored modules)` in place: W8A8 as llm-compressor writes it without data.
+
+    Weights by output channel, activations by token as they come.
+    """
+    from safetensors.torch import load_file, save_file
+
+    def change(folder: Path, kind: str, ignore: list[str]) -> None:
+        largest, dtype = (127, torch.int8) if kind == "int" else (448, torch.float8_e4m3fn)
+        homes: dict[str, str] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors = {}
+            for name, tensor in load_file(file).items():
+                module = name.removesuffix(".weight")
+                if not module.endswith("_proj") or module in ignore:
+                    tensors[name] = tensor
+                    continue
+                scale = tensor.float().abs().amax(1, keepdim=True) / largest
+                steps = (tensor.float() / scale).clamp(-largest, largest)
+                tensors[name] = (steps.round() if kind == "int" else steps).to(dtype)
+                tensors[f"{module}.weight_scale"] = scale.to(tensor.dtype)
+            save_file(tensors, file, {"format": "pt"})
+            homes |= dict.fromkeys(tensors, file.name)
+        if len(set(homes.values())) > 1:
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+        what = {"num_bits": 8, "type": kind, "symmetric": True}
+        group = {
+            "targets": ["Linear"],
+            "weights": {**what, "strategy": "channel", "dynamic": False},
+            "input_activations": {**what, "strategy": "token", "dynamic": True},
+        }
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "format": f"{kind}-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": ["lm_head", *ignore],
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.fixture(scope="session")
 def prune() -> Callable[..., Path]:
     """`prune(dense, out, dropped)` writes the checkpoint that lacks those blocks."""
 

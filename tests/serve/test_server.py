@@ -166,3 +166,23 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
         time.sleep(0.1)
     assert left == []
     assert not any(folder.exists() for folder in made)
+
+
+def test_a_fault_that_only_the_engine_finds_is_one_line_too(
+    end_of: Callable[[Path], tuple[int, str]],
+    rewrite_header: Callable[..., None],
+    prune: Callable[..., Path],
+    reference: Path,
+    tmp_path: Path,
+) -> None:
+    """A dense model that never fitted its config, and a virtual folder of it: between the two nothing is wrong."""
+    dense = Path(shutil.copytree(reference, tmp_path / "dense"))
+    name = "model.layers.4.mlp.gate_proj.weight"
+    rewrite_header(dense / "model.safetensors", lambda header: header[name]["shape"].reverse())
+    virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)
+    status, said = end_of(virtual)
+    assert status == 2, said[-3_000:]
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: model {virtual} does not fit its config: ")
+    assert last.endswith("the tensor read last was 'model.layers.3.mlp.gate_proj.weight' of shape [256, 640]")
+    assert "Traceback" not in said
