@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.draft import DRAFTS_NAME, DraftRecord
 from bench.record import read_records
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
@@ -75,6 +76,29 @@ def test_dense_and_pruned_are_measured_and_reported(
     assert report.returncode == 0, report.stderr
     assert json.loads(report.stdout.splitlines()[-1])["report"][0] == str(results / "report.html")
     assert "25% of blocks gone" in (results / "report.md").read_text()
+
+
+def test_a_draft_is_measured_beside_the_dense_model(
+    tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    draft, results = prune(REFERENCE, tmp_path / "draft", [3, 7], virtual=True), tmp_path / "results"
+    text = REFERENCE.parents[1] / "LICENSE"
+    (tmp_path / "text.txt").write_text(text.read_text())
+    words = ["draft", "--dense", REFERENCE, draft, "--text", tmp_path / "text.txt", "-o", results, *QUICK]
+    words += ["--draft-tokens", "2", f"--serve-flags={SERVE_FLAGS}"]
+    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert marked(environment[MARK]) == []
+    alone, drafted = map(DraftRecord.model_validate_json, (results / DRAFTS_NAME).read_text().splitlines())
+    assert alone.acceptance is None
+    assert alone.speed.completed == drafted.speed.completed == 2 * 4
+    assert drafted.draft_tokens == 2
+    assert drafted.acceptance is not None
+    # After its first token a request of 8 takes 7 passes at most, each of 1 to 3 tokens.
+    requests = 4 + 2 * 4  # the warm-up too
+    assert 2 * requests <= drafted.acceptance.drafts <= 7 * requests
+    assert 0 < drafted.acceptance.accepted_tokens < drafted.acceptance.drafted_tokens
+    assert "2 drafted at a time" in done.stdout
 
 
 def test_an_engine_that_does_not_start_says_why(
