@@ -4,8 +4,9 @@
 
 One process, everything in turn, A B C A B C: another load on the machine meets all of them alike. Load: vLLM's whole
 `load_model` (the model built, its weights read and processed), the files in the page cache (warm) or evicted from it
-(cold). Generate: the same prompts to two engines on the same folder. The record has every round, the medians, and the median
-of the rounds' ratios, which is what to read on a noisy machine; by processor time where other loads take turns. The model is random: a Llama shape, 0.4 GB.
+(cold). Generate: the same prompts to two engines on the same folder. The record has every round, the medians, and the
+median of the rounds' ratios, which is what to read on a noisy machine: by processor time where other loads take turns.
+The model is random: a Llama shape, 0.4 GB.
 """
 
 from __future__ import annotations
