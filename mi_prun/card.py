@@ -16,15 +16,18 @@ MAP_NAME = "block_map.svg"
 LICENSE_FIELDS = ("license", "license_name", "license_link", "language")
 
 
-def model_card(manifest: Manifest, *, source: Path, base: str, is_hub_id: bool) -> str:
-    """Markdown with YAML front matter. `base` names the dense model; `source` is its folder, whose licence is kept."""
+def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str:
+    """Markdown with YAML front matter.
+
+    name: of the dense model, a hub id or its folder's name. base: where exactly it is. source: its folder, whose
+    licence is kept.
+    """
     plan = manifest.plan
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if is_hub_id:
-        front.append(f"base_model: {json.dumps(base)}")
+    if "/" in name:
+        front.append(f"base_model: {json.dumps(name)}")
     front += _license(source)
     front += ["tags:", "- mi-prun", "- depth-pruning", "---"]
-    name = base if is_hub_id else Path(base).name
     count = plan.dense.num_blocks
     dropped = ", ".join(map(str, plan.dropped)) or "none"
     parts = [

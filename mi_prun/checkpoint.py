@@ -18,8 +18,9 @@ from mi_prun.companions import companions
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
+from mi_prun.hub import at_commit
 from mi_prun.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
-from mi_prun.model import INDEX_NAME, ModelFolder, identity_of, structure_digest
+from mi_prun.model import INDEX_NAME, ModelFolder, structure_digest
 from mi_prun.plan import Plan
 from mi_prun.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 
@@ -46,16 +47,15 @@ def write_checkpoint(
     _check_apart(dense.path, out)
     if max_shard_bytes < 1:
         raise UserError(f"a shard must hold at least 1 byte, got {max_shard_bytes}")
-    identity = identity_of(dense)
-    plan.check_belongs_to(identity)
+    plan.check_belongs_to_folder(dense)
     _check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
     copies = kept_tensors(dense, plan)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
-    base, is_hub_id = _base_of(dense)
     weights: Weights = "virtual" if virtual else "materialized"
-    if not (virtual or is_hub_id):
-        base = dense.path.resolve().name  # a folder that may be given away does not name where it was made
+    dense_name, base = _names_of(dense)
+    if not virtual:
+        base = dense_name
     config["mi_prun"] = config_entry(plan, weights, base)
     shards = [] if virtual else plan_shards(copies, max_shard_bytes)
     beside = companions(dense.path)
@@ -71,7 +71,7 @@ def write_checkpoint(
                 files |= write_shards(folder, shards, metadata, advance)
         if len(shards) > 1:
             files[INDEX_NAME] = _write(
-                folder, INDEX_NAME, _index(shards, identity.num_parameters - plan.parameters_dropped)
+                folder, INDEX_NAME, _index(shards, plan.dense.num_parameters - plan.parameters_dropped)
             )
         for name in beside:
             files[name] = _write(folder, name, (dense.path / name).read_bytes())
@@ -82,13 +82,13 @@ def write_checkpoint(
             plan=plan,
             weights=weights,
             weight_bytes=weight_bytes,
-            dense_weight_bytes=dense.weight_bytes,
+            dense_weight_bytes=plan.dense.parts.weight_bytes if plan.dense.parts else dense.weight_bytes,
             files=files,
             block_kinds=kinds,
             structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
         )
-        card = model_card(manifest, source=dense.path, base=base, is_hub_id=is_hub_id)
+        card = model_card(manifest, source=dense.path, name=dense_name, base=base)
         files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
         manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
         manifest.write(folder / MANIFEST_NAME)
@@ -122,11 +122,16 @@ def _check_apart(source: Path, out: Path) -> None:
         raise UserError(f"output {out} is, holds or lies in the dense model's folder {source}; choose another place")
 
 
-def _base_of(dense: ModelFolder) -> tuple[str, bool]:
-    """What names the dense model: its absolute path, or its hub id."""
+def _names_of(dense: ModelFolder) -> tuple[str, str]:
+    """How the dense model is called, and where exactly it is: a folder's name and path, or a hub id without and with
+    the commit.
+
+    A materialised folder may be given away: it does not say where it was made.
+    """
     if Path(dense.name).is_dir():
-        return str(dense.path.resolve()), False
-    return dense.name, True
+        path = dense.path.resolve()
+        return path.name, str(path)
+    return dense.name.partition("@")[0], at_commit(dense.name, dense.path)
 
 
 def _check_space(out: Path, needed: int) -> None:

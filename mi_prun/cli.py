@@ -156,12 +156,11 @@ def apply(
     """
     from mi_prun import say
     from mi_prun.checkpoint import write_checkpoint
-    from mi_prun.model import open_model
-    from mi_prun.plan import Plan
+    from mi_prun.plan import Plan, open_dense
 
     read = Plan.read(plan)
     manifest = write_checkpoint(
-        open_model(model),
+        open_dense(model, read),
         read,
         output,
         virtual=virtual,

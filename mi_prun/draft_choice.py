@@ -15,7 +15,7 @@ bound for batch size 1, where a step is bound by reading the weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -154,14 +154,14 @@ def draft_for(analysis: Analysis, settings: PlanSettings, purpose: str, amount: 
     wanted = amount.blocks(analysis.record.dense) if amount != Amount() else ()
     if wanted != () and not isinstance(wanted, int):
         raise UserError("--for draft chooses the blocks itself; say how many, or leave that out too")
-    made, choices = plan_draft(analysis, settings, [wanted] if isinstance(wanted, int) else ())
-    for choice in choices:
-        print(choice)
-    return made
+    return plan_draft(analysis, settings, [wanted] if isinstance(wanted, int) else (), print)
 
 
-def plan_draft(analysis: Analysis, settings: PlanSettings, ks: Sequence[int]) -> tuple[Plan, list[DraftChoice]]:
-    """The plan of the best draft among those that drop `ks` blocks, and what was found of each; all RATIOS if none.
+def plan_draft(
+    analysis: Analysis, settings: PlanSettings, ks: Sequence[int], say: Callable[[DraftChoice], object]
+) -> Plan:
+    """The plan of the best draft among those that drop `ks` blocks; all RATIOS if none. `say` hears of each, the best
+    first.
 
     Raises UserError where no draft is expected to be faster than the dense model alone.
     """
@@ -171,9 +171,14 @@ def plan_draft(analysis: Analysis, settings: PlanSettings, ks: Sequence[int]) ->
     plans = {plan.dropped: plan for plan in (make_plan(context, k, replace(settings, quality=False)) for k in wanted)}
     sets = list(plans)
     choices = choose_draft(sets, measure_acceptance(context.ranking, sets), measure_step_cost(context.model))
+    for choice in choices:
+        say(choice)
     best = choices[0]
     if best.speedup <= 1.0:
-        raise UserError(f"no draft pays: the best has {best}; serve the dense model alone, or a pruned one")
+        raise UserError(
+            f"no draft pays: the best, {len(best.dropped)} of {count} blocks dropped and {best.tokens} tokens at a "
+            f"time, is expected to reach {best.speedup:.2f}x; serve the dense model alone, or a pruned one"
+        )
     plan = plans[best.dropped]
     found: dict[str, str | int | float | bool | None] = {
         "for": "draft",
@@ -184,4 +189,4 @@ def plan_draft(analysis: Analysis, settings: PlanSettings, ks: Sequence[int]) ->
         "expected_speedup": round(best.speedup, 4),
     }
     quality = held_out_quality(context, plan.dropped) if settings.quality else None
-    return plan.model_copy(update={"settings": plan.settings | found, "quality": quality}), choices
+    return plan.model_copy(update={"settings": plan.settings | found, "quality": quality})

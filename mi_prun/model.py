@@ -5,32 +5,39 @@ Local folders and hub ids. Only safetensors are read; pickles are refused; an in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import model_validator
 
-from mi_prun.architecture import Config, block_of, extra_blocks, family_of, num_blocks
+from mi_prun.architecture import Config, block_of, extra_blocks, family_of, num_blocks, renamed
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
+from mi_prun.hub import at_commit, fetch
 from mi_prun.shard import Shard, TensorInfo, read_shard
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# What is taken from the hub: config, weights, and all that comes along (`companions`). The hub tells cases apart.
-HUB_PATTERNS = (
-    "*.json", "*.safetensors", "*.txt", "*.model*", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "README*",
-    *(f"{case}*" for word in ("license", "licence", "notice", "copying")
-      for case in (word, word.upper(), word.title())),
-    "*use_policy*", "*USE_POLICY*", "*acceptable_use*", "*ACCEPTABLE_USE*",
-)  # fmt: skip
-HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")  # the same weights in another layout
 SAMPLE_BYTES = 1024
+
+
+class Parts(Record):
+    """What tells a dense model by its kept blocks alone, whatever files they lie in.
+
+    names_sha256: of all tensors' names, as the index has them.
+    block_sha256: of each block, as `weights_sha256` is of the whole. rest_sha256: of what belongs to no block.
+    """
+
+    names_sha256: str
+    block_sha256: tuple[str, ...]
+    rest_sha256: str
+    weight_bytes: int
 
 
 class ModelIdentity(Record):
@@ -39,6 +46,7 @@ class ModelIdentity(Record):
     config_sha256: of the config, keys sorted.
     weights_sha256: of every tensor's name, dtype, shape and its first and last 1,024 bytes, sorted by name. It tells
     a fine-tuned sibling apart without reading gigabytes.
+    parts: None where an older release wrote it.
     """
 
     name: str
@@ -48,11 +56,14 @@ class ModelIdentity(Record):
     block_parameters: tuple[int, ...]
     config_sha256: str
     weights_sha256: str
+    parts: Parts | None = None
 
     @model_validator(mode="after")
     def _sizes(self) -> ModelIdentity:
         if not 1 <= self.num_blocks == len(self.block_parameters) or sum(self.block_parameters) > self.num_parameters:
             raise ValueError("block_parameters must list one number a block, together no more than num_parameters")
+        if self.parts is not None and len(self.parts.block_sha256) != self.num_blocks:
+            raise ValueError("block_sha256 must list one digest a block")
         return self
 
     def same_model(self, other: ModelIdentity) -> bool:
@@ -62,12 +73,16 @@ class ModelIdentity(Record):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked folder. `tensors` maps a name to its shard's path and its place in it."""
+    """A checked folder. `tensors` maps a name to its shard's path and its place in it.
+
+    absent: tensors that the index names, in files that were not asked of the hub.
+    """
 
     name: str
     path: Path
     config: Config
     shards: tuple[Shard, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> dict[str, tuple[Path, TensorInfo]]:
@@ -82,35 +97,41 @@ class ModelFolder:
         return sum(shard.num_bytes for shard in self.shards)
 
 
-def open_model(reference: str | Path) -> ModelFolder:
+def open_model(reference: str | Path, kept: Sequence[int] | None = None) -> ModelFolder:
     """Open and check a local folder or a hub id (downloaded through huggingface_hub's cache).
 
+    kept: the blocks (0-based) that are wanted of it; of a hub id no other files are fetched than those that hold them.
     Raises UserError for a missing config, missing, truncated or unindexed shards, pickles, and names that lead outside.
     """
-    path = resolve(reference)
-    config = read_config(path)
-    shards = _shards(path)
-    return ModelFolder(str(reference), path, config, shards)
+    path = resolve(reference, kept)
+    wanted = None if kept is None or Path(reference).is_dir() else files_of(path, kept)
+    shards, absent = _shards(path, wanted)
+    return ModelFolder(str(reference), path, read_config(path), shards, absent)
 
 
-def resolve(reference: str | Path) -> Path:
-    """The local folder of a model named by a path or a hub id."""
+def resolve(reference: str | Path, kept: Sequence[int] | None = None) -> Path:
+    """The local folder of a model named by a path or a hub id. kept: as of `open_model`."""
     path = Path(reference)
     if path.is_dir():
         return path
     text = str(reference)
     if path.exists():
         raise UserError(f"model {text} is a file; name the folder that holds config.json")
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
-        raise UserError(f"model {text}: no such folder, and not a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    if kept is None:
+        return fetch(text)
+    small = fetch(text, ())
+    return fetch(at_commit(text, small), files_of(small, kept))
 
-    try:
-        return Path(snapshot_download(text, allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {text}: no such folder, and the hub did not give it: {first}") from error
+
+def files_of(folder: Path, kept: Sequence[int]) -> list[str] | None:
+    """Files of weights that hold a tensor of the blocks `kept` (0-based) or of none; None where there is no index."""
+    weight_map = read_weight_map(folder)
+    if weight_map is None:
+        return None
+    config = read_config(folder)
+    family, count = family_of(config), num_blocks(config)
+    held = (file for name, file in weight_map.items() if renamed(name, family, kept, num_blocks=count) is not None)
+    return sorted(set(held))
 
 
 def read_config(path: Path) -> Config:
@@ -130,15 +151,18 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
     return data
 
 
-def _shards(path: Path) -> tuple[Shard, ...]:
+def _shards(path: Path, wanted: Sequence[str] | None) -> tuple[tuple[Shard, ...], tuple[str, ...]]:
+    """Those in the files `wanted` (None: all), and the names of the tensors in others."""
     weight_map = read_weight_map(path)
     if weight_map is not None:
-        return _indexed_shards(path, weight_map)
+        files = sorted(set(weight_map.values())) if wanted is None else wanted
+        absent = tuple(sorted(name for name, file in weight_map.items() if file not in files))
+        return _indexed_shards(path, weight_map, files), absent
     single = path / SINGLE_NAME
     if single.is_file():
         if escapes(single, path):
             raise UserError(f"model {path}: {SINGLE_NAME} is a link that leads outside the folder; refused")
-        return (read_shard(single),)
+        return (read_shard(single),), ()
     if (entry := read_config(path).get("mi_prun")) and isinstance(entry, dict) and entry.get("weights") == "virtual":
         raise UserError(
             f"model {path} is a virtual checkpoint without weights of its own; name its dense model {entry.get('base')}"
@@ -168,13 +192,13 @@ def read_weight_map(path: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _indexed_shards(path: Path, weight_map: dict[str, str]) -> tuple[Shard, ...]:
-    files = sorted(set(weight_map.values()))
+def _indexed_shards(path: Path, weight_map: dict[str, str], wanted: Sequence[str]) -> tuple[Shard, ...]:
+    files = set(weight_map.values())
     # Others, such as `consolidated.safetensors`, are the same weights in another layout.
     if stray := sorted(file.name for file in path.glob("model-*-of-*.safetensors") if file.name not in files):
         raise UserError(f"model {path}: shard {stray[0]} is not named in {INDEX_NAME}; the index is not whole")
     shards = []
-    for file in files:
+    for file in wanted:
         shard_path = path / file
         if not shard_path.is_file():
             raise UserError(f"model {path}: shard {file} is named in the index but missing")
@@ -203,8 +227,6 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
     blocks = [0] * model.num_blocks
     extra = extra_blocks(model.config)
     total = 0
-    digest = hashlib.sha256()
-    tensors = model.tensors
     for shard in model.shards:
         for info in shard.tensors.values():
             total += info.num_elements
@@ -218,27 +240,63 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
             blocks[block] += info.num_elements
     if empty := [block for block, count in enumerate(blocks) if count == 0]:
         raise UserError(f"model {model.path}: no tensor of block {empty[0]} ({family.block_prefix}.{empty[0]}.*) found")
-    files = {shard.path: shard.path.open("rb") for shard in model.shards}
-    try:
-        for name in sorted(tensors):
-            path, info = tensors[name]
-            digest.update(f"{name}\0{info.dtype}\0{info.shape}\0".encode())
-            for begin in (info.begin, max(info.begin, info.end - SAMPLE_BYTES)):
-                files[path].seek(begin)
-                digest.update(files[path].read(min(SAMPLE_BYTES, info.end - begin)))
-    finally:
-        for file in files.values():
-            file.close()
-    config = json.dumps(model.config, sort_keys=True, separators=(",", ":"))
+    whole, by_block, rest = _sample_digests(model)
     return ModelIdentity(
         name=model.name,
         model_type=family.model_type,
         num_blocks=len(blocks),
         num_parameters=total,
         block_parameters=tuple(blocks),
-        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
-        weights_sha256=digest.hexdigest(),
+        config_sha256=_config_digest(model.config),
+        weights_sha256=whole,
+        parts=Parts(
+            names_sha256=_names_digest(model), block_sha256=by_block, rest_sha256=rest, weight_bytes=model.weight_bytes
+        ),
     )
+
+
+def differing_part(model: ModelFolder, dense: ModelIdentity, kept: Sequence[int]) -> str | None:
+    """What of a model, of which perhaps only the blocks `kept` are there, is not as in `dense`: None where all is."""
+    if _config_digest(model.config) != dense.config_sha256:
+        return "config"
+    _, by_block, rest = _sample_digests(model)
+    parts = dense.parts
+    if (
+        parts is None
+        or _names_digest(model) != parts.names_sha256
+        or rest != parts.rest_sha256
+        or any(by_block[block] != parts.block_sha256[block] for block in kept)
+    ):
+        return "weights"
+    return None
+
+
+def _config_digest(config: Config) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _names_digest(model: ModelFolder) -> str:
+    return hashlib.sha256("\0".join(sorted((*model.tensors, *model.absent))).encode()).hexdigest()
+
+
+def _sample_digests(model: ModelFolder) -> tuple[str, tuple[str, ...], str]:
+    """Of the tensors that are there: of all, of each block, and of those that belong to none."""
+    family, tensors = family_of(model.config), model.tensors
+    whole, rest = hashlib.sha256(), hashlib.sha256()
+    blocks = [hashlib.sha256() for _ in range(model.num_blocks)]
+    with contextlib.ExitStack() as stack:
+        files = {shard.path: stack.enter_context(shard.path.open("rb")) for shard in model.shards}
+        for name in sorted(tensors):
+            path, info = tensors[name]
+            block = block_of(name, family)
+            digests = (whole, rest if block is None or block >= len(blocks) else blocks[block])
+            sample = f"{name}\0{info.dtype}\0{info.shape}\0".encode()
+            for begin in (info.begin, max(info.begin, info.end - SAMPLE_BYTES)):
+                files[path].seek(begin)
+                sample += files[path].read(min(SAMPLE_BYTES, info.end - begin))
+            for digest in digests:
+                digest.update(sample)
+    return whole.hexdigest(), tuple(digest.hexdigest() for digest in blocks), rest.hexdigest()
 
 
 def structure_digest(tensors: Mapping[str, TensorInfo]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, NoReturn
 
 from pydantic import Field, model_validator
 
 from mi_prun.artefact import Artefact, Record
 from mi_prun.errors import UserError
-from mi_prun.model import ModelIdentity
+from mi_prun.model import ModelFolder, ModelIdentity, differing_part, identity_of, open_model
 from mi_prun.version import __version__
 
 
@@ -82,10 +83,28 @@ class Plan(Artefact):
         """Refuse a model that is not the one the plan was made for."""
         if not self.dense.same_model(dense):
             which = "config" if self.dense.config_sha256 != dense.config_sha256 else "weights"
-            raise UserError(
-                f"the plan was made for {self.dense.name} and {dense.name} is another model (its {which} differ); "
-                "make a plan for this one"
-            )
+            self._refuse(dense.name, which)
+
+    def check_belongs_to_folder(self, dense: ModelFolder) -> None:
+        """The same, of a folder; where only the files of kept blocks were fetched, by these."""
+        if not dense.absent:
+            self.check_belongs_to(identity_of(dense))
+        elif which := differing_part(dense, self.dense, self.kept):
+            self._refuse(dense.name, which)
+
+    def _refuse(self, name: str, which: str) -> NoReturn:
+        raise UserError(
+            f"the plan was made for {self.dense.name} and {name} is another model (its {which} differ); "
+            "make a plan for this one"
+        )
+
+
+def open_dense(reference: str | Path, plan: Plan) -> ModelFolder:
+    """The dense model of a plan; of a hub id only the files that hold tensors of kept blocks are fetched.
+
+    All of them where an older release made the plan: it does not tell the model by its kept blocks alone.
+    """
+    return open_model(reference, plan.kept if plan.dense.parts else None)
 
 
 def kept_blocks(num_blocks: int, dropped: Sequence[int]) -> tuple[int, ...]:

@@ -88,6 +88,15 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "vllm.config.speculative": ('"draft_model"',),
     "vllm.plugins": ("vllm.general_plugins",),
     "vllm.v1.worker.gpu_model_runner": ("self.drafter.load_model(self.model)",),
+    "vllm.v1.engine.core": ("except SystemExit",),  # no stack trace for it
+    "vllm.v1.spec_decode.metrics": tuple(
+        f'"vllm:spec_decode_num_{name}"' for name in ("drafts", "draft_tokens", "accepted_tokens")
+    ),
+    "vllm.benchmarks.datasets.datasets": (
+        *('"--dataset-path"', '"--custom-output-len"', '"--disable-shuffle"', '"--skip-chat-template"'),
+        '== "custom"',
+    ),
+    "vllm.benchmarks.serve": ('"--temperature"', "--ignore-eos"),
 }
 
 

@@ -11,8 +11,8 @@ from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest, verify_structure
 from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
-from mi_prun.model import ModelFolder, identity_of, open_model, read_config
-from mi_prun.plan import Plan
+from mi_prun.model import ModelFolder, open_model, read_config
+from mi_prun.plan import Plan, open_dense
 
 DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
 
@@ -61,7 +61,7 @@ class ServedModel:
         return {
             "pruned": True,
             "model": self.reference,
-            "dense": plan.dense.model_dump(exclude={"block_parameters"}),
+            "dense": plan.dense.model_dump(exclude={"block_parameters", "parts"}),
             "block_indices": "0-based",
             "dropped_blocks": list(plan.dropped),
             "kept_blocks": list(plan.kept),
@@ -95,6 +95,8 @@ def served_model(reference: str, *, dummy: bool = False) -> ServedModel:
     if not folder.exists():
         if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
             raise UserError(f"model {reference}: no such folder, and not a hub id (owner/name)")
+        if "@" in reference:
+            raise UserError(f"model {reference}: vLLM takes a commit by --revision; leave out what stands after the @")
         return ServedModel(reference, reference)
     if not is_pruned(folder):
         if dummy:
@@ -112,7 +114,7 @@ def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: 
     read = Plan.read(plan)
     folder = scratch / "pruned"
     manifest = write_checkpoint(
-        _open_dense(reference, "--plan"), read, folder, virtual=True, assume_uniform=assume_uniform
+        _open_dense(reference, read, "--plan"), read, folder, virtual=True, assume_uniform=assume_uniform
     )
     return ServedModel(reference, str(folder), manifest)
 
@@ -132,17 +134,17 @@ def drafted_model(
     else:
         plan = Plan.read(draft)
     folder = scratch / "draft"
-    dense = _open_dense(reference, "--draft")
+    dense = _open_dense(reference, plan, "--draft")
     write_checkpoint(dense, plan, folder, virtual=True, assume_uniform=assume_uniform)
     planned = plan.settings.get("draft_tokens")
     chosen = tokens or (planned if isinstance(planned, int) and planned > 0 else DRAFT_TOKENS)
     return replace(served_model(reference), draft=Draft(folder, plan, chosen, len(set(block_kinds(dense.config))) > 1))
 
 
-def _open_dense(reference: str, flag: str) -> ModelFolder:
+def _open_dense(reference: str, plan: Plan, flag: str) -> ModelFolder:
     if is_pruned(Path(reference)):
         raise UserError(f"--model {reference} is itself a pruned model; {flag} needs the dense one it was made from")
-    return open_model(reference)
+    return open_dense(reference, plan)
 
 
 def _check_is_whole_model(folder: Path) -> None:
@@ -174,8 +176,8 @@ def _check(folder: Path, manifest: Manifest) -> None:
 def _check_base(folder: Path, manifest: Manifest, base: str) -> None:
     """The dense model behind a virtual folder must be the one it was made for, byte digests and config included."""
     try:
-        dense = open_model(base)
-        manifest.plan.check_belongs_to(identity_of(dense))
+        dense = open_dense(base, manifest.plan)
+        manifest.plan.check_belongs_to_folder(dense)
     except UserError as error:
         raise UserError(f"{folder}: its dense model cannot be used: {error}") from error
     wanted = reduce_config(dense.config, manifest.plan.kept, assume_uniform=manifest.assume_uniform)

@@ -1,8 +1,14 @@
-"""What the tests of more than one package share: tiny random models, saved as real model folders, and pruned ones."""
+"""What the tests of more than one package share: tiny random models as real folders, pruned ones, and a hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import http.server
+import json
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +76,51 @@ def small() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def quantise() -> Callable[[Path, str, list[str]], None]:
+    """`quantise(folder, "int" or "float", ignored modules)` in place: W8A8 as llm-compressor writes it without data.
+
+    Weights by output channel, activations by token as they come.
+    """
+    from safetensors.torch import load_file, save_file
+
+    def change(folder: Path, kind: str, ignore: list[str]) -> None:
+        largest, dtype = (127, torch.int8) if kind == "int" else (448, torch.float8_e4m3fn)
+        homes: dict[str, str] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors = {}
+            for name, tensor in load_file(file).items():
+                module = name.removesuffix(".weight")
+                if not module.endswith("_proj") or module in ignore:
+                    tensors[name] = tensor
+                    continue
+                scale = tensor.float().abs().amax(1, keepdim=True) / largest
+                steps = (tensor.float() / scale).clamp(-largest, largest)
+                tensors[name] = (steps.round() if kind == "int" else steps).to(dtype)
+                tensors[f"{module}.weight_scale"] = scale.to(tensor.dtype)
+            save_file(tensors, file, {"format": "pt"})
+            homes |= dict.fromkeys(tensors, file.name)
+        if len(set(homes.values())) > 1:
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
+        what = {"num_bits": 8, "type": kind, "symmetric": True}
+        group = {
+            "targets": ["Linear"],
+            "weights": {**what, "strategy": "channel", "dynamic": False},
+            "input_activations": {**what, "strategy": "token", "dynamic": True},
+        }
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {
+            "quant_method": "compressed-tensors",
+            "format": f"{kind}-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": ["lm_head", *ignore],
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.fixture(scope="session")
 def prune() -> Callable[..., Path]:
     """`prune(dense, out, dropped)` writes the checkpoint that lacks those blocks."""
 
@@ -88,3 +139,97 @@ def prune() -> Callable[..., Path]:
 def reference() -> Path:
     """The bundled 12-block model: trained, so that its quality means something."""
     return Path(__file__).parents[1] / "bench" / "reference"
+
+
+@dataclass
+class Hub:
+    """A stand-in for the hub, on a local port. asked: the files that were downloaded, in the order they were asked for.
+
+    broken: files that the hub breaks off in the middle.
+    """
+
+    models: dict[str, Path] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    url: str = ""
+
+    def commit(self, model: str) -> str:
+        """Of what the model's folder holds now."""
+        folder = self.models[model]
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())]
+        return hashlib.sha1(" ".join(digests).encode()).hexdigest()
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """For a process that has no other hub, with a cache of its own."""
+        return {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+
+
+class HubRequest(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as `huggingface_hub.snapshot_download` speaks."""
+
+    hub: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        words = urllib.parse.unquote(self.path.partition("?")[0]).strip("/").split("/")
+        api = words[:2] == ["api", "models"]
+        model, rest = "/".join(words[2:4] if api else words[:2]), words[4:] if api else words[2:]
+        folder = self.hub.models.get(model)
+        commit = self.hub.commit(model) if folder else ""
+        if folder is None or rest[1:2] not in ([], ["main"], [commit]):
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound" if folder is None else "RevisionNotFound"})
+        elif rest[:1] == ["resolve"]:
+            data = (folder / rest[2]).read_bytes()
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            if with_body:
+                self.hub.asked.append(rest[2])
+            self._send(200, data, headers, with_body=with_body, broken=rest[2] in self.hub.broken)
+        elif rest[:1] == ["tree"]:
+            files = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+                for file in sorted(folder.iterdir())
+            ]
+            self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"})
+        else:
+            said = {"id": model, "sha": commit, "siblings": []}
+            self._send(200, json.dumps(said).encode(), {"Content-Type": "application/json"})
+
+    def _send(
+        self, status: int, data: bytes, headers: dict[str, str], *, with_body: bool = True, broken: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data[: len(data) // 2] if broken else data)
+            self.close_connection = broken
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """This process knows no other hub; its cache is empty."""
+    from huggingface_hub import constants
+
+    found = Hub()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Request", (HubRequest,), {"hub": found}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", found.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield found
+    server.shutdown()
+    server.server_close()

@@ -48,7 +48,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
         if entry is None or entry.weights == "materialized":
             super().download_model(model_config)
         else:
-            resolve(entry.base)
+            resolve(entry.base, entry.kept)
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> nn.Module:
         entry = entry_of(model_config)
@@ -80,7 +80,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             yield from super().get_all_weights(model_config, model)
             return
         virtual = entry.weights == "virtual"
-        folder = resolve(entry.base) if virtual else Path(model_config.model)
+        folder = resolve(entry.base, entry.kept) if virtual else Path(model_config.model)
         config = read_config(folder)
         missing = missing_blocks(model, len(entry.kept))
         yield from kept_weights(
@@ -122,14 +122,19 @@ def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:
 
 @contextlib.contextmanager
 def fault_reported(what: str, reading: Reading | None = None) -> Iterator[None]:
-    """An error inside becomes one line for the server, and goes on."""
+    """An error inside becomes one line for the server, and the end of this process; it goes on where there is none.
+
+    The stack trace is logged at level DEBUG (VLLM_LOGGING_LEVEL).
+    """
     try:
         yield
-    except UserError as error:
-        fault.report(str(error))
-        raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        last = f"; the tensor read last was {reading.last}" if reading and reading.last else ""
-        fault.report(f"{what} does not fit its config: {first}{last}")
-        raise
+        line = str(error)
+        if not isinstance(error, UserError):
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            last = f"; the tensor read last was {reading.last}" if reading and reading.last else ""
+            line = f"{what} does not fit its config: {first}{last}"
+        if not fault.report(line):
+            raise
+        logger.debug("%s", line, exc_info=True)
+        raise SystemExit(1) from error

@@ -14,6 +14,7 @@ from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.draft_choice import (
     Acceptance,
+    DraftChoice,
     StepCost,
     best_tokens,
     choose_draft,
@@ -118,16 +119,22 @@ def test_the_plan_says_how_many_tokens_and_why(
 def test_one_ratio_only(reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draft_choice, "measure_acceptance", lambda evaluator, sets: [Acceptance(0.99, 0.9)] * len(sets))
     fixed_cost(monkeypatch, 1.0, 0.0)
-    plan, choices = plan_draft(reference_analysis, SETTINGS, [5])
+    said: list[DraftChoice] = []
+    plan = plan_draft(reference_analysis, SETTINGS, [5], said.append)
     assert len(plan.dropped) == 5
-    assert [choice.dropped for choice in choices] == [plan.dropped]
+    assert [choice.dropped for choice in said] == [plan.dropped]
 
 
 def test_none_pays(reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled model's own acceptance, with a head that costs more than all its blocks."""
     fixed_cost(monkeypatch, 1.0, 1_000.0)
-    with pytest.raises(UserError, match=r"no draft pays: the best has \d+ blocks dropped: accepts .*; serve the dense"):
-        plan_draft(reference_analysis, SETTINGS, ())
+    said: list[DraftChoice] = []
+    with pytest.raises(
+        UserError,
+        match=r"no draft pays: the best, \d+ of 12 blocks dropped and 1 tokens at a time, .* 0\.\d\dx; serve the",
+    ):
+        plan_draft(reference_analysis, SETTINGS, (), said.append)
+    assert sorted(len(choice.dropped) for choice in said) == [2, 3, 4, 6]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from mi_prun.companions import companions
 from mi_prun.errors import UserError
-from mi_prun.model import HUB_IGNORED, HUB_PATTERNS, INDEX_NAME, identity_of, open_model
+from mi_prun.hub import HUB_IGNORED, HUB_PATTERNS
+from mi_prun.model import INDEX_NAME, identity_of, open_model
 
 
 @pytest.fixture

@@ -151,39 +151,10 @@ def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
     verify(tmp_path / "pruned")
 
 
-def quantise(dense: Path, kind: str, ignore: list[str]) -> None:
-    """W8A8 as llm-compressor writes it without data: weights by output channel, activations by token as they come."""
-    tensors = {}
-    for name, tensor in load_file(dense / "model.safetensors").items():
-        module = name.removesuffix(".weight")
-        if not module.endswith("_proj") or module in ignore:
-            tensors[name] = tensor
-            continue
-        largest, dtype = (127, torch.int8) if kind == "int" else (448, torch.float8_e4m3fn)
-        scale = tensor.float().abs().amax(1, keepdim=True) / largest
-        steps = (tensor.float() / scale).clamp(-largest, largest)
-        tensors[name] = (steps.round() if kind == "int" else steps).to(dtype)
-        tensors[f"{module}.weight_scale"] = scale.to(tensor.dtype)
-    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
-    what = {"num_bits": 8, "type": kind, "symmetric": True}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**what, "strategy": "channel", "dynamic": False},
-        "input_activations": {**what, "strategy": "token", "dynamic": True},
-    }
-    config = json.loads((dense / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": f"{kind}-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head", *ignore],
-    }
-    (dense / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("kind", ["int", "float"])
-def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(tiny, make_plan, assert_same_as_skipping, tmp_path, kind):
+def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(
+    tiny, quantise, make_plan, assert_same_as_skipping, tmp_path, kind
+):
     """Block 4 has a module that is not quantised: were its name not to follow it to block 2, loading would go wrong."""
     pytest.importorskip("compressed_tensors")
     dense = tiny("llama")
@@ -198,7 +169,7 @@ def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(tiny, make_plan, a
 @pytest.mark.engine
 @pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-4), ("int", 0.3)])
 def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_runs_on_stock_vllm(
-    tiny, make_plan, assert_stock_vllm_says_the_same, tmp_path, kind, tolerance
+    tiny, quantise, make_plan, assert_stock_vllm_says_the_same, tmp_path, kind, tolerance
 ):
     """FP8 by default; int8, where vLLM rounds activations in its own way, with MI_PRUN_ALL_FAMILIES=1."""
     if kind == "int" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
@@ -227,7 +198,7 @@ def test_the_documented_way_to_quantise_a_pruned_checkpoint(
 
 
 @pytest.mark.parametrize("kind", ["int", "float"])
-def test_pruning_and_quantising_change_places(tiny, make_plan, tmp_path, kind):
+def test_pruning_and_quantising_change_places(tiny, quantise, make_plan, tmp_path, kind):
     """Quantised then pruned, and pruned then quantised, give the same bytes."""
     first, second = tiny("llama", folder="first"), tiny("llama", folder="second")
     quantise(first, kind, ["model.layers.4.mlp.down_proj"])

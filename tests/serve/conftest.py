@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +28,14 @@ class Server:
     group: ProcessGroup
 
 
-def start(model: Path, log: Path, *flags: str) -> Server:
-    port = free_port()
+def run(model: Path | str, port: int, log: Path, *flags: str) -> ProcessGroup:
     command = [sys.executable, "-m", "serve.cli", "--model", str(model), "--port", str(port), *FLAGS, *flags]
-    group = ProcessGroup(command, log, {"VLLM_CPU_KVCACHE_SPACE": "1"})
+    return ProcessGroup(command, log, {"VLLM_CPU_KVCACHE_SPACE": "1"})
+
+
+def start(model: Path | str, log: Path, *flags: str) -> Server:
+    port = free_port()
+    group = run(model, port, log, *flags)
     try:
         group.wait_ready(f"http://127.0.0.1:{port}/health", timeout_seconds=STARTUP_SECONDS)
     except BaseException:
@@ -53,13 +60,42 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """`start_server(model, *flags)`: an engine of the test's own."""
     started: list[Server] = []
 
-    def run(model: Path, *flags: str) -> Server:
+    def add(model: Path | str, *flags: str) -> Server:
         started.append(start(model, tmp_path / f"server-{len(started)}.log", *flags))
         return started[-1]
 
-    yield run
+    yield add
     for server in started:
         server.group.stop()
+
+
+@pytest.fixture
+def end_of(tmp_path: Path) -> Callable[[Path], tuple[int, str]]:
+    """`end_of(model)`: the exit status and all that was said by a server that does not start; no process is left."""
+
+    def wait(model: Path) -> tuple[int, str]:
+        with run(model, free_port(), tmp_path / "server.log") as group:
+            status = group.process.wait(STARTUP_SECONDS)
+            assert group.processes() == []
+        return status, group.log.read_text()
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def rewrite_header() -> Callable[[Path, Callable[[dict[str, Any]], None]], None]:
+    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
+
+    def rewrite(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        data = shard.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        change(header)
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+        assert len(text) == length
+        shard.write_bytes(data[:8] + text + data[8 + length :])
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,11 @@ def test_neither_a_folder_nor_a_hub_id(name: str) -> None:
         served_model(name)
 
 
+def test_a_commit_is_named_in_vllms_way() -> None:
+    with pytest.raises(UserError, match="vLLM takes a commit by --revision"):
+        served_model(f"owner/name@{'0' * 40}")
+
+
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         served_model(str(tmp_path))
@@ -65,15 +69,7 @@ def test_a_missing_tokenizer(pruned_copy: Path) -> None:
         served_model(str(pruned_copy))
 
 
-def rewrite_header(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
-    data = shard.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    change(header)
-    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
-    assert len(text) == length
-    shard.write_bytes(data[:8] + text + data[8 + length :])
+RewriteHeader = Callable[[Path, Callable[[dict[str, Any]], None]], None]
 
 
 def transpose(header: dict[str, Any]) -> None:
@@ -85,7 +81,9 @@ def rename(header: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [transpose, rename])
-def test_a_tensor_of_the_wrong_shape_or_name(pruned_copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def test_a_tensor_of_the_wrong_shape_or_name(
+    pruned_copy: Path, rewrite_header: RewriteHeader, change: Callable[[dict[str, Any]], None]
+) -> None:
     rewrite_header(pruned_copy / "model.safetensors", change)
     with pytest.raises(UserError, match="a tensor's name, dtype or shape is not as it was written"):
         served_model(str(pruned_copy))
@@ -144,7 +142,7 @@ def test_the_dense_model_behind_a_virtual_folder_has_another_config(virtual: Pat
 
 @pytest.mark.parametrize("change", [transpose, rename])
 def test_the_dense_model_behind_a_virtual_folder_has_a_tensor_of_another_shape_or_name(
-    virtual: Path, dense_copy: Path, change: Callable[[dict[str, Any]], None]
+    virtual: Path, dense_copy: Path, rewrite_header: RewriteHeader, change: Callable[[dict[str, Any]], None]
 ) -> None:
     rewrite_header(dense_copy / "model.safetensors", change)
     with pytest.raises(UserError, match=r"is another model \(its weights differ\)"):

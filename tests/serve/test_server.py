@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import tempfile
 import time
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mi_prun.inspection import read_manifest
+from mi_prun.model import INDEX_NAME
 from mi_prun.process_group import alive
 from serve.scratch import PREFIX
 
@@ -93,6 +96,20 @@ def scratch_folders() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
 
 
+def one_file_a_block(model: Path, out: Path) -> Path:
+    """The same model in more files."""
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(model / "model.safetensors")
+    homes = {
+        name: f"model-{name.split('.')[2] if name.startswith('model.layers.') else 'rest'}.safetensors"
+        for name in weights
+    }
+    for home in set(homes.values()):
+        save_file({name: tensor for name, tensor in weights.items() if homes[name] == home}, out / home)
+    (out / INDEX_NAME).write_text(json.dumps({"weight_map": homes}))
+    return out
+
+
 @pytest.fixture(scope="module")
 def dense_answer() -> dict[str, str]:
     """Filled by the first of the tests below: what the dense model says."""
@@ -108,19 +125,30 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
     pruned: Path,
     tmp_path: Path,
     dense_answer: dict[str, str],
+    hub: Any,
+    monkeypatch: pytest.MonkeyPatch,
     signum: signal.Signals,
     flag: str | None,
 ) -> None:
-    """A dense model, a pruned one out of its files, and it with a draft. Only the server is told to end; its engine
-    core must follow, kill -9 included, and so must its temporary folder.
+    """A dense model, a pruned one out of its files on the hub, and it with a draft. Only the server is told to end; its
+    engine core must follow, kill -9 included, and so must its temporary folder.
     """
     plan = tmp_path / "plan.json"
     read_manifest(pruned).plan.write(plan)
+    model = str(reference)
+    if flag == "--plan":
+        model = "owner/reference"
+        hub.models[model] = one_file_a_block(reference, tmp_path / "reference")
+        for variable, value in hub.environment(tmp_path / "cache").items():
+            monkeypatch.setenv(variable, value)
     before = scratch_folders()
-    server = start_server(reference, *((flag, str(plan)) if flag else ()))
+    server = start_server(model, *((flag, str(plan)) if flag else ()))
     made = scratch_folders() - before
     said, (name, answer) = served_by(server)
-    assert name == str(reference)
+    assert name == model
+    downloaded = {file for file in hub.asked if file.endswith(".safetensors")}
+    kept = ["rest", *said.get("kept_blocks", ())]
+    assert downloaded == ({f"model-{block}.safetensors" for block in kept} if flag == "--plan" else set())
     if flag == "--plan":
         assert (said["pruned"], said["dropped_blocks"], said["weights"]) == (True, [2, 3, 7], "virtual")
         assert answer != dense_answer.get("text")
@@ -138,3 +166,23 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
         time.sleep(0.1)
     assert left == []
     assert not any(folder.exists() for folder in made)
+
+
+def test_a_fault_that_only_the_engine_finds_is_one_line_too(
+    end_of: Callable[[Path], tuple[int, str]],
+    rewrite_header: Callable[..., None],
+    prune: Callable[..., Path],
+    reference: Path,
+    tmp_path: Path,
+) -> None:
+    """A dense model that never fitted its config, and a virtual folder of it: between the two nothing is wrong."""
+    dense = Path(shutil.copytree(reference, tmp_path / "dense"))
+    name = "model.layers.4.mlp.gate_proj.weight"
+    rewrite_header(dense / "model.safetensors", lambda header: header[name]["shape"].reverse())
+    virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)
+    status, said = end_of(virtual)
+    assert status == 2, said[-3_000:]
+    last = said.splitlines()[-1]
+    assert last.startswith(f"error: model {virtual} does not fit its config: ")
+    assert last.endswith("the tensor read last was 'model.layers.3.mlp.gate_proj.weight' of shape [256, 640]")
+    assert "Traceback" not in said

@@ -27,6 +27,29 @@ def test_it_imports_nothing_heavy_and_may_run_twice() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_it_is_there_after_a_fork_too() -> None:
+    """As vLLM loads it, in the parent and again in the child. (On CPU vLLM spawns; the engines of other tests do.)"""
+    code = (
+        "import os\n"
+        "from vllm.config import LoadConfig\n"
+        "from vllm.model_executor.model_loader import get_model_loader\n"
+        "from vllm import plugins\n"
+        "def loader():\n"
+        "    plugins.plugins_loaded = False\n"
+        "    plugins.load_general_plugins()\n"
+        "    return type(get_model_loader(LoadConfig(load_format='mi_prun'))).__name__\n"
+        "print('parent', loader(), flush=True)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    print('child', loader(), flush=True)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["parent MiPrunLoader", "child MiPrunLoader"]
+
+
 @pytest.mark.parametrize("found", ["0.24.2", "0.34.0"])
 def test_a_version_outside_the_range_is_one_line_and_no_loader(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: str
