@@ -19,6 +19,7 @@ from mi_prun.process_group import ProcessGroup, free_port
 SERVE = (sys.executable, "-m", "serve.cli")
 STARTUP_SECONDS = 900.0
 PORTS_TRIED = 3  # a port that was free a moment ago may be taken by the time the server binds it
+SAMPLE_SECONDS = 2.0  # between looks at its memory, once it is ready
 TAKEN = "cannot listen on"
 LOAD_SECONDS = re.compile(r"Loading weights took ([\d.]+) seconds")
 WEIGHT_GIB = re.compile(r"Model loading took ([\d.]+) GiB")
@@ -83,6 +84,7 @@ def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
                 if not left or TAKEN not in str(error):
                     raise UserError(f"the engine for {model} did not start: {error}") from error
                 group.stop()
+        group.sample_seconds = SAMPLE_SECONDS
         said = log.read_text(errors="replace")
         load_s = [float(found) for found in LOAD_SECONDS.findall(said)]
         gib = [float(found) for found in WEIGHT_GIB.findall(said)]

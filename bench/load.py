@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.device import Device
-from bench.engine import Engine
+from bench.engine import SAMPLE_SECONDS, Engine
 from bench.prompt_files import Prompts
 from bench.record import Latency, Load, Round
 from mi_prun.errors import UserError
@@ -25,14 +25,26 @@ LOOK_SECONDS = 0.02
 
 
 class LoadGenerator:
-    """One process that loads one engine at a time."""
+    """One process that loads one engine at a time, started with the first load. stack: it is ended with."""
 
-    def __init__(self, group: ProcessGroup, folder: Path, device: Device, prompts: Prompts) -> None:
-        self._group = group
+    def __init__(self, folder: Path, device: Device, prompts: Prompts, stack: contextlib.ExitStack) -> None:
         self._folder = folder
         self._device = device
         self._prompts = prompts
+        self._stack = stack
+        self._started: ProcessGroup | None = None
         self._jobs = 0
+
+    @property
+    def _group(self) -> ProcessGroup:
+        if self._started is None:
+            command = [sys.executable, "-m", "bench.vllm_load"]
+            # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
+            env = {"PYTHONHASHSEED": "0"}
+            group = ProcessGroup(command, self._folder / "load.log", env, stdin=subprocess.PIPE)
+            self._started = self._stack.enter_context(group)
+            group.sample_seconds = SAMPLE_SECONDS
+        return self._started
 
     def warm_up(self, engine: Engine, load: Load) -> None:
         """Requests that are not counted."""
@@ -74,13 +86,9 @@ class LoadGenerator:
 
 @contextlib.contextmanager
 def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
-    """Start the process; it is ended with the block. prompts: of the loads that bring their own."""
-    with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as name:
-        folder = Path(name)
-        command = [sys.executable, "-m", "bench.vllm_load"]
-        # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
-        with ProcessGroup(command, folder / "load.log", {"PYTHONHASHSEED": "0"}, stdin=subprocess.PIPE) as group:
-            yield LoadGenerator(group, folder, device, prompts)
+    """Its process is ended with the block. prompts: of the loads that bring their own."""
+    with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as name, contextlib.ExitStack() as stack:
+        yield LoadGenerator(Path(name), device, prompts, stack)
 
 
 def arguments(engine: Engine, load: Load, seed: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import WhileServed, measure, prepare
+from bench.measure import WhileServed, check_results, measure, prepare
 from bench.quality import with_quality_on
 from bench.record import PointRecord
 from bench.settings import MeasureSettings
@@ -29,6 +29,7 @@ def run(
     """
     subjects = open_subjects(dense, pruned)
     prepare(subjects, settings)
+    check_results(out)
     if quality_text is not None:
         subjects = with_quality_on(subjects, quality_text, settings.loads.seed)
     return measure(prepare(subjects, settings), out, while_served)

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bench.loads import LENGTH_FLAG, lengths_of
-from bench.measure import Prepared, measure, prepare
+from bench.measure import Prepared, check_results, measure, prepare
 from bench.quality import with_quality_on
 from bench.record import Arm, Blocks, Dense, PointRecord
 from bench.say import say
@@ -73,6 +73,7 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
 def sweep(dense: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
     """Measure a model; raises UserError before anything is started or written for what can be known by then."""
     expected(dense, settings)
+    check_results(out)
     folders, plans = pruned_folders(open_model(dense), out, settings)
     subjects = open_subjects(dense, [str(folder) for folder in folders], plans if settings.draft else ())
     if settings.quality_text is not None:
@@ -141,6 +142,7 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
 def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
     """Measure a shape: speed and memory only."""
     prepared = expected_shape(name, out, settings)
+    check_results(out)
     config = open_shape(name)
     for subject in prepared.subjects.all:
         folder = Path(subject.arm.model)

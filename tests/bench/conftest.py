@@ -12,20 +12,19 @@ from bench.record import (
     Arm,
     Blocks,
     Dense,
+    Latency,
+    Load,
     Machine,
+    Memory,
     Paired,
     PointRecord,
     Provenance,
     Ratio,
     Roofline,
     Round,
+    Speed,
     StartUp,
 )
-from bench.record import Latency as Latency2
-from bench.record import Load as Load2
-from bench.record import Memory as Memory2
-from bench.record import Speed as Speed2
-from bench.record_v1 import BenchRecord, Latency, Load, Memory, Speed
 from bench.task_record import (
     Continuation,
     GenerationRecord,
@@ -38,80 +37,6 @@ from bench.task_record import (
 from mi_prun.plan import Quality
 
 BLOCKS = 8
-
-
-def made_record(dropped: Sequence[int] = (), *, run: str = "run-1", quality: bool = True, **fields: Any) -> BenchRecord:
-    """Without k of 8 blocks: 1 + k/8 times the tokens/s, 1 - k/8 of the weights, 10 k more perplexity."""
-    share = len(dropped) / BLOCKS
-    throughput = 100 * (1 + share)
-    latency = Latency(mean_ms=10 - share, p50_ms=8 - share, p99_ms=20 - share)
-    measured = Quality(
-        text="held-out.txt",
-        protocol="non-overlapping windows of 512 tokens",
-        window_tokens=512,
-        windows=4,
-        predicted_tokens=2044,
-        dense_perplexity=50.0,
-        pruned_perplexity=50.0 + 10 * len(dropped),
-        kl_nats_per_token=0.1 * len(dropped),
-    )
-    known = measured if dropped and quality else None
-    values: dict[str, Any] = {
-        "run": run,
-        "time": "2026-11-24T05:15:33+00:00",
-        "arm": "pruned" if dropped else "dense",
-        "model": f"pruned-{len(dropped)}" if dropped else "owner/dense",
-        "dense_model": "owner/dense",
-        "dense_weights_sha256": "0" * 64,
-        "blocks": Blocks(
-            num_blocks=BLOCKS,
-            dropped=tuple(dropped),
-            block_ratio=share,
-            parameter_ratio=share * 0.9,
-            method="mi-prun" if dropped else None,
-        ),
-        "load": Load(
-            tool="vllm bench serve",
-            dataset="random",
-            input_tokens=128,
-            output_tokens=64,
-            prompts=32,
-            concurrency=4,
-            warmups=4,
-            seed=0,
-        ),
-        "speed": Speed(
-            output_tokens_per_s=throughput,
-            round_output_tokens_per_s=(throughput - 5, throughput, throughput + 10),
-            requests_per_s=throughput / 64,
-            ttft=latency,
-            tpot=latency,
-            itl=latency,
-            e2e=latency,
-            completed=96,
-        ),
-        "memory": Memory(
-            weight_bytes=int(2**30 * (1 - share)), kv_tokens=round(1000 / (1 - share)), peak_rss_bytes=2**31
-        ),
-        "startup_s": 25.0,
-        "quality": known,
-        "quality_measured_on": "plan" if known else None,
-        "machine": Machine(cpu="AMD <EPYC>", cores=2, memory_bytes=2**34, gpu=None, system="Linux x86_64"),
-        "versions": {"mi-prun": "0.1.0", "vllm": "0.32.0"},
-        "commit": "0123456789ab",
-        "serve_flags": ("--enforce-eager",),
-    }
-    return BenchRecord(**(values | fields))
-
-
-@pytest.fixture
-def record() -> Callable[..., BenchRecord]:
-    return made_record
-
-
-@pytest.fixture
-def one_run() -> list[BenchRecord]:
-    return [made_record(dropped) for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))]
 
 
 def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields: Any) -> PointRecord:
@@ -151,7 +76,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
             ),
             weights="virtual" if dropped else None,
         ),
-        "load": Load2(
+        "load": Load(
             tool="vllm bench serve",
             preset="chat",
             concurrency=4,
@@ -162,7 +87,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
             warmups=4,
             seed=0,
         ),
-        "speed": Speed2(rounds=tuple(made_round(base * faster) for base in (95.0, 100.0, 110.0))),
+        "speed": Speed(rounds=tuple(made_round(base * faster) for base in (95.0, 100.0, 110.0))),
         "paired": Paired(
             output_tokens_per_s=ratio,
             total_tokens_per_s=ratio,
@@ -189,7 +114,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
         )
         if dropped
         else (),
-        "memory": Memory2(
+        "memory": Memory(
             weight_bytes=int(2**30 * (1 - share)),
             engine_weight_bytes=None,
             kv_tokens=round(100_000 / (1 - share)),
@@ -219,7 +144,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
 def made_round(output_tokens_per_s: float) -> Round:
     """Latencies of 800/rate ms and the like."""
     base = 800 / output_tokens_per_s
-    latency = Latency2(mean_ms=base * 1.1, p50_ms=base, p90_ms=base * 1.5, p99_ms=base * 2)
+    latency = Latency(mean_ms=base * 1.1, p50_ms=base, p90_ms=base * 1.5, p99_ms=base * 2)
     return Round(
         output_tokens_per_s=output_tokens_per_s,
         total_tokens_per_s=output_tokens_per_s * 3,

@@ -11,11 +11,12 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from bench.record_v1 import read_records
+from bench.record import POINTS_NAME, read_points
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 SERVE_FLAGS = "--enforce-eager --max-model-len 256 --max-num-seqs 4"
@@ -46,35 +47,71 @@ def environment() -> dict[str, str]:
     return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", MARK: uuid.uuid4().hex}
 
 
-def test_dense_and_pruned_are_measured_and_reported(
-    tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
-) -> None:
+def test_dense_and_pruned_are_measured(tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]) -> None:
     pruned, results = prune(REFERENCE, tmp_path / "p25", [2, 3, 7]), tmp_path / "results"
     words = ["run", "--dense", REFERENCE, "--pruned", pruned, "-o", results, *QUICK, f"--serve-flags={SERVE_FLAGS}"]
     done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert marked(environment[MARK]) == []
 
-    dense, without = read_records(results)
-    assert (dense.arm, without.arm) == ("dense", "pruned")
+    dense, without = read_points(results)
+    assert (dense.arm.kind, without.arm.kind) == ("dense", "pruned")
     assert dense.run == without.run
-    assert without.blocks.dropped == (2, 3, 7)
+    assert without.arm.blocks.dropped == (2, 3, 7)
     assert without.memory.weight_bytes < dense.memory.weight_bytes == 2 * 9_312_512
     assert without.memory.kv_tokens / dense.memory.kv_tokens == pytest.approx(12 / 9, rel=0.02)
-    for record in (dense, without):
-        assert record.speed.completed == 2 * 4
-        assert record.speed.rounds == 2
-        assert record.speed.output_tokens_per_s > 0
-        assert 0 < record.speed.ttft.p50_ms <= record.speed.e2e.p99_ms
-        assert record.memory.peak_rss_bytes > 500_000_000
-        assert any(name.startswith("vllm") for name in record.versions)
+    for point in (dense, without):
+        assert point.speed.completed == 2 * 4
+        assert len(point.speed.rounds) == 2
+        assert point.speed.output_tokens_per_s > 0
+        assert 0 < point.speed.ttft.p50_ms <= point.speed.ttft.p90_ms <= point.speed.ttft.p99_ms
+        assert point.speed.ttft.p50_ms <= point.speed.e2e.p99_ms
+        assert point.memory.peak_rss_bytes > 500_000_000
+        assert point.memory.peak_device_bytes is None
+        assert point.start_up.load_s is not None
+        assert 0 < point.start_up.load_s < point.start_up.startup_s
+        assert any(name.startswith("vllm") for name in point.provenance.versions)
+    assert without.paired is not None
+    assert without.paired.output_tokens_per_s.pairs == 2
     last = json.loads(done.stdout.splitlines()[-1])
-    assert [row["block_ratio"] for row in last["models"]] == [0, 0.25]
+    assert last == {"run": dense.run, "points": 2}
 
-    report = subprocess.run(command("report", results), env=environment, capture_output=True, text=True, check=False)
-    assert report.returncode == 0, report.stderr
-    assert json.loads(report.stdout.splitlines()[-1])["report"][0] == str(results / "report.html")
-    assert "25% of blocks gone" in (results / "report.md").read_text()
+
+def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
+    tmp_path: Path, small: dict[str, Any], environment: dict[str, str]
+) -> None:
+    """Dummy weights on the real engine, closed and open loops, a trace; vLLM's CPU attention wants heads of 32."""
+    fields = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config, trace, results = tmp_path / "tiny.json", tmp_path / "trace.csv", tmp_path / "results"
+    config.write_text(json.dumps(small | fields | {"vocab_size": 300, "eos_token_id": 0}))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,30,4\n1,8,8\n")
+    words = ["sweep", "--shape", config, "--ratios", "0,.34", "-o", results, *QUICK, "--concurrency", "1,2"]
+    words += ["--rates", "20", "--trace", trace, "--engines", "together", "--serve-flags=--enforce-eager"]
+    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert marked(environment[MARK]) == []
+    points = read_points(results)
+    labels = [
+        f"{preset}, {how}" for how in ("1 in flight", "2 in flight", "20 requests/s") for preset in ("custom", "trace")
+    ]
+    assert sorted({point.load.label for point in points}) == sorted(labels)
+    assert len(points) == 2 * len(labels)
+    for point in points:
+        assert point.speed.completed == 2 * 4
+        assert point.dense.shape == "tiny"
+        assert point.quality is None
+        assert point.arm.blocks.dropped == ((1, 4) if point.arm.kind == "pruned" else ())
+    one = next(p for p in points if p.load.label == labels[0] and p.arm.kind == "pruned")
+    assert [roof.phase for roof in one.roofline] == ["prefill", "decode"]
+    assert one.memory.weight_bytes < points[0].memory.weight_bytes
+
+    before = (results / POINTS_NAME).read_bytes()
+    again = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "going on with run" in again.stderr
+    assert "starting" not in again.stderr
+    assert again.stdout == done.stdout
+    assert (results / POINTS_NAME).read_bytes() == before
 
 
 def test_an_engine_that_does_not_start_says_why(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench.engine import kv_tokens
+from bench import engine
+from bench.engine import kv_tokens, running
 from mi_prun.errors import UserError
 
 PAGE = """\
@@ -33,3 +36,49 @@ def test_tokens_of_the_kv_cache(labels: str, tokens: int) -> None:
 def test_an_engine_that_does_not_say(page: str) -> None:
     with pytest.raises(UserError, match="does not say how large its KV cache is"):
         kv_tokens(page)
+
+
+class Port:
+    """Stands for a server that finds its port taken `times` times: the moment between choosing and binding one."""
+
+    def __init__(self, times: int, said: str = "error: cannot listen on 127.0.0.1:1: Address already in use") -> None:
+        self.times, self.said, self.started, self.stopped = times, said, 0, 0
+
+    def __call__(self, command: list[str], log: Path) -> Port:
+        log.write_text(
+            "INFO Loading weights took 0.5 seconds\nINFO Model loading took 1.5 GiB memory and 2.0 seconds\n"
+        )
+        self.started += 1
+        return self
+
+    def wait_ready(self, url: str, timeout_seconds: float) -> float:
+        if self.started <= self.times:
+            raise UserError(f"python ended with status 2: {self.said}")
+        return 12.0
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def test_a_port_that_is_taken_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Port(times=2)
+    monkeypatch.setattr(engine, "ProcessGroup", server)
+    with running("m", ["--tokenizer", "t"]) as found:
+        assert server.started == 3
+        assert (found.startup_s, found.load_s, found.weight_bytes) == (12.0, 0.5, 3 * 2**29)
+        assert (found.model, found.tokenizer) == ("m", "t")
+    assert server.stopped >= 3
+
+
+@pytest.mark.parametrize(("server", "starts"), [(Port(9), 3), (Port(9, "RuntimeError: no such kernel"), 1)])
+def test_an_engine_that_does_not_start_is_quoted(monkeypatch: pytest.MonkeyPatch, server: Port, starts: int) -> None:
+    monkeypatch.setattr(engine, "ProcessGroup", server)
+    with pytest.raises(UserError, match=f"the engine for m did not start: .*{server.said[-10:]}"), running("m"):
+        pass
+    assert server.started == starts

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.cli import load_format
 from serve.scratch import PREFIX
 
 
@@ -66,3 +67,16 @@ def test_a_spoilt_dense_model_starts_nothing(prune: Callable[..., Path], referen
     assert "another model (its config differ)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["--load-format", "dummy"], "dummy"),
+        (["--max-model-len", "64", "--load-format=dummy"], "dummy"),
+        (["--load-format", "auto"], "auto"),
+        (["--enforce-eager"], None),
+    ],
+)
+def test_the_load_format_among_vllms_own_flags(flags: list[str], value: str | None) -> None:
+    assert load_format(flags) == value

@@ -220,3 +220,10 @@ def test_what_is_no_draft(reference: Path, tmp_path: Path) -> None:
         drafted_model(str(reference), tmp_path / "nothing", 3, tmp_path)
     with pytest.raises(UserError, match="not a pruned checkpoint"):
         drafted_model(str(reference), reference, 3, tmp_path)
+
+
+def test_a_config_is_enough_for_dummy_weights(tmp_path: Path, reference: Path) -> None:
+    (tmp_path / "config.json").write_bytes((reference / "config.json").read_bytes())
+    assert served_model(str(tmp_path), dummy=True).folder == str(tmp_path)
+    with pytest.raises(UserError, match="has no weights"):
+        served_model(str(tmp_path))

@@ -1,0 +1,147 @@
+"""What a sweep will be, said before it is made; and what it makes once only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import memory_check
+from bench.dry_run import describe
+from bench.estimate import MachineSpeed, sweep_seconds
+from bench.settings import LoadSettings, MeasureSettings, SweepSettings
+from bench.sweep import expected, expected_shape, parse_ratios, pruned_folders, sweep, sweep_shape
+from mi_prun.errors import UserError
+from mi_prun.inspection import read_manifest
+from mi_prun.model import open_model
+from mi_prun.plan import Plan
+from mi_prun.settings import AnalyzeSettings
+
+SETTINGS = SweepSettings(
+    ratios="0,.25,.5",
+    methods="bi:0",
+    analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
+    measure=MeasureSettings(LoadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [("0,.125,.25,.375,.5", [3, 6, 9, 12]), (".5,.25,0.25", [6, 12]), ("0,.01,.9", None), ("1", None), ("0", None)],
+)
+def test_ratios_as_numbers_of_blocks(text: str, blocks: list[int] | None) -> None:
+    if blocks is None:
+        with pytest.raises(UserError, match="--ratios"):
+            parse_ratios(text, 24)
+    else:
+        assert parse_ratios(text, 24) == blocks
+
+
+@pytest.mark.parametrize("text", ["nan", "-.25", "inf", "1.5", "x", ""])
+def test_ratios_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match=r"--ratios .* must be numbers from 0 to below 1"):
+        parse_ratios(text, 24)
+
+
+def test_a_sweep_is_described_before_it_is_made(reference: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared = expected(str(reference), replace(SETTINGS, draft=True))
+    assert [subject.arm.label for subject in prepared.subjects.all] == [
+        "dense",
+        "bi 25.0%",
+        "bi 50.0%",
+        "draft bi 25.0%",
+        "draft bi 50.0%",
+    ]
+    lines = list(describe(prepared))
+    assert "5 models, 10 loads, 3 rounds, engines alone" in lines[0]
+    assert any("9 of 12 blocks, weights 13.8 MiB" in line for line in lines)
+    assert any(
+        line.startswith("  decode-heavy, 2 requests/s: 16 requests a round, 64 tokens in, 256 out") for line in lines
+    )
+    assert " minutes under load and starting" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_can_be_known_to_be_wrong_is_said_first(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(reference)
+    for fields, said in (
+        ({"methods": "magic"}, "magic"),
+        ({"ratios": "2"}, "--ratios"),
+        ({"measure": MeasureSettings(LoadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
+    ):
+        with pytest.raises(UserError, match=said):
+            expected(model, replace(SETTINGS, **fields))
+    for fields, option in (({"draft": True}, "--draft"), ({"quality_text": "x"}, "--quality-text")):
+        with pytest.raises(UserError, match=f"{option} does not go with --shape"):
+            expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("M", (), {"available": 2**33}))
+    with pytest.raises(UserError, match=r"too little memory for dense: its weights \(14\.96 GiB\)"):
+        expected_shape("llama-3.1-8b", tmp_path, SETTINGS)
+
+
+def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:
+    flags = expected_shape("qwen3-0.6b", tmp_path, SETTINGS).settings.serve_flags
+    assert flags == ("--max-model-len", "4096")
+    given = replace(SETTINGS.measure, serve_flags=("--max-model-len=512",))
+    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=given)).settings.serve_flags == (
+        "--max-model-len=512",
+    )
+    long = replace(SETTINGS.measure, loads=replace(SETTINGS.measure.loads, input_tokens=8000, output_tokens=100))
+    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=long)).settings.serve_flags[-1] == "8100"
+    assert expected(str(reference), SETTINGS).settings.serve_flags == ()  # 512 tokens are few
+
+
+def test_a_shape_by_its_config(tmp_path: Path, dense: Path) -> None:
+    measure = MeasureSettings(LoadSettings(input_tokens=8, output_tokens=4), alive="alone")
+    prepared = expected_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
+    assert prepared.subjects.dense.shape == "config"
+    assert [subject.arm.blocks.dropped for subject in prepared.subjects.all] == [(), (2,), (1, 3)]
+    assert [subject.arm.label for subject in prepared.subjects.all] == ["dense", "25.0% dropped", "50.0% dropped"]
+    assert prepared.subjects.all[0].weight_bytes == open_model(dense).weight_bytes
+    assert prepared.subjects.all[1].flags[:2] == ("--load-format", "dummy")
+
+
+def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) -> None:
+    folder = open_model(reference)
+    folders, plans = pruned_folders(folder, tmp_path, SETTINGS)
+    assert [path.name for path in plans] == ["bi-0-3.json", "bi-0-6.json"]
+    assert [len(Plan.read(path).dropped) for path in plans] == [3, 6]
+    assert [read_manifest(each).weights for each in folders] == ["virtual", "virtual"]
+    times = [path.stat().st_mtime_ns for path in (*plans, *(each / "mi_prun.json" for each in folders))]
+    assert pruned_folders(folder, tmp_path, SETTINGS) == (folders, plans)
+    assert times == [path.stat().st_mtime_ns for path in (*plans, *(each / "mi_prun.json" for each in folders))]
+    # A plan of another analysis is made anew.
+    stale = json.loads(plans[0].read_text())
+    stale["settings"]["analysis"] = "0" * 64
+    plans[0].write_text(json.dumps(stale))
+    pruned_folders(folder, tmp_path, SETTINGS)
+    assert Plan.read(plans[0]).settings["analysis"] == Plan.read(plans[1]).settings["analysis"]
+
+
+def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "points.jsonl").write_text('{"schema_version": 1}\n')
+    for measure in (
+        lambda: sweep(str(reference), tmp_path, SETTINGS),
+        lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
+    ):
+        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2"):
+            measure()
+    assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
+
+
+def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
+    prepared = expected_shape("qwen3-0.6b", tmp_path, SETTINGS)
+    speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
+    subjects, loads = prepared.subjects.all, prepared.closed
+    once = sweep_seconds(subjects, loads, 1, "together", speed)
+    assert once > 3 * 45
+    assert sweep_seconds(subjects, loads[:1], 1, "together", speed) < once
+    assert sweep_seconds(subjects, loads, 2, "alone", speed) == pytest.approx(2 * once)
+    assert sweep_seconds(subjects, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)
