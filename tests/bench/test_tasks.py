@@ -84,7 +84,7 @@ def test_scores_are_those_of_transformers(
     pytest.importorskip("lm_eval")
     command = [sys.executable, "-m", "bench.cli", "tasks", "--url", engine.base_url, "--generate", "8"]
     command += ["--tasks", "arc_easy,lambada_openai", "--tasks-from", str(items), "-o", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     arc, lambada = read_lines(tmp_path, TASKS_NAME, TaskRecord)
     assert arc.arm.blocks.dropped == tuple(DROPPED)
