@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,9 +33,9 @@ ARC = [
     {"query": "Question: What is the colour of snow?", "choices": ["Loud", "White as a sheet", "Of"], "gold": 1},
 ]
 LAMBADA = [
-    {"context": "He took her by the hand and they went out of the house. She did not let go of his", "continuation": "hand"},
+    {"context": "He took her by the hand and they went out. She did not let go of his", "continuation": "hand"},
     {"context": "It was the first of", "continuation": "all"},
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +82,9 @@ def test_scores_are_those_of_transformers(
     tmp_path: Path, items: Path, engine: Engine, virtual: Path, pruned_logprob: Callable[[str, str], float]
 ) -> None:
     pytest.importorskip("lm_eval")
-    words = ["tasks", "--url", engine.base_url, "--tasks", "arc_easy,lambada_openai", "--tasks-from", str(items)]
-    words += ["--generate", "8", "-o", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.cli", *words], env=os.environ, capture_output=True, text=True, timeout=300, check=False
-    )  # fmt: skip
+    command = [sys.executable, "-m", "bench.cli", "tasks", "--url", engine.base_url, "--generate", "8"]
+    command += ["--tasks", "arc_easy,lambada_openai", "--tasks-from", str(items), "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     arc, lambada = read_lines(tmp_path, TASKS_NAME, TaskRecord)
     assert arc.arm.blocks.dropped == tuple(DROPPED)
