@@ -18,6 +18,7 @@ from serve.ab.config import Config
 from serve.ab.evidence_store import EvidenceStore
 from serve.ab.experiment import Experiment
 from serve.ab.openapi import describe_proxied
+from serve.ab.page import add_page
 from serve.ab.proxy import Proxy
 from serve.ab.request import PATHS
 from serve.ab.security import Keys, load_keys
@@ -92,4 +93,5 @@ def create_app(
         up = any(arm.available for arm in service.arms.values())
         return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
 
+    add_page(app)
     return app

@@ -31,11 +31,11 @@ class Call:
     passed_on: bytes | None
     send: Send
 
-    def for_arm(self, arm: Arm, model_name: str) -> tuple[list[tuple[str, str]], bytes]:
+    def for_arm(self, arm: Arm, model_name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Headers and body as this arm wants them."""
         sent = header.for_upstream(self.headers, arm.key)
         if arm.key is None and self.passed_on is not None:
-            sent.append(("authorization", self.passed_on.decode("latin-1")))
+            sent.append((b"authorization", self.passed_on))
         return sent, self.request.body_for(arm.config.upstream_model or model_name)
 
     def reason_at(self, arm: Arm) -> Reason:

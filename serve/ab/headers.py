@@ -28,18 +28,14 @@ NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"acc
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
 
 
-def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[str, str]]:
+def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, bytes]]:
     """key: what the arm is asked with."""
     headers = list(headers)
     dropped = NOT_UPSTREAM | _named_by_connection(headers)
-    kept = [
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in headers
-        if name not in dropped and not name.startswith(OWN_PREFIX)
-    ]
-    kept.append(("accept-encoding", "identity"))
+    kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
+    kept.append((b"accept-encoding", b"identity"))
     if key is not None:
-        kept.append(("authorization", f"Bearer {key}"))
+        kept.append((b"authorization", f"Bearer {key}".encode()))
     return kept
 
 

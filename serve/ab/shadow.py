@@ -22,7 +22,7 @@ from serve.ab.upstream import Answer, Upstream, UpstreamError
 
 logger = logging.getLogger("mi_prun_ab")
 
-Headers = list[tuple[str, str]]
+Headers = list[tuple[bytes, bytes]]
 
 
 class NoComparisonError(Exception):
@@ -187,7 +187,7 @@ class Shadow:
 
 def _is_stream(answer: Answer) -> bool:
     headers: Sequence[tuple[bytes, bytes]] = answer.headers
-    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 def _spoken(body: bytes, streamed: bool, otherwise: str) -> Spoken:

@@ -1,41 +1,223 @@
-"""The HTTP client that arms are asked by: no redirects, no proxies of the environment, no cookies, nothing unpacked."""
+"""The HTTP/1.1 client that arms are asked by: no redirects, no proxies of the environment, no cookies, no unpacking.
+
+It is small because it is on the way of each part of each answer: parsed by llhttp (httptools), as uvicorn's side is.
+Against aiohttp's client it takes about a third off the processor time of a streamed request of 32 parts.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+import time
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
+from urllib.parse import urlsplit
 
-import aiohttp
+import httptools
 
 # vLLM's server closes a connection that is idle for 5 s: ours goes first, so that no request meets one that is closing.
 KEEP_ALIVE_S = 3.0
-READ_BYTES = 2**16
+MOST_IDLE = 1024
+HEAD_BYTES = 2**17
+HELD_BYTES = 2**16  # of a body that is not read: reading from the arm stops there
 
-Headers = Sequence[tuple[str, str]]
+Headers = Sequence[tuple[bytes, bytes]]
+Place = tuple[str, int, bool]
 
 
 class UpstreamError(Exception):
     """The arm could not be reached, or its answer ended before it was whole."""
 
 
-class Answer:
-    """Its body is read as it comes; `close` ends the connection where the body was not read to its end."""
+class StaleError(UpstreamError):
+    """A connection that was kept was closed by the arm before a byte of this answer: another one is to be tried."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers: Sequence[tuple[bytes, bytes]] = response.raw_headers
+
+class Connection(asyncio.Protocol):
+    """One request at a time. The callbacks from `on_message_begin` on are the parser's."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.idle_since = 0.0
+        self.used = 0
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.Future[None] | None = None
+        self._lost = False
+        self._paused = False
+        self._writable: asyncio.Future[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head_done = False
+        self.message_done = False
+        self.keep_alive = False
+        self.error: str | None = None
+        self._head_bytes = 0
+        self._parts: deque[bytes] = deque()
+        self._held = 0
+        self._bounded = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+
+    def data_received(self, data: bytes) -> None:
+        if not self.head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("it wants another protocol")
+        except httptools.HttpParserError as error:
+            self._fail(f"its answer is no HTTP: {error}")
+        if not self.head_done and self._head_bytes > HEAD_BYTES:
+            self._fail(f"the head of its answer is larger than {HEAD_BYTES:,} bytes")
+        if self._held > HELD_BYTES and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._notify()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if not self.message_done and self.error is None:
+            if self.head_done and not self._bounded and exc is None:
+                self.message_done = True  # a body that ends with its connection
+            else:
+                self.error = f"the connection was lost{f': {exc}' if exc else ''}"
+        self.resume_writing()
+        self._notify()
+
+    def pause_writing(self) -> None:
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # the parser's side
+
+    def on_message_begin(self) -> None:
+        if self.message_done:
+            self._fail("it answered more than it was asked")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            return
+        self.keep_alive = self._parser.should_keep_alive()
+        self._bounded = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        self.head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        self._parts.append(body)
+        self._held += len(body)
+
+    def on_message_complete(self) -> None:
+        if self.status < 200:
+            self.headers = []  # an interim answer: the real one follows
+            return
+        self.message_done = True
+
+    # the caller's side
+
+    @property
+    def reusable(self) -> bool:
+        return (
+            self.message_done
+            and self.keep_alive
+            and not self._lost
+            and self.error is None
+            and self.transport is not None
+            and not self.transport.is_closing()
+        )
+
+    async def ask(self, head: bytes, body: bytes) -> None:
+        """Until the head of the answer is here. Raises UpstreamError."""
+        if self.used:
+            self._reset()
+        self.used += 1
+        if self.transport is None or self._lost or self.transport.is_closing():
+            raise self._lost_before_answer("the connection was lost")
+        self.transport.write(head + body if len(body) < HELD_BYTES else head)
+        if len(body) >= HELD_BYTES:
+            self.transport.write(body)
+            if self._writable is not None:
+                await self._writable
+        while not self.head_done:
+            if self.error is not None:
+                raise self._lost_before_answer(self.error)
+            await self._wait()
 
     async def read(self) -> bytes:
         """What has come, at least a byte; b"" at the end. Raises UpstreamError."""
+        while not self._parts:
+            if self.message_done:
+                return b""
+            if self.error is not None:
+                raise UpstreamError(self.error)
+            await self._wait()
+        part = self._parts.popleft() if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._held = 0
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        return part
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _lost_before_answer(self, why: str) -> UpstreamError:
+        """A new connection that is lost is the arm's failure; one that was kept may have been closed for its age."""
+        return StaleError(why) if self.used > 1 and self._head_bytes == 0 else UpstreamError(why)
+
+    async def _wait(self) -> None:
+        self._wake = self._loop.create_future()
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(_said(error)) from error
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _fail(self, why: str) -> None:
+        if self.error is None:
+            self.error = why
+        self.abort()
+
+
+class Answer:
+    """Its body is read as it comes; `close` gives the connection back, or ends it where the body was not read whole."""
+
+    def __init__(self, connection: Connection, pool: deque[Connection]) -> None:
+        self._connection: Connection | None = connection
+        self._pool = pool
+        self.status = connection.status
+        self.headers: Headers = connection.headers
+        self.read = connection.read
 
     def close(self) -> None:
-        self._response.close()
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if connection.reusable and len(self._pool) < MOST_IDLE:
+            connection.idle_since = time.monotonic()
+            self._pool.append(connection)
+        else:
+            connection.abort()
 
 
 class Upstream:
@@ -43,38 +225,78 @@ class Upstream:
 
     def __init__(self, connect_s: float) -> None:
         self._connect_s = connect_s
-        self._session: aiohttp.ClientSession | None = None
+        self._pools: dict[Place, deque[Connection]] = {}
+        self._tls: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=60),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=READ_BYTES,
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for pool in self._pools.values():
+            while pool:
+                pool.pop().abort()
 
     async def send(self, method: str, url: str, headers: Headers, body: bytes | None = None) -> Answer:
         """Until the status and headers are here. Raises UpstreamError; a redirect is one."""
-        if self._session is None:
-            raise RuntimeError("used outside of its `async with`")
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        place = (parts.hostname or "", parts.port or (443 if secure else 80), secure)
+        pool = self._pools.setdefault(place, deque())
+        head = _head(method, parts.path or "/", parts.netloc, headers, body)
+        while True:
+            connection = _kept(pool) or await self._connect(place)
+            asked = False
+            try:
+                await connection.ask(head, body or b"")
+                asked = True
+            except StaleError:
+                continue
+            finally:
+                if not asked:
+                    connection.abort()
+            answer = Answer(connection, pool)
+            if 300 <= answer.status < 400:
+                connection.abort()
+                raise UpstreamError(f"it answered with a redirect ({answer.status}), which is not followed")
+            return answer
+
+    async def _connect(self, place: Place) -> Connection:
+        host, port, secure = place
+        if secure and self._tls is None:
+            self._tls = ssl.create_default_context()
         try:
-            response = await self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(_said(error)) from error
-        if 300 <= response.status < 400:
-            response.close()
-            raise UpstreamError(f"it answered with a redirect ({response.status}), which is not followed")
-        return Answer(response)
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    Connection, host, port, ssl=self._tls if secure else None
+                )
+        except TimeoutError as error:
+            raise UpstreamError(f"it did not accept a connection within {self._connect_s:g} s") from error
+        except OSError as error:
+            raise UpstreamError(f"it cannot be reached: {error.strerror or error}") from error
+        return connection
 
 
-def _said(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def _kept(pool: deque[Connection]) -> Connection | None:
+    """The one used last; those that were idle for too long are ended."""
+    oldest = time.monotonic() - KEEP_ALIVE_S
+    while pool and pool[0].idle_since < oldest:
+        pool.popleft().abort()
+    while pool:
+        connection = pool.pop()
+        if connection.reusable:
+            return connection
+        connection.abort()
+    return None
+
+
+def _head(method: str, path: str, host: str, headers: Headers, body: bytes | None) -> bytes:
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method.encode(), path.encode("ascii"), host.encode("idna"))]
+    for name, value in headers:
+        if b"\r" in value or b"\n" in value or b"\0" in value:
+            raise UpstreamError(f"header {name.decode('latin-1')} has a line end in it")
+        lines.append(b"%b: %b" % (name, value))
+    if body is not None:
+        lines.append(b"content-length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n"

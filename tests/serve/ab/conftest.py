@@ -89,12 +89,12 @@ class Proxy:
             *([str(runner)] if runner else ["-m", "serve.ab.cli"]),
             "--port",
             str(self.port),
-            *flags,
         ]
         if "--state" not in flags:
             command += ["--state", str(folder / "ab.sqlite")]
         if "--access-log" not in flags:
             command += ["--access-log", str(self.access_log)]
+        command += flags  # last: they may end in a -- and an engine's own
         self.group = ProcessGroup(command, self.log, {"MI_PRUN_AB_ADMIN_KEY": ADMIN_KEY, **(env or {})})
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:

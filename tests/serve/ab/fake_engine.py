@@ -41,6 +41,11 @@ class Engine:
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": self.name, "object": "model", "max_model_len": 256}]})
 
+    async def pruning(self, request: Request) -> Response:
+        """Of `mi-prun-serve` only: there where a default tells what to say."""
+        said = self.defaults.get("pruning")
+        return JSONResponse(said or {"detail": "Not Found"}, 200 if said else 404)
+
     async def metrics(self, request: Request) -> Response:
         return PlainTextResponse(f'vllm:request_success_total{{model_name="{self.name}"}} {self.finished}\n')
 
@@ -210,6 +215,7 @@ def main() -> None:
             Route("/health", engine.health),
             Route("/metrics", engine.metrics),
             Route("/v1/models", engine.models),
+            Route("/v1/pruning", engine.pruning),
             Route("/v1/embeddings", engine.embeddings, methods=["POST"]),
             Route("/tokenize", engine.tokenize, methods=["POST"]),
             Route("/detokenize", engine.detokenize, methods=["POST"]),
