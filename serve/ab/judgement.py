@@ -31,7 +31,10 @@ from serve.ab.verdict import (
 
 
 def make_verdict(experiment: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Verdict:
-    comparisons = [_comparison(arm, evidence, settings, guard) for arm in evidence.others]
+    arms = {name: _arm(name, arm, evidence, settings.alpha) for name, arm in evidence.arms.items()}
+    comparisons = [
+        _comparison(arms[name], arms[evidence.control], evidence, settings, guard) for name in evidence.others
+    ]
     lines = [comparison.text for comparison in comparisons]
     return Verdict(
         experiment=experiment,
@@ -41,7 +44,7 @@ def make_verdict(experiment: str, evidence: Evidence, settings: VerdictSettings,
         alpha=settings.alpha,
         not_counted=evidence.not_counted,
         split_changes=evidence.split_changes,
-        arms=[_arm(name, arm, evidence, settings.alpha) for name, arm in evidence.arms.items()],
+        arms=list(arms.values()),
         comparisons=comparisons,
         notes=_notes(evidence, comparisons),
         text="\n".join(lines) if lines else f"{evidence.control}: the only arm, nothing to compare it with",
@@ -72,15 +75,16 @@ def _arm(name: str, arm: ArmEvidence, evidence: Evidence, alpha: float) -> ArmFi
 
 
 def _figure(arm: ArmEvidence, name: str, alpha: float) -> Figure:
-    sums, quantile = arm.sums[name], arm.quantiles[name].quantile
+    sums = arm.sums[name]
+    p50, p90, p95, p99 = arm.quantiles[name].quantiles((0.5, 0.9, 0.95, 0.99))
     return Figure(
         requests=sums.count,
         mean=sums.ratio,
         interval=_interval(Contrast(sums).bounds(alpha, 0.0)),
-        p50=quantile(0.5),
-        p90=quantile(0.9),
-        p95=quantile(0.95),
-        p99=quantile(0.99),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
     )
 
 
@@ -113,10 +117,12 @@ def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds
     return Difference(difference=ours.mean - control.mean, interval=_interval(between), direction=direction)
 
 
-def _comparison(name: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Comparison:
-    arm, control, alpha = evidence.arms[name], evidence.arms[evidence.control], settings.alpha
+def _comparison(
+    ours: ArmFigures, theirs: ArmFigures, evidence: Evidence, settings: VerdictSettings, guard: Guard
+) -> Comparison:
+    name, alpha = ours.arm, settings.alpha
+    arm, control = evidence.arms[name], evidence.arms[evidence.control]
     differences = {figure: _difference(evidence, name, figure, alpha) for figure in QUANTITIES}
-    ours, theirs = (_arm(which, evidence.arms[which], evidence, alpha) for which in (name, evidence.control))
     half = alpha / 2
     errors = _rate_difference(
         ours.error_rate, theirs.error_rate, (arm.errors.bounds(half), control.errors.bounds(half))

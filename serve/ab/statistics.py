@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TUNED_TIMES = 10.0  # the intervals are tightest when there is so many times what the first of them was made of
-BISECTIONS = 60
+EDGE = 1e-7  # relative, of a bound that is searched for
 TRUNCATION = 0.5  # of the bets of `BoundedMean`; in (0, 1)
 
 Bounds = tuple[float, float]
@@ -55,21 +55,25 @@ class Share:
         return self.successes / self.trials if self.trials else None
 
     def log_wealth(self, share: float) -> float:
+        return self._log_mixture() - self._log_likelihood(share)
+
+    def _log_mixture(self) -> float:
+        return _log_beta(self.successes + 0.5, self.trials - self.successes + 0.5) - _log_beta(0.5, 0.5)
+
+    def _log_likelihood(self, share: float) -> float:
         failures = self.trials - self.successes
         if (share <= 0 and self.successes) or (share >= 1 and failures):
-            return math.inf
-        likelihood = (self.successes * math.log(share) if self.successes else 0.0) + (
-            failures * math.log1p(-share) if failures else 0.0
-        )
-        return _log_beta(self.successes + 0.5, failures + 0.5) - _log_beta(0.5, 0.5) - likelihood
+            return -math.inf
+        found = self.successes * math.log(share) if self.successes else 0.0
+        return found + failures * math.log1p(-share) if failures else found
 
     def bounds(self, alpha: float) -> Bounds:
         """Every share that the trials do not speak against."""
         if not self.trials:
             return 0.0, 1.0
-        mean, limit = self.successes / self.trials, -math.log(alpha)
-        low = _edge(lambda share: self.log_wealth(share) < limit, mean, 0.0)
-        high = _edge(lambda share: self.log_wealth(share) < limit, mean, 1.0)
+        mean, least = self.successes / self.trials, self._log_mixture() + math.log(alpha)
+        low = _edge(lambda share: self._log_likelihood(share) > least, mean, 0.0)
+        high = _edge(lambda share: self._log_likelihood(share) > least, mean, 1.0)
         return low, high
 
     def state(self) -> list[int]:
@@ -88,7 +92,7 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> floa
     """Where `holds` stops between a point at which it does and one at which it need not; the outer side of it."""
     if holds(outside):
         return outside
-    for _ in range(BISECTIONS):
+    while abs(outside - inside) > EDGE * abs(outside) + 1e-12:
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if holds(middle) else (inside, middle)
     return outside

@@ -94,6 +94,11 @@ class Sums:
         return sums
 
 
+def _middle(index: int) -> float:
+    """Of a bucket of `Quantiles`: no value in it is farther off than ACCURACY."""
+    return 2 * math.exp(index * LOG_BASE) / (math.exp(LOG_BASE) + 1)
+
+
 def _packed(array: Floats) -> str:
     return base64.b64encode(array.astype("<f8").tobytes()).decode("ascii")
 
@@ -195,11 +200,14 @@ class Quantiles:
 
     def quantile(self, share: float) -> float | None:
         """The value that this share of the weight is at or below."""
+        return self.quantiles([share])[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float | None]:
         passed = np.cumsum(self._counts)
         if passed[-1] <= 0:
-            return None
-        index = int(np.searchsorted(passed, share * passed[-1])) + LOWEST
-        return 0.0 if index <= LOWEST else 2 * math.exp(index * LOG_BASE) / (math.exp(LOG_BASE) + 1)
+            return [None] * len(shares)
+        indices = np.searchsorted(passed, np.asarray(shares) * passed[-1]) + LOWEST
+        return [0.0 if index <= LOWEST else _middle(index) for index in indices.tolist()]
 
     def state(self) -> list[list[float]]:
         filled = np.flatnonzero(self._counts)

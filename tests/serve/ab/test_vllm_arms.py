@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, kept_blocks
@@ -109,6 +111,28 @@ def test_a_mirrored_request_tells_how_likely_the_other_arm_finds_the_answer(
 
 def compared(ab: Any) -> list[dict[str, Any]]:
     return [line for line in ab.lines() if line["outcome"] == "compared"]
+
+
+def test_the_engines_own_metrics_and_the_verdict(ab: Any, client: Any, admin: dict[str, str]) -> None:
+    ab.experiment(weights={"dense": 1.0, "pruned": 1.0}, shadow_share=0.0)
+    for _ in range(6):
+        fields = {"model": "reference", "prompt": PROMPT, "max_tokens": 8, "stream_options": {"include_usage": True}}
+        list(client.completions.create(**fields, stream=True))
+    for arm in ("dense", "pruned"):
+        with urllib.request.urlopen(f"{ab.url}/metrics/{arm}", timeout=30) as answer:
+            text = answer.read().decode()
+        names = {family.name for family in text_string_to_metric_families(text)}
+        assert "vllm:generation_tokens" in names
+    found = ab.call("/admin/verdict", None, admin)[2]
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    streamed = [arm for arm in arms.values() if arm["figures"]["ttft_ms"]["requests"]]
+    assert sum(arm["requests"] for arm in streamed) >= 6
+    for arm in streamed:
+        assert arm["figures"]["ttft_ms"]["mean"] > 0
+        assert arm["figures"]["itl_ms"]["mean"] > 0
+        assert arm["figures"]["output_tokens"]["mean"] >= 8
+        assert arm["error_rate"]["mean"] == 0
+    assert found["comparisons"][0]["shadow"]["comparisons"] >= 1
 
 
 def test_an_engine_that_is_killed_is_failed_over(ab: Any, client: Any) -> None:
