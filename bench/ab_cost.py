@@ -15,7 +15,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,6 +49,7 @@ model_list:
 general_settings: {{master_key: sk-bench}}
 litellm_settings: {{telemetry: false}}
 """
+WARM_UP_S = 3.0
 RECORDS = {"latency": "latency.jsonl", "vllm": "vllm.jsonl", "soak": "soak.jsonl"}
 
 
@@ -94,7 +97,14 @@ def _mean_ms(values: Sequence[float]) -> float:
     return round(1e3 * statistics.fmean(values), 3)
 
 
+def _version_of(command: str) -> str:
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False, timeout=120)
+    found = re.search(r"\d+\.\d+[\w.]*", done.stdout)
+    return found[0] if found else "unknown"
+
+
 def latency(given: argparse.Namespace) -> dict[str, Any]:
+    before = round(psutil.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         engine = stack.enter_context(fast_engine(folder, given.tokens, given.token_ms, given.aligned))
@@ -123,6 +133,8 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
         "aligned": given.aligned,
         "rounds": given.rounds,
         "round_s": given.round_s,
+        "litellm_version": _version_of(given.litellm) if given.litellm else None,
+        "load_average_before": before,
         "targets": results,
     }
 
@@ -131,6 +143,8 @@ def _take_turns(targets: dict[str, int], given: argparse.Namespace) -> dict[str,
     import uvloop
 
     found = {target: Timings() for target in targets}
+    for port in targets.values():
+        uvloop.run(load(port, BODY, 4, WARM_UP_S))
     for number in range(given.rounds):
         for target, port in targets.items():
             round_ = uvloop.run(load(port, BODY, given.clients, given.round_s))

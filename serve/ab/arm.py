@@ -85,6 +85,11 @@ class Arm:
     def available(self) -> bool:
         return self.base_url is not None and self.healthy and self.breaker.allows()
 
+    @property
+    def key_headers(self) -> list[tuple[bytes, bytes]]:
+        """What the proxy's own questions to it carry."""
+        return [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
+
     def probed(self, answered: bool) -> None:
         if answered:
             self._missed, self.healthy = 0, True

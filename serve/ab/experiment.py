@@ -69,7 +69,7 @@ class Experiment:
             paused=old.paused if paused is None else paused,
             time=time.time(),
             who=who,
-            why=why,
+            why=" ".join(why.split()),  # it is a line of the log
         )
         self.store.replace(self.name, expected_version, new)
         self.state = new

@@ -75,9 +75,7 @@ def feed_router(live: Live) -> APIRouter:
 async def pruning_of(arm: Arm, upstream: Upstream) -> ArmPruning:
     if arm.base_url is None:
         return ArmPruning(name=arm.name, error="its engine is not up yet")
-    headers = [("Accept", "application/json")]
-    if arm.key:
-        headers.append(("Authorization", f"Bearer {arm.key}"))
+    headers = [(b"accept", b"application/json"), *arm.key_headers]
     try:
         async with asyncio.timeout(PRUNING_SECONDS):
             status, body = await _get(upstream, arm.base_url + PRUNING_PATH, headers)

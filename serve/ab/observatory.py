@@ -44,11 +44,10 @@ async def arm_metrics(request: Request, arm: str) -> Response:
     target = service.arms[arm]
     if target.base_url is None:
         raise HTTPException(502, f"arm {arm} is not up")
-    headers = [("authorization", f"Bearer {target.key}")] if target.key else []
     parts: list[bytes] = []
     try:
         async with asyncio.timeout(ENGINE_METRICS_S), service.metrics.asking:
-            answer = await service.upstream.send("GET", f"{target.base_url}/metrics", headers)
+            answer = await service.upstream.send("GET", f"{target.base_url}/metrics", target.key_headers)
             try:
                 while part := await answer.read():
                     parts.append(part)

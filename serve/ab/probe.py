@@ -12,11 +12,10 @@ PATHS = ("/health", "/v1/models")  # the second for engines that have no first
 
 async def answers(arm: Arm, upstream: Upstream) -> bool:
     """Whether it answers 200 in time; any 404 of the first path is asked again of the second."""
-    headers = [(b"authorization", f"Bearer {arm.key}".encode())] if arm.key else []
     try:
         async with asyncio.timeout(arm.health.probe_timeout_s):
             for path in PATHS:
-                answer = await upstream.send("GET", f"{arm.base_url}{path}", headers)
+                answer = await upstream.send("GET", f"{arm.base_url}{path}", arm.key_headers)
                 answer.close()
                 if answer.status != 404:
                     return answer.status == 200

@@ -89,7 +89,6 @@ class Proxy:
             *([str(runner)] if runner else ["-m", "serve.ab.cli"]),
             "--port",
             str(self.port),
-            *flags,
         ]
         if "--state" not in flags:
             command += ["--state", str(folder / "ab.sqlite")]

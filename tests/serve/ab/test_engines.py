@@ -110,6 +110,19 @@ def test_engines_are_started_again_and_end_with_the_proxy(start_ab: Callable[...
     assert not any(alive(process) for process in third)
 
 
+def test_the_back_off_doubles_for_an_engine_that_ends_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.ab import engine
+
+    now = 1000.0
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    spec = engine.EngineSpec(name="dense", command=("true",), env={}, key="key", log=tmp_path / "log")
+    young = engine.Engine(spec, engine.Restart(back_off_s=1.0, back_off_max_s=5.0))
+    assert [young.next_start() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    young._since = now
+    now += engine.YOUNG_S + 1.0  # this time it lived
+    assert (young.next_start(), young.due) == (1.0, now + 1.0)
+
+
 def test_an_engine_that_does_not_start_ends_the_command(tmp_path: Path, reference: Path) -> None:
     import subprocess
 
