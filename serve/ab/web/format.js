@@ -16,7 +16,7 @@ function rounded(value) {
   return Number(value.toPrecision(2)).toString();
 }
 
-export const axis = (value) => Number(value.toPrecision(3)).toLocaleString("en");
+export const axis = (value) => value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
 
 export const percent = (share, places = 1) =>
   share === null || share === undefined ? NONE : `${Number((share * 100).toFixed(places))} %`;
