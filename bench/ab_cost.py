@@ -25,15 +25,19 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.engine import Engine, running
-from bench.load import drive
+from bench.device import Device
+from bench.engine import running
+from bench.load import load_generator
+from bench.loads import CUSTOM, TOOL
 from bench.machine import commit, this_machine, versions
+from bench.prompt_files import Prompts
 from bench.record import Load
 from bench.stream_load import Timings, load
 from mi_prun.console import run_command
@@ -160,24 +164,32 @@ def _take_turns(targets: dict[str, int], given: argparse.Namespace) -> dict[str,
 def vllm(given: argparse.Namespace) -> dict[str, Any]:
     """Output tokens/s by vLLM's own serving benchmark: directly, and through the proxy, in turns."""
     asked = Load(
-        tool="vllm bench serve",
-        dataset="random",
+        tool=TOOL,
+        preset=CUSTOM,
         input_tokens=64,
         output_tokens=64,
         prompts=given.prompts,
         concurrency=given.clients,
+        rate_per_s=None,
         warmups=4,
         seed=0,
     )
     flags = ["--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning", *given.serve_flags.split()]
-    with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, running(given.model, flags) as engine:
+    with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, contextlib.ExitStack() as stack:
+        engine = stack.enter_context(running(given.model, flags))
         words = ("--model-name", given.model)
         with proxy(Path(name), [f"dense={engine.base_url}"], *words) as (port, group):
-            targets = {"direct": engine, "mi-prun-ab": Engine(f"http://127.0.0.1:{port}", 0.0, group)}
+            proxied_engine = replace(engine, base_url=f"http://127.0.0.1:{port}", group=group)
+            targets = {"direct": engine, "mi-prun-ab": proxied_engine}
             rates: dict[str, list[float]] = {target: [] for target in targets}
+            generator = stack.enter_context(load_generator(Device(), Prompts([], {})))
+            for at in targets.values():
+                generator.warm_up(at, asked)
             for number in range(given.rounds):
                 for target, at in sorted(targets.items(), reverse=bool(number % 2)):
-                    rates[target].append(drive(at, given.model, asked, 1).output_tokens_per_s)
+                    # Each round has prompts of its own for each target: the engine is one, and caches prefixes.
+                    turn = 2 * number + (target == "direct")
+                    rates[target].append(generator.round(at, asked, turn).output_tokens_per_s)
                     print(f"round {number + 1}, {target}: {rates[target][-1]:.1f} tokens/s", file=sys.stderr)
     direct, proxied = (statistics.median(rates[target]) for target in ("direct", "mi-prun-ab"))
     pairs = [ours / theirs for ours, theirs in zip(rates["mi-prun-ab"], rates["direct"], strict=True)]
