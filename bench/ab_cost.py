@@ -6,7 +6,8 @@
 
 The targets take turns within a run, so that only what is between them differs. What is added is the difference of the
 same percentile of all answers of a run: directly asked, and through the proxy. LiteLLM's proxy needs an environment of
-its own; the option names its command. The last line is the record, JSON.
+its own; the option names its command. Under `chrt --rr 1` other work on the machine does not show; the record says that
+it was so. The last line is the record, JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -250,6 +252,7 @@ def command() -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "what": given.what,
         **measured,
+        "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
         "wall_s": round(time.monotonic() - started, 1),
         "machine": this_machine().model_dump(),
         "versions": versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def run(config: Config, *, reset: bool = False) -> None:
     with scratch_folder() as scratch, Engines(config, arms, Path(config.log_folder or scratch)) as engines:
         app = create_app(config, arms, keys=keys, reset=reset, on_start=engines.attach)
         engines.start()
+        gc.collect()
+        gc.freeze()  # what is there for good is not looked at again, in the middle of somebody's answer
         uvicorn.run(
             app,
             host=config.host,

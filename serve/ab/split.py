@@ -25,8 +25,8 @@ def unit(experiment: str, key: str, arm: str) -> float:
 
 def ranking(experiment: str, key: str, weights: Mapping[str, float]) -> list[str]:
     """All arms, the one that the key belongs to first; those of weight 0 last: drained, still there to fail over to."""
-    scores = {arm: -weight / math.log(unit(experiment, key, arm)) for arm, weight in weights.items()}
-    return sorted(weights, key=lambda arm: (-scores[arm], -unit(experiment, key, arm)))
+    draws = {arm: unit(experiment, key, arm) for arm in weights}
+    return sorted(weights, key=lambda arm: (weights[arm] / math.log(draws[arm]), -draws[arm]))
 
 
 def random_key() -> str:

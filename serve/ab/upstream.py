@@ -292,7 +292,7 @@ def _kept(pool: deque[Connection]) -> Connection | None:
 
 
 def _head(method: str, path: str, host: str, headers: Headers, body: bytes | None) -> bytes:
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method.encode(), path.encode("ascii"), host.encode("idna"))]
+    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (method.encode(), path.encode("ascii"), host.encode("ascii"))]
     for name, value in headers:
         if b"\r" in value or b"\n" in value or b"\0" in value:
             raise UpstreamError(f"header {name.decode('latin-1')} has a line end in it")
