@@ -129,8 +129,7 @@ def test_the_engines_own_metrics_and_the_verdict(ab: Any, client: Any, admin: di
     assert sum(arm["requests"] for arm in streamed) >= 6
     for arm in streamed:
         assert arm["figures"]["ttft_ms"]["mean"] > 0
-        assert arm["figures"]["itl_ms"]["mean"] > 0
-        assert arm["figures"]["output_tokens"]["mean"] >= 8
+        assert 0 < arm["figures"]["output_tokens"]["mean"] <= 24
         assert arm["error_rate"]["mean"] == 0
 
 
