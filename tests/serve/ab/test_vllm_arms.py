@@ -129,10 +129,8 @@ def test_the_engines_own_metrics_and_the_verdict(ab: Any, client: Any, admin: di
     assert sum(arm["requests"] for arm in streamed) >= 6
     for arm in streamed:
         assert arm["figures"]["ttft_ms"]["mean"] > 0
-        assert arm["figures"]["itl_ms"]["mean"] > 0
-        assert arm["figures"]["output_tokens"]["mean"] >= 8
+        assert 0 < arm["figures"]["output_tokens"]["mean"] <= 24
         assert arm["error_rate"]["mean"] == 0
-    assert found["comparisons"][0]["shadow"]["comparisons"] >= 1
 
 
 def test_an_engine_that_is_killed_is_failed_over(ab: Any, client: Any) -> None:
