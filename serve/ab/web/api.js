@@ -31,7 +31,7 @@ export function setAdminKey(key) {
 
 export const authorization = (key = adminKey()) => ({ Authorization: `Bearer ${key}` });
 
-export async function admin(path, { method = "GET", body, key, timeoutMs = 10_000 } = {}) {
+export async function admin(path, { method = "GET", body, key, timeoutMs = 20_000 } = {}) {
   const headers = { ...authorization(key), Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, {

@@ -16,6 +16,7 @@ const POLLS = [
 ];
 const SLOWEST_MS = 30_000;
 const QUIET_MS = 4_000;
+const BLOCKS_AGAIN_MS = 10_000;
 const NOT_ANY_MORE = "The admin key is not accepted any more.";
 
 let session = 0; // one more with each unlock and lock: an answer of an older one is dropped
@@ -106,12 +107,18 @@ function connected(path, error) {
   say(find("connection"), first ? `What is shown is old: ${first[0]}: ${reason(first[1])}. Trying again.` : "");
 }
 
+// Once, or again until every arm has answered: an engine may still be starting.
 async function askForBlocks(mine) {
-  try {
-    const { arms } = await admin("/admin/pruning");
-    if (mine === session) showBlocks(arms);
-  } catch {
-    if (mine === session) showBlocks([]);
+  for (let known = false; !known && mine === session; ) {
+    try {
+      const { arms } = await admin("/admin/pruning");
+      if (mine !== session) return;
+      showBlocks(arms);
+      known = arms.every((arm) => !arm.error);
+    } catch {
+      // Whether the server can be reached is said by the polls.
+    }
+    if (!known) await new Promise((resolve) => setTimeout(resolve, BLOCKS_AGAIN_MS));
   }
 }
 

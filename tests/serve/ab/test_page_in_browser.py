@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-ge
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 HOSTILE = [
@@ -307,6 +307,21 @@ def test_the_block_map_is_what_the_arm_says(
     expect(page.get_by_role("img", name="9 of 12 blocks kept; dropped: 2, 3, 7 (0-based).")).to_be_visible()
     assert page.locator(".block.dropped").all_inner_texts() == ["2", "3", "7"]
     expect(page.get_by_text("3 of 12 (25 %)")).to_be_visible()
+
+
+def test_an_arm_that_does_not_say_yet_is_asked_again(
+    open_page: Callable[..., Any], admin: dict[str, str], shared_fakes: list[Any]
+) -> None:
+    from playwright.sync_api import expect
+
+    shared_fakes[1].set(pruning={"pruned": "not yet"})
+    page = open_page()
+    page.clock.install()
+    unlock(page, admin)
+    expect(page.locator("#block-maps")).to_contain_text("not what mi-prun-serve says")
+    shared_fakes[1].set(pruning=PRUNING)
+    page.clock.fast_forward(11_000)
+    expect(page.get_by_role("img", name=re.compile("^9 of 12 blocks kept"))).to_be_visible()
 
 
 # --- the split
