@@ -66,9 +66,10 @@ def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: N
                 alive()
                 time.sleep(0.2)
             if status:
-                raise UserError(
-                    f"task {spec.tasks[min(seen, len(spec.tasks) - 1)]} on {endpoint.url}: {group.last_lines()}"
-                )
+                said = group.last_lines()
+                if said.startswith("error: "):
+                    raise UserError(said.removeprefix("error: "))
+                raise UserError(f"task {spec.tasks[min(seen, len(spec.tasks) - 1)]} on {endpoint.url}: {said}")
 
 
 def evaluate(spec: Spec, out: Path) -> None:

@@ -22,7 +22,7 @@ from bench.report_tables import (
 from bench.results import Results, Run
 from bench.rows import Row, row_of
 from bench.task_record import GenerationRecord, Origin, TaskRecord
-from bench.task_summary import TaskRow, mean_rows, task_rows
+from bench.task_summary import MeanRow, TaskRow, mean_rows, task_rows
 
 # Below this a step of the engine costs more than reading the weights: 200 MiB take 10 ms at a CPU's 20 GB/s, and a
 # step's own work takes a few.
@@ -54,6 +54,7 @@ class Section:
 
     title: str
     time: str
+    about: str
     headline: str
     notes: tuple[str, ...]
     tables: tuple[Table, ...]
@@ -82,11 +83,13 @@ def sections(results: Results) -> list[Section]:
 
 def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence[GenerationRecord]) -> Section:
     rows = task_rows(tasks)
+    means = mean_rows(rows)
     newest: Origin | PointRecord = run.dense if run else [*generations, *tasks][-1]
     name = newest.dense.shape or newest.dense.name
+    time = datetime.fromisoformat(newest.time).strftime("%Y-%m-%d %H:%M UTC")
     tables = [
         main_table(run) if run else None,
-        tasks_table(rows, mean_rows(rows)),
+        tasks_table(rows, means),
         loads_table(run) if run else None,
         roofline_table(run) if run else None,
         drafts_table(run) if run else None,
@@ -94,8 +97,9 @@ def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence
     arms = run.arms if run else list({record.arm.label: record.arm for record in (*tasks, *generations)}.values())
     return Section(
         title=Path(name).name if Path(name).is_absolute() else name,
-        time=datetime.fromisoformat(newest.time).strftime("%Y-%m-%d %H:%M UTC"),
-        headline=headline(run) if run else "Tasks and continuations; nothing was measured under load.",
+        time=time,
+        about=f"Every ratio is to the dense model of the same run, {time}." if run else f"Asked {time}, not loaded.",
+        headline=headline(run) if run else tasks_headline(means),
         notes=tuple(_notes(run, rows)),
         tables=tuple(table for table in tables if table is not None),
         pictures=tuple(picture for picture in _pictures(run, rows, newest.run) if picture.svg),
@@ -166,6 +170,18 @@ def headline(run: Run) -> str:
     if row.perplexity is not None and rows[0].perplexity is not None:
         words += f", perplexity {rows[0].perplexity:.1f} → {row.perplexity:.1f}"
     return words
+
+
+def tasks_headline(means: Sequence[MeanRow]) -> str:
+    """What the smallest of the models lost on all tasks."""
+    pruned = [mean for mean in means if mean.difference is not None]
+    if not pruned:
+        return "Tasks and continuations; nothing was measured under load."
+    middle, low, high = (100 * value for value in pruned[-1].difference or (0.0, 0.0, 0.0))
+    return (
+        f"{share(pruned[-1].arm.blocks.block_ratio)} of blocks gone: {middle:+.1f} points of right answers "
+        f"[{low:+.1f}, {high:+.1f}] on {pruned[-1].tasks} tasks"
+    )
 
 
 def _draft_headline(rows: Sequence[Row]) -> str:

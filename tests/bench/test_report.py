@@ -213,10 +213,15 @@ def test_tasks_are_paired_in_the_report(
 
 
 def test_a_folder_with_tasks_only(tmp_path: Path, task: Callable[..., TaskRecord]) -> None:
-    text, marks, rows = written(tmp_path, (), [task(), task((3,), [False] * 4)])
+    one = [task(), task((3,), [False] * 4)]
+    text, marks, rows = written(tmp_path / "one", (), one)
     assert "nothing was measured under load" in text
     assert "-75.0 [" in marks
     assert rows == []
+    both = [*one, task(task="piqa"), task((3,), [True, False, False, True], task="piqa")]
+    text, marks, _ = written(tmp_path / "both", (), both)
+    assert "12.5% of blocks gone: -50.0 points of right answers [" in text
+    assert "on 2 tasks**" in marks.replace("\\", "")
 
 
 def test_curves_need_two_loads_and_draw_one_model_of_each_size(tmp_path: Path, point: Point) -> None:
