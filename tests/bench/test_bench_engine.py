@@ -114,6 +114,27 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     assert (results / POINTS_NAME).read_bytes() == before
 
 
+def test_a_draft_is_measured_beside_the_dense_model(
+    tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    draft, results = prune(REFERENCE, tmp_path / "draft", [3, 7], virtual=True), tmp_path / "results"
+    (tmp_path / "text.txt").write_text((REFERENCE.parents[1] / "LICENSE").read_text())
+    words = ["draft", "--dense", REFERENCE, draft, "--text", tmp_path / "text.txt", "-o", results, *QUICK]
+    words += ["--draft-tokens", "2", f"--serve-flags={SERVE_FLAGS}"]
+    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert marked(environment[MARK]) == []
+    alone, drafted = read_points(results)
+    assert (alone.arm.kind, drafted.arm.kind) == ("dense", "draft")
+    assert alone.acceptance is None
+    assert drafted.arm.draft_tokens == 2
+    assert alone.speed.completed == drafted.speed.completed == 2 * 4
+    # A request of 8 tokens is at least 2 passes of 1 to 3 tokens, and at most 7 after its first token.
+    assert drafted.acceptance is not None
+    assert 2 * 2 * 4 <= drafted.acceptance.drafts
+    assert 0 < drafted.acceptance.accepted_tokens < drafted.acceptance.drafted_tokens
+
+
 def test_an_engine_that_does_not_start_says_why(
     tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
 ) -> None:
