@@ -131,7 +131,7 @@ def test_a_draft_is_measured_beside_the_dense_model(
     assert alone.speed.completed == drafted.speed.completed == 2 * 4
     # A request of 8 tokens is at least 2 passes of 1 to 3 tokens, and at most 7 after its first token.
     assert drafted.acceptance is not None
-    assert 2 * 2 * 4 <= drafted.acceptance.drafts
+    assert drafted.acceptance.drafts >= 2 * 2 * 4
     assert 0 < drafted.acceptance.accepted_tokens < drafted.acceptance.drafted_tokens
 
 
