@@ -4,10 +4,9 @@ const STORED = "mi-prun-ab.admin-key";
 let held = "";
 
 export class ApiError extends Error {
-  constructor(status, message, body) {
+  constructor(status, message) {
     super(message);
     this.status = status;
-    this.body = body;
   }
 }
 
@@ -31,7 +30,7 @@ export function setAdminKey(key) {
 
 export const authorization = (key = adminKey()) => ({ Authorization: `Bearer ${key}` });
 
-export async function admin(path, { method = "GET", body, key, timeoutMs = 20_000 } = {}) {
+export async function admin(path, { method = "GET", body, key, timeoutMs = 30_000 } = {}) {
   const headers = { ...authorization(key), Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, {
@@ -48,17 +47,14 @@ export async function admin(path, { method = "GET", body, key, timeoutMs = 20_00
 }
 
 export async function errorOf(answer) {
-  let body = null;
+  const text = await answer.text(); // where that fails, the connection is what is wrong
   let message = `${answer.status} ${answer.statusText}`.trim();
   try {
-    const text = await answer.text();
-    body = text;
-    body = JSON.parse(text);
-    message = saidIn(body) ?? message;
+    message = saidIn(JSON.parse(text)) ?? message;
   } catch {
     // Not JSON: the status has to do.
   }
-  return new ApiError(answer.status, message, body);
+  return new ApiError(answer.status, message);
 }
 
 // What an OpenAI-like server, or FastAPI, says went wrong.
