@@ -52,7 +52,7 @@ class Store:
         self.path = path
         self.lock = threading.RLock()
         with self._one_line():
-            self.connection = sqlite3.connect(path, timeout=2.0, check_same_thread=False, isolation_level=None)
+            self.connection = sqlite3.connect(path, timeout=0.5, check_same_thread=False, isolation_level=None)
             self.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             self.connection.execute("PRAGMA synchronous=FULL")
             self.connection.execute("BEGIN EXCLUSIVE")

@@ -40,6 +40,7 @@ class Fake:
     """A fake engine's process."""
 
     def __init__(self, log: Path, name: str, port: int, *flags: str) -> None:
+        self.log = log
         self.name = name
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -243,3 +244,8 @@ def compared() -> Callable[..., ShadowComparison]:
 @pytest.fixture(scope="session")
 def proxy_class() -> type[Proxy]:
     return Proxy
+
+
+@pytest.fixture(scope="session")
+def fake_class() -> type[Fake]:
+    return Fake

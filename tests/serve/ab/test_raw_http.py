@@ -82,7 +82,7 @@ def test_it_is_refused_and_no_arm_sees_any_of_it(proxy: Any, shared_fakes: list[
 def test_a_request_inside_of_a_body_is_a_body(proxy: Any, shared_fakes: list[Any]) -> None:
     before = seen(shared_fakes)
     inner = HEAD + LENGTH + b"\r\n" + BODY
-    answer = say(proxy.port, HEAD + b"Content-Length: %d\r\n\r\n" % len(inner) + inner)
+    answer = say(proxy.port, HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(inner) + inner)
     assert status_of(answer) == 400  # it is no JSON
     assert answer.count(b"HTTP/1.1") == 1
     assert seen(shared_fakes) == before
@@ -90,7 +90,9 @@ def test_a_request_inside_of_a_body_is_a_body(proxy: Any, shared_fakes: list[Any
 
 def test_chunks_are_put_together_and_sent_on_with_a_length(proxy: Any, shared_fakes: list[Any]) -> None:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:7], BODY[7:])) + b"0\r\n\r\n"
-    answer = say(proxy.port, HEAD + b"Transfer-Encoding: chunked\r\nX-Mi-Prun-Sticky: a\r\n\r\n", chunks)
+    answer = say(
+        proxy.port, HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\nX-Mi-Prun-Sticky: a\r\n\r\n", chunks
+    )
     assert status_of(answer) == 200
     arm = answer.split(b"x-mi-prun-arm: ")[1].split(b"\r\n")[0].decode()
     last = next(fake for fake in shared_fakes if fake.name == arm).seen()["last"]
