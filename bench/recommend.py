@@ -180,7 +180,8 @@ def answers(row: Row, tasks: Sequence[TaskRecord]) -> str:
 
 
 def doubt(row: Row, limits: Limits) -> str:
-    """Where the interval of the speed reaches below what was asked for."""
-    if limits.speedup is None or row.x_low is None or row.x_low >= limits.speedup:
+    """Where the interval of the speed reaches below what was asked for, or below the dense model's."""
+    asked = limits.speedup or 1.0
+    if row.x_low is None or row.x_low >= asked:
         return ""
-    return f"; its interval reaches below {limits.speedup:g}x: measure more rounds to be sure"
+    return f"; its interval reaches below {asked:g}x: measure more rounds to be sure"

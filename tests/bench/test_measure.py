@@ -17,6 +17,7 @@ import pytest
 
 from bench import fleet, measure, memory_check
 from bench.measure import prepare
+from bench.points import line
 from bench.record import POINTS_NAME, ROUNDS_NAME, Acceptance, Load, PointRecord, Round, read_points
 from bench.settings import LoadSettings, MeasureSettings
 from bench.subject import open_subjects
@@ -197,6 +198,14 @@ def test_rates_up_to_saturation_come_from_the_dense_model(
     assert [p.load.rate_per_s for p in dense_points] == [None, 25, 50, 75, 100, 150]
     assert [p.saturated for p in dense_points] == [False, False, False, False, False, True]
     assert all(p.roofline == () for p in points if p.load.rate_per_s)
+
+
+def test_a_speed_up_that_cannot_be_is_said(point: Callable[..., PointRecord]) -> None:
+    found = point((2, 3))  # 1.25x [1.23, 1.27] of at most 1.333x
+    assert "decode 1.250x [1.230, 1.270] of at most 1.333x (93.8%)" in line(found)
+    assert "more than can be" not in line(found)
+    tight = found.roofline[0].model_copy(update={"bound": 1.2})
+    assert "(104.2%), more than can be" in line(found.model_copy(update={"roofline": (tight,)}))
 
 
 def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
