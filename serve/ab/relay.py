@@ -45,6 +45,9 @@ async def relay(service: Service, call: Call, attempt: Attempt) -> None:
             outcome = "client_gone"
             await _say_failure(call, attempt, reading, "the server is shutting down")
             raise
+        if reading.done and not reading.failed and status == 200:
+            # All of it was sent. OpenAI's client closes its connection at the last mark, before the end of the body.
+            outcome, failure = "ok", None
         if failure is not None:
             await _say_failure(call, attempt, reading, failure)
     finally:

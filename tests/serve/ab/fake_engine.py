@@ -127,6 +127,7 @@ class Engine:
                 yield maker.usage_event()
             yield b"data: [DONE]\n\n"
             ended = True
+            await asyncio.sleep(float(fake.get("end_s", 0)))
         finally:
             self.finished += ended
             self.cancelled += not ended

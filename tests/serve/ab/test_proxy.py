@@ -185,7 +185,7 @@ def test_a_client_that_leaves_cancels_its_request(proxy: Any, shared_fakes: list
             assert answer.read1(10)
             answer.close()
         else:
-            wait_until(lambda: fake.seen()["last"]["body"].get("fake") == {"prefill_s": 60})
+            wait_until(lambda: fake.seen()["last"].get("body", {}).get("fake") == {"prefill_s": 60})
         connection.close()
         wait_until(lambda count=count: fake.seen()["cancelled"] == before + count)  # type: ignore[misc]
 
@@ -200,6 +200,20 @@ def test_the_openai_client_streams_and_does_not(proxy: Any) -> None:
     said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert said == whole.choices[0].message.content
     assert said
+
+
+def test_a_client_that_closes_at_the_last_mark_had_all_of_it(proxy: Any) -> None:
+    """As OpenAI's does, before the body's own end; it is no client that left."""
+    from openai import OpenAI
+
+    trace = "5bf92f3577b34da6a3ce929d0e0e4736"
+    client = OpenAI(base_url=f"{proxy.url}/v1", api_key="x", default_headers={"traceparent": f"00-{trace}-1-01"})
+    stream = client.completions.create(model="the-model", prompt="x", stream=True, extra_body={"fake": {"end_s": 30}})
+    assert len(list(stream)) == 8
+    client.close()
+    wait_until(lambda: any(line.get("trace") == trace for line in proxy.lines()))
+    (line,) = [line for line in proxy.lines() if line.get("trace") == trace]
+    assert (line["outcome"], line["output_tokens"], line["counted"]) == ("ok", 8, True)
 
 
 def test_a_slow_reader_holds_the_engine_back(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any]) -> None:
