@@ -175,19 +175,31 @@ class Study:
     def confirm(self, tokens: int) -> None:
         """Measure what was chosen and found on about `tokens` tokens of text of their own."""
         rows = read_study(self.path)
-        sets = sorted({(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)})
+        sets = {(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)}
         evaluator = Evaluator(self.model, self.windows(CONFIRMING_SEED, tokens))
-        with progress("confirming", evaluator.windows.numel() * len(sets), "tokens") as advance:
-            losses = evaluator.measure(sets, advance)
+        known = self.confirmed(evaluator)
+        left = sorted(dropped for dropped in sets if key_of(dropped) not in known)
+        with progress("confirming", evaluator.windows.numel() * len(left), "tokens") as advance:
+            losses = evaluator.measure(left, advance)
         found = Confirmed(
             tokens=evaluator.predicted_tokens,
             window_tokens=self.options.window,
-            perplexity={key_of(s): math.exp(loss.ce_nats) for s, loss in zip(sets, losses, strict=True)},
+            perplexity=known | {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(left, losses, strict=True)},
             machine=this_machine(),
             versions=versions(),
             commit=commit(),
         )
         write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
+
+    def confirmed(self, evaluator: Evaluator) -> dict[str, float]:
+        """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""
+        path = confirmed_path(self.path)
+        if not path.is_file():
+            return {}
+        found = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
+        dense = math.exp(evaluator.measure([()])[0].ce_nats)
+        same = found.tokens == evaluator.predicted_tokens and math.isclose(found.perplexity[""], dense, rel_tol=1e-6)
+        return found.perplexity if same else {}
 
     def evaluation_windows(self) -> Tensor:
         return self.windows(EVALUATION_SEED, self.options.evaluation_tokens)
