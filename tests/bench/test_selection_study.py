@@ -162,3 +162,20 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     assert set(group.confirmed.perplexity) >= {study.key_of(row.row.dropped) for row in rows} | {""}
     assert {group.perplexity(row) for row in rows} != {row.perplexity for row in rows}
     assert min(group.mean(label, 1) for label in group.labels) >= 1
+
+    path = out / "reference.harbour.confirmed.json"
+    found = json.loads(path.read_text())
+    key = next(key for key in found["perplexity"] if key)
+    measured = found["perplexity"][key]
+
+    def again() -> float:
+        path.write_text(json.dumps(found))
+        with pytest.raises(SystemExit):
+            study.main()
+        perplexity: float = json.loads(path.read_text())["perplexity"][key]
+        return perplexity
+
+    found["perplexity"][key] = 1.0
+    assert again() == 1.0  # what is there is not measured again
+    found["perplexity"][""] *= 2
+    assert again() == pytest.approx(measured, rel=1e-6)  # but it is where the text was another
