@@ -180,7 +180,7 @@ class Study:
         known = self.confirmed(evaluator)
         left = sorted(dropped for dropped in sets if key_of(dropped) not in known)
         with progress("confirming", evaluator.windows.numel() * len(left), "tokens") as advance:
-            losses = evaluator.measure(left, advance)
+            losses = evaluator.measure(left, advance) if left else []
         found = Confirmed(
             tokens=evaluator.predicted_tokens,
             window_tokens=self.options.window,
