@@ -85,15 +85,13 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     config, trace, results = tmp_path / "tiny.json", tmp_path / "trace.csv", tmp_path / "results"
     config.write_text(json.dumps(small | fields | {"vocab_size": 300, "eos_token_id": 0}))
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,30,4\n1,8,8\n")
-    words = ["sweep", "--shape", config, "--ratios", "0,.34", "-o", results, *QUICK, "--concurrency", "1,2"]
+    words = ["sweep", "--shape", config, "--ratios", "0,.34", "-o", results, *QUICK, "--concurrency", "1"]
     words += ["--rates", "20", "--trace", trace, "--engines", "together", "--serve-flags=--enforce-eager"]
     done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert marked(environment[MARK]) == []
     points = read_points(results)
-    labels = [
-        f"{preset}, {how}" for how in ("1 in flight", "2 in flight", "20 requests/s") for preset in ("custom", "trace")
-    ]
+    labels = [f"{preset}, {how}" for how in ("1 in flight", "20 requests/s") for preset in ("custom", "trace")]
     assert sorted({point.load.label for point in points}) == sorted(labels)
     assert len(points) == 2 * len(labels)
     for point in points:
