@@ -155,11 +155,10 @@ def page(groups: Sequence[Group]) -> str:
 def _together(groups: Sequence[Group]) -> str:
     rows = []
     for label in dict.fromkeys(label for group in groups for label in group.labels):
-        ranks = [group.rank(label, k) for group in groups for k in group.ks]
-        known = [
-            ratio for group in groups for k in group.ks if group.reference(k)[1] for ratio in group.ratios(label, k)
-        ]
-        means = [group.mean(label, k) for group in groups for k in group.ks if group.reference(k)[1]]
+        own = [group for group in groups if label in group.labels]  # not every estimator was tried on every text
+        ranks = [group.rank(label, k) for group in own for k in group.ks]
+        known = [ratio for group in own for k in group.ks if group.reference(k)[1] for ratio in group.ratios(label, k)]
+        means = [group.mean(label, k) for group in own for k in group.ks if group.reference(k)[1]]
         rows.append(
             (
                 sum(rank > 1 for rank in ranks) / len(ranks),
@@ -172,8 +171,8 @@ def _together(groups: Sequence[Group]) -> str:
                     f"{statistics.quantiles(known, n=20)[-1]:.3f}",
                     f"{max(means):.3f}",
                     f"{max(known):.3f}",
-                    f"{_mean(group.jaccard(label) for group in groups):.2f}",
-                    _per_size(groups, partial(_share, label=label)),
+                    f"{_mean(group.jaccard(label) for group in own):.2f}",
+                    _per_size(own, partial(_share, label=label)),
                 ),
             )
         )
