@@ -12,7 +12,7 @@ from serve.ab.admin import REFUSALS
 from serve.ab.arm import Arm
 from serve.ab.live import Live, LiveFigures
 from serve.ab.security import require_operator
-from serve.ab.upstream import Headers, Upstream, UpstreamError
+from serve.ab.upstream import Upstream, UpstreamError
 
 PRUNING_PATH = "/v1/pruning"
 PRUNING_SECONDS = 5.0
@@ -78,24 +78,12 @@ async def pruning_of(arm: Arm, upstream: Upstream) -> ArmPruning:
     headers = [(b"accept", b"application/json"), *arm.key_headers]
     try:
         async with asyncio.timeout(PRUNING_SECONDS):
-            status, body = await _get(upstream, arm.base_url + PRUNING_PATH, headers)
+            answer, body = await upstream.get(arm.base_url + PRUNING_PATH, headers, PRUNING_BYTES)
     except (UpstreamError, TimeoutError):
         return ArmPruning(name=arm.name, error="its engine does not answer")
-    if status != 200:
+    if answer.status != 200:
         return ArmPruning(name=arm.name)
     try:  # a body that was cut is no JSON
-        return ArmPruning(name=arm.name, pruning=Pruning.model_validate_json(body))
+        return ArmPruning(name=arm.name, pruning=Pruning.model_validate_json(body[:PRUNING_BYTES]))
     except ValidationError:
         return ArmPruning(name=arm.name, error=f"what its engine says at {PRUNING_PATH} is not what mi-prun-serve says")
-
-
-async def _get(upstream: Upstream, url: str, headers: Headers) -> tuple[int, bytes]:
-    """Status, and the first PRUNING_BYTES of the body. Raises UpstreamError."""
-    answer = await upstream.send("GET", url, headers)
-    body = b""
-    try:
-        while len(body) < PRUNING_BYTES and (part := await answer.read()):
-            body += part
-    finally:
-        answer.close()
-    return answer.status, body[:PRUNING_BYTES]

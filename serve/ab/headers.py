@@ -51,5 +51,10 @@ def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
     return next((value for found, value in headers if found == name), None)
 
 
+def is_event_stream(headers: RawHeaders) -> bool:
+    """Of an answer; names are in lower case."""
+    return (value_of(headers, b"content-type") or b"").startswith(b"text/event-stream")
+
+
 def _named_by_connection(headers: RawHeaders) -> set[bytes]:
     return {word.strip().lower() for name, value in headers if name == b"connection" for word in value.split(b",")}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from serve.ab.admin import REFUSALS
+from serve.ab.headers import value_of
 from serve.ab.security import require_operator
 from serve.ab.upstream import UpstreamError
 from serve.ab.verdict import Verdict
@@ -18,10 +19,6 @@ router = APIRouter()
 ENGINE_METRICS_BYTES = 8 * 2**20
 ENGINE_METRICS_S = 5.0
 TEXT_TYPE = re.compile(rb"(text/plain|application/openmetrics-text)[ -~]*")
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "The admin key is needed"},
-    403: {"description": "No admin key is set on this server"},
-}
 
 
 @router.get("/metrics", tags=["metrics"], response_class=PlainTextResponse)
@@ -44,26 +41,21 @@ async def arm_metrics(request: Request, arm: str) -> Response:
     target = service.arms[arm]
     if target.base_url is None:
         raise HTTPException(502, f"arm {arm} is not up")
-    parts: list[bytes] = []
     try:
         async with asyncio.timeout(ENGINE_METRICS_S), service.metrics.asking:
-            answer = await service.upstream.send("GET", f"{target.base_url}/metrics", target.key_headers)
-            try:
-                while part := await answer.read():
-                    parts.append(part)
-                    if sum(map(len, parts)) > ENGINE_METRICS_BYTES:
-                        raise HTTPException(502, f"the metrics of arm {arm} pass {ENGINE_METRICS_BYTES:,} bytes")
-            finally:
-                answer.close()
+            url = f"{target.base_url}/metrics"
+            answer, body = await service.upstream.get(url, target.key_headers, ENGINE_METRICS_BYTES)
     except UpstreamError as error:
         raise HTTPException(502, f"arm {arm} does not say its metrics: {error}") from error
     except TimeoutError as error:
         raise HTTPException(502, f"arm {arm} did not say its metrics within {ENGINE_METRICS_S:g} s") from error
+    if len(body) > ENGINE_METRICS_BYTES:
+        raise HTTPException(502, f"the metrics of arm {arm} pass {ENGINE_METRICS_BYTES:,} bytes")
     if answer.status != 200:
         raise HTTPException(502, f"arm {arm} answers /metrics with status {answer.status}")
-    content_type = next((value for name, value in answer.headers if name.lower() == b"content-type"), b"")
+    content_type = value_of(answer.headers, b"content-type") or b""
     known = TEXT_TYPE.fullmatch(content_type)
-    return Response(b"".join(parts), media_type=content_type.decode("ascii") if known else "text/plain; charset=utf-8")
+    return Response(body, media_type=content_type.decode("ascii") if known else "text/plain; charset=utf-8")
 
 
 @router.get("/admin/verdict", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)

@@ -22,8 +22,7 @@ async def relay(service: Service, call: Call, attempt: Attempt) -> None:
     can only be cut off, which its client sees by the length or the missing last chunk.
     """
     headers = header.for_client(attempt.answer.headers, attempt.arm.name, call.reason_at(attempt.arm))
-    content_type = header.value_of(headers, b"content-type") or b""
-    reading = Reading(content_type.startswith(b"text/event-stream"))
+    reading = Reading(header.is_event_stream(headers))
     mirror = _mirror(service, call, attempt)
     status = attempt.answer.status
     outcome: Outcome = "ok" if status < 400 else "client_error" if status < 500 else "upstream_error"

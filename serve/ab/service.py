@@ -13,6 +13,7 @@ from serve.ab.arm import Arm
 from serve.ab.config import Config
 from serve.ab.exchange import Sweeper
 from serve.ab.experiment import Experiment
+from serve.ab.headers import value_of
 from serve.ab.judge import Judge
 from serve.ab.metrics import Metrics
 from serve.ab.observation import Listener, Observation, Outcome, ShadowComparison
@@ -138,8 +139,5 @@ class Service:
 
 def _trace_of(headers: list[tuple[bytes, bytes]]) -> str | None:
     """The W3C trace's id, so that a line can be found by it; the header itself goes on to the arm as it is."""
-    for name, value in headers:
-        if name == b"traceparent":
-            parts = value.decode("latin-1").split("-")
-            return parts[1] if len(parts) >= 4 else None
-    return None
+    parts = (value_of(headers, b"traceparent") or b"").decode("latin-1").split("-")
+    return parts[1] if len(parts) >= 4 else None

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from serve.ab.agreement import logprob_difference_nats, token_agreement
 from serve.ab.answer import Spoken, read_answer
 from serve.ab.arm import Arm
 from serve.ab.config import Shadow as ShadowConfig
+from serve.ab.headers import is_event_stream
 from serve.ab.observation import Observation, ShadowComparison
 from serve.ab.request import ParsedRequest
-from serve.ab.upstream import Answer, Upstream, UpstreamError
+from serve.ab.upstream import Upstream, UpstreamError
 
 logger = logging.getLogger("mi_prun_ab")
 
@@ -181,13 +182,7 @@ class Shadow:
                     raise NoComparisonError("too_long")
         finally:
             answer.close()
-        streamed = _is_stream(answer)
-        return Heard(b"".join(parts), streamed, ttft_s, time.monotonic() - started)
-
-
-def _is_stream(answer: Answer) -> bool:
-    headers: Sequence[tuple[bytes, bytes]] = answer.headers
-    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+        return Heard(b"".join(parts), is_event_stream(answer.headers), ttft_s, time.monotonic() - started)
 
 
 def _spoken(body: bytes, streamed: bool, otherwise: str) -> Spoken:

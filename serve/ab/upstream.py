@@ -262,6 +262,20 @@ class Upstream:
                 raise UpstreamError(f"it answered with a redirect ({answer.status}), which is not followed")
             return answer
 
+    async def get(self, url: str, headers: Headers, limit_bytes: int) -> tuple[Answer, bytes]:
+        """An answer and its body: all of it, or of one longer than `limit_bytes` a beginning that is longer too.
+
+        Raises UpstreamError.
+        """
+        answer = await self.send("GET", url, headers)
+        body = bytearray()
+        try:
+            while len(body) <= limit_bytes and (part := await answer.read()):
+                body += part
+        finally:
+            answer.close()
+        return answer, bytes(body)
+
     async def _connect(self, place: Place) -> Connection:
         host, port, secure = place
         if secure and self._tls is None:
