@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,7 @@ from bench.options import (
     measure_settings,
     names,
     rates_of,
+    run_loads,
 )
 from bench.record import PointRecord
 from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings, SweepSettings
@@ -147,15 +147,7 @@ def run(
     folders = [*(pruned or []), *(more or [])]
     if not folders:
         raise UserError("--pruned is missing: name at least one folder that `mi-prun apply` wrote")
-    loads = replace(
-        RUN_LOADS,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        prompts=prompts,
-        concurrency=concurrency_of(concurrency),
-        rounds=rounds,
-        seed=seed,
-    )
+    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(measure(dense, folders, output, settings, quality_text=quality_text))
 
@@ -185,16 +177,7 @@ def draft(
     """
     from bench.run import run_drafts
 
-    loads = replace(
-        RUN_LOADS,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        prompts=prompts,
-        concurrency=concurrency_of(concurrency),
-        rounds=rounds,
-        seed=seed,
-        text=text,
-    )
+    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 

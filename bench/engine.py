@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.flags import flag_value
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, free_port
 
@@ -70,7 +71,7 @@ def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
 
     Raises UserError with the last lines of its log where it does not start.
     """
-    tokenizer = flags[flags.index("--tokenizer") + 1] if "--tokenizer" in flags else model
+    tokenizer = flag_value(flags, "--tokenizer") or model
     with tempfile.TemporaryDirectory(prefix="mi-prun-bench-") as folder, contextlib.ExitStack() as stack:
         log = Path(folder) / "engine.log"
         for left in reversed(range(PORTS_TRIED)):

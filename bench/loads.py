@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from bench.flags import flag_value
 from bench.record import Load, Trace
 from bench.settings import PRESETS, LoadSettings
 from bench.trace import Request, read_trace
@@ -146,8 +147,7 @@ def _load(
 
 def served_context(flags: Sequence[str], context: int | None) -> int | None:
     """Of the flags, else of the config; None where neither says it in plain digits."""
-    words = [part for flag in flags for part in flag.split("=", 1)]
-    if LENGTH_FLAG in words[:-1]:
-        text = words[words.index(LENGTH_FLAG) + 1]
-        return int(text) if text.isdecimal() else None
-    return context
+    text = flag_value(flags, LENGTH_FLAG)
+    if text is None:
+        return context
+    return int(text) if text.isdecimal() else None

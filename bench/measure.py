@@ -145,11 +145,10 @@ class _Run:
 
     def points(self, loads: Sequence[Load]) -> list[PointRecord]:
         """Measure what is missing; each load's points are on the disk as soon as its last round is."""
-        found: list[PointRecord] = []
         for load, number, subject in self._steps(loads):
             self._measure(load, number, subject)
-            found += self._finish([load])
-        found += self._finish(loads)  # those that an earlier process had measured whole
+            self._finish([load])
+        self._finish(loads)  # those that an earlier process had measured whole
         known = read_lines(self.out, POINTS_NAME, PointRecord)
         return [p for load in loads for p in known if p.run == self.journal.run and p.load == load]
 
@@ -196,9 +195,8 @@ class _Run:
             )
         )
 
-    def _finish(self, loads: Sequence[Load]) -> list[PointRecord]:
+    def _finish(self, loads: Sequence[Load]) -> None:
         """Write the points of loads whose rounds are all there, but for those that are on the disk."""
-        made = []
         subjects = self.prepared.subjects
         for load in loads:
             rounds = self.journal.rounds(load, self.prepared.settings.loads.rounds)
@@ -208,8 +206,6 @@ class _Run:
                 if (load, point.arm.label) not in self.journal.loads_done:
                     append_record(self.out, point)
                     self.journal.loads_done.add((load, point.arm.label))
-                    made.append(point)
-        return made
 
 
 def provenance_of(prepared: Prepared) -> Provenance:

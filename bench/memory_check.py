@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import psutil
 
 from bench.device import Device
+from bench.flags import flag_value
 from bench.settings import Alive
 from bench.subject import Subject
 from mi_prun.errors import UserError
@@ -48,9 +49,8 @@ def room(subjects: Sequence[Subject], flags: Sequence[str], device: Device) -> t
         kv_caches = [2 if subject.arm.kind == "draft" else 1 for subject in subjects]
         needed = [s.weight_bytes + kv_bytes * n + PROCESS_BYTES for s, n in zip(subjects, kv_caches, strict=True)]
         return psutil.virtual_memory().available, needed
-    words = [part for flag in flags for part in flag.split("=", 1)]
-    given = words[words.index(SHARE_FLAG) + 1] if SHARE_FLAG in words[:-1] else None
-    reserved = int(_number(given, DEFAULT_SHARE) * total)  # vLLM takes its share whatever the model's size
+    # vLLM takes its share whatever the model's size.
+    reserved = int(_number(flag_value(flags, SHARE_FLAG), DEFAULT_SHARE) * total)
     return device.free_bytes() or 0, [max(reserved, subject.weight_bytes) for subject in subjects]
 
 

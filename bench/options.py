@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from bench.settings import AUTO, Alive, LoadSettings, MeasureSettings
+from bench.settings import AUTO, RUN_LOADS, Alive, LoadSettings, MeasureSettings
 from mi_prun.errors import UserError
 
 Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
@@ -33,6 +34,28 @@ Again = Annotated[bool, typer.Option("--again", help="begin a new run where one 
 
 def measure_settings(loads: LoadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
     return MeasureSettings(loads, flags_of(serve_flags), engines_alive(engines), again)
+
+
+def run_loads(
+    input_tokens: int | None,
+    output_tokens: int | None,
+    prompts: int | None,
+    concurrency: str,
+    rounds: int,
+    seed: int,
+    text: str | None = None,
+) -> LoadSettings:
+    """Of `run` and `draft`."""
+    return replace(
+        RUN_LOADS,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        prompts=prompts,
+        concurrency=concurrency_of(concurrency),
+        rounds=rounds,
+        seed=seed,
+        text=text,
+    )
 
 
 def comma(numbers: Sequence[int]) -> str:

@@ -28,11 +28,11 @@ def run(
     Raises UserError before anything is started or written for a setting or a model that will not do.
     """
     subjects = open_subjects(dense, pruned)
-    prepare(subjects, settings)
-    check_results(out)
+    prepared = prepare(subjects, settings)
     if quality_text is not None:
-        subjects = with_quality_on(subjects, quality_text, settings.loads.seed)
-    return measure(prepare(subjects, settings), out, while_served)
+        check_results(out)
+        prepared = replace(prepared, subjects=with_quality_on(subjects, quality_text, settings.loads.seed))
+    return measure(prepared, out, while_served)
 
 
 def run_drafts(

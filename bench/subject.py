@@ -48,8 +48,8 @@ def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()
     if len(set(pruned)) < len(pruned):
         twice = next(name for name in pruned if pruned.count(name) > 1)
         raise UserError(f"--pruned {twice} is named twice")
-    subjects = dense_subjects(dense)
-    first, identity = subjects.all[0], identity_of(open_model(dense))
+    subjects, identity = _dense(dense)
+    first = subjects.all[0]
     made = [_pruned(name, identity, first.weights) for name in pruned]
     drafted = [_draft(path, identity, first) for path in drafts]
     return replace(subjects, all=tuple(_told_apart([first, *made, *drafted])))
@@ -57,6 +57,11 @@ def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()
 
 def dense_subjects(dense: str) -> Subjects:
     """The dense model alone."""
+    return _dense(dense)[0]
+
+
+def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
+    """It is told apart by its weights, which are read for that: once."""
     folder = open_model(dense)
     if is_pruned(folder.path):
         raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
@@ -66,11 +71,8 @@ def dense_subjects(dense: str) -> Subjects:
     first = Subject(
         Arm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
     )
-    return Subjects(
-        dense=dense_of(dense, identity),
-        all=(first,),
-        context=context_of(folder.config),
-    )
+    subjects = Subjects(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
+    return subjects, identity
 
 
 def dense_of(name: str, identity: ModelIdentity) -> Dense:

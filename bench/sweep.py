@@ -8,9 +8,7 @@ The results folder holds all of it, so that a sweep that was killed goes on wher
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from bench.loads import LENGTH_FLAG, lengths_of
@@ -26,7 +24,7 @@ from mi_prun.architecture import Config, check_config, num_blocks
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.manifest import Weights as Written
-from mi_prun.model import ModelFolder, open_model
+from mi_prun.model import ModelFolder, config_digest, open_model
 from mi_prun.plan import Plan, kept_blocks
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.settings import PlanSettings
@@ -97,7 +95,7 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     folders, plans = [], []
     for spec in parse_methods(settings.methods):
         for k in parse_ratios(settings.ratios, dense.num_blocks):
-            name = f"{spec.name}-{spec.rerank}-{k}"
+            name = f"{spec.label.replace(':', '-')}-{k}"
             path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
             plan = Plan.read(path) if path.is_file() else None
             if plan is None or plan.settings.get("analysis") != analysis.record.fingerprint:
@@ -124,13 +122,12 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
         _shape_subject(title, config, weights, spread(count, k), out)
         for k in (0, *parse_ratios(settings.ratios, count))
     ]
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     found = Subjects(
         dense=Dense(
             name=title,
             model_type=config["model_type"],
             shape=title,
-            config_sha256=sha256(text.encode()).hexdigest(),
+            config_sha256=config_digest(config),
             weights_sha256=None,
         ),
         all=tuple(subjects),

@@ -247,7 +247,7 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
         num_blocks=len(blocks),
         num_parameters=total,
         block_parameters=tuple(blocks),
-        config_sha256=_config_digest(model.config),
+        config_sha256=config_digest(model.config),
         weights_sha256=whole,
         parts=Parts(
             names_sha256=_names_digest(model), block_sha256=by_block, rest_sha256=rest, weight_bytes=model.weight_bytes
@@ -257,7 +257,7 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
 
 def differing_part(model: ModelFolder, dense: ModelIdentity, kept: Sequence[int]) -> str | None:
     """What of a model, of which perhaps only the blocks `kept` are there, is not as in `dense`: None where all is."""
-    if _config_digest(model.config) != dense.config_sha256:
+    if config_digest(model.config) != dense.config_sha256:
         return "config"
     _, by_block, rest = _sample_digests(model)
     parts = dense.parts
@@ -271,7 +271,8 @@ def differing_part(model: ModelFolder, dense: ModelIdentity, kept: Sequence[int]
     return None
 
 
-def _config_digest(config: Config) -> str:
+def config_digest(config: Config) -> str:
+    """Of a config, keys sorted: `ModelIdentity.config_sha256`."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
