@@ -1,7 +1,7 @@
 """What `mi-prun-ab` costs: latency it adds on a fast fake engine, throughput it keeps on a real one, and a long run.
 
     python -m bench.ab_cost latency -o bench/results/ab [--litellm .../bin/litellm]
-    python -m bench.ab_cost vllm --model bench/reference -o bench/results/ab
+    python -m bench.ab_cost vllm --shape qwen2.5-0.5b-32k -o bench/results/ab
     python -m bench.ab_cost soak -o bench/results/ab        # 200 streaming clients for 60 s
 
 The targets take turns within a run, so that only what is between them differs. What is added is the difference of the
@@ -39,7 +39,9 @@ from bench.loads import CUSTOM, TOOL
 from bench.machine import commit, this_machine, versions
 from bench.prompt_files import Prompts
 from bench.record import Load
+from bench.shape import open_shape, shape_flags, write_shape
 from bench.stream_load import Timings, load
+from mi_prun.architecture import num_blocks
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
@@ -176,8 +178,13 @@ def vllm(given: argparse.Namespace) -> dict[str, Any]:
     )
     flags = ["--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning", *given.serve_flags.split()]
     with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, contextlib.ExitStack() as stack:
-        engine = stack.enter_context(running(given.model, flags))
-        words = ("--model-name", given.model)
+        model = given.model
+        if given.shape:
+            config, folder = open_shape(given.shape), Path(name) / "shape"
+            write_shape(config, range(num_blocks(config)), folder)
+            model, flags = str(folder), [*flags, *shape_flags(folder)]
+        engine = stack.enter_context(running(model, flags))
+        words = ("--model-name", model)
         with proxy(Path(name), [f"dense={engine.base_url}"], *words) as (port, group):
             proxied_engine = replace(engine, base_url=f"http://127.0.0.1:{port}", group=group)
             targets = {"direct": engine, "mi-prun-ab": proxied_engine}
@@ -194,6 +201,7 @@ def vllm(given: argparse.Namespace) -> dict[str, Any]:
     direct, proxied = (statistics.median(rates[target]) for target in ("direct", "mi-prun-ab"))
     pairs = [ours / theirs for ours, theirs in zip(rates["mi-prun-ab"], rates["direct"], strict=True)]
     return {
+        "model": given.shape or given.model,
         "load": asked.model_dump(),
         "round_output_tokens_per_s": rates,
         "ratio": round(proxied / direct, 4),
@@ -248,7 +256,9 @@ def command() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--round-s", type=float, help="seconds of a round (default: 10; soak: 60)")
     parser.add_argument("--litellm", metavar="COMMAND", help="of an environment that has litellm[proxy]")
-    parser.add_argument("--model", default="bench/reference")
+    served = parser.add_mutually_exclusive_group()
+    served.add_argument("--model", default="bench/reference", help="of vllm: what it serves")
+    served.add_argument("--shape", help="in its place: a name or a config.json; its weights mean nothing")
     parser.add_argument("--prompts", type=int, default=64, help="of a round on vLLM")
     parser.add_argument("--serve-flags", default="")
     given = parser.parse_args()
