@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plain test-engine lint lock clean
+.PHONY: demo test test-plain test-engine-load test-engine-serve lint lock clean
 
 .venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
@@ -10,15 +10,20 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python -m bench.demo
 
-# Tests that start an engine and those that do not run side by side: an engine's start leaves most of two cores idle.
+# Side by side: an engine's start leaves most of two cores idle.
 test: .venv/.installed lint
-	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-plain test-engine
+	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-plain test-engine-load test-engine-serve
+
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
 
 test-plain: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not engine" -p no:cacheprovider
+	$(PYTEST) -m "not engine"
 
-test-engine: .venv/.installed
-	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -m engine -p no:cacheprovider
+test-engine-load: .venv/.installed
+	$(PYTEST) -m engine tests/mi_prun tests/vllm_ext
+
+test-engine-serve: .venv/.installed
+	$(PYTEST) -m engine tests/serve tests/bench
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
