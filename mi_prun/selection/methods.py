@@ -47,15 +47,17 @@ class Method:
 
 
 def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
-    """Fast-Block-Select on the MI of segments (MI-PRUN, arXiv 2601.07212); then the lowest sets by the same J."""
-    costs = context.analysis.segment_cost_nats
-    first = fast_block_select(costs, k).dropped
-    lowest = [dropped for _, dropped in best_sets(costs, k, count)] if count > 1 else []
+    """Fast-Block-Select on importance -MI(h_i; h_j), as published (arXiv 2601.07212); then the lowest sets by J.
+
+    J itself has nats lost, as -MI has no zero: a sum over more runs would be less for that alone.
+    """
+    first = fast_block_select(-context.analysis.segment_mi_nats, k).dropped
+    lowest = mi_optimum(context, k, count) if count > 1 else []
     return list(dict.fromkeys([first, *lowest]))[:count]
 
 
 def mi_optimum(context: Context, k: int, count: int) -> list[Dropped]:
-    """The exact minimum of the same objective."""
+    """The exact minimum of J, nats lost over the runs dropped; then the next lowest sets."""
     return [dropped for _, dropped in best_sets(context.analysis.segment_cost_nats, k, count)]
 
 
