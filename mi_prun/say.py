@@ -19,7 +19,11 @@ def analysis(record: AnalysisRecord, output: Path) -> None:
     )
     print(
         f"segment costs: {record.estimator} mutual information of {record.projection} dimensions, "
-        f"{record.estimated_tokens:,} tokens, {record.dpi_violations} violations of the data processing inequality"
+        f"{record.estimated_tokens:,} tokens"
+    )
+    print(
+        f"data processing inequality: broken by {record.dpi_violations:,} of {record.dpi_triples:,} triples of "
+        f"boundaries, at most by {record.dpi_worst_nats:.2g} nats"
     )
 
 
