@@ -147,3 +147,4 @@ def check_settings(settings: AnalyzeSettings) -> None:
             f"got {settings.window_tokens}"
         )
     check_seed(settings.seed)
+    make_estimator(settings.estimator, settings.noise)

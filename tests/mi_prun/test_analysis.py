@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -111,19 +110,6 @@ def test_an_output_that_is_not_empty_is_kept(
     with pytest.raises(UserError, match="is not empty"):
         analyze(open_model(reference), tmp_path, analyze_settings)
     assert (tmp_path / "mine").read_text() == "keep"
-
-
-@pytest.fixture
-def random_model(tiny: Callable[..., Path], reference: Path) -> Callable[..., Path]:
-    """A tiny random model with the bundled tokenizer."""
-
-    def make(model_type: str, **fields: Any) -> Path:
-        dense = tiny(model_type, vocab_size=4096, **fields)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(reference / name, dense / name)
-        return dense
-
-    return make
 
 
 def test_a_model_that_gives_nan_is_refused(
