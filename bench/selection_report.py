@@ -2,9 +2,7 @@
 
     python -m bench.selection_report bench/results/selection -o docs/selection-study.md
 
-Ratio: perplexity of the choice over that of the optimum on the same text, the confirming one where there is one; where
-the optimum is not known, over the best set that any method chose there on any seed, and marked. Tied: within the spread
-(standard deviation over seeds) of the best method at that k.
+What a ratio, a rank and a spread are: `bench.selection_group`.
 """
 
 from __future__ import annotations
@@ -13,110 +11,18 @@ import argparse
 import math
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
-from bench.selection_study import Confirmed, StudyRow, confirmed_path, key_of, read_study
+from bench.selection_group import Group, Texts, by_model, mean_of_numbers
+from bench.selection_study import Confirmed, confirmed_path, read_study
 from mi_prun.card import table
-from mi_prun.comparison_plots import quality_svg
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import write_text
 
-TIE = 1e-9
 PICTURES = "selection-study"  # folder beside the page
-
-
-class Group:
-    """The rows of one model on one text."""
-
-    def __init__(self, rows: Sequence[StudyRow], confirmed: Confirmed | None = None) -> None:
-        self.rows = rows
-        self.confirmed = confirmed
-        self.model, self.text = rows[0].model, rows[0].text
-        self.num_blocks = rows[0].row.num_blocks
-        self.labels = list(dict.fromkeys(row.label for row in rows))
-        self.cells: dict[tuple[str, int], list[StudyRow]] = defaultdict(list)
-        for row in rows:
-            self.cells[row.label, len(row.row.dropped)].append(row)
-        # Where a run was stopped half way, only what all methods have.
-        every = sorted({k for _, k in self.cells})
-        self.ks = [k for k in every if all((label, k) in self.cells for label in self.labels)]
-
-    def perplexity(self, row: StudyRow) -> float:
-        return row.perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.row.dropped)]
-
-    @property
-    def dense_perplexity(self) -> float:
-        return self.rows[0].dense_perplexity if self.confirmed is None else self.confirmed.perplexity[""]
-
-    @property
-    def tokens(self) -> int:
-        """Of the text that the figures are of."""
-        return self.rows[0].evaluation_tokens if self.confirmed is None else self.confirmed.tokens
-
-    def reference(self, k: int) -> tuple[float, bool]:
-        """The perplexity that ratios are taken to, and whether it is the optimum."""
-        rows = [row for label in self.labels for row in self.cells[label, k]]
-        known = [
-            row.optimum_perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.optimum_dropped)]
-            for row in rows
-            if row.optimum_perplexity is not None and row.optimum_dropped is not None
-        ]
-        best = min(self.perplexity(row) for row in rows)
-        # The optimum's race may lose to a set that it threw away by chance; never divide by the worse of the two.
-        return (min(best, known[0]), True) if known else (best, False)
-
-    def ratios(self, label: str, k: int) -> list[float]:
-        reference = self.reference(k)[0]
-        return [self.perplexity(row) / reference for row in self.cells[label, k]]
-
-    def mean(self, label: str, k: int) -> float:
-        return statistics.mean(self.ratios(label, k))
-
-    def spread(self, label: str, k: int) -> float:
-        values = self.ratios(label, k)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    def rank(self, label: str, k: int) -> int:
-        """1 for the first, and for all that are tied with it within the spread of the better one over seeds."""
-        mine = self.mean(label, k)
-        return 1 + sum(
-            self.mean(other, k) + max(self.spread(other, k), self.spread(label, k), TIE) < mine
-            for other in self.labels
-            if other != label
-        )
-
-    def picture(self) -> str:
-        """SVG: perplexity over dense against the share of blocks, a line for each method, means over seeds."""
-        rows = []
-        for label in self.labels:
-            for k in self.ks:
-                found = self.cells[label, k]
-                if found[0].label != found[0].row.label:
-                    continue  # another estimator: in the tables, too many lines for a picture
-                mean = statistics.mean(self.perplexity(row) for row in found)
-                update = {"perplexity": mean, "dense_perplexity": self.dense_perplexity}
-                rows.append(found[0].row.model_copy(update=update))
-        return quality_svg(rows)
-
-    @property
-    def picture_name(self) -> str:
-        return f"{self.model}.{self.text}.svg"
-
-    def jaccard(self, label: str) -> float:
-        """Mean over k of the mean pairwise Jaccard index of the sets dropped over seeds."""
-        values = []
-        for k in self.ks:
-            sets = [set(row.row.dropped) for row in self.cells[label, k]]
-            values += [len(a & b) / len(a | b) for a, b in combinations(sets, 2)]
-        return statistics.mean(values) if values else math.nan
-
-    def passes(self, label: str, k: int) -> float:
-        return statistics.mean(row.row.passes for row in self.cells[label, k])
 
 
 def page(groups: Sequence[Group]) -> str:
@@ -130,11 +36,22 @@ def page(groups: Sequence[Group]) -> str:
         "its own to calibrate on. Perplexity is of text that no choice has seen; where it is confirming text, the "
         "optimum was not found on it either. `NAME:N`: N sets are compared by their measured loss.",
         "## All together",
-        "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is first or tied "
-        "within the spread over seeds. Ratio: perplexity over the optimum's, where it is known. Passes: forward passes "
-        "over the ranking text at k = L/4, the analysis included, as a share of greedy-loss's.",
+        "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is behind no other. "
+        "Methods are compared seed by seed, as the same seed is the same calibration text: one is behind another where "
+        "it is worse on every seed, or where the mean of the difference is more than its standard deviation over "
+        "seeds. Ratio: perplexity over the optimum's, where it is known. Jaccard: of the sets dropped, over pairs of "
+        "seeds of a text, and over pairs of texts of a model at the same seed. Spread over texts: standard deviation "
+        "of the mean ratio over the texts of a model. Passes: forward passes over the ranking text at k = L/4, the "
+        "analysis included, as a share of greedy-loss's.",
         _together(groups),
     ]
+    for texts in by_model(groups):
+        parts += [
+            f"## {texts.model} ({texts.num_blocks} blocks): forward passes and the texts",
+            f"Passes over the ranking text, the analysis included, by k: means over seeds and the texts "
+            f"{', '.join(group.text for group in texts.groups)}.",
+            _costs(texts),
+        ]
     for group in groups:
         rows = group.rows
         parts += [
@@ -154,6 +71,7 @@ def page(groups: Sequence[Group]) -> str:
 
 def _together(groups: Sequence[Group]) -> str:
     rows = []
+    models = by_model(groups)
     for label in dict.fromkeys(label for group in groups for label in group.labels):
         own = [group for group in groups if label in group.labels]  # not every estimator was tried on every text
         ranks = [group.rank(label, k) for group in own for k in group.ks]
@@ -171,22 +89,32 @@ def _together(groups: Sequence[Group]) -> str:
                     f"{statistics.quantiles(known, n=20)[-1]:.3f}",
                     f"{max(means):.3f}",
                     f"{max(known):.3f}",
-                    f"{_mean(group.jaccard(label) for group in own):.2f}",
+                    _figure(mean_of_numbers(group.jaccard(label) for group in own), ".2f"),
+                    _figure(mean_of_numbers(texts.jaccard(label) for texts in models), ".2f"),
+                    _figure(mean_of_numbers(texts.spread(label) for texts in models), ".3f"),
                     _per_size(own, partial(_share, label=label)),
                 ),
             )
         )
     header = (
-        "method", "first", "mean rank", "mean ratio", "95th percentile", "worst mean over seeds", "worst", "Jaccard",
-        "passes / greedy",
+        "method", "first", "mean rank", "mean ratio", "95th percentile", "worst mean over seeds", "worst",
+        "Jaccard, seeds", "Jaccard, texts", "spread over texts", "passes / greedy",
     )  # fmt: skip
     return table(header, [row for _, _, row in sorted(rows)])
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Of those that are numbers: one seed alone has no stability."""
-    numbers = [value for value in values if not math.isnan(value)]
-    return statistics.mean(numbers) if numbers else math.nan
+def _figure(value: float, spec: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{spec}}"
+
+
+def _costs(texts: Texts) -> str:
+    def line(label: str) -> tuple[str, ...]:
+        passes = [_figure(texts.passes(label, k), ".2f") for k in texts.ks]
+        return label, *passes, _figure(texts.jaccard(label), ".2f"), _figure(texts.spread(label), ".3f")
+
+    order = sorted(texts.labels, key=lambda label: texts.passes(label, texts.ks[-1]))
+    header = ("method", *(f"k={k}" for k in texts.ks), "Jaccard over texts", "spread over texts")
+    return table(header, [line(label) for label in order])
 
 
 def _per_size(groups: Sequence[Group], figure: Callable[[Group], float]) -> str:
@@ -206,7 +134,7 @@ def _one(group: Group) -> str:
         return f"{group.mean(label, k):.3f} ± {group.spread(label, k):.3f} ({group.rank(label, k)})"
 
     order = sorted(group.labels, key=lambda label: statistics.mean(group.mean(label, k) for k in group.ks))
-    rows = [(label, *(cell(label, k) for k in group.ks), f"{group.jaccard(label):.2f}") for label in order]
+    rows = [(label, *(cell(label, k) for k in group.ks), _figure(group.jaccard(label), ".2f")) for label in order]
     heads = (f"k={k}" + ("" if group.reference(k)[1] else "*") for k in group.ks)
     return table(("method", *heads, "Jaccard"), rows)
 

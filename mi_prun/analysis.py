@@ -30,7 +30,9 @@ ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", 
 
 
 class AnalysisRecord(Artefact):
-    """dpi_violations: triples of boundaries whose estimates break the data processing inequality.
+    """dpi_violations: of `dpi_triples` triples of boundaries, those whose estimates break the data processing
+    inequality; dpi_worst_nats: by how much the worst one does. No triples: an older release counted by an inequality
+    that need not hold.
     estimator_settings: what the estimator has beside projection and noise. ranks: processes that shared the windows.
     streamed: one block was in memory at a time. fingerprint: sha256 of analysis.safetensors; a plan names it.
     """
@@ -48,6 +50,8 @@ class AnalysisRecord(Artefact):
     seen_tokens: int
     skipped_tokens_per_window: int
     dpi_violations: int
+    dpi_triples: int = 0
+    dpi_worst_nats: float = 0.0
     ranks: int = 1
     streamed: bool = False
     device: str

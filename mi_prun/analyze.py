@@ -13,7 +13,9 @@ import torch
 from mi_prun.analysis import AnalysisRecord, arrays_bytes, write_analysis
 from mi_prun.block_model import (
     BlockModel,
+    check_window,
     context_tokens,
+    hidden_size,
     load_block_model,
     load_tokenizer,
     pick_device,
@@ -26,9 +28,9 @@ from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output
 from mi_prun.model import ModelFolder, identity_of
-from mi_prun.mutual_information import dpi_violations, make_estimator, segment_costs
+from mi_prun.mutual_information import check_tokens, data_processing, make_estimator, segment_costs
 from mi_prun.ranks import joined, local_device
-from mi_prun.settings import AnalyzeSettings
+from mi_prun.settings import AnalyzeSettings, check_seed
 from mi_prun.streamed_model import StreamedModel, collect_streamed
 
 
@@ -38,6 +40,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
     """
     check_output(out, force=force)
     check_settings(settings)
+    check_window(dense, settings.window_tokens)
     identity = identity_of(dense)
     estimator = make_estimator(settings.estimator, settings.noise)
     device = pick_device(local_device(settings.device))
@@ -53,7 +56,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)
         windows = calibration.scoring.tokens
         sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
-        check_tokens(int(sample.sum()), settings)
+        check_tokens(int(sample.sum()), min(settings.projection, hidden_size(dense)), estimator)
         mine = ranks.share(windows)
         with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
             part = collect(
@@ -69,6 +72,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         return None
     seen = merged(parts)
     mi = estimator.segment_mi(seen.projections.to(device), settings.seed)
+    processing = data_processing(mi)
     arrays = arrays_bytes(
         {
             "segment_cost_nats": segment_costs(mi).numpy(),
@@ -91,7 +95,9 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
         estimated_tokens=seen.projections.shape[1],
         seen_tokens=seen.tokens,
         skipped_tokens_per_window=SKIP_TOKENS,
-        dpi_violations=dpi_violations(mi),
+        dpi_violations=processing.violations,
+        dpi_triples=processing.triples,
+        dpi_worst_nats=processing.worst_nats,
         ranks=ranks.size,
         streamed=settings.stream_blocks,
         device=device.type,
@@ -119,15 +125,6 @@ def _calibration(dense: ModelFolder, model: BlockModel | None, settings: Analyze
     )
 
 
-def check_tokens(count: int, settings: AnalyzeSettings) -> None:
-    """Fewer tokens than dimensions make any estimate one of noise."""
-    if count < settings.projection:
-        raise UserError(
-            f"{count} tokens are fewer than the {settings.projection} dimensions of --projection; give at least "
-            f"{settings.projection} (more calibration text or --tokens), or a smaller --projection"
-        )
-
-
 def batch_tokens(device: torch.device) -> int:
     """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB a token; 4,096 on CPU."""
     if device.type != "cuda":
@@ -149,3 +146,5 @@ def check_settings(settings: AnalyzeSettings) -> None:
             f"--window must be over {SKIP_TOKENS + 1} (the first {SKIP_TOKENS} tokens are left out), "
             f"got {settings.window_tokens}"
         )
+    check_seed(settings.seed)
+    make_estimator(settings.estimator, settings.noise)

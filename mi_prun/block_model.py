@@ -183,8 +183,35 @@ def load_tokenizer(folder: ModelFolder) -> Any:
 
 def context_tokens(folder: ModelFolder, *, cap: int = 2048) -> int:
     """Window length: the model's context, capped."""
+    limit = _positions(folder)
+    return min(cap, limit) if limit else cap
+
+
+def check_window(folder: ModelFolder, window_tokens: int | None) -> None:
+    """Refuse windows longer than the positions that the model has learned, where it learns them one by one."""
+    if window_tokens is None or not family_of(folder.config).learned_positions:
+        return
+    limit = _positions(folder)
+    if limit and window_tokens > limit:
+        raise UserError(f"--window must be at most {limit}, the positions that {folder.name} has, got {window_tokens}")
+
+
+def hidden_size(folder: ModelFolder) -> int:
+    """d, the width of a boundary state, by the config alone."""
+    return int(_text_config(folder).hidden_size)
+
+
+def _positions(folder: ModelFolder) -> int | None:
+    limit = getattr(_text_config(folder), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _text_config(folder: ModelFolder) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(cap, limit) if isinstance(limit, int) and limit > 0 else cap
+    try:
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(f"model {folder.path} has a config that transformers does not read: {first}") from error
+    return config.get_text_config()

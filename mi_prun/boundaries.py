@@ -9,6 +9,7 @@ Hooks, not `output_hidden_states`: its last entry comes after the final norm and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +54,7 @@ class Collector:
         chosen = self.sample[first_window : first_window + len(state)].to(state.device)
         projected = (state.float() @ self.directions)[chosen]
         if not torch.isfinite(projected).all():
-            made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
-            raise UserError(
-                f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
-            )
+            raise _not_finite(boundary)
         self.kept[boundary].append(projected.cpu())
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
@@ -65,13 +63,21 @@ class Collector:
         x, y = before[:, SKIP_TOKENS:].float(), after[:, SKIP_TOKENS:].float()
         lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
         cosine = torch.linalg.vecdot(x, y) / lengths.clamp(min=1e-30)
-        self.cosine[block] += float(cosine.sum(dtype=torch.float64))
+        total = float(cosine.sum(dtype=torch.float64))
+        if not math.isfinite(total):  # tokens that are not sampled are seen here only
+            raise _not_finite(block + int(bool(torch.isfinite(x).all())))
+        self.cosine[block] += total
 
     def result(self, windows: Tensor) -> Boundaries:
         tokens = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS)
         if not tokens:  # a rank without windows
             return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), self.cosine, 0)
         return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), self.cosine / tokens, tokens)
+
+
+def _not_finite(boundary: int) -> UserError:
+    made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
+    return UserError(f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible")
 
 
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:

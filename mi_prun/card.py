@@ -75,6 +75,8 @@ def _method(plan: Plan) -> str:
             ("objective J (nats)", f"{plan.objective.chosen_nats:.6g}"),
             ("least J of as many blocks (nats)", f"{plan.objective.optimum_nats:.6g}"),
         ]
+        if plan.objective.fbs_nats is not None:
+            rows.append(("J of Fast-Block-Select's set (nats)", f"{plan.objective.fbs_nats:.6g}"))
     rows.append(("forward passes beyond the analysis", f"{plan.forward_passes:g}"))
     rows.append(("dense config sha256", plan.dense.config_sha256))
     rows.append(("dense weights digest", plan.dense.weights_sha256))

@@ -209,15 +209,15 @@ def prune(
     from mi_prun.files import check_output
     from mi_prun.limit import parse_limit
     from mi_prun.model import identity_of, open_model
-    from mi_prun.planning import make_context, plan_for
+    from mi_prun.planning import check_settings, make_context, plan_for
     from mi_prun.ratio import Amount
-    from mi_prun.selection.methods import method_named
 
     check_output(output, force=force)
     shard_bytes = parse_size(max_shard_size)
     dense = open_model(model)
     # Refused before the long pass, not after.
-    method_named(method)
+    plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
+    check_settings(plan_settings)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
     if amount.blocks(identity_of(dense)) is None:
         parse_limit(max_ppl_increase, max_kl)
@@ -236,7 +236,6 @@ def prune(
     with tempfile.TemporaryDirectory(prefix="mi-prun-") as folder:
         run(dense, Path(folder) / "analysis", analyze_settings)
         found = read_analysis(Path(folder) / "analysis")
-    plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
     made = plan_for(make_context(found, plan_settings), amount, plan_settings)
     manifest = write_checkpoint(
         dense,

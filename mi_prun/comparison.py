@@ -20,8 +20,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from mi_prun.analysis import Analysis, read_analysis
-from mi_prun.analyze import analyze
+from mi_prun.analyze import analyze, check_settings
 from mi_prun.artefact import Record
+from mi_prun.block_model import check_window
 from mi_prun.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
@@ -33,8 +34,10 @@ from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
 from mi_prun.settings import AnalyzeSettings, PlanSettings
+from mi_prun.version import __version__
 
 ROWS_NAME = "rows.jsonl"
+COMPUTED = ("block_ratio", "passes")  # columns that follow from a row's fields
 
 
 class MethodSpec(Record):
@@ -53,7 +56,8 @@ class Row(Record):
 
     selection_passes, analysis_passes: blocks x tokens evaluated for the choice, and by the one pass where the method
     uses it, over those of one pass of the dense model over the ranking text. seconds: of the choice, on this machine,
-    less what earlier rows of the same run had measured already.
+    less what earlier rows of the same run had measured already and the model's loading. tool_version: None where an
+    older release did not say it.
     """
 
     schema_version: Literal[1] = 1
@@ -72,6 +76,7 @@ class Row(Record):
     kl_nats_per_token: float
     objective_nats: float
     objective_gap_nats: float
+    tool_version: str | None = None
 
     @property
     def label(self) -> str:
@@ -80,6 +85,14 @@ class Row(Record):
     @property
     def passes(self) -> float:
         return self.selection_passes + self.analysis_passes
+
+    @property
+    def block_ratio(self) -> float:
+        return len(self.dropped) / self.num_blocks
+
+    def columns(self) -> dict[str, object]:
+        """The fields, and what follows from them."""
+        return self.model_dump() | {name: getattr(self, name) for name in COMPUTED}
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -113,24 +126,30 @@ def compare_model(
 ) -> str:
     """Compare on a model; everything is kept in the folder `out`, whose path and table are given back as text.
 
-    An analysis of the same model, text and settings that is there already is used again.
+    An analysis of the same model, text and settings that is there already is used again, and so are rows: those of
+    this release only.
     """
     ks = parse_ratios(ratios, dense.num_blocks)
+    check_settings(settings)
+    check_window(dense, settings.window_tokens)
+    left_out = [reason for k in ks for spec in specs if (reason := too_many(spec, dense.num_blocks, k))]
+    if len(left_out) == len(ks) * len(specs):
+        raise UserError(f"nothing is left to compare: {'; '.join(left_out)}")
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    known = read_rows(out)
+    known = [row for row in read_rows(out) if row.tool_version == __version__]
     context = make_context(analysis_in(out, dense, settings), PlanSettings(model=dense.name, seed=settings.seed))
     rows = compare(
         context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
     )
-    paths = write_comparison(context, rows, out)
-    return markdown(context, rows) + "\n" + "\n".join(str(path) for path in paths)
+    paths = write_comparison(context, rows, out, left_out)
+    return markdown(context, rows, left_out) + "\n" + "\n".join(str(path) for path in paths)
 
 
 def analysis_in(out: Path, dense: ModelFolder, settings: AnalyzeSettings) -> Analysis:
     """The analysis in `out`, made anew where it is missing or was made of something else."""
-    asked = sha256(json.dumps([identity_of(dense).model_dump(exclude={"name"}), asdict(settings)]).encode()).hexdigest()
-    folder = out / f"analysis-{asked[:12]}"
+    asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings), __version__]
+    folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         analyze(dense, folder, settings)
     return read_analysis(folder)
@@ -166,15 +185,24 @@ def compare(
     return rows
 
 
-def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
+def too_many(spec: MethodSpec, num_blocks: int, k: int) -> str | None:
+    """Why a method has no row at k, if it has none."""
     from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT
 
-    if spec.name == "exhaustive" and math.comb(context.num_blocks, k) > EXHAUSTIVE_LIMIT:
+    sets = math.comb(num_blocks, k)
+    if spec.name != "exhaustive" or sets <= EXHAUSTIVE_LIMIT:
         return None
+    return f"{spec.label} at {k} of {num_blocks} blocks ({sets:,} sets, more than {EXHAUSTIVE_LIMIT:,})"
+
+
+def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
+    if too_many(spec, context.num_blocks, k):
+        return None
+    (dense,) = context.held_out.measure([()])  # loads the model where it was not needed yet: no part of the choice
     begun = time.perf_counter()
     choice = choose(context, spec.name, k, spec.rerank)
     seconds = time.perf_counter() - begun
-    dense, pruned = context.held_out.measure([(), choice.dropped])
+    (pruned,) = context.held_out.measure([choice.dropped])
     analysis = context.analysis
     return Row(
         analysis=analysis.record.fingerprint,
@@ -192,6 +220,7 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
         kl_nats_per_token=pruned.kl_nats,
         objective_nats=choice.objective.chosen_nats,
         objective_gap_nats=choice.objective.gap_nats,
+        tool_version=__version__,
     )
 
 
@@ -217,14 +246,14 @@ def read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def write_comparison(context: Context, rows: Sequence[Row], folder: Path) -> list[Path]:
+def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_out: Sequence[str] = ()) -> list[Path]:
     """The tables and pictures of `rows`; returns their paths."""
     from mi_prun.comparison_plots import quality_svg, segments_svg
 
     texts = {
-        "comparison.md": markdown(context, rows),
+        "comparison.md": markdown(context, rows, left_out),
         "comparison.csv": csv_text(rows),
-        "comparison.json": json.dumps([row.model_dump() for row in rows], indent=2) + "\n",
+        "comparison.json": json.dumps([row.columns() for row in rows], indent=2) + "\n",
         "quality.svg": quality_svg(rows),
         "segments.svg": segments_svg(context.analysis.segment_cost_nats),
     }
@@ -233,12 +262,12 @@ def write_comparison(context: Context, rows: Sequence[Row], folder: Path) -> lis
     return [folder / name for name in texts]
 
 
-def markdown(context: Context, rows: Sequence[Row]) -> str:
-    """A table, best perplexity first within each number of blocks."""
+def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
+    """A table, best perplexity first within each number of blocks. left_out: which methods have no row, and why."""
     record = context.analysis.record
     cells = [
         (
-            f"{len(row.dropped)} ({len(row.dropped) / row.num_blocks:.1%})",
+            f"{len(row.dropped)} ({row.block_ratio:.1%})",
             row.label,
             f"{row.perplexity:,.2f}",
             f"{row.perplexity / row.dense_perplexity:.3f}",
@@ -258,6 +287,7 @@ def markdown(context: Context, rows: Sequence[Row]) -> str:
         "loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included where it is used, "
         f"over those of one pass of the dense model over {record.calibration.ranking_tokens:,} tokens.\n\n"
         + table(header, cells)
+        + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")
         + "\n"
     )
 
@@ -265,7 +295,7 @@ def markdown(context: Context, rows: Sequence[Row]) -> str:
 def csv_text(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*Row.model_fields])
+    writer.writerow([*Row.model_fields, *COMPUTED])
     for row in rows:
-        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row.model_dump().values()])
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in row.columns().values()])
     return out.getvalue()

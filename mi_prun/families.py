@@ -79,8 +79,15 @@ FAMILIES: dict[str, Family] = {
             count_fields=("n_layer", "num_hidden_layers"),
             rules=(rules.inverse_layer_scale,),
             known_fields=("scale_attn_by_inverse_layer_idx",),
+            learned_positions=True,
         ),
-        Family("opt", "OPTForCausalLM", block_prefix="model.decoder.layers", tensor_prefixes=("decoder.layers",)),
+        Family(
+            "opt",
+            "OPTForCausalLM",
+            block_prefix="model.decoder.layers",
+            tensor_prefixes=("decoder.layers",),
+            learned_positions=True,
+        ),
         Family(
             "falcon",
             "FalconForCausalLM",

@@ -35,6 +35,7 @@ class Family:
     removed_fields: a pattern or an interval that `slice_fields` replace.
     known_fields: fields that look as if they were tied to single blocks (see `field_guard`), and are handled or not.
     returns_tuple: a block of transformers' class returns its state in a tuple.
+    learned_positions: each position has an embedding of its own, so that there is none beyond the last.
     extra_blocks: how many blocks are stored after the last one that are no part of the stack (multi-token prediction).
     """
 
@@ -53,6 +54,7 @@ class Family:
     known_fields: tuple[str, ...] = ()
     extra_blocks: Callable[[Config], int] | None = None
     returns_tuple: bool = False
+    learned_positions: bool = False
 
     @property
     def prefixes(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
     ]
     if plan.objective:
         lines.append(
-            f"cost         J = {plan.objective.chosen_nats:.6g} nats; "
+            f"cost         J = {plan.objective.chosen_nats:.6g} nats; {plan.objective.beside()}; "
             f"{plan.objective.gap_nats:.3g} above the least of any {len(plan.dropped)} blocks"
         )
     if quality := plan.quality:

@@ -1,4 +1,6 @@
-"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: the most blocks whose loss stays within it."""
+"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: a number of blocks whose loss stays within it, where
+that of one block more does not.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Within:
-    """choice: of k blocks, which cost `cost`; one block more costs `next_cost` (None: no more can go).
+    """choice: of k blocks, which cost `cost`; one block more costs `next_cost`, over the limit (None: no more can go).
 
     forward_passes: all that was evaluated to find k.
     """
@@ -57,8 +59,9 @@ def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | N
 
 
 def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None) -> Within:
-    """The largest k whose choice stays within `limit` on the ranking text, found by bisection: the cost is taken to
-    grow with k. Raises UserError where one block is too much.
+    """A k whose choice stays within `limit` on the ranking text while that of k + 1 does not, both measured. It is the
+    largest where the cost grows with k; where it falls again beyond k + 1, that is not looked for: each k is a search
+    of its own. Raises UserError where one block is too much.
     """
     before = context.passes
     costs: dict[int, float] = {}

@@ -25,6 +25,8 @@ from mi_prun.settings import AnalyzeSettings
 
 NOISE = AnalyzeSettings.noise
 ROUNDING = 1e-6  # of the mean variance: a covariance made in float32 says nothing below it
+STILL = 1e-6  # spread of a state over its largest magnitude, below which it is float32's rounding
+DPI_TOLERANCE_NATS = 1e-3
 
 
 class Estimator(Protocol):
@@ -37,8 +39,15 @@ class Estimator(Protocol):
     def max_tokens(self) -> int: ...
 
     @property
+    def noise(self) -> float: ...
+
+    @property
     def settings(self) -> dict[str, float]:
         """What it has beside projection, noise and seed; written into the analysis."""
+        ...
+
+    def least_tokens(self, dims: int) -> int:
+        """How many tokens it needs of states of so many dimensions: fewer make any estimate one of noise."""
         ...
 
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
@@ -62,14 +71,12 @@ class Gaussian:
     def settings(self) -> dict[str, float]:
         return {}
 
+    def least_tokens(self, dims: int) -> int:
+        return 2 * dims
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
-        _check(states, self.noise)
+        _check(states, self)
         count, tokens, dims = states.shape
-        if tokens < 2 * dims:
-            raise UserError(
-                f"gaussian MI of {dims} dimensions needs at least {2 * dims} tokens, got {tokens}; "
-                "give more calibration text or a smaller --projection"
-            )
         centred = (states - states.mean(1, keepdim=True)).float()
         identity = torch.eye(dims, dtype=torch.float64)
         covariances = [(x.T @ x).cpu().double() / tokens for x in centred]
@@ -119,11 +126,12 @@ class KSG:
     def settings(self) -> dict[str, float]:
         return {"neighbours": self.neighbours}
 
+    def least_tokens(self, dims: int) -> int:
+        return max(dims, self.neighbours + 2)
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
-        _check(states, self.noise)
+        _check(states, self)
         count, tokens, _ = states.shape
-        if tokens <= self.neighbours + 1:
-            raise UserError(f"ksg with {self.neighbours} neighbours needs more than that many tokens, got {tokens}")
         result = torch.zeros(count, count, dtype=torch.float64)
         clean = [_chebyshev(x) for x in states]
         for j in range(count):
@@ -156,8 +164,11 @@ class Renyi:
     def settings(self) -> dict[str, float]:
         return {"bandwidth": self.bandwidth, "alpha": 2}
 
+    def least_tokens(self, dims: int) -> int:
+        return max(dims, 2)
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
-        _check(states, self.noise)
+        _check(states, self)
         count = len(states)
         result = torch.zeros(count, count, dtype=torch.float64)
         clean = [self._gram(x) for x in states]
@@ -201,23 +212,51 @@ def segment_costs(mi: Tensor) -> Tensor:
     return torch.triu(mi.diagonal()[:, None] - mi)
 
 
-def dpi_violations(mi: Tensor, tolerance_nats: float = 1e-3) -> int:
-    """How many triples i < j < k break `I(h_i; h_k) <= I(h_i; h_j)`, the data processing inequality."""
+@dataclass(frozen=True)
+class DataProcessing:
+    """violations: of `triples` triples of boundaries, those whose estimates break the data processing inequality by
+    more than the tolerance; worst_nats: by how much the worst one does, 0 where none.
+    """
+
+    violations: int
+    triples: int
+    worst_nats: float
+
+
+def data_processing(mi: Tensor, tolerance_nats: float = DPI_TOLERANCE_NATS) -> DataProcessing:
+    """Check `I(h_i; h_k + e) <= I(h_j; h_k + e)` for all i < j < k: h_i -> h_j -> h_k + e is a chain.
+
+    Not `I(h_i; h_k + e_k) <= I(h_i; h_j + e_j)`: each state has a noise of its own, so that is no chain.
+    """
     count = len(mi)
-    return sum(
-        int((mi[i, k] > mi[i, i + 1 : k] + tolerance_nats).sum()) for i in range(count) for k in range(i + 2, count)
-    )
+    excess = [mi[:j, k] - mi[j, k] for k in range(count) for j in range(1, k)]
+    every = torch.cat(excess) if excess else torch.zeros(0, dtype=mi.dtype)
+    broken = every[every > tolerance_nats]
+    return DataProcessing(len(broken), len(every), float(broken.max()) if len(broken) else 0.0)
 
 
-def _check(states: Tensor, noise: float) -> None:
+def check_tokens(tokens: int, dims: int, estimator: Estimator) -> None:
+    """Raises UserError where there are too few tokens for states of `dims` dimensions."""
+    needed = estimator.least_tokens(dims)
+    if tokens < needed:
+        more = "more calibration text or --tokens, or " if needed <= estimator.max_tokens else ""
+        raise UserError(
+            f"{estimator.name} MI of {dims} dimensions needs at least {needed} tokens, got {tokens}; "
+            f"give {more}a smaller --projection"
+        )
+
+
+def _check(states: Tensor, estimator: Estimator) -> None:
     if not torch.isfinite(states).all():
         boundary = int((~torch.isfinite(states)).flatten(1).any(1).nonzero()[0])
         raise UserError(f"boundary state {boundary} holds NaN or Inf (the output of block {boundary - 1})")
-    still = (states - states.mean(1, keepdim=True)).abs().flatten(1).amax(1) == 0
+    check_tokens(states.shape[1], states.shape[2], estimator)
+    spread = (states - states.mean(1, keepdim=True)).abs().flatten(1).amax(1)
+    still = spread <= STILL * states.abs().flatten(1).amax(1)
     if still.any():
         raise UserError(f"boundary state {int(still.nonzero()[0])} is the same for every token; nothing to estimate")
-    if noise < 0:
-        raise UserError(f"noise must not be negative, got {noise}")
+    if estimator.noise < 0:
+        raise UserError(f"noise must not be negative, got {estimator.noise}")
 
 
 def _observed(x: Tensor, noise: float, seed: int) -> Tensor:

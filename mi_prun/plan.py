@@ -28,15 +28,23 @@ class Quality(Record):
 
 
 class Objective(Record):
-    """J of the chosen set, and the least J that any set of as many blocks has (dynamic programme), in nats."""
+    """J of the chosen set, the least J that any set of as many blocks has (dynamic programme), and J of what
+    Fast-Block-Select takes as published (None: of an older release's plan), in nats.
+    """
 
     chosen_nats: float
     optimum_nats: float
     optimum_dropped: tuple[int, ...]
+    fbs_nats: float | None = None
 
     @property
     def gap_nats(self) -> float:
         return self.chosen_nats - self.optimum_nats
+
+    def beside(self) -> str:
+        """What the chosen set's J is to be compared with, in words."""
+        fbs = "" if self.fbs_nats is None else f"Fast-Block-Select's {self.fbs_nats:.4g}, "
+        return f"{fbs}least possible {self.optimum_nats:.4g}"
 
 
 class Plan(Artefact):

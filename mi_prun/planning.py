@@ -9,26 +9,42 @@ from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel, load_block_model, pick_device, pick_dtype
 from mi_prun.errors import UserError
 from mi_prun.limit import most_blocks, parse_limit
-from mi_prun.model import identity_of, open_model
+from mi_prun.model import ModelFolder, identity_of, open_model
 from mi_prun.plan import Plan, Quality, kept_blocks
 from mi_prun.quality import quality_of
 from mi_prun.ratio import Amount
 from mi_prun.selection.context import Context
-from mi_prun.selection.methods import Choice, choose
-from mi_prun.settings import PlanSettings
+from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
+from mi_prun.settings import PlanSettings, check_seed
 
 
 def make_context(analysis: Analysis, settings: PlanSettings) -> Context:
-    """A context that opens the analysis's dense model when it is first needed, and refuses another one."""
+    """A context that loads the analysis's dense model when it is first needed. Another one is refused: a model that the
+    user named at once, whether it is needed or not.
+    """
+    check_settings(settings)
+    named = None if settings.model is None else _dense(analysis, settings.model)
 
     def load() -> BlockModel:
-        dense = open_model(settings.model or analysis.record.dense.name)
-        if not identity_of(dense).same_model(analysis.record.dense):
-            raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
+        dense = named or _dense(analysis, analysis.record.dense.name)
         device = pick_device(settings.device)
         return load_block_model(dense, device=device, dtype=pick_dtype(device))
 
     return Context(analysis, load, settings.seed)
+
+
+def _dense(analysis: Analysis, reference: str) -> ModelFolder:
+    dense = open_model(reference)
+    if not identity_of(dense).same_model(analysis.record.dense):
+        raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
+    return dense
+
+
+def check_settings(settings: PlanSettings) -> None:
+    """Refuse what cannot be, before anything is computed."""
+    method_named(settings.method)
+    check_rerank(settings.rerank)
+    check_seed(settings.seed)
 
 
 def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
@@ -91,6 +107,7 @@ def plan_by_hand(context: Context, dropped: tuple[int, ...], settings: PlanSetti
         kept=kept_blocks(record.dense.num_blocks, dropped),
         method="by-hand",
         settings={"analysis": record.fingerprint},
+        objective=objective_of(context.analysis, dropped),
         quality=held_out_quality(context, dropped) if settings.quality else None,
     )
 

@@ -12,7 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mi_prun.block_model import BlockModel, context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
+from mi_prun.block_model import (
+    BlockModel,
+    check_window,
+    context_tokens,
+    load_block_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
 from mi_prun.calibration import Calibration, load_calibration
 from mi_prun.console import progress
 from mi_prun.errors import UserError
@@ -77,6 +85,7 @@ def load_with_held_out(
     folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
 ) -> tuple[BlockModel, Calibration]:
     """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
+    check_window(folder, window_tokens)
     place = pick_device(device)
     model = load_block_model(folder, device=place, dtype=pick_dtype(place))
     length = window_tokens or context_tokens(folder)

@@ -19,7 +19,11 @@ def analysis(record: AnalysisRecord, output: Path) -> None:
     )
     print(
         f"segment costs: {record.estimator} mutual information of {record.projection} dimensions, "
-        f"{record.estimated_tokens:,} tokens, {record.dpi_violations} violations of the data processing inequality"
+        f"{record.estimated_tokens:,} tokens"
+    )
+    print(
+        f"data processing inequality: {record.dpi_violations:,} of {record.dpi_triples:,} triples break it"
+        + (f", by up to {record.dpi_worst_nats:.2g} nats" if record.dpi_violations else "")
     )
 
 
@@ -31,12 +35,15 @@ def plan(made: Plan, output: Path | None) -> None:
     print(f"dropped blocks (0-based): {', '.join(map(str, made.dropped))}: {blocks}, {parameters}")
     if made.objective is not None:
         print(
-            f"J: {made.objective.chosen_nats:.4g} nats, least possible {made.objective.optimum_nats:.4g} "
-            f"(gap {made.objective.gap_nats:.4g}); measured with {made.forward_passes:.1f} forward passes"
+            f"J: {made.objective.chosen_nats:.4g} nats, {made.objective.beside()} (gap {made.objective.gap_nats:.4g}); "
+            f"measured with {made.forward_passes:.1f} forward passes"
         )
     if "limit" in made.settings:
-        more = made.settings["cost_of_one_block_more"] or "no more can go"
-        print(f"limit: {made.settings['limit']}: it costs {made.settings['cost']}; one block more: {more}")
+        more = made.settings["cost_of_one_block_more"]
+        print(
+            f"limit: {made.settings['limit']}: {len(made.dropped)} blocks cost {made.settings['cost']}; "
+            + (f"one more would cost {more}, over it" if more else "no more can go")
+        )
     if made.quality is not None:
         quality = made.quality
         print(

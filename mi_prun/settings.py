@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mi_prun.errors import UserError
+
+MOST_SEED = 2**31 - 1  # the annealer's bound
+
 
 @dataclass(frozen=True)
 class AnalyzeSettings:
@@ -43,3 +47,8 @@ class PlanSettings:
     model: str | None = None
     seed: int = 0
     device: str | None = None
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed <= MOST_SEED:
+        raise UserError(f"--seed must be in 0..{MOST_SEED}, got {seed}")

@@ -48,7 +48,10 @@ def bi(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def angular(context: Context, k: int, count: int) -> list[Dropped]:
-    """The contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887)."""
+    """The contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887).
+
+    Angles between the analysis's random projections of the states, not the states themselves: near them, not equal.
+    """
     angle = context.analysis.pair_angle
     starts = sorted(range(context.num_blocks - k + 1), key=lambda i: angle[i, i + k])
     return [tuple(range(start, start + k)) for start in starts[:count]]

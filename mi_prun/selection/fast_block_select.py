@@ -2,7 +2,7 @@
 
 1. P = the k least important blocks.
 2. Each maximal run of P, of length m, may move to any contiguous run of m blocks that neither overlaps nor touches
-   another run of P.
+   another run of P. (The paper leaves conflicts out after step 3: its shortlist may have no place to go.)
 3. The moves are ranked coarsely by the sum of their single-block importances; the best `shortlist` are kept.
 4. Of these the one with the least segment cost is taken, if it lowers J.
 5. Repeat until no run moves. J falls with each accepted move and there are finitely many sets: it ends.

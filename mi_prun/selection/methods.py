@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mi_prun.analysis import Analysis
 from mi_prun.errors import UserError
 from mi_prun.plan import Objective
 from mi_prun.selection import baselines
@@ -47,15 +48,22 @@ class Method:
 
 
 def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
-    """Fast-Block-Select on the MI of segments (MI-PRUN, arXiv 2601.07212); then the lowest sets by the same J."""
-    costs = context.analysis.segment_cost_nats
-    first = fast_block_select(costs, k).dropped
-    lowest = [dropped for _, dropped in best_sets(costs, k, count)] if count > 1 else []
+    """Fast-Block-Select on importance -MI(h_i; h_j), as published (arXiv 2601.07212); then the lowest sets by J.
+
+    J itself has nats lost, as -MI has no zero: a sum over more runs would be less for that alone.
+    """
+    first = published(context.analysis, k)
+    lowest = mi_optimum(context, k, count) if count > 1 else []
     return list(dict.fromkeys([first, *lowest]))[:count]
 
 
+def published(analysis: Analysis, k: int) -> Dropped:
+    """What Fast-Block-Select takes by the paper's importance."""
+    return fast_block_select(-analysis.segment_mi_nats, k).dropped
+
+
 def mi_optimum(context: Context, k: int, count: int) -> list[Dropped]:
-    """The exact minimum of the same objective."""
+    """The exact minimum of J, nats lost over the runs dropped; then the next lowest sets."""
     return [dropped for _, dropped in best_sets(context.analysis.segment_cost_nats, k, count)]
 
 
@@ -109,18 +117,27 @@ def choose(context: Context, method: str, k: int, rerank: int | None = None) -> 
     sets = found.propose(context, k, max(1, rerank))
     measured = len(sets) if rerank and len(sets) > 1 else 0
     dropped = race(context, sets)[0].dropped if measured else sets[0]
-    costs = context.analysis.segment_cost_nats
+    return Choice(dropped, measured, context.passes - before, objective_of(context.analysis, dropped))
+
+
+def objective_of(analysis: Analysis, dropped: Dropped) -> Objective:
+    """J of a set beside the least one of as many blocks, and that of Fast-Block-Select."""
+    costs, k = analysis.segment_cost_nats, len(dropped)
     best, best_dropped = best_sets(costs, k)[0]
-    return Choice(
-        dropped,
-        measured,
-        context.passes - before,
-        Objective(chosen_nats=objective(costs, dropped), optimum_nats=best, optimum_dropped=best_dropped),
+    return Objective(
+        chosen_nats=objective(costs, dropped),
+        optimum_nats=best,
+        optimum_dropped=best_dropped,
+        fbs_nats=objective(costs, published(analysis, k)),
     )
 
 
 def check_choice(num_blocks: int, k: int, rerank: int) -> None:
     if not 1 <= k < num_blocks:
         raise UserError(f"the number of blocks to drop must be in 1..{num_blocks - 1}, got {k}")
-    if rerank < 0:
+    check_rerank(rerank)
+
+
+def check_rerank(rerank: int | None) -> None:
+    if rerank is not None and rerank < 0:
         raise UserError(f"--rerank must not be negative, got {rerank}")

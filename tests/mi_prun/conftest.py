@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -140,3 +141,16 @@ def reference_analysis_folder(
 @pytest.fixture(scope="session")
 def reference_analysis(reference_analysis_folder: Path) -> Analysis:
     return read_analysis(reference_analysis_folder)
+
+
+@pytest.fixture
+def random_model(tiny: Callable[..., Path], reference: Path) -> Callable[..., Path]:
+    """A tiny random model with the bundled tokenizer."""
+
+    def make(model_type: str, **fields: Any) -> Path:
+        dense = tiny(model_type, vocab_size=4096, **fields)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(reference / name, dense / name)
+        return dense
+
+    return make

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mi_prun.analysis import Analysis, read_analysis
+from mi_prun.analysis import Analysis, AnalysisRecord, read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.errors import UserError
 from mi_prun.model import identity_of, open_model
+from mi_prun.mutual_information import DPI_TOLERANCE_NATS, make_estimator
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -30,6 +34,11 @@ def test_it_holds_what_the_pass_saw(reference_analysis: Analysis, reference: Pat
     assert not np.tril(cost).any()
     assert np.isfinite(cost).all()
     assert cost[np.triu_indices(13, 1)].all()  # every segment changes something
+    mi = reference_analysis.segment_mi_nats
+    excess = [mi[i, k] - mi[j, k] for i, j, k in combinations(range(13), 3)]  # h_i -> h_j -> h_k + e
+    assert record.dpi_triples == len(excess) == 286
+    assert record.dpi_violations == sum(e > DPI_TOLERANCE_NATS for e in excess)
+    assert record.dpi_worst_nats == pytest.approx(max(max(excess), 0.0) if record.dpi_violations else 0.0)
     cosine = reference_analysis.block_cosine
     assert cosine.shape == (12,)
     assert (np.abs(cosine) <= 1).all()
@@ -73,15 +82,22 @@ def test_a_changed_analysis_is_refused(reference_analysis_folder: Path, tmp_path
         ({"device": "abacus"}, "--device 'abacus'"),
         ({"dtype": "int3"}, "--dtype must be one of"),
         ({"calibration": "gone.txt"}, "no such file"),
+        ({"seed": -1}, r"--seed must be in 0\.\.2147483647, got -1"),
+        ({"seed": 2**31}, r"--seed must be in 0\.\.2147483647"),
+        ({"projection": 121}, "gaussian MI of 121 dimensions needs at least 242 tokens, got 240"),
+        ({"projection": 241, "estimator": "ksg"}, "ksg MI of 241 dimensions needs at least 241 tokens, got 240"),
+        ({"projection": 241, "estimator": "renyi"}, "renyi MI of 241 dimensions needs at least 241 tokens, got 240"),
     ],
 )
 def test_settings_that_will_not_do_leave_nothing(
     reference: Path,
     analyze_settings: AnalyzeSettings,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     change: dict[str, object],
     said: str,
 ) -> None:
+    monkeypatch.setattr("mi_prun.analyze.collect_whole", lambda *a, **k: pytest.fail("the pass was made"))
     with pytest.raises(UserError, match=said):
         analyze(open_model(reference), tmp_path / "out", dataclasses.replace(analyze_settings, **change))  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
@@ -97,17 +113,76 @@ def test_an_output_that_is_not_empty_is_kept(
 
 
 def test_a_model_that_gives_nan_is_refused(
-    tiny: Callable[..., Path], analyze_settings: AnalyzeSettings, reference: Path, tmp_path: Path
+    random_model: Callable[..., Path], analyze_settings: AnalyzeSettings, tmp_path: Path
 ) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    dense = tiny("llama", vocab_size=4096)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(reference / name, dense / name)
+    dense = random_model("llama")
     weights = load_file(dense / "model.safetensors")
     weights["model.layers.2.mlp.down_proj.weight"][0, 0] = torch.nan
     save_file(weights, dense / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="block 2"):
         analyze(open_model(dense), tmp_path / "out", analyze_settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stream_blocks", [False, True])
+def test_text_of_one_token_is_refused(
+    reference: Path, analyze_settings: AnalyzeSettings, tmp_path: Path, stream_blocks: bool
+) -> None:
+    """Boundary states then differ by rounding alone."""
+    (tmp_path / "same.txt").write_text(" the" * 2_000)
+    settings = dataclasses.replace(
+        analyze_settings, calibration=str(tmp_path / "same.txt"), stream_blocks=stream_blocks
+    )
+    with pytest.raises(UserError, match="boundary state 0 is the same for every token; nothing to estimate"):
+        analyze(open_model(reference), tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}), ("gpt2", {"n_layer": 6, "n_embd": 32, "n_head": 4})],
+)
+def test_windows_beyond_the_learned_positions_are_refused(
+    random_model: Callable[..., Path],
+    analyze_settings: AnalyzeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    fields: dict[str, int],
+) -> None:
+    dense = open_model(random_model(model_type, **fields))
+    analyze(dense, tmp_path / "fits", analyze_settings)  # 64 of 64
+    monkeypatch.setattr("mi_prun.analyze.load_block_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=r"--window must be at most 64, the positions that .* has, got 65"):
+        analyze(dense, tmp_path / "out", dataclasses.replace(analyze_settings, window_tokens=65))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ksg", {"neighbours": 3.0}), ("renyi", {"bandwidth": 1.0, "alpha": 2.0})]
+)
+def test_the_settings_of_the_estimator_are_kept(
+    reference: Path,
+    analyze_settings: AnalyzeSettings,
+    reference_analysis: Analysis,
+    tmp_path: Path,
+    name: str,
+    settings: dict[str, float],
+) -> None:
+    analyze(open_model(reference), tmp_path / "a", dataclasses.replace(analyze_settings, estimator=name))
+    record = read_analysis(tmp_path / "a").record
+    assert (record.estimator, record.estimator_settings) == (name, settings)
+    assert record.estimated_tokens == min(make_estimator(name).max_tokens, 240)
+    assert math.isfinite(record.dpi_worst_nats)
+    assert (record.projection, record.noise, record.seed) == (16, 1e-2, 0)
+    gaussian = reference_analysis.record
+    assert (gaussian.estimator, gaussian.estimator_settings) == ("gaussian", {})
+
+
+def test_an_analysis_of_an_older_release_is_read(reference_analysis_folder: Path) -> None:
+    fields = json.loads((reference_analysis_folder / "analysis.json").read_text())
+    del fields["dpi_triples"], fields["dpi_worst_nats"]
+    assert AnalysisRecord.parse(json.dumps(fields), origin="old").dpi_triples == 0

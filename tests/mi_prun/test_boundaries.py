@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from mi_prun.block_model import BlockModel
-from mi_prun.boundaries import SKIP_TOKENS, collect, pair_angles, random_orthonormal, sample_tokens
+from mi_prun.boundaries import SKIP_TOKENS, Collector, collect, pair_angles, random_orthonormal, sample_tokens
 from mi_prun.errors import UserError
 
 WINDOWS = torch.randint(0, 97, (5, 24), generator=torch.Generator().manual_seed(2))
@@ -65,6 +65,19 @@ def test_the_block_that_gives_nan_is_named(model: BlockModel) -> None:
     with pytest.raises(UserError, match=r"block 3 .*boundary state 4"):
         collect(model, WINDOWS, sample=sample_tokens(WINDOWS, 100, 0), projection=8, seed=0)
     assert not any(b._forward_hooks for b in model.blocks)  # taken off again
+
+
+@pytest.mark.parametrize(("state", "boundary", "by"), [(0, 0, "the embedding"), (0, 3, "block 2"), (1, 4, "block 3")])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_token_that_is_not_sampled_may_not_be_broken_either(state: int, boundary: int, by: str, value: float) -> None:
+    sample = torch.zeros(1, 24, dtype=torch.bool)
+    sample[0, 10] = True
+    collector = Collector(6, 8, 4, sample, seed=0)
+    states = torch.randn(2, 1, 24, 8)
+    states[state, 0, 20, 1] = value
+    collector.see(boundary, states[state], 0)  # the sampled token is whole
+    with pytest.raises(UserError, match=rf"^{by} gives NaN or Inf \(boundary state {boundary}\)"):
+        collector.compare(boundary - state, states[0], states[1])
 
 
 def test_directions_are_orthonormal_but_for_their_scale() -> None:

@@ -45,6 +45,7 @@ def test_from_a_model_to_a_checkpoint(run: Run, reference: Path, harbour: Path, 
     status, out, _ = run("plan", analysis, "--ratio", 0.25, "-o", plan, "--rerank", 4)
     assert status == 0
     assert "3 of 12 blocks (25.0%)" in out
+    assert "nats, Fast-Block-Select's " in out
     assert "KL(dense || pruned)" in out
     assert len(Plan.read(plan).dropped) == 3
     status, out, _ = run("apply", reference, plan, "-o", pruned)
@@ -95,10 +96,15 @@ def test_each_way_to_say_how_much(
         ["--ratio", "0.25", "--tokens", "0"],
         ["--ratio", "0.25", "--method", "magic"],
         ["--ratio", "0.25", "--device", "abacus"],
+        ["--ratio", "0.25", "--rerank", "-1"],
+        ["--ratio", "0.25", "--seed", "-1"],
         ["--colour", "red"],
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(run: Run, reference: Path, tmp_path: Path, option: list[str]) -> None:
+def test_what_is_wrong_is_said_in_one_line(
+    run: Run, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    monkeypatch.setattr("mi_prun.analyze.collect_whole", lambda *a, **k: pytest.fail("the pass was made"))
     (tmp_path / "empty.txt").write_text("")
     words = [str(tmp_path / "empty.txt") if word == "EMPTY" else word for word in option]
     status, out, err = run("prune", reference, "-o", tmp_path / "out", *words)
@@ -133,6 +139,20 @@ def test_a_plan_for_another_model_is_refused(
     assert (status, out) == (2, "")
     assert "is another model" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("choice", [["--method", "bi", "--ratio", "0.25"], ["--drop", "1"]])
+def test_an_analysis_and_a_model_that_do_not_belong_together_are_refused(
+    run: Run, reference_analysis_folder: Path, tiny: Callable[..., Path], tmp_path: Path, choice: list[str]
+) -> None:
+    """Also where the model is not needed."""
+    words = [*choice, "--no-quality", "-o", tmp_path / "plan.json"]
+    other = tiny("llama", num_hidden_layers=12)
+    status, out, err = run("plan", reference_analysis_folder, "--model", other, *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is another model" in err
+    assert not (tmp_path / "plan.json").exists()
+    assert run("plan", reference_analysis_folder, *words)[0] == 0
 
 
 def test_a_plan_with_nothing_dropped_gives_the_tensors_of_the_source(

@@ -13,6 +13,7 @@ from mi_prun.cli import app
 from mi_prun.comparison import MethodSpec, Row, parse_methods, parse_ratios, read_rows
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
+from mi_prun.version import __version__
 
 METHODS = "hybrid:6,mi-prun:0,bi,tail,exhaustive"
 
@@ -52,16 +53,20 @@ def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
 
 def test_tables_and_pictures_say_what_the_rows_say(compared: Path) -> None:
     rows = read_rows(compared)
-    assert json.loads((compared / "comparison.json").read_text()) == [json.loads(r.model_dump_json()) for r in rows]
+    told = json.loads((compared / "comparison.json").read_text())
+    for line, row in zip(told, rows, strict=True):
+        derived = {"block_ratio": len(row.dropped) / 12, "passes": row.selection_passes + row.analysis_passes}
+        assert line == json.loads(row.model_dump_json()) | derived
     with (compared / "comparison.csv").open() as file:
         found = list(csv.DictReader(file))
-    assert [float(line["perplexity"]) for line in found] == [row.perplexity for row in rows]
+    for column in ("perplexity", "block_ratio", "passes"):
+        assert [float(line[column]) for line in found] == [getattr(row, column) for row in rows]
     table = (compared / "comparison.md").read_text()
+    assert "\nLeft out: exhaustive:0 at 3 of 12 blocks (220 sets, more than 100).\n" in table
     for row in rows:
         assert f"| {row.label} | {row.perplexity:,.2f} |" in table
-    for name in ("quality.svg", "segments.svg"):
-        text = "".join(ET.parse(compared / name).getroot().itertext())
-        assert ("hybrid:6" in text) == (name == "quality.svg")
+    text = "".join(ET.parse(compared / "quality.svg").getroot().itertext())
+    assert {row.label for row in rows} <= set(text.split())
 
 
 def test_it_goes_on_from_the_rows_that_are_there(
@@ -81,6 +86,11 @@ def test_it_goes_on_from_the_rows_that_are_there(
     assert compare(reference, harbour, compared, METHODS) == 0
     again = read_rows(compared)
     assert len(made) == 1
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{line}\n" for line in lines[:-1]) + lines[-1].replace(__version__, "0.0.1") + "\n")
+    assert compare(reference, harbour, compared, METHODS) == 0
+    assert len(made) == 2  # a row of another release is made again, and counts no more
+    again = read_rows(compared)[:-2] + read_rows(compared)[-1:]
     assert [(row.label, row.dropped) for row in again] == [
         (row.label, row.dropped) for row in (Row.model_validate_json(line) for line in lines)
     ]
@@ -94,6 +104,11 @@ def test_bad_words_are_one_line(
         ("bi:many", ".1", "must be NAME or NAME:N"),
         ("bi", "half", "--ratios 'half' must be numbers between 0 and 1"),
         ("bi", ".25,1.5", "--ratios must be in (0, 1), got 1.5"),
+        (
+            "exhaustive",
+            ".25,.4",
+            "nothing is left to compare: exhaustive:0 at 3 of 12 blocks (220 sets, ",
+        ),
     ):
         assert compare(reference, harbour, tmp_path / "out", methods, ratios) == 2
         error = capsys.readouterr().err

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mi_prun import say
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.errors import UserError
@@ -37,9 +40,45 @@ def test_the_largest_k_within_the_limit_is_found(context: Context, kind: str) ->
         found = len(within.choice.dropped)
         assert within.cost == pytest.approx(every[found])
         assert within.cost <= limit.value
+        if sorted(every.values()) == list(every.values()):
+            assert found == k
         assert within.next_cost == pytest.approx(every[found + 1])
         assert within.next_cost > limit.value
         assert within.forward_passes > 0
+
+
+def found_by(costs: list[float], monkeypatch: pytest.MonkeyPatch) -> tuple[int, float | None]:
+    """k and the next cost, of a method whose choice of k blocks costs costs[k - 1], under a limit of 1."""
+    context: Any = SimpleNamespace(num_blocks=len(costs) + 1, passes=0.0)
+    monkeypatch.setattr("mi_prun.limit.choose", lambda c, m, k, n: SimpleNamespace(dropped=tuple(range(k))))
+    monkeypatch.setattr("mi_prun.limit.cost_of", lambda c, limit, dropped: costs[len(dropped) - 1])
+    within = most_blocks(context, Limit("kl", 1.0), "stub", None)
+    assert within.cost == costs[len(within.choice.dropped) - 1] <= 1.0
+    return len(within.choice.dropped), within.next_cost
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 11, 31])
+def test_where_the_cost_grows_with_k_it_is_the_largest_that_holds(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for largest in range(1, count + 1):
+        costs = [0.5 + 0.01 * k if k <= largest else 1.5 + k for k in range(1, count + 1)]
+        wanted = costs[largest] if largest < count else None
+        assert found_by(costs, monkeypatch) == (largest, wanted)
+
+
+@pytest.mark.parametrize(
+    ("costs", "k"),
+    [
+        ([0.1, 0.2, 1.2, 0.9, 1.5, 1.6, 1.7], 4),  # one that costs more, below one that costs less
+        ([0.1, 1.2, 0.9, 1.5, 1.6], 1),  # 3 holds as well, behind 2 that does not
+        ([0.1, 0.9, 0.3, 0.2, 1.1, 0.8, 1.2], 4),
+    ],
+)
+def test_where_it_does_not_the_next_one_is_measured_not_to_hold(
+    costs: list[float], k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, next_cost = found_by(costs, monkeypatch)
+    assert found == k
+    assert next_cost == costs[k] > 1.0
 
 
 def test_everything_but_one_block_may_go_where_the_limit_is_wide(context: Context) -> None:
@@ -53,11 +92,21 @@ def test_a_limit_that_one_block_passes_is_refused(context: Context) -> None:
         most_blocks(context.fresh(), Limit("kl", 1e-9), "bi", 0)
 
 
-def test_a_plan_says_the_limit_and_what_one_block_more_would_cost(context: Context) -> None:
+def test_a_plan_says_the_limit_and_what_one_block_more_would_cost(
+    context: Context, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = plan_for(context.fresh(), Amount(max_ppl_increase="30%"), PlanSettings(method="bi", rerank=0, quality=False))
     assert plan.settings["limit"] == "perplexity +30.0% at most, on the ranking text"
     assert str(plan.settings["cost"]).startswith("perplexity ")
     assert str(plan.settings["cost_of_one_block_more"]).startswith("perplexity ")
+    say.plan(plan, None)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("limit: "))
+    assert line == (
+        f"limit: perplexity +30.0% at most, on the ranking text: {len(plan.dropped)} blocks cost "
+        f"{plan.settings['cost']}; one more would cost {plan.settings['cost_of_one_block_more']}, over it"
+    )
+    say.plan(plan.model_copy(update={"settings": plan.settings | {"cost_of_one_block_more": None}}), None)
+    assert f"cost {plan.settings['cost']}; no more can go\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.1", 0.1), (" 2.5 % ", 0.025)])

@@ -13,7 +13,8 @@ from mi_prun.mutual_information import (
     KSG,
     Gaussian,
     Renyi,
-    dpi_violations,
+    check_tokens,
+    data_processing,
     make_estimator,
     segment_costs,
 )
@@ -143,10 +144,25 @@ def test_a_chain_keeps_the_data_processing_inequality_and_a_shortcut_is_counted(
     for _ in range(4):
         chain.append(chain[-1] + torch.randn(4_000, 2, generator=generator))
     mi = Gaussian().segment_mi(torch.stack(chain))
-    assert dpi_violations(mi, tolerance_nats=0.01) == 0
+    found = data_processing(mi, tolerance_nats=0.01)
+    assert (found.violations, found.triples, found.worst_nats) == (0, 10, 0.0)
     shortcut = mi.clone()
-    shortcut[0, 3] = shortcut[0, 1] + 1
-    assert dpi_violations(shortcut, tolerance_nats=0.01) == 2  # against [0, 1] and [0, 2]
+    shortcut[0, 3] = shortcut[2, 3] + 0.5
+    found = data_processing(shortcut, tolerance_nats=0.01)
+    assert found.violations == 2  # state 0 tells more of state 3 than the states 1 and 2 between them do
+    assert found.triples == 10
+    assert found.worst_nats == pytest.approx(float(shortcut[0, 3] - mi[1, 3]))
+    assert data_processing(shortcut, tolerance_nats=0.7).violations == int(float(shortcut[0, 3] - mi[1, 3]) > 0.7)
+
+
+def test_each_later_state_has_a_noise_of_its_own_which_is_no_violation() -> None:
+    """Along a row estimates may grow: a state that is told apart better, its noise being relative, is no shortcut."""
+    growing = torch.tensor([[5.0, 1.0, 2.0, 3.0], [0, 5, 2, 3], [0, 0, 5, 3], [0, 0, 0, 5]], dtype=torch.float64)
+    assert data_processing(growing).violations == 0
+    growing[1, 3] = 3.5  # more than [2, 3]
+    assert data_processing(growing).violations == 1
+    assert data_processing(growing).worst_nats == pytest.approx(0.5)
+    assert data_processing(growing[:2, :2]).triples == 0
 
 
 def test_states_that_are_not_finite_name_the_block() -> None:
@@ -156,16 +172,45 @@ def test_states_that_are_not_finite_name_the_block() -> None:
         Gaussian().segment_mi(states)
 
 
-def test_constant_states_are_refused() -> None:
-    states = torch.randn(3, 400, 2)
-    states[1] = 1.0
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -3e4])
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_constant_states_are_refused(name: str, value: float) -> None:
+    """The mean of many equal numbers is not that number to the last bit."""
+    states = torch.randn(3, 399, 2)
+    states[1] = value
+    states[1, :, 1] *= 1 + 2e-7 * torch.randn(399).clamp(-2, 2)  # the rounding of float32
     with pytest.raises(UserError, match="boundary state 1 is the same for every token"):
-        KSG().segment_mi(states)
+        make_estimator(name).segment_mi(states)
 
 
-def test_too_few_tokens_say_how_many_are_needed() -> None:
-    with pytest.raises(UserError, match="needs at least 64 tokens, got 20"):
-        Gaussian().segment_mi(torch.randn(2, 20, 32))
+def test_a_small_spread_on_a_large_mean_is_a_state() -> None:
+    states = correlated(0.9, 2, 400)
+    assert float(Gaussian().segment_mi(states + 1e3)[0, 1]) == pytest.approx(
+        float(Gaussian().segment_mi(states)[0, 1]), abs=1e-2
+    )
+
+
+@pytest.mark.parametrize(("name", "dims", "needed"), [("gaussian", 32, 64), ("ksg", 32, 32), ("renyi", 32, 32)])
+def test_too_few_tokens_say_how_many_are_needed(name: str, dims: int, needed: int) -> None:
+    estimator = make_estimator(name)
+    assert estimator.least_tokens(dims) == needed
+    with pytest.raises(
+        UserError, match=rf"{name} MI of {dims} dimensions needs at least {needed} tokens, got 20; give "
+    ):
+        estimator.segment_mi(torch.randn(2, 20, dims))
+    assert torch.isfinite(estimator.segment_mi(torch.randn(2, needed, dims))).all()
+
+
+def test_ksg_needs_more_tokens_than_neighbours_and_renyi_a_pair() -> None:
+    assert KSG(neighbours=5).least_tokens(1) == 7
+    assert Renyi().least_tokens(1) == 2
+    with pytest.raises(UserError, match="needs at least 7 tokens, got 6"):
+        KSG(neighbours=5).segment_mi(torch.randn(2, 6, 1))
+
+
+def test_more_text_is_not_asked_for_where_it_would_not_be_looked_at() -> None:
+    with pytest.raises(UserError, match="needs at least 2000 tokens, got 1500; give a smaller --projection"):
+        check_tokens(1_500, 2_000, KSG())
 
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, 11.0])

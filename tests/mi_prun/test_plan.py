@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -60,6 +62,20 @@ def test_round_trip(tmp_path):
     made.write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json") == made
     assert made.objective.gap_nats == 0.5
+    assert made.objective.beside() == "least possible 1.5"
+
+
+def test_a_plan_of_an_older_release_is_read(tmp_path):
+    """It has no J of Fast-Block-Select."""
+    objective = Objective(chosen_nats=2.0, optimum_nats=1.5, optimum_dropped=(2,), fbs_nats=1.75)
+    made = plan((1,), (0, 2, 3)).model_copy(update={"objective": objective})
+    assert objective.beside() == "Fast-Block-Select's 1.75, least possible 1.5"
+    fields = json.loads(made.to_json())
+    del fields["objective"]["fbs_nats"]
+    (tmp_path / "plan.json").write_text(json.dumps(fields))
+    read = Plan.read(tmp_path / "plan.json")
+    assert read.objective.fbs_nats is None
+    assert read.model_copy(update={"objective": objective}) == made
 
 
 def test_kept_blocks():

@@ -61,3 +61,9 @@ def test_models_of_different_vocabularies_are_not_compared(tiny: Callable[..., P
     )
     with pytest.raises(UserError, match="vocabularies differ: 97 and 99"):
         compare_models(one, other, torch.zeros(1, 8, dtype=torch.long))
+
+
+def test_windows_beyond_the_learned_positions_are_refused(tiny: Callable[..., Path]) -> None:
+    dense = open_model(tiny("opt", ffn_dim=48, word_embed_proj_dim=32))
+    with pytest.raises(UserError, match="--window must be at most 64"):
+        load_with_held_out(dense, "gone.txt", tokens=256, window_tokens=65, seed=0, device="cpu")

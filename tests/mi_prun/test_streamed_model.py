@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from mi_prun.analysis import read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.block_model import BlockModel
-from mi_prun.boundaries import collect, sample_tokens
+from mi_prun.boundaries import Collector, collect, sample_tokens
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
 from mi_prun.settings import AnalyzeSettings
@@ -69,6 +71,59 @@ def test_the_analysis_says_the_same(
     assert streamed.record.fingerprint == whole.record.fingerprint
     assert streamed.record.streamed
     assert not whole.record.streamed
+
+
+def test_one_block_is_in_memory_at_a_time_beside_one_boundary_state_of_each_window(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without help from the garbage collector, which may run late."""
+    blocks: list[weakref.ref[torch.Tensor]] = []
+    states: list[weakref.ref[torch.Tensor]] = []
+    load, see = StreamedModel.load, Collector.see
+
+    def alive(refs: list[weakref.ref[torch.Tensor]]) -> int:
+        return sum(ref() is not None for ref in refs)
+
+    def load_one(self: StreamedModel, block: int) -> BlockModel:
+        assert alive(blocks) == 0
+        model = load(self, block)
+        blocks.extend(weakref.ref(parameter) for parameter in model.model.parameters())
+        return model
+
+    def see_one(self: Collector, boundary: int, state: torch.Tensor, first_window: int) -> None:
+        states.append(weakref.ref(state))
+        assert alive(states) <= 3 + 1  # of each batch one, and of the batch at work the one before
+        see(self, boundary, state, first_window)
+
+    monkeypatch.setattr(StreamedModel, "load", load_one)
+    monkeypatch.setattr(Collector, "see", see_one)
+    streamed = StreamedModel(open_model(tiny("llama")), device=CPU, dtype=torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        collect_streamed(streamed, WINDOWS, sample=sample_tokens(WINDOWS, 60, 3), projection=8, seed=3, batch_tokens=48)
+    finally:
+        gc.enable()
+    assert len(states) == 3 * (6 + 1)
+    assert len(blocks) > 6
+
+
+def test_the_whole_model_s_pass_keeps_no_boundary_state(
+    tiny: Callable[..., Path], load: Callable[[Path], BlockModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[weakref.ref[torch.Tensor]] = []
+    see = Collector.see
+
+    def see_one(self: Collector, boundary: int, state: torch.Tensor, first_window: int) -> None:
+        states.append(weakref.ref(state))
+        assert sum(ref() is not None for ref in states) <= 3  # a block's input and output, and the embedding
+        see(self, boundary, state, first_window)
+
+    monkeypatch.setattr(Collector, "see", see_one)
+    sample = sample_tokens(WINDOWS, 60, 3)
+    collect(load(tiny("llama")), WINDOWS, sample=sample, projection=8, seed=3, batch_tokens=48)
+    assert len(states) == 3 * (6 + 1)
+    assert not any(ref() is not None for ref in states)
 
 
 def test_text_sampled_from_the_model_is_refused(tmp_path: Path, reference: Path) -> None:

@@ -16,7 +16,7 @@ from mi_prun.planning import make_context, make_plan, plan_by_hand
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, Propose, choose, method_named
-from mi_prun.selection.objective import Dropped
+from mi_prun.selection.objective import Dropped, objective
 from mi_prun.selection.race import race, ranking_losses
 from mi_prun.settings import PlanSettings
 
@@ -36,6 +36,9 @@ def test_every_method_gives_as_many_blocks_as_asked(context: Context, name: str)
         assert list(choice.dropped) == sorted(choice.dropped)
         assert set(choice.dropped) <= set(range(12))
         assert choice.objective.gap_nats >= 0
+        fbs = METHODS["mi-prun"].propose(context, k, 1)[0]
+        assert choice.objective.fbs_nats == objective(context.analysis.segment_cost_nats, fbs)
+        assert choice.objective.fbs_nats >= choice.objective.optimum_nats
         assert choice.candidates <= 4
         assert (choice.forward_passes > 0) == (choice.candidates > 1 or name in MEASURED)
 
@@ -126,17 +129,44 @@ def test_a_plan_says_what_was_chosen_and_what_it_costs(reference_analysis: Analy
     paper = make_plan(context, 3, settings)
     assert (paper.forward_passes, paper.quality) == (0, None)
     assert "model" not in context.__dict__  # the dense model was not opened
-    assert plan_by_hand(context, (0, 5), settings).dropped == (0, 5)
+    assert paper.objective is not None
+    assert paper.objective.chosen_nats == paper.objective.fbs_nats
+    by_hand = plan_by_hand(context, (0, 5, 7), settings)
+    assert by_hand.dropped == (0, 5, 7)
+    assert by_hand.objective is not None
+    assert by_hand.objective.chosen_nats == objective(reference_analysis.segment_cost_nats, (0, 5, 7))
+    assert by_hand.objective.fbs_nats == paper.objective.fbs_nats
+    assert by_hand.objective.optimum_nats == paper.objective.optimum_nats
 
 
 def test_an_analysis_of_another_model_is_refused(reference_analysis: Analysis, reference: Path) -> None:
-    other = reference_analysis.record.model_copy(
-        update={"dense": reference_analysis.record.dense.model_copy(update={"weights_sha256": "0" * 64})}
-    )
+    record = reference_analysis.record
+    other = record.model_copy(update={"dense": record.dense.model_copy(update={"weights_sha256": "0" * 64})})
     changed = Analysis(other, **{k: v for k, v in vars(reference_analysis).items() if k != "record"})
     settings = PlanSettings(model=str(reference))
     with pytest.raises(UserError, match="is another model"):
-        make_plan(make_context(changed, settings), 3, settings)
+        make_context(changed, settings)  # said at once, though a method might need no model
+    moved = record.model_copy(update={"dense": other.dense.model_copy(update={"name": str(reference)})})
+    changed = Analysis(moved, **{k: v for k, v in vars(reference_analysis).items() if k != "record"})
+    settings = PlanSettings(method="bi", quality=False)
+    make_plan(make_context(changed, settings), 3, settings)  # nothing is opened
+    with pytest.raises(UserError, match="is another model"):
+        make_plan(make_context(changed, PlanSettings()), 3, PlanSettings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (PlanSettings(method="magic"), "--method must be one of"),
+        (PlanSettings(rerank=-1), "--rerank must not be negative, got -1"),
+        (PlanSettings(seed=-1), "--seed must be in"),
+    ],
+)
+def test_settings_that_will_not_do_are_refused_at_once(
+    reference_analysis: Analysis, settings: PlanSettings, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        make_context(reference_analysis, settings)
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 
+from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
-from mi_prun.selection.cbo import gated, taylor
+from mi_prun.selection.cbo import Taylor, cbo, cbo_fisher, gated, taylor
+from mi_prun.selection.context import Context
 
 WINDOWS = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(8))
 
@@ -61,3 +64,25 @@ def test_the_model_is_left_as_it_was(model: BlockModel) -> None:
     taylor(model, WINDOWS, "fisher")
     assert all(parameter.requires_grad for parameter in model.model.parameters())
     assert not any(block._forward_hooks for block in model.blocks)
+
+
+@pytest.mark.parametrize("form", ["exact", "fisher"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_low_states_are_those_of_the_taylor_polynomial(
+    reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel], form: str, k: int
+) -> None:
+    """E(a) = g^T a + 1/2 a^T H a, the diagonal of H and all, by all sets of a model of six blocks."""
+    generator = torch.Generator().manual_seed(k)
+    gradient = torch.randn(6, generator=generator, dtype=torch.float64)
+    half = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    found = Taylor(gradient, half + half.T, 1.0)
+    context = Context(reference_analysis, lambda: load(reference), derived={f"taylor {form}": found})
+
+    def energy(dropped: tuple[int, ...]) -> float:
+        a = torch.zeros(6, dtype=torch.float64)
+        a[list(dropped)] = 1.0
+        return float(found.gradient @ a + 0.5 * a @ found.hessian @ a)
+
+    wanted = sorted(combinations(range(6), k), key=energy)[:5]
+    method = cbo if form == "exact" else cbo_fisher
+    assert method(context, k, 5) == wanted

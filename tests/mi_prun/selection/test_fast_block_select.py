@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,11 +37,32 @@ def test_a_run_moves_to_where_its_measured_cost_is_least() -> None:
     assert fast_block_select(cost, 2, shortlist=1).dropped == (0, 1)
 
 
-def test_a_model_of_eighty_blocks_is_chosen_for_at_every_k() -> None:
-    cost = random_costs(80, 1)
-    for k in (1, 20, 40, 79):
-        assert len(fast_block_select(cost, k).dropped) == k
-        assert len(best_sets(cost, k)[0][1]) == k
+def eighty_blocks(kind: str, seed: int) -> np.ndarray:
+    """random: of each segment. growing: with each block on either side, as a segment's cost does. sums: of its blocks,
+    less for long ones, so that runs are worth while. ties: of a few values."""
+    cost = random_costs(80, seed)
+    if kind == "growing":
+        cost = np.triu(np.cumsum(np.cumsum(cost[::-1], 0)[::-1], 1), 1)
+    elif kind == "sums":
+        ends = np.concatenate([[0.0], np.cumsum(np.random.default_rng(seed).random(80))])
+        cost = np.triu(ends[None, :] - ends[:, None], 1) ** 0.8
+    elif kind == "ties":
+        cost = np.ceil(3 * cost)
+    return cost
+
+
+@pytest.mark.parametrize("kind", ["random", "growing", "sums", "ties"])
+def test_a_model_of_eighty_blocks_is_chosen_for_at_every_k(kind: str) -> None:
+    for seed in (0, 1):
+        cost = eighty_blocks(kind, seed)
+        for k in range(1, 80):
+            search = fast_block_select(cost, k)
+            ((least, best),) = best_sets(cost, k)
+            assert len(set(search.dropped)) == len(set(best)) == k
+            assert {*search.dropped, *best} <= set(range(80))
+            assert (np.diff(search.objectives) < 0).all()
+            assert objective(cost, best) == pytest.approx(least)
+            assert search.objectives[-1] >= least - 1e-9
 
 
 def test_where_nothing_disjoint_is_left_the_start_is_the_answer() -> None:

@@ -1,0 +1,72 @@
+"""What the default may cost: blocks x tokens evaluated, the analysis included, as a share of greedy search's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mi_prun.analysis import Analysis
+from mi_prun.block_model import BlockModel
+from mi_prun.boundaries import collect, pair_angles, sample_tokens
+from mi_prun.comparison import compare, parse_methods
+from mi_prun.mutual_information import Gaussian, segment_costs
+from mi_prun.selection.context import Context
+
+
+def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
+    """Of random tokens: as many for the one pass, for ranking and held out as by default, in proportion."""
+    generator = torch.Generator().manual_seed(seed)
+    scoring, ranking, held_out = torch.split(torch.randint(0, 97, (48, 12), generator=generator), [8, 32, 8])
+    seen = collect(model, scoring, sample=sample_tokens(scoring, 64, seed), projection=8, seed=seed)
+    mi = Gaussian().segment_mi(seen.projections)
+    dense = like.record.dense.model_copy(update={"num_blocks": model.num_blocks})
+    analysis = Analysis(
+        like.record.model_copy(update={"dense": dense}),
+        segment_cost_nats=segment_costs(mi).numpy(),
+        segment_mi_nats=mi.numpy(),
+        block_cosine=seen.cosine.numpy(),
+        pair_angle=pair_angles(seen.projections).numpy(),
+        scoring=scoring.int().numpy(),
+        ranking=ranking.int().numpy(),
+        held_out=held_out.int().numpy(),
+    )
+    return Context(analysis, lambda: model, seed)
+
+
+def share_of_greedy(context: Context) -> float:
+    hybrid, greedy = compare(context, parse_methods("hybrid,greedy-loss"), [context.num_blocks // 4])
+    assert hybrid.candidates == 24
+    assert hybrid.analysis_passes == 0.25
+    assert hybrid.passes > hybrid.analysis_passes
+    return hybrid.passes / greedy.passes
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10)])
+def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_blocks_a_tenth(
+    tiny: Callable[..., Path],
+    load: Callable[[Path], BlockModel],
+    reference_analysis: Analysis,
+    model_type: str,
+    num_blocks: int,
+    most: float,
+) -> None:
+    model = load(tiny(model_type, num_hidden_layers=num_blocks, hidden_size=16))
+    assert share_of_greedy(context_of(model, reference_analysis, seed=num_blocks)) <= most
+
+
+def test_so_it_does_of_a_trained_model(
+    reference: Path, load: Callable[[Path], BlockModel], reference_analysis: Analysis
+) -> None:
+    """Whose best sets begin early: they share fewer states."""
+    text = replace(
+        reference_analysis,
+        scoring=reference_analysis.scoring[:2],
+        ranking=reference_analysis.ranking[:8].reshape(32, 16),
+        held_out=reference_analysis.held_out[:1],
+    )
+    assert share_of_greedy(Context(text, lambda: load(reference))) <= 1 / 3
