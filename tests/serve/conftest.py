@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -80,22 +77,6 @@ def end_of(tmp_path: Path) -> Callable[[Path], tuple[int, str]]:
         return status, group.log.read_text()
 
     return wait
-
-
-@pytest.fixture(scope="session")
-def rewrite_header() -> Callable[[Path, Callable[[dict[str, Any]], None]], None]:
-    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
-
-    def rewrite(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
-        data = shard.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        change(header)
-        text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
-        assert len(text) == length
-        shard.write_bytes(data[:8] + text + data[8 + length :])
-
-    return rewrite
 
 
 @pytest.fixture(scope="session")
