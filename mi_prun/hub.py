@@ -24,9 +24,10 @@ HUB_IGNORED = ("*/*.safetensors", "consolidated*.safetensors")  # the same weigh
 HUB_ID = re.compile(r"(?P<name>[^/.~@][^/@]*/[^/@]+)(@(?P<commit>[0-9a-f]{40}))?")
 
 
-def fetch(reference: str, weights: Sequence[str] | None = None) -> Path:
+def fetch(reference: str, weights: Sequence[str] | None = None, *, revision: str | None = None) -> Path:
     """The cache's folder of a hub id, with the files of weights that are named; None: with all of them.
 
+    revision: a branch, tag or commit, where `reference` names none.
     Raises UserError for what is no hub id, or cannot be had.
     """
     named = HUB_ID.fullmatch(reference)
@@ -39,7 +40,7 @@ def fetch(reference: str, weights: Sequence[str] | None = None) -> Path:
         return Path(
             snapshot_download(
                 named["name"],
-                revision=named["commit"],
+                revision=named["commit"] or revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=list(HUB_IGNORED),
             )

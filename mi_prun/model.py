@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -256,10 +257,10 @@ def identity_of(model: ModelFolder) -> ModelIdentity:
 
 
 def differing_part(model: ModelFolder, dense: ModelIdentity, kept: Sequence[int]) -> str | None:
-    """What of a model, of which perhaps only the blocks `kept` are there, is not as in `dense`: None where all is."""
+    """What of a model is not as in `dense`: None where all is. Of blocks that are not `kept` only the names count."""
     if config_digest(model.config) != dense.config_sha256:
         return "config"
-    _, by_block, rest = _sample_digests(model)
+    _, by_block, rest = _sample_digests(model, kept)
     parts = dense.parts
     if (
         parts is None
@@ -280,23 +281,33 @@ def _names_digest(model: ModelFolder) -> str:
     return hashlib.sha256("\0".join(sorted((*model.tensors, *model.absent))).encode()).hexdigest()
 
 
-def _sample_digests(model: ModelFolder) -> tuple[str, tuple[str, ...], str]:
-    """Of the tensors that are there: of all, of each block, and of those that belong to none."""
+def _sample_digests(model: ModelFolder, kept: Sequence[int] | None = None) -> tuple[str, tuple[str, ...], str]:
+    """Of the tensors that are there: of all, of each block, and of those that belong to none.
+
+    kept: blocks (0-based) to look at; None: all.
+    """
     family, tensors = family_of(model.config), model.tensors
     whole, rest = hashlib.sha256(), hashlib.sha256()
     blocks = [hashlib.sha256() for _ in range(model.num_blocks)]
     with contextlib.ExitStack() as stack:
-        files = {shard.path: stack.enter_context(shard.path.open("rb")) for shard in model.shards}
+        files = {shard.path: stack.enter_context(shard.path.open("rb", buffering=0)) for shard in model.shards}
+        for file in files.values():
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead into what is not looked at
         for name in sorted(tensors):
             path, info = tensors[name]
             block = block_of(name, family)
-            digests = (whole, rest if block is None or block >= len(blocks) else blocks[block])
+            if block is None or block >= len(blocks):
+                part = rest
+            elif kept is None or block in kept:
+                part = blocks[block]
+            else:
+                continue
             sample = f"{name}\0{info.dtype}\0{info.shape}\0".encode()
             for begin in (info.begin, max(info.begin, info.end - SAMPLE_BYTES)):
                 files[path].seek(begin)
                 sample += files[path].read(min(SAMPLE_BYTES, info.end - begin))
-            for digest in digests:
-                digest.update(sample)
+            whole.update(sample)
+            part.update(sample)
     return whole.hexdigest(), tuple(digest.hexdigest() for digest in blocks), rest.hexdigest()
 
 

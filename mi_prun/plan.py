@@ -94,8 +94,11 @@ class Plan(Artefact):
             self._refuse(dense.name, which)
 
     def check_belongs_to_folder(self, dense: ModelFolder) -> None:
-        """The same, of a folder; where only the files of kept blocks were fetched, by these."""
-        if not dense.absent:
+        """The same, of a folder, by its kept blocks: nothing is read of the others.
+
+        By all of them where an older release made the plan.
+        """
+        if self.dense.parts is None:
             self.check_belongs_to(identity_of(dense))
         elif which := differing_part(dense, self.dense, self.kept):
             self._refuse(dense.name, which)

@@ -76,6 +76,7 @@ MEMBERS: dict[tuple[str, str], tuple[str, ...]] = {
         "served_model_name",
         "revision",
         "hf_config_path",
+        "hf_overrides",
         "speculative_config",
         "pipeline_parallel_size",
         "disable_hybrid_kv_cache_manager",

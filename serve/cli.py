@@ -11,6 +11,7 @@ from mi_prun.errors import UserError
 from serve.scratch import scratch_folder
 from serve.served_model import DRAFT_TOKENS, ServedModel, drafted_model, planned_model, served_model
 from serve.server import HOST, PORT, check_port, run
+from vllm_ext.compat import check_version
 
 DESCRIPTION = """\
 Serve a pruned or a dense model on vLLM's OpenAI-compatible server.
@@ -57,6 +58,7 @@ def serve(arguments: list[str]) -> None:
     )
     parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--revision", help="of a hub id without --plan or --draft: a branch, tag or commit")
     parser.add_argument("--vllm-help", action="store_true", help="list vLLM's own flags")
     own, rest = parser.parse_known_args(arguments)
     if own.vllm_help:
@@ -76,12 +78,16 @@ def serve(arguments: list[str]) -> None:
         raise UserError("--draft-tokens needs --draft")
     if own.draft_tokens is not None and own.draft_tokens < 1:
         raise UserError(f"--draft-tokens must be at least 1, got {own.draft_tokens}")
+    if own.revision and (own.plan or own.draft):
+        raise UserError(
+            "--revision does not go with --plan or --draft: name the commit behind the model, owner/name@COMMIT"
+        )
+    check_version()
+    check_port(own.host, own.port)
     with scratch_folder() as scratch:
         served = open_served(own, scratch, dummy=load_format(rest) == "dummy")
-        check_port(own.host, own.port)
-        from vllm_ext.compat import check_version
-
-        check_version()
+        if own.revision and served.folder == served.reference:
+            rest += ["--revision", own.revision]
         run(served, ["--model", served.folder, "--host", own.host, "--port", str(own.port), *rest], scratch)
 
 
@@ -99,7 +105,7 @@ def open_served(own: argparse.Namespace, scratch: Path, *, dummy: bool = False) 
         return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
     if own.draft:
         return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
-    return served_model(own.model, dummy=dummy)
+    return served_model(own.model, dummy=dummy, revision=own.revision)
 
 
 if __name__ == "__main__":

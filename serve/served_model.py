@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mi_prun.architecture import block_kinds, reduce_config
 from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
+from mi_prun.hub import at_commit, fetch
 from mi_prun.inspection import read_manifest, verify_structure
 from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
-from mi_prun.model import ModelFolder, open_model, read_config
+from mi_prun.model import open_model, read_config, resolve
 from mi_prun.plan import Plan, open_dense
+from vllm_ext.base import check_entry
 
 DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
 
@@ -86,10 +88,10 @@ class ServedModel:
         }
 
 
-def served_model(reference: str, *, dummy: bool = False) -> ServedModel:
-    """Check a model before it is served. A hub id is left to vLLM; a local folder must be whole.
+def served_model(reference: str, *, dummy: bool = False, revision: str | None = None) -> ServedModel:
+    """Check a model before it is served. A local folder, and a pruned checkpoint of the hub, must be whole.
 
-    dummy: vLLM makes the weights up; a config is enough then.
+    dummy: vLLM makes the weights up; a config is enough then. revision: of a hub id.
     """
     folder = Path(reference)
     if not folder.exists():
@@ -97,7 +99,7 @@ def served_model(reference: str, *, dummy: bool = False) -> ServedModel:
             raise UserError(f"model {reference}: no such folder, and not a hub id (owner/name)")
         if "@" in reference:
             raise UserError(f"model {reference}: vLLM takes a commit by --revision; leave out what stands after the @")
-        return ServedModel(reference, reference)
+        return _on_hub(reference, revision)
     if not is_pruned(folder):
         if dummy:
             read_config(folder)
@@ -109,13 +111,29 @@ def served_model(reference: str, *, dummy: bool = False) -> ServedModel:
     return ServedModel(reference, reference, manifest)
 
 
+def _on_hub(reference: str, revision: str | None) -> ServedModel:
+    """A pruned checkpoint is fetched and served as a folder. A dense one is left to vLLM.
+
+    So is what cannot be had here: vLLM may know the way (a token of its own, another hub).
+    """
+    try:
+        small = fetch(reference, (), revision=revision)
+    except UserError:
+        return ServedModel(reference, reference)
+    if not is_pruned(small):
+        return ServedModel(reference, reference)
+    manifest = read_manifest(small)
+    folder = fetch(at_commit(reference, small), tuple(manifest.files))
+    _check(folder, manifest)
+    return ServedModel(reference, str(folder), manifest)
+
+
 def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: bool = False) -> ServedModel:
     """The dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`."""
     read = Plan.read(plan)
+    _check_is_dense(reference, "--plan")
     folder = scratch / "pruned"
-    manifest = write_checkpoint(
-        _open_dense(reference, read, "--plan"), read, folder, virtual=True, assume_uniform=assume_uniform
-    )
+    manifest = write_checkpoint(open_dense(reference, read), read, folder, virtual=True, assume_uniform=assume_uniform)
     return ServedModel(reference, str(folder), manifest)
 
 
@@ -124,6 +142,8 @@ def drafted_model(
 ) -> ServedModel:
     """The dense model `reference`, and a draft: those of its blocks that a plan, or a pruned folder, keeps.
 
+    Of a hub id vLLM gets the folder that was fetched: of a branch that moves on it would fetch another model than the
+    draft's, which could then share nothing.
     tokens: None takes the plan's own number (`mi-prun plan --for draft`), or DRAFT_TOKENS.
     """
     if not draft.exists():
@@ -133,18 +153,22 @@ def drafted_model(
         plan, assume_uniform = manifest.plan, assume_uniform or manifest.assume_uniform
     else:
         plan = Plan.read(draft)
+    _check_is_dense(reference, "--draft")
     folder = scratch / "draft"
-    dense = _open_dense(reference, plan, "--draft")
+    dense = open_model(resolve(reference))
     write_checkpoint(dense, plan, folder, virtual=True, assume_uniform=assume_uniform)
     planned = plan.settings.get("draft_tokens")
     chosen = tokens or (planned if isinstance(planned, int) and planned > 0 else DRAFT_TOKENS)
-    return replace(served_model(reference), draft=Draft(folder, plan, chosen, len(set(block_kinds(dense.config))) > 1))
+    return ServedModel(
+        reference,
+        reference if Path(reference).is_dir() else str(dense.path),
+        draft=Draft(folder, plan, chosen, len(set(block_kinds(dense.config))) > 1),
+    )
 
 
-def _open_dense(reference: str, plan: Plan, flag: str) -> ModelFolder:
+def _check_is_dense(reference: str, flag: str) -> None:
     if is_pruned(Path(reference)):
         raise UserError(f"--model {reference} is itself a pruned model; {flag} needs the dense one it was made from")
-    return open_dense(reference, plan)
 
 
 def _check_is_whole_model(folder: Path) -> None:
@@ -155,11 +179,7 @@ def _check_is_whole_model(folder: Path) -> None:
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
-    entry = read_config_entry(read_config(folder).get("mi_prun"), origin=str(folder))
-    if entry is None or entry.kept != manifest.plan.kept or entry.weights != manifest.weights:
-        raise UserError(
-            f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"
-        )
+    entry = check_entry(folder, read_config_entry(read_config(folder).get("mi_prun"), origin=str(folder)), manifest)
     for name, digest in manifest.files.items():
         path = folder / name
         if not path.is_file():

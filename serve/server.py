@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel
 from vllm_ext.plugin import LOAD_FORMAT, SERVER_PID
@@ -35,7 +37,10 @@ def check_port(host: str, port: int) -> None:
 
 
 def parse_arguments(arguments: list[str]) -> Any:
-    """vLLM's own flags; its parser prints usage and exits with status 2 on a wrong one."""
+    """vLLM's own flags; its parser prints usage and exits with status 2 on a wrong one.
+
+    Raises ValueError or TypeError for flags that do not go together.
+    """
     from vllm_ext import compat
 
     module = compat.arguments_module()
@@ -48,7 +53,7 @@ def parse_arguments(arguments: list[str]) -> Any:
 def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
     """Serve until SIGTERM or Ctrl-C. `arguments` are vLLM's, --model, --host and --port among them.
 
-    Raises UserError with what the engine's processes found wrong with a model of ours.
+    Raises UserError with what the engine's processes found wrong with a model of ours, or vLLM with its flags.
     """
     quiet_environment()
     os.environ[SERVER_PID] = str(os.getpid())
@@ -58,27 +63,51 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
 
     module = compat.server_module()
     build_app = module.build_app
+    built = False
 
     def with_pruning(*args: Any, **kwargs: Any) -> Any:
+        nonlocal built
+        built = True
         app = build_app(*args, **kwargs)
         app.include_router(pruning_router(served))
         return app
 
-    args = parse_arguments(arguments)
-    choose(served, args)
-    setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
     fault_file = scratch / "fault"
     os.environ[fault.FAULT_FILE] = str(fault_file)
     try:
+        args = parse_arguments(arguments)
+        choose(served, args)
+        setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
         uvloop.run(module.run_server(args))
     except Exception as error:
         if said := fault.reported(fault_file):
             raise UserError(said) from error
+        if isinstance(error, ValueError | TypeError) and not built:
+            raise refused_by_vllm(error) from error
         raise
 
 
+def refused_by_vllm(error: ValueError | TypeError) -> UserError:
+    """What vLLM finds wrong with its flags, or with the configuration that it makes of them, as one line.
+
+    The stack trace is logged at level DEBUG (VLLM_LOGGING_LEVEL).
+    """
+    from vllm.logger import init_logger
+
+    said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    init_logger("vllm.mi_prun.server").debug("%s", said, exc_info=error)
+    return UserError(f"vLLM: {said.removeprefix('Value error, ').removeprefix('Error: ') or type(error).__name__}")
+
+
 def choose(served: ServedModel, args: Any) -> None:
-    """Set in vLLM's parsed flags what a model of ours needs; refuse what contradicts it."""
+    """Set in vLLM's parsed flags what a model of ours needs; refuse what contradicts it, or what is not done here."""
+    if getattr(args, "headless", False) or getattr(args, "api_server_count", None) not in (None, 1):
+        raise UserError("--headless and --api-server-count are not supported: mi-prun-serve is one API server")
+    if (served.manifest or served.draft) and args.hf_overrides:
+        raise UserError(
+            f"--hf-overrides does not go with {served.reference}: its config says which blocks are loaded, and must "
+            "stay as it was written; change the dense model's config and prune again"
+        )
     if served.needs_loader and args.load_format not in ("auto", LOAD_FORMAT):
         raise UserError(
             f"--load-format {args.load_format} cannot serve {served.reference} this way; leave it out, it is "
@@ -92,8 +121,8 @@ def choose(served: ServedModel, args: Any) -> None:
         for flag in ("revision", "hf_config_path"):
             if getattr(args, flag, None) is not None:
                 raise UserError(
-                    f"--{flag.replace('_', '-')} does not go with --plan or --draft: name the folder of the model that "
-                    "the plan was made for"
+                    f"--{flag.replace('_', '-')} does not go with --plan, --draft or a pruned model of the hub: name "
+                    "the commit behind the dense model, owner/name@COMMIT"
                 )
     if served.draft:
         if args.speculative_config is not None:

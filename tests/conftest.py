@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import struct
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,22 @@ def quantise() -> Callable[[Path, str, list[str]], None]:
         (folder / "config.json").write_text(json.dumps(config))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def rewrite_header() -> Callable[[Path, Callable[[dict[str, Any]], None]], None]:
+    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
+
+    def rewrite(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
+        data = shard.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        change(header)
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+        assert len(text) == length
+        shard.write_bytes(data[:8] + text + data[8 + length :])
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 A tensor of a dropped block is skipped by its name, before a byte of it is read; a file that holds no wanted tensor is
 not opened. The names follow `mi_prun.architecture.renamed`, as those of the checkpoint writer do. Tensors are read
-whole, in the order of their bytes. Where some are dropped the files are not mapped into memory: the kernel would read
-ahead into what lies beside the kept ones, as much as several megabytes of it.
+whole, in the order of their bytes, and the next ones are asked for ahead of their turn. Where some are dropped the
+files are not mapped into memory: the kernel would read ahead into what lies beside the kept ones, several megabytes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ TORCH_DTYPES = {
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+
+AHEAD_BYTES = 64 << 20  # on their way from the disk while a tensor is worked on
 
 Wanted = Callable[[str], bool]
 """Whether this process needs a tensor, by its name in the pruned model."""
@@ -89,11 +91,10 @@ def kept_weights(
             raise UserError(f"model {folder}: the index says {absent[0]!r} lies in {file}, but it does not")
         with shard.path.open("rb", buffering=0) as source, safe_open(shard.path, framework="pt") as library:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-            for info in shard.tensors.values():
-                new = new_name(info.name)
-                if new is None:
-                    reading.tensors_skipped += 1
-                    continue
+            found = {info.name: new for info in shard.tensors.values() if (new := new_name(info.name)) is not None}
+            reading.tensors_skipped += len(shard.tensors) - len(found)
+            for info in _fetched_ahead(source, [shard.tensors[name] for name in found]):
+                new = found[info.name]
                 reading.last = f"{new!r} of shape {list(info.shape)}"
                 reading.tensors += 1
                 reading.bytes += info.num_bytes
@@ -103,6 +104,18 @@ def kept_weights(
                     new,
                     library.get_tensor(info.name) if dtype is None else _read(source, shard.path, info, dtype, buffers),
                 )
+
+
+def _fetched_ahead(source: io.FileIO, infos: Sequence[TensorInfo]) -> Iterator[TensorInfo]:
+    """The tensors in turn, while the kernel fetches those after them from the disk: theirs and no other bytes."""
+    asked = iter(infos)
+    ahead = 0
+    for info in infos:
+        while ahead < AHEAD_BYTES and (later := next(asked, None)) is not None:
+            os.posix_fadvise(source.fileno(), later.begin, later.num_bytes, os.POSIX_FADV_WILLNEED)
+            ahead += later.num_bytes
+        yield info
+        ahead -= info.num_bytes
 
 
 class Buffers:

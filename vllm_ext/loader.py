@@ -24,9 +24,11 @@ from vllm.model_executor.models.utils import PPMissingLayer, is_pp_missing_param
 
 from mi_prun.architecture import Config, block_of, family_of
 from mi_prun.errors import UserError
+from mi_prun.hub import fetch
 from mi_prun.manifest import ConfigEntry, read_config_entry
 from mi_prun.model import read_config, resolve
 from vllm_ext import compat, draft, fault
+from vllm_ext.base import checked_base
 from vllm_ext.kept_weights import Reading, kept_weights
 from vllm_ext.plugin import LOAD_FORMAT
 
@@ -56,6 +58,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             target = draft.target_of(entry.base)
             if target is not None:
                 with fault_reported(f"draft {model_config.model}"):
+                    checked_base(folder_of(model_config), entry)
                     return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)
         model: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
@@ -65,14 +68,13 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
         return model
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
-        if entry_of(model_config) is None:
-            super().load_weights(model, model_config)
-            return
+        """A dense model comes here too, as the target of a draft."""
         self.reading = Reading()
         self.counter_before_loading_weights = time.perf_counter()  # the parent logs how long it took from there
         with fault_reported(f"model {model_config.model}", self.reading):
             super().load_weights(model, model_config)
-        logger.info("%s: %s", model_config.model, self.reading)
+        if entry_of(model_config) is not None:
+            logger.info("%s: %s", model_config.model, self.reading)
 
     def get_all_weights(self, model_config: Any, model: nn.Module) -> Generator[tuple[str, torch.Tensor], None, None]:
         entry = entry_of(model_config)
@@ -80,7 +82,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             yield from super().get_all_weights(model_config, model)
             return
         virtual = entry.weights == "virtual"
-        folder = resolve(entry.base, entry.kept) if virtual else Path(model_config.model)
+        folder = checked_base(folder_of(model_config), entry) if virtual else Path(model_config.model)
         config = read_config(folder)
         missing = missing_blocks(model, len(entry.kept))
         yield from kept_weights(
@@ -108,6 +110,12 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
 def entry_of(model_config: Any) -> ConfigEntry | None:
     """The `mi_prun` entry of the config that vLLM read; None for a model that is not ours."""
     return read_config_entry(getattr(model_config.hf_config, "mi_prun", None), origin=str(model_config.model))
+
+
+def folder_of(model_config: Any) -> Path:
+    """The folder with the config that vLLM read; of a hub id, its small files."""
+    path = Path(model_config.model)
+    return path if path.is_dir() else fetch(str(model_config.model), (), revision=model_config.revision)
 
 
 def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun import draft_choice
 from mi_prun.cli import app
 from mi_prun.console import run_app
+from mi_prun.draft_choice import Acceptance, StepCost, best_tokens
 from mi_prun.model import open_model
 from mi_prun.plan import Plan
 
@@ -70,6 +72,41 @@ def test_each_way_to_say_how_much(
     status, _, err = run("plan", *words)
     assert (status, err) == (0, "")
     assert len(Plan.read(tmp_path / "plan.json").dropped) == dropped
+
+
+@pytest.mark.parametrize(("accepted", "pays"), [(0.9, True), (0.1, False)])
+def test_a_plan_for_a_draft_is_written_if_one_pays(
+    run: Run,
+    reference_analysis_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accepted: float,
+    pays: bool,
+) -> None:
+    """What was found of each ratio is said in either case."""
+    monkeypatch.setattr(
+        draft_choice, "measure_acceptance", lambda evaluator, sets: [Acceptance(accepted, accepted)] * len(sets)
+    )
+    monkeypatch.setattr(draft_choice, "measure_step_cost", lambda model: StepCost((1.0,) * 12, 1.0))
+    output = tmp_path / "plan.json"
+    words = [reference_analysis_folder, "--for", "draft", "--rerank", "0", "--no-quality", "-o", output]
+    status, out, err = run("plan", *words)
+    assert [line.partition(" ")[0] for line in out.splitlines() if "blocks dropped: accepts" in line] == [
+        "6",
+        "4",
+        "3",
+        "2",
+    ]
+    if pays:
+        assert (status, err) == (0, "")
+        plan = Plan.read(output)
+        assert len(plan.dropped) == 6
+        assert plan.settings["draft_tokens"] == best_tokens(accepted, 7 / 13)
+    else:
+        assert status == 2
+        assert err.startswith("error: no draft pays: the best, 6 of 12 blocks dropped")
+        assert err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from mi_prun.companions import companions
 from mi_prun.errors import UserError
 from mi_prun.hub import HUB_IGNORED, HUB_PATTERNS
-from mi_prun.model import INDEX_NAME, identity_of, open_model
+from mi_prun.model import INDEX_NAME, differing_part, identity_of, open_model
 
 
 @pytest.fixture
@@ -187,3 +187,36 @@ def test_what_is_taken_from_the_hub(tmp_path):
         [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
     )
     assert set(taken) == {*along, *weights}
+
+
+def test_of_blocks_that_are_not_kept_no_byte_is_read(tiny):
+    """By the kernel's count of what this process asked for: the samples of the other tensors, and nothing more."""
+    model = open_model(tiny("llama", tie_word_embeddings=False))
+    identity, kept = identity_of(model), (0, 3, 4)
+
+    def asked_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = asked_bytes()
+    nothing = asked_bytes() - before
+    before = asked_bytes()
+    assert differing_part(model, identity, kept) is None
+    found = asked_bytes() - before - nothing
+    gone = tuple(f"model.layers.{block}." for block in (1, 2, 5))
+    sampled = {name: 2 * min(1024, info.num_bytes) for name, (_, info) in model.tensors.items()}
+    assert found == sum(count for name, count in sampled.items() if not name.startswith(gone))
+
+
+def test_only_kept_blocks_tell_a_model_apart(tiny):
+    dense = tiny("llama", tie_word_embeddings=False)
+    identity = identity_of(open_model(dense))
+    for name, kept, differs in (
+        ("model.layers.2.mlp.up_proj.weight", (0, 1), None),
+        ("model.layers.2.mlp.up_proj.weight", (0, 2), "weights"),
+        ("model.norm.weight", (0, 1), "weights"),
+    ):
+        path, info = open_model(dense).tensors[name]
+        was = path.read_bytes()
+        path.write_bytes(was[: info.begin] + bytes([was[info.begin] ^ 1]) + was[info.begin + 1 :])
+        assert differing_part(open_model(dense), identity, kept) == differs
+        path.write_bytes(was)

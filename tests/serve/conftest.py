@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from mi_prun.process_group import ProcessGroup, alive, free_port
@@ -70,11 +69,11 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def end_of(tmp_path: Path) -> Callable[[Path], tuple[int, str]]:
-    """`end_of(model)`: the exit status and all that was said by a server that does not start; no process is left."""
+def end_of(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """`end_of(model, *flags)`: exit status and log of a server that does not start; no process is left."""
 
-    def wait(model: Path) -> tuple[int, str]:
-        with run(model, free_port(), tmp_path / "server.log") as group:
+    def wait(model: Path, *flags: str) -> tuple[int, str]:
+        with run(model, free_port(), tmp_path / "server.log", *flags) as group:
             status = group.process.wait(STARTUP_SECONDS)
             assert group.processes() == []
         return status, group.log.read_text()
@@ -83,30 +82,33 @@ def end_of(tmp_path: Path) -> Callable[[Path], tuple[int, str]]:
 
 
 @pytest.fixture(scope="session")
-def rewrite_header() -> Callable[[Path, Callable[[dict[str, Any]], None]], None]:
-    """Change a safetensors header in place, its length and every byte of a tensor as they were."""
+def nothing_left() -> Callable[[Sequence[psutil.Process]], bool]:
+    """`nothing_left(processes)`: whether all end by themselves, soon after one of them was told to."""
 
-    def rewrite(shard: Path, change: Callable[[dict[str, Any]], None]) -> None:
-        data = shard.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        change(header)
-        text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
-        assert len(text) == length
-        shard.write_bytes(data[:8] + text + data[8 + length :])
+    def wait(processes: Sequence[psutil.Process]) -> bool:
+        deadline = time.monotonic() + 30
+        while any(map(alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not any(map(alive, processes))
 
-    return rewrite
+    return wait
 
 
 @pytest.fixture(scope="session")
-def server(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Shared: guarded by KEY, with a name of its own; nothing of it is left at the end."""
+def server(
+    pruned: Path, nothing_left: Callable[..., bool], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Shared: guarded by KEY, with a name of its own; SIGTERM to the server alone ends all of it."""
     found = start(pruned, tmp_path_factory.mktemp("log") / "server.log", "--api-key", KEY, "--served-model-name", "p25")
     processes = found.group.processes()
     yield found
+    found.group.process.terminate()
+    status = found.group.process.wait(30)
+    all_ended = nothing_left(processes)
     found.group.stop()
+    assert status == 0
     assert len(processes) >= 2  # the server and its engine core
-    assert [process for process in processes if alive(process)] == []
+    assert all_ended
 
 
 @pytest.fixture

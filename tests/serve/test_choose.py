@@ -22,6 +22,9 @@ def flags(**given: Any) -> Namespace:
         "served_model_name": None,
         "revision": None,
         "hf_config_path": None,
+        "hf_overrides": {},
+        "headless": False,
+        "api_server_count": None,
         "speculative_config": None,
         "pipeline_parallel_size": 1,
         "disable_hybrid_kv_cache_manager": None,
@@ -89,12 +92,34 @@ def test_a_draft_of_blocks_of_several_kinds(
         ({"load_format": "dummy"}, "--load-format dummy cannot serve"),
         ({"speculative_config": {"method": "ngram"}}, "--draft and --speculative-config exclude each other"),
         ({"pipeline_parallel_size": 2}, "--draft does not go with --pipeline-parallel-size 2"),
-        ({"revision": "main"}, "--revision does not go with --plan or --draft"),
+        ({"revision": "main"}, "--revision does not go with --plan, --draft or a pruned model of the hub"),
     ],
 )
 def test_what_does_not_go_with_a_draft(drafted: ServedModel, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         choose(drafted, flags(**given))
+
+
+@pytest.mark.parametrize("kind", ["pruned", "planned", "drafted"])
+def test_a_config_that_says_which_blocks_are_loaded_stays_as_it_is(
+    kind: str, pruned: Path, planned: ServedModel, drafted: ServedModel
+) -> None:
+    served = {"pruned": served_model(str(pruned)), "planned": planned, "drafted": drafted}[kind]
+    with pytest.raises(UserError, match="--hf-overrides does not go with"):
+        choose(served, flags(hf_overrides={"num_hidden_layers": 8}))
+
+
+def test_the_config_of_a_dense_model_is_the_users_own(reference: Path) -> None:
+    args = flags(hf_overrides={"num_hidden_layers": 8})
+    choose(served_model(str(reference)), args)
+    assert args == flags(hf_overrides={"num_hidden_layers": 8})
+
+
+@pytest.mark.parametrize("given", [{"headless": True}, {"api_server_count": 2}, {"api_server_count": 0}])
+def test_more_than_one_api_server_or_none(reference: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--headless and --api-server-count are not supported"):
+        choose(served_model(str(reference)), flags(**given))
+    choose(served_model(str(reference)), flags(api_server_count=1))
 
 
 def test_the_number_of_tokens_that_a_plan_was_made_for(reference: Path, plan: Path, tmp_path: Path) -> None:

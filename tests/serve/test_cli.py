@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun.inspection import read_manifest
 from serve.cli import load_format
 from serve.scratch import PREFIX
 
 
-def serve(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "serve.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,7 @@ def serve(*words: str | Path) -> subprocess.CompletedProcess[str]:
         (("--model", "./nothing", "--plan", "plan.json"), "cannot read plan.json"),
         (("--model", "owner/name", "--port", "0"), "--port must be in 1..65535, got 0"),
         (("--model", "owner/name", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
+        (("--model", "a/b", "--plan", "p", "--revision", "main"), "--revision does not go with --plan or --draft"),
     ],
 )
 def test_one_line_and_status_2(words: tuple[str, ...], said: str) -> None:
@@ -48,6 +53,44 @@ def test_a_port_in_use(reference: Path) -> None:
         done = serve("--model", reference, "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
     assert "Address already in use; choose another --port" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["version", "port"])
+@pytest.mark.parametrize("flag", [None, "--plan", "--draft"])
+def test_a_wrong_version_or_port_is_said_before_the_hub_is_asked(
+    pruned: Path, tmp_path: Path, wrong: str, flag: str | None
+) -> None:
+    """Another vLLM's metadata comes first on the path; a hub that would answer nothing waits for a call."""
+    plan, installed = tmp_path / "plan.json", tmp_path / "installed"
+    read_manifest(pruned).plan.write(plan)
+    (installed / "vllm-0.24.0.dist-info").mkdir(parents=True)
+    (installed / "vllm-0.24.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n"
+    )
+    path = os.pathsep.join([str(installed)] * (wrong == "version") + [os.environ.get("PYTHONPATH", "")])
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        here = str(hub.getsockname()[1])
+        words = ["--model", "owner/name", *([flag, str(plan)] if flag else [])]
+        done = serve(
+            *words,
+            *(["--port", here] if wrong == "port" else []),
+            PYTHONPATH=path,
+            HF_ENDPOINT=f"http://127.0.0.1:{here}",
+            HF_HUB_CACHE=str(tmp_path / "cache"),
+            HF_HUB_OFFLINE="0",
+            NO_PROXY="127.0.0.1",
+        )
+        hub.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hub.accept()
+    said = {
+        "version": "error: vLLM 0.24.0 is not supported; supported are 0.25 to 0.33",
+        "port": "error: cannot listen",
+    }
+    assert done.returncode == 2
+    assert done.stderr.startswith(said[wrong])
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "cache").exists()
 
 
 def test_help_shows_an_example() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
-from serve.served_model import drafted_model, planned_model, served_model
+from mi_prun.model import read_config
+from serve.served_model import ServedModel, drafted_model, planned_model, served_model
 
 
 def test_a_pruned_folder_is_described(pruned: Path) -> None:
@@ -27,9 +28,32 @@ def test_a_pruned_folder_is_described(pruned: Path) -> None:
     json.dumps(said)
 
 
-def test_a_dense_folder_and_a_hub_id_are_not_pruned(reference: Path) -> None:
+def test_a_dense_folder_and_a_hub_id_are_not_pruned(reference: Path, hub: Any) -> None:
+    """What the hub does not give is left to vLLM, as a dense model is: no weights are fetched for it here."""
     assert served_model(str(reference)).describe() == {"pruned": False, "model": str(reference)}
-    assert served_model("owner/name").manifest is None
+    hub.models["owner/name"] = reference
+    for name in ("owner/name", "owner/other"):
+        assert served_model(name) == ServedModel(name, name)
+    assert not any(file.endswith(".safetensors") for file in hub.asked)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "commit"])
+def test_a_pruned_model_of_the_hub_is_described_and_served_as_a_folder(
+    pruned: Path, hub: Any, revision: str | None
+) -> None:
+    hub.models["owner/pruned"] = pruned
+    commit = hub.commit("owner/pruned")
+    served = served_model("owner/pruned", revision=commit if revision == "commit" else revision)
+    assert served.describe() == served_model(str(pruned)).describe() | {"model": "owner/pruned"}
+    assert Path(served.folder).name == commit
+    assert served_model(served.folder).manifest == served.manifest  # whole
+
+
+def test_a_pruned_model_of_the_hub_that_is_not_whole(pruned_copy: Path, hub: Any) -> None:
+    hub.models["owner/pruned"] = pruned_copy
+    (pruned_copy / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is named in .* but missing"):
+        served_model("owner/pruned")
 
 
 @pytest.mark.parametrize("name", ["./nothing", "nothing", "a/b/c"])
@@ -198,6 +222,30 @@ def test_a_dense_model_and_its_draft(reference: Path, pruned: Path, plan: Path, 
     }
     assert served.draft is not None
     assert served.draft.speculative_config["num_speculative_tokens"] == 4
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_draft_and_a_model_of_the_hub_are_one_commit(
+    dense_copy: Path, plan: Path, hub: Any, tmp_path: Path, pinned: bool
+) -> None:
+    """vLLM gets the folder that the draft's weights are shared out of, with all weights, though the branch moves on."""
+    hub.models["owner/dense"] = dense_copy
+    commit = hub.commit("owner/dense")
+    name = f"owner/dense@{commit}" if pinned else "owner/dense"
+    (tmp_path / "first").mkdir()
+    served = drafted_model(name, plan, None, tmp_path / "first")
+    folder = Path(served.folder)
+    assert (served.reference, folder.name) == (name, commit)
+    assert served.draft is not None
+    assert read_config(served.draft.folder)["mi_prun"]["base"] == str(folder.resolve())
+    assert (folder / "model.safetensors").is_file()
+    change_config(dense_copy, rms_norm_eps=1e-5)
+    (tmp_path / "second").mkdir()
+    if pinned:
+        assert drafted_model(name, plan, None, tmp_path / "second").folder == served.folder
+    else:
+        with pytest.raises(UserError, match="is another model"):
+            drafted_model(name, plan, None, tmp_path / "second")
 
 
 def test_a_plan_for_another_model(dense_copy: Path, plan: Path, pruned: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from mi_prun.inspection import read_manifest
 from mi_prun.model import INDEX_NAME
-from mi_prun.process_group import alive
 from serve.scratch import PREFIX
 
 pytestmark = pytest.mark.engine
+
+PROMPT = "The old man"
 
 
 def get(url: str, key: str | None = None) -> Any:
@@ -88,7 +88,7 @@ def served_by(server: Any) -> tuple[Any, Any]:
 
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
     (model,) = client.models.list().data
-    answer = client.completions.create(model=model.id, prompt="The old man", max_tokens=12, temperature=0)
+    answer = client.completions.create(model=model.id, prompt=PROMPT, max_tokens=12, temperature=0)
     return get(f"{server.url}/v1/pruning"), (model.id, answer.choices[0].text)
 
 
@@ -110,80 +110,84 @@ def one_file_a_block(model: Path, out: Path) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def dense_answer() -> dict[str, str]:
-    """Filled by the first of the tests below: what the dense model says."""
-    return {}
+@torch.inference_mode()
+def dense_answer(model: Path, prompt: str) -> str:
+    """What stock transformers says, greedily."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokens = tokenizer(prompt, return_tensors="pt")
+    said = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).generate(
+        **tokens, max_new_tokens=12, do_sample=False
+    )
+    return str(tokenizer.decode(said[0]).removeprefix(tokenizer.decode(tokens["input_ids"][0])))
 
 
-@pytest.mark.parametrize(
-    ("signum", "flag"), [(signal.SIGINT, None), (signal.SIGTERM, "--plan"), (signal.SIGKILL, "--draft")]
-)
+@pytest.mark.parametrize(("signum", "flag", "ranks"), [(signal.SIGINT, "--plan", 1), (signal.SIGKILL, "--draft", 2)])
 def test_it_serves_and_nothing_is_left_when_it_is_ended(
     start_server: Callable[..., Any],
     reference: Path,
     pruned: Path,
     tmp_path: Path,
-    dense_answer: dict[str, str],
     hub: Any,
     monkeypatch: pytest.MonkeyPatch,
+    nothing_left: Callable[..., bool],
     signum: signal.Signals,
-    flag: str | None,
+    flag: str,
+    ranks: int,
 ) -> None:
-    """A dense model, a pruned one out of its files on the hub, and it with a draft. Only the server is told to end; its
-    engine core must follow, kill -9 included, and so must its temporary folder.
+    """A pruned model out of the dense one's files on the hub, and the dense one with a draft, on two ranks. Only the
+    server is told to end; its engine core and workers must follow, kill -9 included, and so must its temporary folder.
     """
-    plan = tmp_path / "plan.json"
+    plan, model = tmp_path / "plan.json", "owner/reference"
     read_manifest(pruned).plan.write(plan)
-    model = str(reference)
-    if flag == "--plan":
-        model = "owner/reference"
-        hub.models[model] = one_file_a_block(reference, tmp_path / "reference")
-        for variable, value in hub.environment(tmp_path / "cache").items():
-            monkeypatch.setenv(variable, value)
+    hub.models[model] = one_file_a_block(reference, tmp_path / "reference")
+    for variable, value in hub.environment(tmp_path / "cache").items():
+        monkeypatch.setenv(variable, value)
+    if ranks > 1:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     before = scratch_folders()
-    server = start_server(model, *((flag, str(plan)) if flag else ()))
+    server = start_server(model, flag, str(plan), "--tensor-parallel-size", str(ranks))
     made = scratch_folders() - before
     said, (name, answer) = served_by(server)
     assert name == model
     downloaded = {file for file in hub.asked if file.endswith(".safetensors")}
-    kept = ["rest", *said.get("kept_blocks", ())]
-    assert downloaded == ({f"model-{block}.safetensors" for block in kept} if flag == "--plan" else set())
+    blocks = said["kept_blocks"] if flag == "--plan" else range(12)
+    assert downloaded == {f"model-{block}.safetensors" for block in ("rest", *blocks)}
     if flag == "--plan":
         assert (said["pruned"], said["dropped_blocks"], said["weights"]) == (True, [2, 3, 7], "virtual")
-        assert answer != dense_answer.get("text")
+        assert answer != dense_answer(reference, PROMPT)
     else:
-        assert said["pruned"] is False
-        assert dense_answer.setdefault("text", answer) == answer  # a draft does not change it
-    assert said.get("draft", {}).get("dropped_blocks") == ([2, 3, 7] if flag == "--draft" else None)
+        assert (said["pruned"], said["draft"]["dropped_blocks"]) == (False, [2, 3, 7])
+        assert answer == dense_answer(reference, PROMPT)  # a draft does not change it
+        assert server.group.log.read_text().count("The draft has 9 blocks of the served model") == ranks
     processes = server.group.processes()
-    assert len(processes) >= 2
+    assert len(processes) >= 1 + ranks
     server.group.process.send_signal(signum)
     status = server.group.process.wait(30)
     assert status == (-signum if signum == signal.SIGKILL else 0)
-    deadline = time.monotonic() + 30
-    while (left := [process for process in processes if alive(process)]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == []
+    assert nothing_left(processes)
     assert not any(folder.exists() for folder in made)
 
 
 def test_a_fault_that_only_the_engine_finds_is_one_line_too(
-    end_of: Callable[[Path], tuple[int, str]],
+    end_of: Callable[..., tuple[int, str]],
     rewrite_header: Callable[..., None],
     prune: Callable[..., Path],
     reference: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dense model that never fitted its config, and a virtual folder of it: between the two nothing is wrong.
 
-    vLLM's engine core leaves a stack trace of its own above; the server's line is the last.
+    On two ranks, of which each finds it. The server's line is the last.
     """
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     dense = Path(shutil.copytree(reference, tmp_path / "dense"))
     name = "model.layers.4.mlp.gate_proj.weight"
     rewrite_header(dense / "model.safetensors", lambda header: header[name]["shape"].reverse())
     virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)
-    status, said = end_of(virtual)
+    status, said = end_of(virtual, "--tensor-parallel-size", "2")
     assert status == 2, said[-3_000:]
     last = said.splitlines()[-1]
     assert last.startswith(f"error: model {virtual} does not fit its config: ")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mi_prun.errors import UserError
 from mi_prun.model import open_model, read_config
+from vllm_ext import kept_weights as kept_weights_module
 from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, Reading, kept_weights
 
 DROPPED = (1, 2, 5)
@@ -134,6 +135,31 @@ def test_the_kernel_counts_kept_bytes_only(sharded: Path) -> None:
     if measure(range(6))[0] < total // 2:
         pytest.skip("what this file system reads is not counted, or its pages cannot be evicted")
     assert counted * 0.95 < fetched < counted + 500_000  # whole pages, and modules imported late
+
+
+@pytest.mark.parametrize("ahead_bytes", [1, 1 << 20, 1 << 40])
+def test_the_wanted_byte_ranges_and_no_other_are_asked_for_ahead(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int
+) -> None:
+    """Each once, and before the tensor is handed out, however little may be on its way."""
+    asked: list[tuple[str, int, int]] = []
+    advise = os.posix_fadvise
+
+    def record(fd: int, begin: int, length: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            asked.append((Path(f"/proc/self/fd/{fd}").readlink().name, begin, length))
+        advise(fd, begin, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", record)
+    monkeypatch.setattr(kept_weights_module, "AHEAD_BYTES", ahead_bytes)
+    dense = open_model(sharded)
+    count = 0
+    for count, _ in enumerate(kept_weights(sharded, read_config(sharded), KEPT, Reading()), start=1):
+        assert len(asked) >= count
+    gone = tuple(f"model.layers.{block}." for block in DROPPED)
+    wanted = [(path.name, i.begin, i.num_bytes) for n, (path, i) in dense.tensors.items() if not n.startswith(gone)]
+    assert sorted(asked) == sorted(wanted)
+    assert count == len(wanted)
 
 
 @pytest.mark.parametrize(("kept", "said"), [((0, 6), r"within 0\.\.5"), ((3, 0), "ascending"), ((), "no block")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mi_prun.model import open_model
 
@@ -21,6 +23,7 @@ SAMPLING = {"prompt_logprobs": 0}
 # Heads of 32 are the smallest that vLLM's CPU attention has.
 WIDE = {"hidden_size": 128, "head_dim": 32}
 QUANTISED = "sharded, own head, FP8"
+INTEGERS = "sharded, own head, 8-bit integers"
 SHARDED = WIDE | {"tie_word_embeddings": False, "max_shard_size": "400KB"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     QUANTISED: ("llama", SHARDED | {"intermediate_size": 128}),
@@ -32,7 +35,17 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "names without a prefix": ("gpt2", {"hidden_size": 128}),
     "another prefix": ("gpt_neox", {"hidden_size": 128}),
     "norms in other places": ("olmo2", WIDE),
-    "experts": ("qwen3_moe", WIDE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    INTEGERS: ("llama", SHARDED | {"intermediate_size": 128}),
+    "experts": (
+        "qwen2_moe",
+        WIDE
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
     "experts of another name": ("mixtral", WIDE | {"num_local_experts": 4}),
 }
 
@@ -62,15 +75,15 @@ def test_a_virtual_folder_says_what_the_written_one_says(
     """Log-probabilities of stock vLLM on the written checkpoint, of the loader on it, and of the virtual folder.
 
     That these are the dense model's without the blocks is tested where checkpoints are written. Two families by default
-    (25 s each); more with MI_PRUN_ALL_FAMILIES=1.
+    (25 s each); more with MI_PRUN_ALL_FAMILIES=1. Last what is spoilt, so that nothing comes after it in the process.
     """
     cases = CASES | (MORE if os.environ.get("MI_PRUN_ALL_FAMILIES") else {})
     folders = []
     for number, (case, (model_type, fields)) in enumerate(cases.items()):
         dense = tiny(model_type, folder=f"dense-{number}", **fields)
-        if case == QUANTISED:
+        if case in (QUANTISED, INTEGERS):
             # Were the name of the one that is not quantised not to follow its block, loading would go wrong.
-            quantise(dense, "float", ["model.layers.5.mlp.down_proj"])
+            quantise(dense, "float" if case == QUANTISED else "int", ["model.layers.5.mlp.down_proj"])
         written = prune(dense, tmp_path / f"written-{number}", DROPPED)
         folders.append((written, prune(dense, tmp_path / f"virtual-{number}", DROPPED, virtual=True)))
     jobs = [
@@ -78,14 +91,31 @@ def test_a_virtual_folder_says_what_the_written_one_says(
         for written, virtual in folders
         for folder, load_format in ((written, "auto"), (written, "mi_prun"), (virtual, "mi_prun"))
     ]
-    found = in_engine(jobs)
-    said = [result["log_probs"] for result in found["results"]]
+    found = in_engine(jobs + [job(folder, "mi_prun") | {"fails": True} for folder in spoilt(tiny, prune, tmp_path)])
+    said = [result.get("log_probs") for result in found["results"]]
     for number, (case, (written, virtual)) in enumerate(zip(cases, folders, strict=True)):
         stock, ours, without = said[3 * number : 3 * number + 3]
         assert [len(row) for row in stock] == [23, 23, 23], case
         assert without == ours == stock, case
         kept_bytes = open_model(written).weight_bytes
         assert bytes_read(virtual, found["log"]) == bytes_read(written, found["log"]) == [kept_bytes], case
+    changed, lacking = (result["error"] for result in found["results"][-2:])
+    assert re.fullmatch(r"UserError: .* was made of another model than .* is now \(its config differ\).*", changed)
+    assert "model.layers.2.mlp.down_proj.weight" in lacking
+
+
+def spoilt(tiny: Callable[..., Path], prune: Callable[..., Path], tmp_path: Path) -> list[Path]:
+    """Virtual folders that nobody but the loader has looked at: the dense model's config was changed, and a tensor was
+    never there.
+    """
+    changed, lacking = tiny("llama", folder="changed", **WIDE), tiny("llama", folder="lacking", **WIDE)
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.layers.5.mlp.down_proj.weight"]
+    save_file(weights, lacking / "model.safetensors", {"format": "pt"})
+    folders = [prune(dense, tmp_path / f"spoilt-{dense.name}", (1, 2, 3), virtual=True) for dense in (changed, lacking)]
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +153,20 @@ def wanted(both: tuple[Path, Path], prompts: list[list[int]]) -> list[list[float
 
 
 def on_two_ranks(
-    in_engine: Callable[..., Any], both: tuple[Path, Path], prompts: list[list[int]], **engine: Any
+    in_engine: Callable[..., Any],
+    both: tuple[Path, Path],
+    prompts: list[list[int]],
+    *,
+    launched: bool = False,
+    **engine: Any,
 ) -> list[tuple[list[list[float]], list[int]]]:
-    """Log-probabilities, and the bytes that each rank read: of the virtual folder, and with MI_PRUN_ALL_FAMILIES=1 of
-    the written one (an engine on two ranks takes a minute to start on two cores).
-    """
-    folders = both[::-1] if os.environ.get("MI_PRUN_ALL_FAMILIES") else both[1:]
-    found = in_engine([job(folder, "mi_prun", **engine) | {"prompts": prompts} for folder in folders], two_ranks=True)
+    """Log-probabilities, and the bytes that each rank read: of the virtual folder, and of the written one."""
+    folders = both[::-1]
+    found = in_engine(
+        [job(folder, "mi_prun", **engine) | {"prompts": prompts} for folder in folders],
+        two_ranks=True,
+        launched=launched,
+    )
     return [
         (result["log_probs"], bytes_read(folder, found["log"]))
         for folder, result in zip(folders, found["results"], strict=True)
@@ -144,10 +181,13 @@ def close(found: list[list[float]], wanted: list[list[float]]) -> bool:
 def test_tensor_parallel(
     in_engine: Callable[..., Any], both: tuple[Path, Path], prompts: list[list[int]], wanted: list[list[float]]
 ) -> None:
-    found = on_two_ranks(in_engine, both, prompts, tensor_parallel_size=2)
+    """Each process a rank: that vLLM starts its own workers is tested with the server."""
+    tensor = {"tensor_parallel_size": 2, "distributed_executor_backend": "external_launcher"}
+    found = on_two_ranks(in_engine, both, prompts, launched=True, **tensor)
     every_byte = open_model(both[0]).weight_bytes  # a rank cuts its share out of each tensor
+    virtual, written = (said for said, _ in found)
+    assert virtual == written
     for said, read in found:
-        assert said == found[0][0]
         assert close(said, wanted)
         assert read == [every_byte, every_byte]
 
@@ -162,7 +202,8 @@ def test_pipeline_parallel(
     tensors = open_model(both[0]).tensors
     block = sum(info.num_bytes for name, (_, info) in tensors.items() if name.startswith("model.layers.0."))
     embeddings, norm = (tensors[f"model.{name}.weight"][1].num_bytes for name in ("embed_tokens", "norm"))
+    virtual, written = (said for said, _ in found)
+    assert virtual == written
     for said, read in found:
-        assert said == found[0][0]
         assert close(said, wanted)
         assert sorted(read) == [embeddings + 4 * block, embeddings + norm + 4 * block]

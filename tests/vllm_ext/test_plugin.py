@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import psutil
 import pytest
@@ -27,27 +28,43 @@ def test_it_imports_nothing_heavy_and_may_run_twice() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_it_is_there_after_a_fork_too() -> None:
-    """As vLLM loads it, in the parent and again in the child. (On CPU vLLM spawns; the engines of other tests do.)"""
-    code = (
-        "import os\n"
-        "from vllm.config import LoadConfig\n"
-        "from vllm.model_executor.model_loader import get_model_loader\n"
-        "from vllm import plugins\n"
-        "def loader():\n"
-        "    plugins.plugins_loaded = False\n"
-        "    plugins.load_general_plugins()\n"
-        "    return type(get_model_loader(LoadConfig(load_format='mi_prun'))).__name__\n"
-        "print('parent', loader(), flush=True)\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    print('child', loader(), flush=True)\n"
-        "    os._exit(0)\n"
-        "assert os.waitpid(child, 0)[1] == 0\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+PROGRAM = """
+import multiprocessing, os
+
+def loader():
+    from vllm import plugins
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader import get_model_loader
+    plugins.plugins_loaded = False
+    plugins.load_general_plugins()
+    return type(get_model_loader(LoadConfig(load_format="mi_prun")))
+
+def say(who):
+    print(who, loader() is loader(), loader().__name__, flush=True)
+
+if __name__ == "__main__":
+    say("parent")
+    child = os.fork()
+    if not child:
+        say("forked")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    child = multiprocessing.get_context("spawn").Process(target=say, args=["spawned"])
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+"""
+
+
+def test_it_is_there_once_and_in_children_that_are_forked_or_spawned(tmp_path: Path) -> None:
+    """As vLLM loads it, several times in each process. A second registration would be warned of."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["parent MiPrunLoader", "child MiPrunLoader"]
+    said = [line for line in done.stdout.splitlines() if line.endswith("Loader")]
+    assert said == [f"{who} True MiPrunLoader" for who in ("parent", "forked", "spawned")]
+    assert "already registered" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("found", ["0.24.2", "0.34.0"])

@@ -1,0 +1,45 @@
+"""Whether the dense model behind a virtual folder is the one it was made of, whoever started the engine.
+
+By config, index and headers, in each process that loads: no tensor is read for it. `mi-prun-serve` has looked at a part
+of each kept tensor before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mi_prun.checkpoint import kept_tensors
+from mi_prun.errors import UserError
+from mi_prun.inspection import read_manifest
+from mi_prun.manifest import MANIFEST_NAME, ConfigEntry, Manifest
+from mi_prun.model import config_digest, open_model, structure_digest
+
+
+def checked_base(virtual: Path, entry: ConfigEntry) -> Path:
+    """The folder of the dense model that a virtual folder points to; of a hub id, fetched as far as it is kept.
+
+    Raises UserError where `entry` is not what the manifest says, or the dense model has another config or a kept tensor
+    of another name, dtype or shape.
+    """
+    manifest = read_manifest(virtual)
+    check_entry(virtual, entry, manifest)
+    dense = open_model(entry.base, entry.kept)
+    if config_digest(dense.config) != manifest.plan.dense.config_sha256:
+        differing = "config"
+    else:
+        kept = {copy.name: copy.info for copy in kept_tensors(dense, manifest.plan)}
+        differing = "" if manifest.structure_sha256 in (None, structure_digest(kept)) else "tensors"
+    if differing:
+        raise UserError(
+            f"{virtual} was made of another model than {entry.base} is now (its {differing} differ); apply again"
+        )
+    return dense.path
+
+
+def check_entry(folder: Path, entry: ConfigEntry | None, manifest: Manifest) -> ConfigEntry:
+    """The entry of the config; refused where somebody changed what it says of us."""
+    if entry is None or (entry.kept, entry.weights) != (manifest.plan.kept, manifest.weights):
+        raise UserError(
+            f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"
+        )
+    return entry
