@@ -53,7 +53,7 @@ class Reading:
         self.events += part.count(b"\n\n") + part.count(b"\r\n\r\n")
         if self.ttft_s is None:
             self.ttft_s = at_s
-        elif DONE not in part and len(self.itl_s) < MOST_GAPS:
+        elif not _has_event(part, DONE) and len(self.itl_s) < MOST_GAPS:
             self.itl_s.append(at_s - self._last_s)
         self._last_s = at_s
         self._look(part)
@@ -82,15 +82,20 @@ class Reading:
 
     def _look(self, part: bytes) -> None:
         seen = self._before + part if self._before else part
-        if self.streamed and (part.startswith(ERROR) or b"\n\n" + ERROR in part):
-            self.failed = True
-        if b"finish_reason" in seen or b"_tokens" in seen or DONE in seen:
+        if self.streamed:
+            self.failed = self.failed or _has_event(part, ERROR)
+            self.done = self.done or _has_event(part, DONE)
+        if b"finish_reason" in seen or b"_tokens" in seen:
             for found in FINISH.finditer(seen):
                 self.finish_reason = found[1].decode()
             for found in COMPLETION.finditer(seen):
                 self._output_tokens = int(found[1])
             for found in PROMPT.finditer(seen):
                 self.input_tokens = int(found[1])
-            self.done = self.done or (self.streamed and DONE in seen)
         if not self.streamed:
             self._before = seen[-SEEN_BEFORE:]
+
+
+def _has_event(events: bytes, mark: bytes) -> bool:
+    """At the start of a line: inside a JSON string a line end is escaped, so that no model's words pass for one."""
+    return events.startswith(mark) or b"\n" + mark in events

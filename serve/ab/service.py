@@ -78,7 +78,7 @@ class Service:
         self, call: Call, arm: Arm, started: float, status: int, outcome: Outcome, reading: Reading | None = None
     ) -> Observation:
         """An attempt at an arm is over: its circuit, the listeners and the log are told."""
-        arm.ended(outcome)
+        arm.ended(outcome, status)
         told = Observation(
             time=time.time(),
             arm=arm.name,

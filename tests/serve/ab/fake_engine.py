@@ -69,6 +69,8 @@ class Engine:
         return JSONResponse({"prompt": bytes(body.get("tokens") or []).decode(errors="replace")})
 
     async def embeddings(self, request: Request) -> Response:
+        if status := self.defaults.get("embeddings"):
+            return JSONResponse({"detail": "as told"}, status)
         return JSONResponse({"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]})
 
     async def generate(self, request: Request) -> Response:

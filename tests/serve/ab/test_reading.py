@@ -65,6 +65,17 @@ def test_times_are_of_events_and_the_last_mark_is_none() -> None:
     assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (1.0, [1.0], 2)
 
 
+@given(st.integers(0, 10_000))
+def test_the_last_mark_in_a_models_words_is_none(place: int) -> None:
+    said = event("data: [DONE]") + event('data: {"error": 1}') + event("\n\ndata: [DONE]\n\n")
+    reading = Reading(streamed=True)
+    for part in cut(said, [place]):
+        reading.feed(part, 1.0)
+    assert (reading.done, reading.failed, reading.output_tokens) == (False, False, 3)
+    reading.feed(b"data: [DONE]\n\n", 2.0)
+    assert (reading.done, reading.output_tokens) == (True, 3)
+
+
 def test_lines_may_end_in_two_signs() -> None:
     reading = Reading(streamed=True)
     assert reading.feed(b"data: 1\r\n\r\ndata: 2", 0.0) == b"data: 1\r\n\r\n"
