@@ -47,7 +47,9 @@ class Engine:
         return JSONResponse(said or {"detail": "Not Found"}, 200 if said else 404)
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(f'vllm:request_success_total{{model_name="{self.name}"}} {self.finished}\n')
+        pad = "x" * int(self.defaults.get("metrics_pad", 0))
+        said = f'vllm:request_success_total{{model_name="{self.name}"}} {self.finished}\n'
+        return PlainTextResponse(said + f"# {pad}\n" * bool(pad))
 
     async def said(self, request: Request) -> Response:
         return JSONResponse(
