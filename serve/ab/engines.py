@@ -145,9 +145,7 @@ class Engines:
                 return
             if time.monotonic() - since > YOUNG_S:
                 back_off_s = self._specs.restart.back_off_s
-            why = (
-                f"the process that ran the engines ended with status {process.wait()}; next start in {back_off_s:.0f} s"
-            )
+            why = f"what ran the engines ended with status {process.wait()}; next start in {back_off_s:.0f} s"
             for spec in self._specs.engines:
                 self._apply({"event": "down", "arm": spec.name, "why": why})
             self._end_what_it_left()

@@ -20,6 +20,7 @@ from serve.ab.export import ExportOptions, export, parse_flags
 from serve.ab.kubernetes import whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
+ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 FLAGS = ["--max-model-len", "256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"]
 
 
@@ -37,7 +38,7 @@ def config(pruned: Path) -> Config:
     return config_of(
         arms={
             "dense": {"model": "meta-llama/Llama-3.1-8B", "flags": FLAGS},
-            "pruned": {"model": str(pruned), "flags": FLAGS, "env": {"VLLM_LOGGING_LEVEL": "WARNING"}},
+            "pruned": {"model": str(pruned), "flags": FLAGS, "env": ENV},
         },
         split={"dense": 97.5, "pruned": 2.5},
     )
@@ -184,6 +185,14 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--api-key", "secret-key"]}}, "belongs into a Secret"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["-tp", "2"]}}, "is no flag in full"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--port", "2"]}}, "--port cannot be exported"),
+        (
+            "kubernetes",
+            {"dense": {"model": "o/n", "env": {"HF_TOKEN": "secret-key"}}},
+            "env HF_TOKEN looks like a secret",
+        ),
+        ("ray-serve", {"dense": {"model": "o/n", "env": {"My_Password": "secret-key"}}}, "looks like a secret"),
+        ("ray-serve", {"dense": {"model": "o/n", "env": {"AWS_SECRET_ACCESS_KEY": "secret-key"}}}, "like a secret"),
+        ("ray-serve", {"dense": {"model": "o/n", "flags": ["--hf-token", "secret-key"]}}, "belongs into a Secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--tensor-parallel-size", "x"]}}, "must be a number"),
     ],
 )

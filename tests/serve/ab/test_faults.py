@@ -315,6 +315,7 @@ def test_200_streaming_clients(proxy: Any) -> None:
     assert wrong == []
     assert served >= 200
     assert rss[-1] - rss[len(rss) // 2] < 8e6
+    print('GROWTH', served, [(b-rss[0])/1e3 for b in rss])
 
 
 def test_sigterm_lets_what_is_in_flight_end(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:

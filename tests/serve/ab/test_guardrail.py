@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from mi_prun.errors import UserError
 from serve.ab.guardrail import Guardrail, parse_guardrail
 
-
 LOGPROBS = "logprob_difference_nats"
 
 
