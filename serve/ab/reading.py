@@ -11,6 +11,8 @@ import re
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
 COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+# An event of a chat that says who will speak, and nothing yet: some engines send it before the first token is there.
+NOTHING_SAID = re.compile(rb'"delta"\s*:\s*\{(?:\s*"\w{1,32}"\s*:\s*(?:"assistant"|""|null)\s*,?){1,8}\}')
 SEEN_BEFORE = 256  # bytes of the last part that are looked at again: a figure may be cut in two
 LONGEST_EVENT = 2**20
 MOST_GAPS = 4096
@@ -50,7 +52,11 @@ class Reading:
             part = self._hold(part)
             if not part:
                 return part
-        self.events += part.count(b"\n\n") + part.count(b"\r\n\r\n")
+        events = part.count(b"\n\n") + part.count(b"\r\n\r\n")
+        if self.ttft_s is None and b'"role"' in part and len(NOTHING_SAID.findall(part)) >= events:
+            self._look(part)
+            return part
+        self.events += events
         if self.ttft_s is None:
             self.ttft_s = at_s
         elif not _has_event(part, DONE) and len(self.itl_s) < MOST_GAPS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from mi_prun.errors import UserError
+from serve.ab.check_ray import check
 from serve.ab.config import Config
 from serve.ab.export import ExportOptions, export, parse_flags
 from serve.ab.kubernetes import whole_weights
@@ -172,6 +174,17 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
     assert pruned["engine_kwargs"]["load_format"] == "mi_prun"
     assert pruned["accelerator_type"] == "H100"
     assert pruned["runtime_env"]["env_vars"]["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+def test_ray_itself_reads_the_application_where_it_is_installed(config: Config, tmp_path: Path) -> None:
+    export(config, "ray-serve", ExportOptions(), tmp_path / "out")
+    if importlib.util.find_spec("ray"):
+        assert check(tmp_path / "out").endswith("takes trial")
+    else:
+        with pytest.raises(UserError, match=r"nothing is checked: pip install 'ray\[serve,llm\]' first"):
+            check(tmp_path / "out")
+    with pytest.raises(UserError, match=r"has no serve\.yaml"):
+        check(tmp_path)
 
 
 @pytest.mark.parametrize(
