@@ -39,6 +39,7 @@ class ExperimentAnswer(BaseModel):
     state: State
     arms: list[dict[str, Any]]
     changes: list[State]
+    notes: list[str]
 
 
 def _answer(request: Request) -> ExperimentAnswer:
@@ -49,6 +50,7 @@ def _answer(request: Request) -> ExperimentAnswer:
         state=ab.experiment.state,
         arms=[arm.describe() for arm in ab.arms.values()],
         changes=ab.store.changes(ab.experiment.name, 20),
+        notes=ab.notes(),
     )
 
 

@@ -1,4 +1,7 @@
-"""What a model said, read from an answer that was kept whole: the first choice's text, tokens and log-probabilities."""
+"""What a model said, read from an answer that was kept whole: the first choice's text, tokens and log-probabilities.
+
+A tool that it calls is said too: the name and the arguments count as text, in the order in which they came.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,8 @@ def _add(spoken: Spoken, choice: Mapping[str, Any]) -> None:
     said = choice.get("delta") or choice.get("message")
     if isinstance(said, dict):
         words = [said.get(name) for name in ("reasoning", "reasoning_content", "content")]
+        calls = [said.get("function_call"), *(call.get("function") for call in said.get("tool_calls") or [])]
+        words += [call.get(part) for call in calls if call for part in ("name", "arguments")]
         spoken.text += "".join(word for word in words if isinstance(word, str))
     else:
         spoken.text += choice.get("text") or ""

@@ -71,6 +71,7 @@ def create_app(
                 asyncio.create_task(service.sweeper.run()),
                 asyncio.create_task(service.access_log.run()),
                 asyncio.create_task(kept.run()),
+                asyncio.create_task(service.experiment.run()),
                 *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
             ]
             try:

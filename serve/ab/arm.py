@@ -13,6 +13,8 @@ from serve.ab.observation import Outcome
 
 Circuit = Literal["closed", "open", "half_open"]
 DOWN = "arm_down"
+KEY_REFUSED = (401, 403)
+UNKNOWN = (404, 405)  # a path, or a model
 
 
 class Waiting(Protocol):
@@ -104,12 +106,14 @@ class Arm:
         for request in list(self.waiting):
             request.arm_down(DOWN)
 
-    def ended(self, outcome: Outcome) -> None:
-        """An attempt is over. A client that went away says nothing of the arm."""
+    def ended(self, outcome: Outcome, status: int = 0) -> None:
+        """An attempt is over. A client that went away says nothing of the arm, nor does a refusal that need not be its
+        fault: a gateway's 404 is no sign that an engine stands behind it.
+        """
         self.in_flight -= 1
-        if outcome in ("ok", "client_error"):
+        if outcome == "ok" or (outcome == "client_error" and status not in (*KEY_REFUSED, *UNKNOWN)):
             self.breaker.succeeded()
-        elif outcome == "client_gone":
+        elif outcome in ("client_gone", "client_error"):
             self.breaker.undecided()
         else:
             self.breaker.failed()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from serve.ab import headers as header
-from serve.ab.arm import Arm
+from serve.ab.arm import KEY_REFUSED, UNKNOWN, Arm
 from serve.ab.exchange import Exchange
 from serve.ab.experiment import Assignment
 from serve.ab.observation import Reason
@@ -18,6 +18,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Blame = Literal["nobody", "arm", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,18 @@ class Call:
     def counted_at(self, arm: Arm) -> bool:
         """In the experiment's figures: neither a failover nor what was not drawn."""
         return self.request.generation and self.reason_at(arm) in ("split", "sticky")
+
+    def blame(self, arm: Arm, status: int) -> Blame:
+        """Whose fault the arm's status is, where it is a fault of the arm's at all.
+
+        unclear: a path or a model that it does not know, or what it says to the client's own key: another arm's answer
+        tells.
+        """
+        if status >= 500 or status == 408:
+            return "arm"
+        if status in (*KEY_REFUSED, 429):
+            return "unclear" if arm.key is None and self.passed_on is not None else "arm"
+        return "unclear" if status in UNKNOWN else "nobody"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from serve.ab.verdict import VerdictSettings
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
+URL_SIGNS = re.compile(r"[!-~]+")
+HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # of names that the resolver takes; in lower case
 Sticky = Literal["header", "user", "api_key"]
 
 
@@ -48,11 +51,7 @@ class ArmConfig(Record):
         if self.url is not None:
             if self.model or self.plan or self.flags or self.env:
                 raise ValueError("url does not go with model, plan, flags or env: that engine runs elsewhere")
-            parts = urlsplit(self.url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(f"url must be http://HOST[:PORT] or https://..., got {self.url}")
-            if parts.username or parts.password:
-                raise ValueError("url must not hold a password; name a variable that does by api_key_env")
+            check_url(self.url)
         elif not self.model and not self.plan:
             raise ValueError("name a model, a plan or a url")
         elif self.upstream_model or self.api_key_env:
@@ -63,9 +62,9 @@ class ArmConfig(Record):
 class Limits(Record):
     """Bounds; seconds and bytes.
 
-    request_s: for a client to send its request. send_s: for it to take what it was sent. first_byte_s: for an arm to
-    begin its answer (all of it, where it is not streamed). idle_s: between two parts of an answer. drain_s: for what is
-    in flight at SIGTERM.
+    request_s: for a client to send its request. send_s: for it to take what it was sent; its connection is cut off
+    after twice as long at most. first_byte_s: for an arm to begin its answer (all of it, where it is not streamed).
+    idle_s: between two parts of an answer. drain_s: for what is in flight at SIGTERM.
     """
 
     body_bytes: PositiveInt = 8 * 2**20
@@ -201,6 +200,33 @@ class Config(Record):
     def weights(self) -> dict[str, float]:
         """Of every arm, as the config has it; the live ones are the experiment's."""
         return {name: self.split.get(name, 0.0) for name in self.arms}
+
+
+def check_url(url: str) -> None:
+    """Of an arm. Raises ValueError: what passes can be asked, whether or not anybody answers there."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"url must be http://HOST[:PORT] or https://..., got {url}")
+    if parts.username or parts.password:
+        raise ValueError("url must not hold a password; name a variable that does by api_key_env")
+    if not URL_SIGNS.fullmatch(url):
+        raise ValueError(f"url {url!r}: printable ASCII only; write a host in its xn-- form, and a path with %")
+    if not _is_host(parts.hostname):
+        raise ValueError(f"url {url}: {parts.hostname!r} is no host name and no address")
+    if parts.port == 0:  # any other that cannot be is urlsplit's own ValueError
+        raise ValueError(f"url {url}: port must be in 1..65535")
+    if parts.path.rstrip("/").endswith("/v1"):
+        raise ValueError(f"url {url}: leave /v1 out, the paths of the API are put behind the url")
+
+
+def _is_host(host: str) -> bool:
+    if ":" not in host:
+        return len(host) <= 253 and HOST.fullmatch(host) is not None
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> None:

@@ -50,8 +50,11 @@ class EngineSpec(Record):
 
 
 class Specs(Record):
+    """again: they ran before, so that one that does not start is tried again and ends nothing."""
+
     engines: tuple[EngineSpec, ...]
     restart: Restart
+    again: bool = False
 
 
 def command_of(arm: ArmConfig, model_name: str) -> tuple[str, ...]:
@@ -161,12 +164,13 @@ class Supervisor:
 
     def __init__(self, specs: Specs, say: Callable[[dict[str, Any]], None]) -> None:
         self.engines = [Engine(spec, specs.restart) for spec in specs.engines]
+        self._otherwise = "down" if specs.again else "failed"
         self._say = say
         self._stopping = threading.Event()
 
     def run(self) -> None:
         for engine in self.engines:
-            if not self._start(engine, "failed"):
+            if not self._start(engine, self._otherwise) and self._otherwise == "failed":
                 return
         self._say({"event": "ready"})
         while not self._stopping.wait(PROBE_S):

@@ -16,7 +16,7 @@ from serve.ab.sample_ratio import SampleRatio, Seen
 from serve.ab.statistics import BoundedMean, Share
 from serve.ab.sums import BUCKETS, Contrast, Quantiles, Sums
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 SPLITS_KEPT = 8
 
 Threshold = tuple[str, float]  # a quantity, and a value of it
@@ -29,6 +29,7 @@ class ArmEvidence:
         self.outcomes: Counter[str] = Counter()
         self.finish_reasons: Counter[str] = Counter()
         self.errors = Share()
+        self.weighted_errors = Sums()  # the same, to be compared with another arm's
         self.gave_up = Share()  # clients that did not wait for the end
         self.sums = {name: Sums() for name in QUANTITIES}
         self.quantiles = {name: Quantiles() for name in QUANTITIES}
@@ -43,7 +44,9 @@ class ArmEvidence:
         if seen.finish_reason:
             self.finish_reasons[known_finish_reason(seen.finish_reason)] += 1
         if seen.outcome not in ("client_error", "client_gone"):
-            self.errors.add(seen.outcome in ARM_FAULTS)
+            failed = seen.outcome in ARM_FAULTS
+            self.errors.add(failed)
+            self.weighted_errors.add(float(failed), 1.0, weight, bucket)
         if seen.outcome in ("ok", "client_gone"):
             self.gave_up.add(seen.outcome == "client_gone")
         for name, quantity in QUANTITIES.items():
@@ -59,6 +62,7 @@ class ArmEvidence:
             "outcomes": dict(self.outcomes),
             "finish_reasons": dict(self.finish_reasons),
             "errors": self.errors.state(),
+            "weighted_errors": self.weighted_errors.state(),
             "gave_up": self.gave_up.state(),
             "sums": {name: sums.state() for name, sums in self.sums.items()},
             "quantiles": {name: quantiles.state() for name, quantiles in self.quantiles.items()},
@@ -71,6 +75,7 @@ class ArmEvidence:
         arm.outcomes = Counter(state["outcomes"])
         arm.finish_reasons = Counter(state["finish_reasons"])
         arm.errors, arm.gave_up = Share.restored(state["errors"]), Share.restored(state["gave_up"])
+        arm.weighted_errors = Sums.restored(state["weighted_errors"])
         arm.sums = {name: Sums.restored(state["sums"][name]) for name in QUANTITIES}
         arm.quantiles = {name: Quantiles.restored(state["quantiles"][name]) for name in QUANTITIES}
         arm.above = {(name, limit): Share.restored(share) for name, limit, share in state["above"]}
@@ -125,7 +130,7 @@ class Evidence:
     sum.
 
     levels: alphas at which the agreement is wanted, the verdict's own first. thresholds: of percentiles that are
-    guarded. since: seconds since 1970.
+    guarded. identities: which model each arm is. since: seconds since 1970.
     """
 
     def __init__(
@@ -134,9 +139,11 @@ class Evidence:
         weights: Mapping[str, float],
         levels: Sequence[float],
         thresholds: Sequence[Threshold] = (),
+        identities: Mapping[str, str] | None = None,
         since: float | None = None,
     ) -> None:
         self.control = control
+        self.identities = dict(identities or {})
         self.levels = tuple(dict.fromkeys(levels))
         self.since = time.time() if since is None else since
         self.arms = {name: ArmEvidence(thresholds) for name in weights}
@@ -213,6 +220,7 @@ class Evidence:
         return {
             "version": STATE_VERSION,
             "control": self.control,
+            "identities": self.identities,
             "since": self.since,
             "latest": self.latest,
             "not_counted": self.not_counted,
@@ -234,13 +242,17 @@ class Evidence:
         weights: Mapping[str, float],
         levels: Sequence[float],
         thresholds: Sequence[Threshold] = (),
+        identities: Mapping[str, str] | None = None,
     ) -> Evidence:
-        """Raises ValueError or KeyError for the state of other arms, another control, other levels or another
+        """Raises ValueError or KeyError for the state of other arms or models, another control, other levels or another
         release.
         """
         if state["version"] != STATE_VERSION or state["control"] != control or state["arms"].keys() != weights.keys():
             raise ValueError("the figures kept are of other arms, or of another release")
-        evidence = cls(control, state["weights"], levels, thresholds, state["since"])
+        identities = dict(identities or {})
+        if changed := [name for name in state["arms"] if state["identities"].get(name) != identities.get(name)]:
+            raise ValueError(f"the figures kept are of another model: {', '.join(changed)} has changed")
+        evidence = cls(control, state["weights"], levels, thresholds, identities, state["since"])
         evidence.latest, evidence.not_counted = state["latest"], state["not_counted"]
         evidence.failovers = Counter(state["failovers"])
         evidence.split_changes = state["split_changes"]

@@ -23,11 +23,12 @@ class EvidenceStore:
         self._judge = judge
         self._saved = ""
         self._failed = False
-        with store.lock:
+        with store.lock, store.one_line():
             store.connection.execute(TABLE)
 
     def load(self) -> None:
-        with self._store.lock:
+        """Raises UserError where the file cannot be read."""
+        with self._store.lock, self._store.one_line():
             found = self._store.connection.execute(
                 "SELECT state FROM evidence WHERE experiment = ?", (self._judge.experiment,)
             ).fetchone()

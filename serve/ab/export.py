@@ -5,6 +5,7 @@ manifests.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,9 @@ REFUSED = {
     "served_model_name": "model_name says it",
     "load_format": "it follows from the model",
     "api_key": "a key belongs into a Secret, not into a manifest",
+    "hf_token": "a token belongs into a Secret, not into a manifest",
 }
+SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD", re.IGNORECASE)  # of a variable's name
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
@@ -112,6 +115,12 @@ def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -
         if not isinstance(size, int) or size < 1:
             raise UserError(f"arm {name}: --{parallel.replace('_', '-')} must be a number from 1 on, got {size}")
         gpus *= size
+    for variable in arm.env:
+        if SECRET.search(variable):
+            raise UserError(
+                f"arm {name}: env {variable} looks like a secret, and what is written here is none: leave it out, and "
+                "give it to the engine by the cluster's own means (a Secret)"
+            )
     model, plan, load_format = "", "", ""
     if arm.url is None:
         if arm.plan is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from serve.ab.evidence import Evidence, Threshold
 from serve.ab.guardrail import Guardrail, Standing
 from serve.ab.statistics import Bounds
-from serve.ab.sums import Contrast
+from serve.ab.sums import Contrast, Sums
 
 
 def level(alpha: float, guardrails: Sequence[Guardrail], arms: int) -> float:
@@ -30,25 +30,54 @@ def standing(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -
     if guardrail.percentile is not None:
         # A percentile is below its bound where fewer than the rest of the values are above it.
         share, limit = ours.above[guardrail.quantity, guardrail.bound], 1 - guardrail.percentile
-    elif guardrail.quantity == "error_rate":
+    elif guardrail.quantity == "error_rate" and not guardrail.relative:
         share, limit = ours.errors, guardrail.bound
-    elif guardrail.quantity == "agreement":
-        low, high = evidence.shadows[arm].agreement[alpha].bounds()
-        return guardrail.verdict(all_above=low > guardrail.bound, all_below=high < guardrail.bound)
     else:
-        sums = ours.sums[guardrail.quantity]
-        if guardrail.relative:
-            contrast, c = evidence.contrast(arm, guardrail.quantity), guardrail.bound
-        else:
-            contrast, c = Contrast(sums), 0.0
-        bounds = contrast.bounds(alpha, c)
+        bounds, bound = _bounds(guardrail, arm, evidence, alpha), 0.0 if guardrail.relative else guardrail.bound
         if bounds is None:
             return "undecided"
-        bound = 0.0 if guardrail.relative else guardrail.bound
         return guardrail.verdict(all_above=bounds[0] > bound, all_below=bounds[1] < bound)
     excluded = share.trials > 0 and share.log_wealth(limit) >= -math.log(alpha)
     above = excluded and share.successes > limit * share.trials
     return guardrail.verdict(all_above=above, all_below=excluded and not above)
+
+
+def _bounds(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
+    """What the quantity can still be; of a relative one, less so many times the control's."""
+    if guardrail.quantity == "agreement":
+        return evidence.shadows[arm].agreement[alpha].bounds()
+    if guardrail.quantity == "error_rate":
+        return _excess_errors(arm, evidence, alpha, guardrail.bound)
+    if guardrail.relative:
+        return evidence.contrast(arm, guardrail.quantity).bounds(alpha, guardrail.bound)
+    return Contrast(_sums(guardrail, arm, evidence)).bounds(alpha, 0.0)
+
+
+def _sums(guardrail: Guardrail, arm: str, evidence: Evidence) -> Sums:
+    return evidence.shadows[arm].logprobs if guardrail.mirrored else evidence.arms[arm].sums[guardrail.quantity]
+
+
+def _excess_errors(arm: str, evidence: Evidence, alpha: float, times: float) -> Bounds | None:
+    """The arm's error rate less so many times the control's: two intervals in one. One takes each side at half the
+    level, exact with however few errors, but a split that is changed in the middle of an outage would mislead it; the
+    other weighs requests by their split and groups them by key, but is normal only with many errors.
+    """
+    ours, control = evidence.arms[arm], evidence.arms[evidence.control]
+    weighted = Contrast(ours.weighted_errors, control.weighted_errors).bounds(alpha, times)
+    if weighted is None:
+        return None
+    low, high = ours.errors.bounds(alpha / 2), control.errors.bounds(alpha / 2)
+    return min(low[0] - times * high[1], weighted[0]), max(low[1] - times * high[0], weighted[1])
+
+
+def _error_ratio_bounds(arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
+    ours, control = evidence.arms[arm], evidence.arms[evidence.control]
+    weighted = Contrast(ours.weighted_errors, control.weighted_errors).ratio_bounds(alpha)
+    if weighted is None:
+        return None
+    mine, theirs = ours.errors.bounds(alpha / 2), control.errors.bounds(alpha / 2)
+    high = math.inf if weighted[1] is None or theirs[0] <= 0 else max(weighted[1], mine[1] / theirs[0])
+    return min(weighted[0], mine[0] / theirs[1]), high
 
 
 def bounds_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
@@ -56,6 +85,8 @@ def bounds_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) 
     that are above its bound of a percentile.
     """
     ours = evidence.arms[arm]
+    if guardrail.quantity == "error_rate" and guardrail.relative:
+        return _error_ratio_bounds(arm, evidence, alpha)
     if guardrail.quantity == "error_rate":
         return ours.errors.bounds(alpha) if ours.errors.trials else None
     if guardrail.quantity == "agreement":
@@ -67,12 +98,14 @@ def bounds_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) 
     if guardrail.relative:
         found = evidence.contrast(arm, guardrail.quantity).ratio_bounds(alpha)
         return None if found is None else (found[0], math.inf if found[1] is None else found[1])
-    return Contrast(ours.sums[guardrail.quantity]).bounds(alpha, 0.0)
+    return Contrast(_sums(guardrail, arm, evidence)).bounds(alpha, 0.0)
 
 
 def value_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> float | None:
-    """What the quantity of the arm is, as far as it is known."""
+    """What the quantity of the arm is, as far as it is known. None too for a ratio to a control that has none of it."""
     ours = evidence.arms[arm]
+    if guardrail.quantity == "error_rate" and guardrail.relative:
+        return Contrast(ours.weighted_errors, evidence.arms[evidence.control].weighted_errors).ratio()
     if guardrail.quantity == "error_rate":
         return ours.errors.mean
     if guardrail.quantity == "agreement":
@@ -81,7 +114,7 @@ def value_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -
         return ours.quantiles[guardrail.quantity].quantile(guardrail.percentile)
     if guardrail.relative:
         return evidence.contrast(arm, guardrail.quantity).ratio()
-    return ours.sums[guardrail.quantity].ratio
+    return _sums(guardrail, arm, evidence).ratio
 
 
 @dataclass(frozen=True)
@@ -120,7 +153,8 @@ class Guard:
                     continue
                 value = value_of(guardrail, arm, evidence, self.alpha)
                 requests = evidence.arms[arm].requests
-                reason = f"guardrail {guardrail.text} is broken: it is {value:.4g} after {requests:,} requests"
+                found = "beyond any multiple of none" if value is None else f"{value:.4g}"
+                reason = f"guardrail {guardrail.text} is broken: it is {found} after {requests:,} requests"
                 drained = self._drain(arm, reason)
                 if known is None or drained:
                     self.breaks = [found for found in self.breaks if found is not known]

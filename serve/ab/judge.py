@@ -21,7 +21,7 @@ Drain = Callable[[str, str], bool]
 
 class Judge:
     """drain(arm, reason): sets the arm's weight to 0; says whether the arm had one. weights: of every arm, as they
-    are now.
+    are now. identities: which model each is (`arm_identity`).
 
     Raises UserError for a guardrail that cannot be read.
     """
@@ -35,6 +35,7 @@ class Judge:
         settings: VerdictSettings | None = None,
         guardrails: Sequence[str] = (),
         drain: Drain = lambda arm, reason: False,
+        identities: Mapping[str, str] | None = None,
     ) -> None:
         self.experiment = experiment
         self.control = control
@@ -42,6 +43,7 @@ class Judge:
         self.guardrails = tuple(parse_guardrail(text) for text in guardrails)
         self._drain = drain
         self._weights = dict(weights)
+        self._identities = dict(identities or {})
         self.reset()
 
     @property
@@ -51,7 +53,7 @@ class Judge:
     def reset(self) -> None:
         """Begin anew: a fault was mended, an arm is another one now."""
         levels, wanted = (self.settings.alpha, self._level), thresholds(self.guardrails)
-        self.evidence = Evidence(self.control, self._weights, levels, wanted)
+        self.evidence = Evidence(self.control, self._weights, levels, wanted, self._identities)
         self.guard = Guard(self.guardrails, self._level, self._drain)
 
     def observe(self, seen: Observation | ShadowComparison) -> None:
@@ -69,6 +71,16 @@ class Judge:
         self._weights = dict(weights)
         self.evidence.split_changed(at, weights)
 
+    def idle(self, shadow_share: float) -> list[str]:
+        """Guardrails that nothing is known for, a sentence each."""
+        if shadow_share > 0:
+            return []
+        return [
+            f"guardrail {guardrail.text} cannot act: nothing is mirrored while the shadow share is 0"
+            for guardrail in self.guardrails
+            if guardrail.mirrored
+        ]
+
     def verdict(self) -> Verdict:
         return make_verdict(self.experiment, self.evidence, self.settings, self.guard)
 
@@ -77,11 +89,15 @@ class Judge:
         return json.dumps({"evidence": self.evidence.state(), "breaks": self.guard.state()})
 
     def restore(self, text: str) -> None:
-        """Go on where `state` was taken. What is of another release, of other arms or levels is left, and said."""
+        """Go on where `state` was taken. What is of another release, of other arms, models or levels is left, and said:
+        a guardrail that another model broke too.
+        """
         try:
             state: dict[str, Any] = json.loads(text)
             levels, wanted = (self.settings.alpha, self._level), thresholds(self.guardrails)
-            evidence = Evidence.restored(state["evidence"], self.control, self._weights, levels, wanted)
+            evidence = Evidence.restored(
+                state["evidence"], self.control, self._weights, levels, wanted, self._identities
+            )
             self.guard.restore(state["breaks"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("experiment %s: its figures so far are left, begun anew: %s", self.experiment, error)

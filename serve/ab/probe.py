@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from serve.ab.arm import Arm
 from serve.ab.upstream import Upstream, UpstreamError
+
+logger = logging.getLogger("mi_prun_ab")
 
 PATHS = ("/health", "/v1/models")  # the second for engines that have no first
 
@@ -25,7 +28,14 @@ async def answers(arm: Arm, upstream: Upstream) -> bool:
 
 
 async def watch(arm: Arm, upstream: Upstream) -> None:
+    """For ever: an arm that nobody looks at any more would stay as it was found last."""
     while True:
         if arm.base_url is not None:
-            arm.probed(await answers(arm, upstream))
+            try:
+                answered = await answers(arm, upstream)
+            except Exception:
+                if arm.healthy:  # once, not at each probe
+                    logger.exception("the probe of arm %s failed in a way that was not foreseen", arm.name)
+                answered = False
+            arm.probed(answered)
         await asyncio.sleep(arm.health.probe_s)

@@ -14,21 +14,30 @@ from serve.ab.config import Limits
 
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """A class for `uvicorn.Config(http=...)`: 431 for a head that is too large, and an end to a connection whose first
-    request, or next one once it has begun, does not come in time. The body has bounds of its own (`Proxy`,
-    `BoundedBodies`).
+    request, or next one once it has begun, does not come in time, or whose client takes nothing of what it is sent. The
+    body has bounds of its own (`Proxy`, `BoundedBodies`).
     """
 
     class BoundedProtocol(HttpToolsProtocol):
         _head_bytes = 0
         _head_timer: asyncio.TimerHandle | None = None
+        _look_timer: asyncio.TimerHandle | None = None
+        _stuck = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head_timer = self.loop.call_later(limits.request_s, self._too_slow)
+            self._look_timer = self.loop.call_later(limits.send_s, self._look)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            if self._look_timer is not None:
+                self._look_timer.cancel()
             super().connection_lost(exc)
+
+        def resume_writing(self) -> None:
+            self._stuck = False
+            super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
             if self._head_timer is None and self._head_bytes == 0 and self._idle():
@@ -57,6 +66,17 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             if self.cycle is not None and not self.transport.is_closing():
                 super().on_message_complete()
+
+        def _look(self) -> None:
+            """Every send_s. `close` waits until all is taken, for ever where the client takes nothing: whoever is
+            found waiting twice is cut off, on whatever route.
+            """
+            waits = self.transport.is_closing() or self.flow.write_paused
+            if waits and self._stuck:
+                self.transport.abort()
+                return
+            self._stuck = waits
+            self._look_timer = self.loop.call_later(limits.send_s, self._look)
 
         def _idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete

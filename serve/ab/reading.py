@@ -11,6 +11,8 @@ import re
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
 COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+# An event of a chat that says who will speak, and nothing yet: some engines send it before the first token is there.
+NOTHING_SAID = re.compile(rb'"delta"\s*:\s*\{(?:\s*"\w{1,32}"\s*:\s*(?:"assistant"|""|null)\s*,?){1,8}\}')
 SEEN_BEFORE = 256  # bytes of the last part that are looked at again: a figure may be cut in two
 LONGEST_EVENT = 2**20
 MOST_GAPS = 4096
@@ -50,10 +52,14 @@ class Reading:
             part = self._hold(part)
             if not part:
                 return part
-        self.events += part.count(b"\n\n") + part.count(b"\r\n\r\n")
+        events = part.count(b"\n\n") + part.count(b"\r\n\r\n")
+        if self.ttft_s is None and b'"role"' in part and len(NOTHING_SAID.findall(part)) >= events:
+            self._look(part)
+            return part
+        self.events += events
         if self.ttft_s is None:
             self.ttft_s = at_s
-        elif DONE not in part and len(self.itl_s) < MOST_GAPS:
+        elif not _has_event(part, DONE) and len(self.itl_s) < MOST_GAPS:
             self.itl_s.append(at_s - self._last_s)
         self._last_s = at_s
         self._look(part)
@@ -82,15 +88,20 @@ class Reading:
 
     def _look(self, part: bytes) -> None:
         seen = self._before + part if self._before else part
-        if self.streamed and (part.startswith(ERROR) or b"\n\n" + ERROR in part):
-            self.failed = True
-        if b"finish_reason" in seen or b"_tokens" in seen or DONE in seen:
+        if self.streamed:
+            self.failed = self.failed or _has_event(part, ERROR)
+            self.done = self.done or _has_event(part, DONE)
+        if b"finish_reason" in seen or b"_tokens" in seen:
             for found in FINISH.finditer(seen):
                 self.finish_reason = found[1].decode()
             for found in COMPLETION.finditer(seen):
                 self._output_tokens = int(found[1])
             for found in PROMPT.finditer(seen):
                 self.input_tokens = int(found[1])
-            self.done = self.done or (self.streamed and DONE in seen)
         if not self.streamed:
             self._before = seen[-SEEN_BEFORE:]
+
+
+def _has_event(events: bytes, mark: bytes) -> bool:
+    """At the start of a line: inside a JSON string a line end is escaped, so that no model's words pass for one."""
+    return events.startswith(mark) or b"\n" + mark in events

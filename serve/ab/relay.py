@@ -23,11 +23,14 @@ async def relay(service: Service, call: Call, attempt: Attempt) -> None:
     """
     headers = header.for_client(attempt.answer.headers, attempt.arm.name, call.reason_at(attempt.arm))
     reading = Reading(header.is_event_stream(headers))
-    mirror = _mirror(service, call, attempt)
+    mirror: Mirror | None = None
     status = attempt.answer.status
-    outcome: Outcome = "ok" if status < 400 else "client_error" if status < 500 else "upstream_error"
+    outcome: Outcome = "ok" if status < 400 else "client_error"
+    if call.blame(attempt.arm, status) == "arm":
+        outcome = "upstream_error"
     failure: str | None = None
     try:
+        mirror = _mirror(service, call, attempt)
         try:
             with call.exchange.interruptible():
                 await _pass_on(call, attempt, headers, reading, mirror)

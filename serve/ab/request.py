@@ -56,8 +56,8 @@ class ParsedRequest:
             return self.body
         try:
             return json.dumps({**self.fields, "model": model}, allow_nan=False).encode()
-        except ValueError as error:
-            raise RefusalError(400, f"the body has a number that JSON has no word for: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RefusalError(400, f"the body cannot be written with another model's name: {error}") from error
 
 
 def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, object]) -> ParsedRequest:

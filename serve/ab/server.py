@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import logging
+import resource
 from pathlib import Path
 
 import uvicorn
@@ -19,6 +21,8 @@ from serve.ab.security import load_keys
 from serve.scratch import scratch_folder
 from serve.server import check_port
 
+logger = logging.getLogger("mi_prun_ab")
+
 BACKLOG = 2048
 
 
@@ -27,6 +31,9 @@ def run(config: Config, *, reset: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     check_port(config.host, config.port)
     keys = load_keys(config)
+    if keys.open and not _is_loopback(config.host):
+        logger.warning("no API keys are set: whoever reaches %s:%d is a client", config.host, config.port)
+    raise_open_files()
     if config.log_folder is not None and not config.log_folder.is_dir():
         raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
     check_engines(config)
@@ -53,3 +60,16 @@ def run(config: Config, *, reset: bool = False) -> None:
             timeout_keep_alive=60,
             timeout_graceful_shutdown=max(1, round(config.limits.drain_s)),
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def raise_open_files() -> None:
+    """As many as the system lets us have: a stream takes two connections, and a shell's usual 1,024 files are few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from serve.ab.access_log import AccessLog
 from serve.ab.arm import Arm
+from serve.ab.arm_identity import digest_of
 from serve.ab.config import Config
 from serve.ab.exchange import Sweeper
 from serve.ab.experiment import Experiment
@@ -55,14 +56,27 @@ class Service:
             settings=config.verdict,
             guardrails=config.guardrails,
             drain=experiment.drain,
+            identities={name: digest_of(arm.config) for name, arm in self.arms.items()},
         )
-        experiment.subscribers.append(lambda state: self.judge.split_changed(state.time, state.weights))
+        experiment.subscribers += [
+            lambda state: self.judge.split_changed(state.time, state.weights),
+            lambda state: self._warn(),
+        ]
+        self._warn()
         self.metrics = Metrics(self, self.judge)
         self.listeners: list[Listener] = [self.judge.observe, self.metrics.observe]
         self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()
         self.listener_failures = 0
+
+    def notes(self) -> list[str]:
+        """What an operator should know of the experiment as it is now."""
+        return self.judge.idle(self.experiment.state.shadow_share)
+
+    def _warn(self) -> None:
+        for note in self.notes():
+            logger.warning("experiment %s: %s", self.experiment.name, note)
 
     def tell(self, said: Observation | ShadowComparison) -> None:
         """A listener that fails is counted, and never harms an answer."""
@@ -78,7 +92,7 @@ class Service:
         self, call: Call, arm: Arm, started: float, status: int, outcome: Outcome, reading: Reading | None = None
     ) -> Observation:
         """An attempt at an arm is over: its circuit, the listeners and the log are told."""
-        arm.ended(outcome)
+        arm.ended(outcome, status)
         told = Observation(
             time=time.time(),
             arm=arm.name,

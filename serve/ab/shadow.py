@@ -18,7 +18,7 @@ from serve.ab.arm import Arm
 from serve.ab.config import Shadow as ShadowConfig
 from serve.ab.headers import is_event_stream
 from serve.ab.observation import Observation, ShadowComparison
-from serve.ab.request import ParsedRequest
+from serve.ab.request import ParsedRequest, RefusalError
 from serve.ab.upstream import Upstream, UpstreamError
 
 logger = logging.getLogger("mi_prun_ab")
@@ -95,8 +95,12 @@ class Shadow:
             self.counts["left_out"] += 1
             return None
         arm = random.choice(others)
+        try:
+            headers, body = body_for(arm)
+        except RefusalError:
+            self.counts["not_sent"] += 1
+            return None
         mirror = Mirror(self._config.answer_bytes)
-        headers, body = body_for(arm)
         task = asyncio.create_task(self._run(mirror, request, primary, arm, headers, body))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -51,7 +51,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
-        with self._one_line():
+        with self.one_line():
             self.connection = sqlite3.connect(path, timeout=0.5, check_same_thread=False, isolation_level=None)
             self.connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             self.connection.execute("PRAGMA synchronous=FULL")
@@ -66,7 +66,7 @@ class Store:
 
     def open_experiment(self, name: str, weights: dict[str, float], shadow_share: float, *, reset: bool) -> State:
         """As it was left; as the config has it where it is new, or with `reset`. Raises UserError for other arms."""
-        with self.lock, self._one_line():
+        with self.lock, self.one_line():
             found = self.connection.execute("SELECT state FROM experiment WHERE name = ?", (name,)).fetchone()
             old = self._read(found[0]) if found else None
             if old is not None and not reset:
@@ -93,8 +93,12 @@ class Store:
             )
             return state
 
-    def replace(self, name: str, expected_version: int, state: State) -> None:
-        """Compare and set: both tables in one transaction. Raises ConflictError, and then nothing was written."""
+    def replace(self, name: str, expected_version: int, *states: State) -> None:
+        """Compare and set, by one change or more, the last of which is the state then: both tables in one transaction.
+
+        Raises ConflictError, and then nothing was written.
+        """
+        state = states[-1]
         with self.lock:
             self._transact(
                 [
@@ -102,7 +106,7 @@ class Store:
                         "UPDATE experiment SET version = ?, state = ? WHERE name = ? AND version = ?",
                         (state.version, _text(state), name, expected_version),
                     ),
-                    _logged(name, state),
+                    *(_logged(name, change) for change in states),
                 ]
             )
 
@@ -115,7 +119,8 @@ class Store:
         return [self._read(row[0]) for row in rows]
 
     @contextlib.contextmanager
-    def _one_line(self) -> Iterator[None]:
+    def one_line(self) -> Iterator[None]:
+        """What SQLite finds wrong with the file, as a UserError."""
         try:
             yield
         except sqlite3.Error as error:

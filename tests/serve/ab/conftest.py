@@ -247,5 +247,10 @@ def proxy_class() -> type[Proxy]:
 
 
 @pytest.fixture(scope="session")
+def fake_engine() -> Path:
+    return FAKE_ENGINE
+
+
+@pytest.fixture(scope="session")
 def fake_class() -> type[Fake]:
     return Fake

@@ -47,7 +47,9 @@ class Engine:
         return JSONResponse(said or {"detail": "Not Found"}, 200 if said else 404)
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(f'vllm:request_success_total{{model_name="{self.name}"}} {self.finished}\n')
+        pad = "x" * int(self.defaults.get("metrics_pad", 0))
+        said = f'vllm:request_success_total{{model_name="{self.name}"}} {self.finished}\n'
+        return PlainTextResponse(said + f"# {pad}\n" * bool(pad))
 
     async def said(self, request: Request) -> Response:
         return JSONResponse(
@@ -69,6 +71,8 @@ class Engine:
         return JSONResponse({"prompt": bytes(body.get("tokens") or []).decode(errors="replace")})
 
     async def embeddings(self, request: Request) -> Response:
+        if status := self.defaults.get("embeddings"):
+            return JSONResponse({"detail": "as told"}, status)
         return JSONResponse({"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]})
 
     async def generate(self, request: Request) -> Response:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 
@@ -53,16 +54,48 @@ def test_live_control(own: Any, admin: dict[str, str]) -> None:
     assert "experiment default is version 2 now, by admin (all in): dense=0, pruned=1" in own.log.read_text()
 
 
+def test_a_change_that_meets_a_full_disk_is_not_made(own: Any, admin: dict[str, str]) -> None:
+    """No file of the process may grow or be written; everything is answered, and the next change is made."""
+    process = psutil.Process(own.group.process.pid)
+    _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
+    change = {"weights": {"dense": 0, "pruned": 1}, "version": 1}
+    status, _, found = own.call("/admin/experiment", change, admin, "PUT")
+    assert (status, "cannot be written, and nothing was changed" in found["detail"]) == (507, True)
+    assert own.experiment()["state"]["version"] == 1
+    assert own.ask()[1]["x-mi-prun-arm"] == "dense"
+    process.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+    assert own.call("/admin/experiment", change, admin, "PUT")[0] == 200
+    assert own.ask()[1]["x-mi-prun-arm"] == "pruned"
+
+
+def test_a_guardrail_that_cannot_act_is_said(start_proxy: Callable[..., Any], shared_fakes: list[Any]) -> None:
+    proxy = start_proxy(shared_fakes, "--guardrail", "agreement>0.6", "--host", "0.0.0.0")
+    said = "guardrail agreement>0.6 cannot act: nothing is mirrored while the shadow share is 0"
+    assert proxy.experiment()["notes"] == [said]
+    assert proxy.log.read_text().count(said) == 1
+    assert proxy.experiment(shadow_share=0.5)["notes"] == []
+    assert proxy.experiment(shadow_share=0.0)["notes"] == [said]
+    assert proxy.log.read_text().count(said) == 2
+    assert "no API keys are set: whoever reaches 0.0.0.0:" in proxy.log.read_text()
+
+
 def test_its_own_openapi_document(own: Any, admin: dict[str, str]) -> None:
-    """schemathesis: what it says is what it does, whatever is sent."""
-    tool = Path(sys.executable).with_name("schemathesis")
+    """schemathesis: what it says is what it does, whatever is sent; to whom it refuses most of it too, at once."""
+    tool = str(Path(sys.executable).with_name("schemathesis"))
     settings = ["--config-file", str(Path(__file__).with_name("schemathesis.toml"))]
-    run = ["run", f"{own.url}/openapi.json", "--max-examples", "5", "--seed", "7", "--no-color"]
-    key = ["-H", f"Authorization: {admin['Authorization']}"]
-    done = subprocess.run(
-        [str(tool), *settings, *run, *key], capture_output=True, text=True, timeout=400, check=False, cwd=own.folder
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    run = [tool, *settings, "run", f"{own.url}/openapi.json", "--seed", "7", "--no-color", "--max-examples"]
+    callers = ["5", "-H", f"Authorization: {admin['Authorization']}"], ["1"]
+    started = [
+        subprocess.Popen([*run, *caller], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=own.folder)
+        for caller in callers
+    ]
+    try:
+        said = [process.communicate(timeout=400)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-4000:] for text in said)
     assert "Traceback" not in own.log.read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,6 +100,33 @@ def test_nothing_is_asked_where_no_log_probabilities_were() -> None:
     arm = FakeArm(scores=[-1.0])
     assert difference({"prompt": PROMPT}, arm, spoken("a"), spoken("a")) is None
     assert arm.asked == []
+
+
+def test_tools_that_are_called_are_said_too() -> None:
+    """Streamed or whole, with the same text; another argument is another answer."""
+
+    def chunk(**delta: Any) -> bytes:
+        return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
+    def called(name: str | None, arguments: str | None) -> dict[str, Any]:
+        return {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    streamed = read_answer(
+        chunk(role="assistant", content="Wait. ")
+        + chunk(tool_calls=[called("weather", None)])
+        + chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"city": '}}])
+        + chunk(tool_calls=[{"index": 0, "function": {"arguments": '"Rome"}'}}])
+        + b"data: [DONE]\n\n",
+        streamed=True,
+    )
+    message = {"content": "Wait. ", "tool_calls": [called("weather", '{"city": "Rome"}')]}
+    whole = read_answer(json.dumps({"choices": [{"index": 0, "message": message}]}).encode(), streamed=False)
+    assert streamed.text == whole.text == 'Wait. weather{"city": "Rome"}'
+    old = {"content": None, "function_call": {"name": "weather", "arguments": "{}"}}
+    assert read_answer(json.dumps({"choices": [{"message": old}]}).encode(), streamed=False).text == "weather{}"
+    arm = FakeArm()
+    other = spoken('Wait. weather{"city": "Oslo"}')
+    assert asyncio.run(token_agreement(streamed, other, arm)).share < 1.0
 
 
 def test_answers_are_read_streamed_and_whole() -> None:

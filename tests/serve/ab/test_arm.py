@@ -6,6 +6,7 @@ import pytest
 
 from serve.ab.arm import Arm, Breaker
 from serve.ab.config import ArmConfig, Health
+from serve.ab.observation import Outcome
 
 HEALTH = Health(failures=3, cool_down_s=5.0, cool_down_max_s=15.0)
 
@@ -101,11 +102,28 @@ def test_an_engine_that_is_not_up_is_not_available() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "opens"), [("client_error", False), ("client_gone", False), ("disconnected", True)]
+    ("outcome", "status", "opens"),
+    [
+        ("client_error", 400, False),
+        ("client_gone", 0, False),
+        ("disconnected", 200, True),
+        ("upstream_error", 401, True),
+    ],
 )
-def test_what_counts_against_an_arm(outcome: str, opens: bool) -> None:
+def test_what_counts_against_an_arm(outcome: Outcome, status: int, opens: bool) -> None:
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     for _ in range(3):
         arm.breaker.start()
-        arm.ended(outcome)  # type: ignore[arg-type]
+        arm.ended(outcome, status)
+    assert (arm.breaker.state == "open") == opens
+
+
+@pytest.mark.parametrize(("status", "opens"), [(400, False), (404, True)])
+def test_a_refusal_that_any_server_gives_speaks_for_no_arm(status: int, opens: bool) -> None:
+    """An engine that has read a request and finds it wrong is alive; who knows no such path may be anybody."""
+    arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
+    outcomes: list[tuple[Outcome, int]] = [("timeout", 0), ("timeout", 0), ("client_error", status), ("timeout", 0)]
+    for outcome, found in outcomes:
+        arm.breaker.start()
+        arm.ended(outcome, found)
     assert (arm.breaker.state == "open") == opens

@@ -79,6 +79,14 @@ def test_a_file_and_flags_that_win_over_it(tmp_path: Path) -> None:
         (("--arm", "a=http://10.0.0.1"), "model_name is missing"),
         (("--arm", "a=http://user:word@10.0.0.1", "--model-name", "m"), "url must not hold a password"),
         (("--arm", "a=http://", "--model-name", "m"), "url must be http://HOST"),
+        (("--arm", "a=http://h:99999", "--model-name", "m"), "Port out of range"),
+        (("--arm", "a=http://h:abc", "--model-name", "m"), "Port could not be cast"),
+        (("--arm", "a=http://h:0", "--model-name", "m"), "port must be in 1..65535"),
+        (("--arm", "a=http://b\u00fccher.example", "--model-name", "m"), "printable ASCII only"),
+        (("--arm", "a=http://h/\u00fc", "--model-name", "m"), "printable ASCII only"),
+        (("--arm", "a=http://a..b", "--model-name", "m"), "'a..b' is no host name and no address"),
+        (("--arm", f"a=http://{'x' * 64}.b", "--model-name", "m"), "is no host name and no address"),
+        (("--arm", "a=http://h:8000/v1/", "--model-name", "m"), "leave /v1 out"),
         (("--arm", "a=o/m", "--model-name", "m@a"), "model_name 'm@a'"),
         (("--arm", "a=o/m", "--control", "b"), "control 'b' is no arm"),
         (("--arm", "a=o/m", "--shadow-share", "2"), "shadow.share: Input should be less than or equal to 1"),
@@ -145,6 +153,17 @@ def test_secrets_that_are_none(tmp_path: Path) -> None:
     assert (short.returncode, "short" in short.stderr) == (2, False)
     same = command(*arm, env={"MI_PRUN_AB_ADMIN_KEY": "k" * 9, "MI_PRUN_AB_API_KEYS": "k" * 9})
     assert "the admin key must not be an API key too" in same.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h", "https://engines.example.org/a/b/", "http://my_service:8000", "http://10.0.0.1:8000"),
+        *("http://[::1]:8000", "http://xn--bcher-kva.example.", "http://a.b.svc.cluster.local"),
+    ],
+)
+def test_urls_that_are_some(url: str) -> None:
+    assert parsed("--arm", f"a={url}", "--model-name", "m").arms["a"].url == url
 
 
 def test_help_shows_an_example() -> None:

@@ -60,6 +60,11 @@ def engines(proxy: Any) -> dict[str, psutil.Process]:
     return {"pruned" if child.environ().get("OF_THE_ARM") else "dense": child for child in found}
 
 
+def supervisor(proxy: Any) -> psutil.Process:
+    children = psutil.Process(proxy.group.process.pid).children()
+    return next(child for child in children if "serve.ab.engine" in child.cmdline())
+
+
 def arms(proxy: Any) -> dict[str, Any]:
     return {arm["name"]: arm for arm in proxy.call("/health")[2]["arms"]}
 
@@ -93,6 +98,16 @@ def test_engines_are_started_again_and_end_with_the_proxy(start_ab: Callable[...
     assert {process.pid for process in first.values()}.isdisjoint(process.pid for process in second.values())
     assert not any(alive(process) for process in first.values())
     assert proxy.ask({**admin, "x-mi-prun-arm": "dense"})[0] == 200
+
+    # What looks after the engines dies itself, and one of them is deaf to the end that the kernel tells it.
+    second["pruned"].send_signal(signal.SIGSTOP)
+    supervisor(proxy).send_signal(signal.SIGKILL)
+    wait_until(lambda: [arms(proxy)[name]["restarts"] for name in ("dense", "pruned")] == [2, 2])
+    wait_until(lambda: all(arm["available"] for arm in arms(proxy).values()))
+    assert not any(alive(process) for process in second.values())
+    assert proxy.ask({**admin, "x-mi-prun-arm": "dense"})[0] == 200
+    assert proxy.log.read_text().count("what ran the engines ended with status -9; next start in 0 s") == 2
+    second = engines(proxy)
 
     proxy.experiment(weights={"dense": 70.0, "pruned": 30.0}, shadow_share=0.5, why="try more")
     second["dense"].send_signal(signal.SIGSTOP)  # one that cannot end by itself
@@ -134,3 +149,82 @@ def test_an_engine_that_does_not_start_ends_the_command(tmp_path: Path, referenc
     assert last.startswith("error: the engine of arm dense did not start: ")
     assert "ended with status 1" in last
     assert "told to die" in last
+
+
+def test_no_engine_gets_the_proxys_keys(
+    tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, fake_engine: Path
+) -> None:
+    """Nor those of other arms; its own, and what it may need, stay. As the kernel has its environment."""
+    from serve.ab import engine
+    from serve.ab.arm import make_arms
+    from serve.ab.config import Config
+    from serve.ab.engines import Engines
+
+    keys = ("MI_PRUN_AB_ADMIN_KEY", "MI_PRUN_AB_API_KEYS", "FLEET_KEY")
+    for name in (*keys, "HF_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-the-tests")
+    monkeypatch.setattr(engine, "SERVE", (sys.executable, str(fake_engine)))
+    arms = {"dense": {"model": str(reference)}, "fleet": {"url": "http://h", "api_key_env": "FLEET_KEY"}}
+    config = Config.model_validate({"arms": arms, "model_name": "m"})
+    with Engines(config, make_arms(config), tmp_path) as engines:
+        engines.start()
+        processes = psutil.Process().children(recursive=True)
+        ours = [process for process in processes if {"serve.ab.engine", str(fake_engine)} & set(process.cmdline())]
+        environments = [Path(f"/proc/{process.pid}/environ").read_bytes() for process in ours]
+    assert len(ours) == 2
+    for environment in environments:
+        assert not any(name.encode() in environment for name in keys)
+        assert b"HF_TOKEN=a-secret-of-the-tests" in environment
+    assert any(b"VLLM_API_KEY=" in environment for environment in environments)
+    assert not any(alive(process) for process in ours)
+
+
+ONCE = """
+import sys, pathlib, http.server
+mark = pathlib.Path(sys.argv[1])
+if mark.exists():
+    sys.exit("told to die")
+mark.touch()
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200), self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Answer).serve_forever()
+"""
+
+
+def test_an_engine_that_dies_at_every_start_is_started_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time is scaled: seconds of the real one are twentieths here."""
+    import threading
+
+    from serve.ab import engine
+
+    monkeypatch.setattr(engine, "PROBE_S", 0.01)
+    command = (sys.executable, "-c", ONCE, str(tmp_path / "mark"))
+    spec = engine.EngineSpec(name="dense", command=command, env={}, key="key", log=tmp_path / "log")
+    restart = engine.Restart(back_off_s=0.05, back_off_max_s=0.2, end_s=1.0)
+    said: list[tuple[float, dict[str, Any]]] = []
+    supervisor = engine.Supervisor(
+        engine.Specs(engines=(spec,), restart=restart), lambda event: said.append((time.monotonic(), event))
+    )
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+
+    def events(what: str) -> list[tuple[float, dict[str, Any]]]:
+        return [found for found in said if found[1]["event"] == what]
+
+    try:
+        wait_until(lambda: bool(events("ready")))
+        group = supervisor.engines[0]._group
+        assert group is not None
+        os.kill(group.process.pid, signal.SIGKILL)
+        wait_until(lambda: len(events("down")) >= 6)
+    finally:
+        supervisor.stop()
+        thread.join()
+    assert "told to die" in events("down")[1][1]["why"]
+    starts, ends = [at for at, _ in events("starting")][1:6], [at for at, _ in events("down")][:5]
+    assert [start >= end + wait for start, end, wait in zip(starts, ends, (0.05, 0.1, 0.2, 0.2, 0.2), strict=True)] == [
+        True
+    ] * 5

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun.errors import UserError
 from serve.ab import evidence_store
 from serve.ab.evidence_store import EvidenceStore
 from serve.ab.judge import Judge
@@ -95,3 +96,21 @@ def test_a_disk_that_takes_nothing_is_said_once(
     again = Judge("trial", "dense", WEIGHTS)
     EvidenceStore(store, again).load()
     assert again.evidence.arms["dense"].requests == 3
+
+
+def test_a_file_that_cannot_be_written_or_read_is_one_line(tmp_path: Path, observed: Observed) -> None:
+    path = tmp_path / "ab.sqlite"
+    judge = Judge("trial", "dense", WEIGHTS)
+    store = Store(path)
+    store.connection.execute("PRAGMA query_only=ON")
+    with pytest.raises(UserError, match=r"cannot use .* as the state file: attempt to write a readonly database"):
+        EvidenceStore(store, judge)
+    store.connection.execute("PRAGMA query_only=OFF")
+    EvidenceStore(store, judge).save(judge.state())  # of many pages
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[3 * 4096 :] = b"\xff" * (len(content) - 3 * 4096)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot use .* as the state file") as refused:
+        EvidenceStore(Store(path), judge).load()
+    assert "\n" not in str(refused.value)

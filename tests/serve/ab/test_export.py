@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import pytest
 import yaml
 
 from mi_prun.errors import UserError
+from serve.ab.check_ray import check
 from serve.ab.config import Config
 from serve.ab.export import ExportOptions, export, parse_flags
 from serve.ab.kubernetes import whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
+ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 FLAGS = ["--max-model-len", "256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"]
 
 
@@ -37,7 +40,7 @@ def config(pruned: Path) -> Config:
     return config_of(
         arms={
             "dense": {"model": "meta-llama/Llama-3.1-8B", "flags": FLAGS},
-            "pruned": {"model": str(pruned), "flags": FLAGS, "env": {"VLLM_LOGGING_LEVEL": "WARNING"}},
+            "pruned": {"model": str(pruned), "flags": FLAGS, "env": ENV},
         },
         split={"dense": 97.5, "pruned": 2.5},
     )
@@ -173,6 +176,17 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
     assert pruned["runtime_env"]["env_vars"]["VLLM_LOGGING_LEVEL"] == "WARNING"
 
 
+def test_ray_itself_reads_the_application_where_it_is_installed(config: Config, tmp_path: Path) -> None:
+    export(config, "ray-serve", ExportOptions(), tmp_path / "out")
+    if importlib.util.find_spec("ray"):
+        assert check(tmp_path / "out").endswith("takes trial")
+    else:
+        with pytest.raises(UserError, match=r"nothing is checked: pip install 'ray\[serve,llm\]' first"):
+            check(tmp_path / "out")
+    with pytest.raises(UserError, match=r"has no serve\.yaml"):
+        check(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("target", "arms", "said"),
     [
@@ -184,6 +198,14 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--api-key", "secret-key"]}}, "belongs into a Secret"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["-tp", "2"]}}, "is no flag in full"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--port", "2"]}}, "--port cannot be exported"),
+        (
+            "kubernetes",
+            {"dense": {"model": "o/n", "env": {"HF_TOKEN": "secret-key"}}},
+            "env HF_TOKEN looks like a secret",
+        ),
+        ("ray-serve", {"dense": {"model": "o/n", "env": {"My_Password": "secret-key"}}}, "looks like a secret"),
+        ("ray-serve", {"dense": {"model": "o/n", "env": {"AWS_SECRET_ACCESS_KEY": "secret-key"}}}, "like a secret"),
+        ("ray-serve", {"dense": {"model": "o/n", "flags": ["--hf-token", "secret-key"]}}, "belongs into a Secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--tensor-parallel-size", "x"]}}, "must be a number"),
     ],
 )

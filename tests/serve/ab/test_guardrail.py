@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from mi_prun.errors import UserError
 from serve.ab.guardrail import Guardrail, parse_guardrail
 
+LOGPROBS = "logprob_difference_nats"
+
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
@@ -19,6 +21,11 @@ from serve.ab.guardrail import Guardrail, parse_guardrail
         ("agreement>60%", Guardrail("agreement>60%", "agreement", False, 0.6)),
         ("ttft_ms<1.2x", Guardrail("ttft_ms<1.2x", "ttft_ms", True, 1.2, relative=True)),
         ("tokens_per_s>.9x", Guardrail("tokens_per_s>.9x", "tokens_per_s", False, 0.9, relative=True)),
+        ("error_rate<1.5x", Guardrail("error_rate<1.5x", "error_rate", True, 1.5, relative=True)),
+        (
+            "logprob_difference_nats>-.1",
+            Guardrail("logprob_difference_nats>-.1", "logprob_difference_nats", False, -0.1),
+        ),
         ("itl_ms<50", Guardrail("itl_ms<50", "itl_ms", True, 50)),
         ("e2e_p95_ms<3000", Guardrail("e2e_p95_ms<3000", "e2e_ms", True, 3000, percentile=0.95)),
     ],
@@ -33,13 +40,16 @@ def test_what_can_be_said(text: str, parsed: Guardrail) -> None:
         ("", "it is QUANTITY<BOUND"),
         ("error_rate=1%", "it is QUANTITY<BOUND"),
         ("error_rate<=1%", "it is QUANTITY<BOUND"),
-        ("error_rate<-1", "it is QUANTITY<BOUND"),
+        ("error_rate<-1", "error_rate is never below 0"),
+        ("ttft_p95_ms<-1", "ttft_p95_ms is never below 0"),
+        ("error_rate<--1", "it is QUANTITY<BOUND"),
         ("error_rate<1%; drop", "it is QUANTITY<BOUND"),
-        ("errors<1%", "errors is no quantity; there are error_rate, agreement, ttft_ms"),
+        ("errors<1%", "errors is no quantity; there are error_rate, agreement, logprob"),
         ("error_rate<2", "error_rate is in 0..1"),
         ("agreement>101%", "agreement is in 0..1"),
         ("ttft_ms<5%", "% is of a share"),
-        ("error_rate<1.5x", "x is of ttft_ms"),
+        ("agreement<1.5x", "agreement is of both arms already"),
+        ("logprob_difference_nats>-5%", "% is of a share"),
         ("ttft_p95_ms<1.2x", "a percentile is compared with a number"),
         ("ttft_p30_ms<5", "ttft_p30_ms is no quantity"),
         ("itl_p95_ms<5", "itl_p95_ms is no quantity"),

@@ -119,6 +119,39 @@ def test_a_restart_goes_on(observed: Observed, compared: Compared) -> None:
     assert again.guard.breaks == judge.guard.breaks
 
 
+def test_another_model_begins_anew_with_guardrails_that_act(
+    observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before it was drained: that must not silence the guardrail for the next one under the same name."""
+    drained: list[str] = []
+
+    def drain(arm: str, reason: str) -> bool:
+        drained.append(arm)
+        return True
+
+    def of(model: str) -> Judge:
+        identities = {"dense": "d", "pruned": model}
+        return Judge("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
+
+    first = of("one")
+    for _ in range(50):
+        first.observe(observed("pruned", outcome="timeout"))
+    assert drained == ["pruned"]
+    same = of("one")
+    same.restore(first.state())
+    assert same.guard.breaks[0].drained
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        other = of("two")
+        other.restore(first.state())
+    (line,) = caplog.records
+    assert "begun anew: the figures kept are of another model: pruned has changed" in line.getMessage()
+    assert (other.guard.breaks, other.evidence.arms["pruned"].requests) == ([], 0)
+    for _ in range(50):
+        other.observe(observed("pruned", outcome="timeout"))
+    assert drained == ["pruned"] * 2
+
+
 @pytest.mark.parametrize(
     "spoil", [lambda text: text[:50], lambda text: "{}", lambda text: '{"evidence": {}}', lambda text: "[]"]
 )

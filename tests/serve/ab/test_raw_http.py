@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 BODY = json.dumps({"model": "the-model", "prompt": "x"}).encode()
@@ -190,3 +192,49 @@ def test_the_slow_are_not_waited_for(impatient: Any) -> None:
         while fake.seen()["cancelled"] == cancelled:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+def test_a_client_that_takes_nothing_is_cut_off(impatient: Any) -> None:
+    """Not only given up: its connection is closed, although it never takes what it was sent. On every route."""
+    fake, proxy = impatient
+    fake.set(metrics_pad=7_500_000)
+    process = psutil.Process(proxy.group.process.pid)
+    stream = json.dumps({"model": "the-model", "prompt": "x", "stream": True, "fake": {"pad": 10**6, "tokens": 99}})
+    asked = [
+        b"GET /metrics/dense HTTP/1.1\r\nHost: x\r\n\r\n",
+        HEAD + b"Content-Length: %d\r\n\r\n" % len(stream) + stream.encode(),
+    ]
+
+    def connected(port: int) -> bool:
+        return any(found.raddr and found.raddr.port == port for found in process.net_connections("tcp"))
+
+    for request in asked:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", proxy.port))
+            port = connection.getsockname()[1]
+            connection.sendall(request)
+            connection.recv(1)
+            assert connected(port)
+            deadline = time.monotonic() + 20
+            while connected(port):
+                assert time.monotonic() < deadline, "it is still connected"
+                time.sleep(0.1)
+            connection.settimeout(20)
+            size = 0
+            with contextlib.suppress(ConnectionError):
+                while part := connection.recv(2**20):
+                    size += len(part)
+            assert size < 7_500_000  # what the kernels held; then the end
+    assert proxy.ask()[0] == 200
+
+
+def test_an_engine_that_stops_in_mid_stream_ends_with_an_error_event(impatient: Any) -> None:
+    fake, proxy = impatient
+    body = json.dumps({"model": "the-model", "prompt": "x", "stream": True, "fake": {"tokens": 6, "hang_after": 3}})
+    head = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answered = say(proxy.port, head, body.encode(), pause_s=0.1)
+    assert psutil.Process(fake.group.process.pid).status() == psutil.STATUS_STOPPED
+    assert answered.count(b'"choices"') == 3
+    assert b'data: {"error": {"message": "arm dense failed: idle_timeout"' in answered
+    assert answered.endswith(b"\r\n0\r\n\r\n")

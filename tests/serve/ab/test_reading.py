@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +64,37 @@ def test_times_are_of_events_and_the_last_mark_is_none() -> None:
     for at, part in [(1.0, event("a")), (1.5, event("b")[:9]), (2.0, event("b")[9:]), (4.0, b"data: [DONE]\n\n")]:
         reading.feed(part, at)
     assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (1.0, [1.0], 2)
+
+
+@pytest.mark.parametrize(
+    "delta", ['{"role":"assistant","content":""}', '{"role": "assistant", "content": null, "refusal": null}']
+)
+def test_who_will_speak_is_no_token(delta: str) -> None:
+    def opening(delta: str) -> bytes:
+        return f'data: {{"choices": [{{"index": 0, "delta": {delta}, "finish_reason": null}}]}}\n\n'.encode()
+
+    reading = Reading(streamed=True)
+    assert reading.feed(opening(delta), 1.0) == opening(delta)
+    reading.feed(event("a"), 3.0)
+    reading.feed(event("b"), 3.5)
+    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (3.0, [0.5], 2)
+    together = Reading(streamed=True)
+    together.feed(opening(delta) + event("a"), 2.0)
+    assert together.ttft_s == 2.0
+    speaks = Reading(streamed=True)
+    speaks.feed(opening('{"role":"assistant","content":"a"}'), 1.5)
+    assert speaks.ttft_s == 1.5
+
+
+@given(st.integers(0, 10_000))
+def test_the_last_mark_in_a_models_words_is_none(place: int) -> None:
+    said = event("data: [DONE]") + event('data: {"error": 1}') + event("\n\ndata: [DONE]\n\n")
+    reading = Reading(streamed=True)
+    for part in cut(said, [place]):
+        reading.feed(part, 1.0)
+    assert (reading.done, reading.failed, reading.output_tokens) == (False, False, 3)
+    reading.feed(b"data: [DONE]\n\n", 2.0)
+    assert (reading.done, reading.output_tokens) == (True, 3)
 
 
 def test_lines_may_end_in_two_signs() -> None:

@@ -41,12 +41,15 @@ class Told:
 
 
 @contextmanager
-def serving(tmp_path: Path, fakes: list[Any], **shadow: Any) -> Iterator[Told]:
+def serving(
+    tmp_path: Path, fakes: list[Any], arms: dict[str, dict[str, Any]] | None = None, **shadow: Any
+) -> Iterator[Told]:
+    """arms: what is configured of some beside their URL."""
     import threading
 
     config = Config.model_validate(
         {
-            "arms": {fake.name: {"url": fake.url} for fake in fakes},
+            "arms": {fake.name: {"url": fake.url, **(arms or {}).get(fake.name, {})} for fake in fakes},
             "model_name": "the-model",
             "state": tmp_path / "state",
             "access_log": tmp_path / "log",
@@ -62,9 +65,11 @@ def serving(tmp_path: Path, fakes: list[Any], **shadow: Any) -> Iterator[Told]:
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield told
-    server.should_exit = True
-    thread.join()
+    try:
+        yield told
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -141,6 +146,19 @@ def test_long_answers_and_failed_ones_are_not_compared(tmp_path: Path, shared_fa
     with serving(tmp_path, shared_fakes, answer_bytes=3000) as told:
         assert len(ask(told, fake={"pad": 2000, "tokens": 4})) > 8000  # the client gets all of it
         assert told.wait(1)[0].error == "too_long"
+
+
+def test_what_cannot_be_said_to_the_other_arm_is_not_mirrored_and_answered_all_the_same(
+    tmp_path: Path, shared_fakes: list[Any]
+) -> None:
+    """A number that Python reads and JSON has no word for: it goes on as it came, but under no other model's name."""
+    with serving(tmp_path, shared_fakes, {"pruned": {"upstream_model": "its-own-name"}}) as told:
+        assert json.loads(ask(told, x=float("nan")))["choices"]
+        assert told.service.shadow.counts == {"not_sent": 1}
+        assert [seen.outcome for seen in told.observations] == ["ok"]
+        assert told.service.arms["dense"].in_flight == 0
+        ask(told)
+        assert told.wait(1)[0].error is None
 
 
 def test_only_a_share_and_only_what_is_counted(tmp_path: Path, shared_fakes: list[Any]) -> None:

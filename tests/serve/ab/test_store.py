@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -108,4 +109,73 @@ def test_paused_goes_to_the_control_and_comes_back(tmp_path: Path) -> None:
     experiment.change(2, who="a", why="", paused=False)
     assert [experiment.assign(key, None).arm for key in keys] == before
     assert set(before) == {"dense", "pruned"}
+    store.close()
+
+
+def test_a_drain_holds_on_a_full_disk_and_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = config(tmp_path)
+    store = Store(found.state)
+    experiment = Experiment(found, store)
+    told: list[int] = []
+    experiment.subscribers.append(lambda state: told.append(state.version))
+    store.connection.execute("PRAGMA query_only=ON")  # as a disk that takes nothing
+    with caplog.at_level("ERROR"):
+        assert experiment.drain("pruned", "too many errors")
+        experiment._save()
+    assert (experiment.state.weights["pruned"], experiment.assign("key", None).arm) == (0.0, "dense")
+    assert told == [2]
+    (line,) = caplog.records
+    assert "version 2 holds, but cannot be written to" in line.getMessage()
+    with pytest.raises(sqlite3.Error):  # an operator's change is made or refused
+        experiment.change(2, who="admin", why="", paused=True)
+    assert (experiment.state.version, experiment.state.paused) == (2, False)
+
+    store.connection.execute("PRAGMA query_only=OFF")
+    experiment.change(2, who="admin", why="on", paused=True)
+    assert [(state.version, state.who) for state in store.changes("default")] == [
+        (3, "admin"),
+        (2, "guardrail"),
+        (1, "config"),
+    ]
+    store.close()
+    store = Store(found.state)
+    assert Experiment(found, store).state.weights == {"dense": 95.0, "pruned": 0.0}
+    store.close()
+
+
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.ab.experiment.SAVE_S", 0.01)
+    found = config(tmp_path)
+    store = Store(found.state)
+    experiment = Experiment(found, store)
+    store.connection.execute("PRAGMA query_only=ON")
+    experiment.drain("pruned", "why")
+    store.connection.execute("PRAGMA query_only=OFF")
+
+    async def run() -> None:
+        task = asyncio.create_task(experiment.run())
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if store.changes("default")[0].version == 2:
+                break
+        task.cancel()
+
+    asyncio.run(run())
+    assert store.changes("default")[0].why == "why"
+    store.close()
+
+
+def test_flags_that_lose_to_the_state_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(tmp_path / "s")
+    Experiment(config(tmp_path), store).change(1, who="admin", why="", weights={"pruned": 50})
+    with caplog.at_level("WARNING"):
+        Experiment(config(tmp_path, split={"dense": 95, "pruned": 50}), store)
+        assert caplog.records == []
+        Experiment(config(tmp_path, split={"dense": 95, "pruned": 10}), store)
+        (line,) = caplog.records
+        said = line.getMessage()
+        assert "dense=95, pruned=50; shadow share 0 (version 2, by admin)" in said
+        assert "not as it is configured: dense=95, pruned=10; shadow share 0; --reset takes that" in said
+        Experiment(config(tmp_path, split={"dense": 95, "pruned": 10}), store, reset=True)
+        assert len(caplog.records) == 1
     store.close()
