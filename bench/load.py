@@ -58,7 +58,7 @@ class LoadGenerator:
         before = self._device.energy_j()
         result = self._run(engine, load, load.seed + number)
         after = self._device.energy_j()
-        return round_of(result, None if before is None or after is None else after - before)
+        return round_of(load, result, None if before is None or after is None else after - before)
 
     def _run(self, engine: Engine, load: Load, seed: int) -> dict[str, Any]:
         self._jobs += 1
@@ -124,8 +124,8 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
     return [*words, *switches, "--ignore-eos", "--disable-tqdm"]
 
 
-def round_of(result: dict[str, Any], energy_j: float | None) -> Round:
-    """What vLLM's benchmark reports, in our terms."""
+def round_of(load: Load, result: dict[str, Any], energy_j: float | None) -> Round:
+    """What vLLM's benchmark reports, in our terms. In a closed loop nothing piles up."""
 
     def latency(name: str) -> Latency:
         return Latency(
@@ -146,4 +146,5 @@ def round_of(result: dict[str, Any], energy_j: float | None) -> Round:
         itl=latency("itl"),
         e2e=latency("e2el"),
         energy_j=energy_j,
+        backlog_growth=result.get("backlog_growth") if load.rate_per_s is not None else None,
     )
