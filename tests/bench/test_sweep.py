@@ -57,11 +57,11 @@ def test_a_sweep_is_described_before_it_is_made(reference: Path, tmp_path: Path,
         "draft bi 25.0%",
         "draft bi 50.0%",
     ]
-    lines = list(describe(prepared))
+    lines = list(describe(prepared, SETTINGS))
     assert "5 models, 10 loads, 3 rounds, engines alone" in lines[0]
     assert any("9 of 12 blocks, weights 13.8 MiB" in line for line in lines)
     assert any(
-        line.startswith("  decode-heavy, 2 requests/s: 16 requests a round, 64 tokens in, 256 out") for line in lines
+        line.startswith("  decode-heavy, 2 requests/s: 256 requests a round, 64 tokens in, 256 out") for line in lines
     )
     assert " minutes under load and starting" in lines[-1]
     assert list(tmp_path.iterdir()) == []
@@ -131,7 +131,7 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
         lambda: sweep(str(reference), tmp_path, SETTINGS),
         lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
     ):
-        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2"):
+        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
             measure()
     assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
 
