@@ -139,9 +139,11 @@ def recommend(
     from bench.results import read_side
 
     limits = parse_limits(max_ppl_increase, min_speedup, memory)
-    side = read_side(results)
+    side = read_side(results, (lambda run: run.judged) if limits.ppl_increase is not None else (lambda run: True))
     if side.run is None:
         raise UserError(f"{results} has tasks only; nothing was measured under load")
+    if side.others:
+        print(f"note: of run {side.run.name}, {side.run.dense.dense.name}; beside it: {', '.join(side.others)}")
     found = within(side.run, limits, side.tasks)
     print(found.line())
     print(found.model_dump_json())

@@ -84,5 +84,5 @@ def test_only_figures_are_kept() -> None:
         "model_id": "m",
     }
     starts = [float(n) for n in range(17)]
-    lists = {"start_times": starts, "latencies": [n / 2 for n in starts]}  # half of them pile up
+    lists = {"start_times": starts, "latencies": [n / 2 for n in starts]}  # a third of them piles up
     assert plain({"duration": 1.5, **lists}) == {"duration": 1.5, "backlog_growth": pytest.approx(1 / 3, abs=0.05)}
