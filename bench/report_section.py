@@ -128,9 +128,9 @@ def _pictures(run: Run | None, rows: Sequence[TaskRow], name: str) -> list[Pictu
     if beside:
         pictures.append(_block_map(run, wide=False))
     for group in curve_groups(run):
-        how = "requests in flight" if group[0].concurrency else "requests a second, as they arrive"
-        caption = f"Each mark is a number of {how}: left TTFT, right TPOT, medians."
-        title = f"Latency against throughput: {group[0].preset}"
+        short, how = ("in flight",) * 2 if group[0].concurrency else ("a second", "a second, as they arrive")
+        caption = f"Each mark is a number of requests {how}: left TTFT, right TPOT, medians."
+        title = f"Latency against throughput: {group[0].preset}, requests {short}"
         pictures.append(Picture(title, curves_svg(run, group), caption, wide=True))
     caption = (
         "Grey bar, ending in a tick: what the dropped bytes and FLOPs allow at most. Circle and whiskers: what was "

@@ -12,13 +12,13 @@ from bench.task_record import TaskRecord
 from bench.task_summary import MeanRow, TaskRow, model_key
 
 MIB = 2**20
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NONE = "not measured", "–"
 LATENCIES = (("TTFT", "ttft", ",.1f"), ("TPOT", "tpot", ",.2f"), ("ITL", "itl", ",.2f"), ("End to end", "e2e", ",.0f"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text, and under it, smaller, `more`. strong: the figure that decides."""
+    """text, and under it, smaller, the lines of `more`. strong: the figure that decides."""
 
     text: str
     more: str = ""
@@ -64,21 +64,25 @@ def at_most(bound: float | None) -> str:
     return "" if bound is None else f"at most {bound:.2f}"
 
 
-def beside(*words: str) -> str:
-    return ", ".join(filter(None, words))
+def lines_of(*words: str) -> str:
+    return "\n".join(filter(None, words))
 
 
-def number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
+def number(value: float | None, form: str, missing: str = NOT_MEASURED) -> str:
+    return missing if value is None else format(value, form)
 
 
 def _pair(p50: float, p99: float, form: str) -> Cell:
     return Cell(f"{p50:{form}} / {p99:{form}}")
 
 
+def _dropped(count: int) -> str:
+    return f"{count} block{'s' * (count > 1)} dropped" if count else ""
+
+
 def _speed(row: Row) -> Cell:
     return Cell(
-        f"{row.x_output_tokens_per_s:.2f}", beside(interval(row.x_low, row.x_high), at_most(row.x_bound)), strong=True
+        f"{row.x_output_tokens_per_s:.2f}", lines_of(interval(row.x_low, row.x_high), at_most(row.x_bound)), strong=True
     )
 
 
@@ -89,7 +93,7 @@ def _output(row: Row) -> Cell:
 
 def _weights(row: Row) -> Cell:
     engine = "" if row.engine_weight_bytes is None else f"{row.engine_weight_bytes / MIB:,.1f} loaded"
-    return Cell(f"{row.weight_bytes / MIB:,.1f}", beside(f"{row.x_weight_bytes:.2f}×", engine))
+    return Cell(f"{row.weight_bytes / MIB:,.1f}", lines_of(f"{row.x_weight_bytes:.2f}×", engine))
 
 
 def _perplexity(row: Row) -> Cell:
@@ -100,10 +104,10 @@ def _perplexity(row: Row) -> Cell:
 
 
 COLUMNS = (
-    Column("Model", "", lambda row: Cell(row.arm, f"{len(row.dropped)} blocks dropped" if row.dropped else "")),
+    Column("Model", "", lambda row: Cell(row.arm, _dropped(len(row.dropped)))),
     Column("Perplexity", "× dense", _perplexity),
-    Column("KL to dense", "nats/token", lambda row: Cell(number(row.kl_nats_per_token, ".4f"))),
-    Column("Speed", "× dense, 95 %", _speed),
+    Column("KL to dense", "nats/token", lambda row: Cell(number(row.kl_nats_per_token, ".4f", NONE))),
+    Column("Speed", "× dense", _speed),
     Column("Output", "tokens/s", _output),
     Column("TTFT", "p50 / p99, ms", lambda row: _pair(row.ttft_p50_ms, row.ttft_p99_ms, ",.1f")),
     Column("TPOT", "p50 / p99, ms", lambda row: _pair(row.tpot_p50_ms, row.tpot_p99_ms, ",.2f")),
@@ -125,7 +129,7 @@ def _loading(row: Row) -> str:
 def main_table(run: Run) -> Table:
     """Every model under the main load."""
     rows = [row_of(point, run.dense) for point in run.under(run.main)]
-    fit = Column("Requests that fit", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
+    fit = Column("Requests", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
     columns = [
         *COLUMNS[:AFTER_KV],
         fit,
@@ -143,7 +147,7 @@ def main_table(run: Run) -> Table:
 
 
 def _of_length(rows: Sequence[Row]) -> str:
-    return f"of {rows[0].length_tokens:,} tokens" if rows else ""
+    return f"that fit, of {rows[0].length_tokens:,} tokens"
 
 
 def _length(tokens: float) -> str:
@@ -173,9 +177,9 @@ def loads_table(run: Run) -> Table | None:
 
 def _against(point: PointRecord | None) -> Cell:
     if point is None or point.paired is None:
-        return Cell("–")
+        return Cell(NONE)
     found = point.paired.output_tokens_per_s
-    return Cell(f"{found.ratio:.2f}", beside(interval(found.low, found.high), at_most(point.bound), _piles_up(point)))
+    return Cell(f"{found.ratio:.2f}", lines_of(interval(found.low, found.high), at_most(point.bound), _piles_up(point)))
 
 
 def _piles_up(point: PointRecord) -> str:
@@ -231,7 +235,7 @@ def roofline_table(run: Run) -> Table | None:
 
 def _reached(roof: Roofline | None) -> Cell:
     if roof is None:
-        return Cell("–")
+        return Cell(NONE)
     return Cell(f"{roof.efficiency:.1%}", f"{roof.speedup.ratio:.3f} of {roof.bound:.3f}")
 
 
@@ -289,7 +293,7 @@ def _metric(rows: Sequence[TaskRow], name: str) -> str:
 
 def _score(row: TaskRow | None) -> Cell:
     if row is None:
-        return Cell("–")
+        return Cell(NONE)
     text, difference = f"{100 * row.record.score.score:.1f}", row.difference
     if difference is None:
         return Cell(text, "" if row.record.arm.kind == "dense" else "no pairs")
@@ -298,7 +302,7 @@ def _score(row: TaskRow | None) -> Cell:
 
 def _mean(mean: MeanRow | None) -> Cell:
     if mean is None:
-        return Cell("–")
+        return Cell(NONE)
     text = f"{100 * mean.score:.1f}"
     if mean.difference is None:
         return Cell(text)
