@@ -100,6 +100,8 @@ def sweep(
         raise UserError("give exactly one of --dense MODEL and --shape NAME")
     if tasks is None and (tasks_from is not None or task_limit is not None):
         raise UserError("--tasks-from and --task-limit go with --tasks; add --tasks default")
+    if task_limit is not None and task_limit < 1:
+        raise UserError(f"--task-limit must be at least 1, got {task_limit}")
     loads = LoadSettings(
         presets=names(presets),
         input_tokens=input_tokens,
