@@ -7,6 +7,7 @@ has the real ones.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, rea
 from bench.run import run
 from bench.settings import LoadSettings, MeasureSettings
 from bench.subject import open_subjects
+from mi_prun.console import run_app
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
 from mi_prun.manifest import Manifest
@@ -242,6 +244,41 @@ def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: P
     assert drafted.roofline == ()
     assert points[0].acceptance is None
     assert bench.starts == ["dense", "dense drafted"]
+
+
+def test_the_commands_run_and_draft(
+    bench: Bench,
+    tmp_path: Path,
+    reference: Path,
+    prune: Prune,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from bench.cli import app
+
+    pruned, text = prune(reference, tmp_path / "p25", [2, 3, 7], virtual=True), tmp_path / "text.txt"
+    text.write_text((reference.parents[1] / "LICENSE").read_text())
+    lengths = ["--input-tokens", "16", "--output-tokens", "8", "--prompts", "4", "--concurrency", "2", "--rounds", "2"]
+
+    def points(*words: str | Path) -> list[PointRecord]:
+        out = tmp_path / str(words[0])
+        argv = ["mi-prun-bench", *words, "--dense", reference, "-o", out, *lengths, "--engines", "together"]
+        monkeypatch.setattr("sys.argv", list(map(str, argv)))
+        assert run_app(app) == 0
+        found = read_points(out)
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert last == {"run": found[0].run, "points": len(found)}
+        return found
+
+    dense, without = points("run", "--pruned", pruned)
+    assert (dense.arm.kind, without.arm.kind, without.arm.weights) == ("dense", "pruned", "virtual")
+    assert without.arm.blocks.dropped == (2, 3, 7)
+    assert without.provenance.sweep == {}
+    alone, drafted = points("draft", pruned, "--text", text, "--draft-tokens", "2")
+    assert (alone.arm.kind, drafted.arm.kind, drafted.arm.draft_tokens) == ("dense", "draft", 2)
+    assert alone.acceptance is None
+    assert drafted.acceptance is not None
+    assert (drafted.load.text, drafted.acceptance.drafts, drafted.bound) == ("text.txt", 4, None)
 
 
 def test_engines_that_do_not_fit_are_refused_before_any_is_started(
