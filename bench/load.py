@@ -120,8 +120,9 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
     else:
         options |= {"dataset-name": "random", "random-input-len": into, "random-output-len": out}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # Every answer has the length asked for, so that dense and pruned do the same work whatever they say.
-    return [*words, *switches, "--ignore-eos", "--disable-tqdm"]
+    # Every answer has the length asked for, so that dense and pruned do the same work whatever they say. Detailed: with
+    # the times of every request, and what those that failed were told.
+    return [*words, *switches, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 
 def round_of(load: Load, result: dict[str, Any], energy_j: float | None) -> Round:

@@ -224,7 +224,7 @@ def _notes(run: Run | None, rows: Sequence[TaskRow]) -> list[str]:
             notes.append(f"Measured in {rounds} round{'s' * (rounds > 1)}: fewer than {FEW_ROUNDS} rounds tell little.")
         if full := [load.label for load in run.loads if any(point.saturated for point in run.under(load))]:
             notes.append(f"Requests arrived faster than they were answered: {'; '.join(full)}.")
-        elif any(load.rate_per_s for load in run.loads):
+        elif any(point.speed.backlog_growth is not None for point in run.points):
             notes.append("No rate was too high for any model: higher --rates would show where they end.")
     cut = [row.record for row in rows if row.record.score.truncated_items]
     if cut:

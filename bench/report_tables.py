@@ -129,7 +129,7 @@ def _loading(row: Row) -> str:
 def main_table(run: Run) -> Table:
     """Every model under the main load."""
     rows = [row_of(point, run.dense) for point in run.under(run.main)]
-    fit = Column("Requests", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
+    fit = Column("Requests that fit", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
     columns = [
         *COLUMNS[:AFTER_KV],
         fit,
@@ -147,7 +147,7 @@ def main_table(run: Run) -> Table:
 
 
 def _of_length(rows: Sequence[Row]) -> str:
-    return f"that fit, of {rows[0].length_tokens:,} tokens"
+    return f"of {rows[0].length_tokens:,} tokens"
 
 
 def _length(tokens: float) -> str:

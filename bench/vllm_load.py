@@ -43,7 +43,8 @@ def check(result: dict[str, Any]) -> None:
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a result, and what its lists of every request say of a backlog; the lists are left out."""
-    piled_up = growth(result.get("start_times", ()), result.get("latencies", ()))
+    seconds = [ttft + sum(itls) for ttft, itls in zip(result.get("ttfts", ()), result.get("itls", ()), strict=False)]
+    piled_up = growth(result.get("start_times", ()), seconds)
     numbers = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
     return numbers | ({} if piled_up is None else {"backlog_growth": piled_up})
 

@@ -68,7 +68,7 @@ def test_a_closed_loop_an_open_one_and_a_trace(point: Point) -> None:
     assert (texts["--dataset-name"], texts["--custom-output-len"]) == ("custom", "64")
     assert "--disable-shuffle" in texts
     for each in (closed, opened, traced, texts):
-        assert "--ignore-eos" in each
+        assert {"--ignore-eos", "--save-detailed"} <= set(each)
 
 
 def test_requests_that_fail_end_the_load() -> None:
@@ -84,5 +84,6 @@ def test_only_figures_are_kept() -> None:
         "model_id": "m",
     }
     starts = [float(n) for n in range(17)]
-    lists = {"start_times": starts, "latencies": [n / 2 for n in starts]}  # a third of them piles up
+    # A third of them piles up: each takes half a second more than the one before.
+    lists = {"start_times": starts, "ttfts": [n / 4 for n in starts], "itls": [[n / 8, n / 8] for n in starts]}
     assert plain({"duration": 1.5, **lists}) == {"duration": 1.5, "backlog_growth": pytest.approx(1 / 3, abs=0.05)}

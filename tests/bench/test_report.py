@@ -150,7 +150,8 @@ def test_it_says_what_the_points_say(tmp_path: Path, one_sweep: list[PointRecord
     assert [float(row["x_bound"] or 0) for row in rows] == pytest.approx([0, 8 / 7, 8 / 6, 2])
     assert (rows[0]["length_tokens"], rows[0]["engine_weight_bytes"], rows[0]["rounds"]) == ("192", "", "3")
     assert [float(rows[0][f"{end}_output_tokens_per_s"]) for end in ("min", "max")] == [95, 110]
-    assert "that fit, of 192 tokens" in page
+    assert "Requests that fit of 192 tokens" in page
+    assert "| Requests that fit, of 192 tokens |" in marks
 
 
 def test_one_line_of_a_markdown_table_for_each_model(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
