@@ -24,6 +24,7 @@ from bench.options import (
     Rounds,
     Seed,
     ServeFlags,
+    TasksFrom,
     Text,
     comma,
     concurrency_of,
@@ -31,6 +32,8 @@ from bench.options import (
     names,
     rates_of,
     run_loads,
+    show_tasks,
+    task_settings,
 )
 from bench.record import PointRecord
 from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings, SweepSettings
@@ -76,6 +79,11 @@ def sweep(
     calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
     tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
     quality_text: QualityText = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...|default", help="of lm-eval's, which the models are asked, too")
+    ] = None,
+    tasks_from: TasksFrom = None,
+    task_limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
@@ -90,6 +98,10 @@ def sweep(
 
     if (dense is None) == (shape is None):
         raise UserError("give exactly one of --dense MODEL and --shape NAME")
+    if tasks is None and (tasks_from is not None or task_limit is not None):
+        raise UserError("--tasks-from and --task-limit go with --tasks; add --tasks default")
+    if task_limit is not None and task_limit < 1:
+        raise UserError(f"--task-limit must be at least 1, got {task_limit}")
     loads = LoadSettings(
         presets=names(presets),
         input_tokens=input_tokens,
@@ -108,15 +120,21 @@ def sweep(
         materialise=materialise,
         draft=draft,
         quality_text=quality_text,
+        tasks=task_settings(tasks, tasks_from, task_limit) if tasks is not None else None,
         analyze=AnalyzeSettings(calibration=calibration, scoring_tokens=tokens, seed=seed),
         measure=measure_settings(loads, engines, serve_flags, again),
     )
     if dry_run:
         found = sweeping.expected(dense, settings) if dense else sweeping.expected_shape(str(shape), output, settings)
-        for each in describe(found):
+        for each in describe(found, settings):
             print(each)
         return
-    show(sweeping.sweep(dense, output, settings) if dense else sweeping.sweep_shape(str(shape), output, settings))
+    if dense:
+        points, answers = sweeping.sweep(dense, output, settings)
+        show_tasks(answers)
+        show(points)
+    else:
+        show(sweeping.sweep_shape(str(shape), output, settings))
 
 
 @app.command()

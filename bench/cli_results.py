@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bench.generations import Sampling, sampling_of
-from bench.options import Results, ServeFlags, flags_of
+from bench.options import Results, ServeFlags, TasksFrom, flags_of, show_tasks, task_settings
 from bench.task_record import TOLERANCE_MEAN_NATS
-from bench.task_table import ZEROSHOT
+from bench.task_table import DEFAULT
 from mi_prun.errors import UserError
 
 SAMPLING = Sampling()
@@ -50,11 +51,9 @@ def tasks(
         typer.Argument(metavar="[MODEL]...", help="the dense model and pruned folders, served in turn"),
     ] = None,
     names: Annotated[
-        str, typer.Option("--tasks", help="comma-separated; an unknown one lists those there are")
-    ] = ZEROSHOT,
-    tasks_from: Annotated[
-        Path | None, typer.Option(help="a folder of JSON lines files (docs/tasks.md); default: the hub")
-    ] = None,
+        str, typer.Option("--tasks", help="like arc_easy,boolq; an unknown one lists those there are; default: seven")
+    ] = DEFAULT,
+    tasks_from: TasksFrom = None,
     limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
     url: Annotated[
         list[str] | None, typer.Option(help="ask this running server instead; may be repeated; key: OPENAI_API_KEY")
@@ -81,23 +80,17 @@ def tasks(
     Example: mi-prun-bench tasks meta-llama/Llama-3.1-8B p12/ p25/ --tasks arc_easy,boolq -o results/
     """
     from bench.generations import read_prompts
-    from bench.task_summary import mean_rows, task_rows
-    from bench.task_table import parse_tasks
-    from bench.tasks import TaskSettings, run_tasks
+    from bench.tasks import run_tasks
 
-    settings = TaskSettings(
-        tasks=tuple(parse_tasks(names)),
-        tasks_from=tasks_from,
-        limit=limit,
+    settings = replace(
+        task_settings(names, tasks_from, limit),
         concurrency=concurrency,
         logprob_tolerance_nats=logprob_tolerance if logprob_check else None,
         sampling=sampling_of(generate, temperature, seed, read_prompts(prompts) if prompts else None),
         serve_flags=flags_of(serve_flags),
     )
     records = run_tasks(models or [], url or [], output, settings)
-    rows = task_rows(records)
-    for line in [*(row.line() for row in rows), *(row.line() for row in mean_rows(rows))]:
-        print(line)
+    show_tasks(records)
     print(json.dumps({"run": records[0].run, "records": len(records)}))
 
 
@@ -146,9 +139,11 @@ def recommend(
     from bench.results import read_side
 
     limits = parse_limits(max_ppl_increase, min_speedup, memory)
-    side = read_side(results)
+    side = read_side(results, (lambda run: run.judged) if limits.ppl_increase is not None else (lambda run: True))
     if side.run is None:
         raise UserError(f"{results} has tasks only; nothing was measured under load")
+    if side.others:
+        print(f"note: of run {side.run.name}, {side.run.dense.dense.name}; beside it: {', '.join(side.others)}")
     found = within(side.run, limits, side.tasks)
     print(found.line())
     print(found.model_dump_json())

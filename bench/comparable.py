@@ -25,7 +25,8 @@ class Comparable:
 def load_key(load: Load) -> tuple[object, ...]:
     """Two loads are the same whatever the seed of the prompts and their number in a round."""
     trace = load.trace.sha256 if load.trace else None
-    return load.preset, load.concurrency, load.rate_per_s, load.input_tokens, load.output_tokens, trace
+    lengths = load.preset, load.input_tokens, load.output_tokens
+    return *lengths, load.concurrency, load.rate_per_s, trace, load.text
 
 
 def comparable(a: Side, b: Side, *, anyway: bool) -> Comparable:

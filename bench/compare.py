@@ -11,20 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import mean, variance
 
 from bench.comparable import Comparable, comparable, load_key, protocol_of
 from bench.paired import CONFIDENCE
 from bench.record import Arm, Load, PointRecord, Ratio, Round
 from bench.results import Run, Side
-from bench.rows import perplexity_of
 from bench.task_record import TaskRecord
 from bench.task_summary import comparable_answers, difference_of
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 
 SAME = 1e-3  # of figures that have no noise: a smaller change is a matter of rounding
-SHARE_OF_RSS = 0.05  # one sample a run, no interval: a smaller change of it is not told
+# One sample a run, no interval: a smaller relative change is not told.
+SHARE_OF_PEAK = 0.05
+SHARE_OF_START = 0.25
+LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", "e2e"))
 
 
 class Change(Record):
@@ -127,12 +130,20 @@ def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[
         first, second = before.memory, after.memory
         yield _exact(before.arm, "weight bytes", first.weight_bytes, second.weight_bytes, more=False)
         yield _exact(before.arm, "KV tokens", first.kv_tokens, second.kv_tokens, more=True)
-        yield _exact(
-            before.arm, "peak RSS bytes", first.peak_rss_bytes, second.peak_rss_bytes, more=False, least=SHARE_OF_RSS
-        )
-    first_ppl, second_ppl = perplexity_of(before), perplexity_of(after)
-    if may.quality and first_ppl and second_ppl and protocol_of(before) == protocol_of(after):
-        yield _exact(before.arm, "perplexity", first_ppl, second_ppl, more=False)
+        sampled = [
+            ("peak RSS bytes", first.peak_rss_bytes, second.peak_rss_bytes, SHARE_OF_PEAK),
+            ("peak device bytes", first.peak_device_bytes, second.peak_device_bytes, SHARE_OF_PEAK),
+            ("start-up s", before.start_up.startup_s, after.start_up.startup_s, SHARE_OF_START),
+            ("weight loading s", before.start_up.load_s, after.start_up.load_s, SHARE_OF_START),
+        ]
+        for figure, was, becomes, least in sampled:
+            if was is not None and becomes is not None:
+                yield _exact(before.arm, figure, was, becomes, more=False, least=least)
+    if may.quality and before.quality and after.quality and protocol_of(before) == protocol_of(after):
+        ours, theirs = before.quality, after.quality
+        yield _exact(before.arm, "perplexity", ours.pruned_perplexity, theirs.pruned_perplexity, more=False)
+        if before.arm.kind != "dense":
+            yield _exact(before.arm, "KL to dense", ours.kl_nats_per_token, theirs.kl_nats_per_token, more=False)
 
 
 def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
@@ -140,10 +151,15 @@ def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
         return [of(found) for found in before.speed.rounds], [of(found) for found in after.speed.rounds]
 
     yield _noisy(before, "tokens/s", *rounds(lambda found: found.output_tokens_per_s), more=True)
-    for figure, name in (("TTFT p50 ms", "ttft"), ("TPOT p50 ms", "tpot"), ("end to end p50 ms", "e2e")):
-        first, second = rounds(lambda found, name=name: float(getattr(found, name).p50_ms))  # type: ignore[misc]
-        if min(*first, *second) > 0:
-            yield _noisy(before, figure, first, second, more=False)
+    for title, name in LATENCIES:
+        for percentile in ("p50", "p99"):
+            of = attrgetter(f"{name}.{percentile}_ms")
+            first, second = rounds(of)
+            if min(*first, *second) > 0:
+                yield _noisy(before, f"{title} {percentile} ms", first, second, more=False)
+    first, second = rounds(lambda found: found.energy_j or 0.0)
+    if min(*first, *second) > 0:
+        yield _noisy(before, "energy J", first, second, more=False)
     if before.paired and after.paired:
         ours, theirs = before.paired.output_tokens_per_s, after.paired.output_tokens_per_s
         yield _change_of_ratio(before, ours, theirs)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.estimate import MachineSpeed, machine_speed, round_seconds, sweep_seconds
+from bench.estimate import MachineSpeed, choosing_seconds, machine_speed, round_seconds, sweep_seconds
 from bench.loads import open_loads, rates_for
 from bench.measure import Prepared
 from bench.memory_check import GIB, room
 from bench.record import Load
+from bench.settings import SweepSettings
+from mi_prun.comparison import parse_methods
+from mi_prun.selection.methods import method_named
 
 
-def describe(prepared: Prepared) -> Iterator[str]:
+def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
     """Lines for people."""
     subjects, loads = prepared.subjects.all, prepared.settings.loads
     speed = machine_speed()
@@ -33,11 +36,38 @@ def describe(prepared: Prepared) -> Iterator[str]:
         )
     if prepared.requests:
         yield f"  trace: {len(prepared.requests):,} requests fit"
+    yield from _tasks(prepared, settings)
     seconds = sweep_seconds(subjects, [*prepared.closed, *opened], loads.rounds, prepared.alive, speed)
-    yield (
-        f"about {seconds / 60:.0f} minutes under load and starting, by {speed.bytes_per_s / 1e9:.0f} GB/s and "
-        f"{speed.flops_per_s / 1e9:.0f} GFLOP/s as seen here; analysis, plans and quality come on top"
-    )
+    seen = f"by {speed.bytes_per_s / 1e9:.0f} GB/s and {speed.flops_per_s / 1e9:.0f} GFLOP/s as seen here"
+    if prepared.subjects.dense.shape is None:
+        choosing = choosing_seconds(prepared.subjects, list(_candidates(prepared, settings)), settings, speed)
+        yield f"about {_minutes(choosing)} for analysis, plans and quality, where they are not there yet"
+    yield f"about {_minutes(seconds)} under load and starting, {seen}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} minutes"
+
+
+def _candidates(prepared: Prepared, settings: SweepSettings) -> Iterator[int]:
+    """Sets that are compared for each pruned model, in their order."""
+    pruned = [subject.arm.blocks for subject in prepared.subjects.all if subject.arm.kind == "pruned"]
+    specs = parse_methods(settings.methods)
+    for number, blocks in enumerate(pruned):
+        spec = specs[number * len(specs) // len(pruned)]
+        own = method_named(spec.name).candidates(blocks.num_blocks, len(blocks.dropped))
+        yield own if spec.rerank is None else spec.rerank
+
+
+def _tasks(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
+    asked = settings.tasks
+    if asked is None:
+        return
+    models = sum(subject.arm.kind != "draft" for subject in prepared.subjects.all)
+    items = f"the first {asked.limit} items" if asked.limit else "all items"
+    yield f"  tasks, {items} of each: {', '.join(task.name for task in asked.tasks)}, by {models} models in turn"
+    if asked.missing:
+        yield f"  left out, as {asked.tasks_from} lacks them: {', '.join(asked.missing)}"
 
 
 def expected_open_loads(prepared: Prepared, speed: MachineSpeed) -> list[Load]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import sys
 import tempfile
@@ -45,10 +46,14 @@ class Engine:
         return kv_tokens(self.metrics())
 
     def metrics(self) -> str:
-        """The Prometheus page."""
-        with urllib.request.urlopen(f"{self.base_url}/metrics", timeout=30) as answer:
-            page: str = answer.read().decode()
-            return page
+        """The Prometheus page. Raises UserError with the end of the log where the engine does not answer any more."""
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/metrics", timeout=30) as answer:
+                page: str = answer.read().decode()
+                return page
+        except (OSError, http.client.HTTPException) as error:
+            said = self.group.last_lines()
+            raise UserError(f"the engine of {self.model} does not answer at /metrics ({error}): {said}") from error
 
 
 def kv_tokens(metrics: str) -> int:

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 
 from bench.record import Load
 from bench.roofline import Work, decode, prefill
-from bench.settings import Alive
-from bench.subject import Subject
+from bench.settings import Alive, SweepSettings
+from bench.subject import Subject, Subjects
+from mi_prun.calibration import SELF
+from mi_prun.quality import HELD_OUT_TOKENS
 
 START_SECONDS = 45.0  # of an engine on CPU; a GPU engine that compiles takes as long
 SIDE = 1024
 COPY_BYTES = 64 << 20
 STEP_SECONDS = 0.004  # what a step costs beside bytes and FLOPs
+WINDOW_TOKENS = 2048  # at most, where the context is longer
+SAMPLED_AT_ONCE = 16  # windows of text sampled from the model itself
+# Passes over the ranking text for proposing sets; of each set compared it is a quarter of a pass: the worse ones are
+# given up early.
+PROPOSING = 3
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,32 @@ def sweep_seconds(
     """Starts, and every round of every load on every subject."""
     starts = len(subjects) * (1 if alive == "together" else rounds)
     return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in subjects for load in loads)
+
+
+def choosing_seconds(
+    subjects: Subjects, candidates: Sequence[int], settings: SweepSettings, speed: MachineSpeed
+) -> float:
+    """Of analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
+
+    candidates: sets that are compared for each pruned model, 0 where the first one is taken.
+    """
+    dense = subjects.all[0].weights
+    if dense is None:
+        return 0.0
+    own = settings.analyze
+    scoring, window = own.scoring_tokens, own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
+    ranking, held_out = own.ranking_tokens or 4 * scoring, own.held_out_tokens or 2 * scoring
+    kept = [1 - s.arm.blocks.block_ratio for s in subjects.all if s.arm.kind == "pruned"]
+    compared = sum(PROPOSING + share * count / 4 for share, count in zip(kept, candidates, strict=True) if count)
+    judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)
+    pass_work = prefill(dense, 1, window)
+    logits = 2 * (window - 1) * dense.head_elements  # of every token, where a loss is measured
+    a_token = speed.seconds(Work(pass_work.num_bytes, pass_work.flops + logits)) / window
+    seconds = a_token * (scoring + ranking * compared + judged * (1 + sum(kept)))
+    if own.calibration == SELF:
+        steps = (scoring + ranking + held_out) / SAMPLED_AT_ONCE
+        seconds += steps * speed.seconds(decode(dense, SAMPLED_AT_ONCE, window // 2))
+    return seconds
 
 
 def round_seconds(subject: Subject, load: Load, speed: MachineSpeed) -> float:

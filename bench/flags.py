@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def flag_name(word: str) -> str:
+    """`--max-model-len` of `--max_model_len=512`: vLLM takes either spelling."""
+    name = word.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def has_flag(flags: Sequence[str], name: str) -> bool:
+    return any(flag_name(flag) == name for flag in flags)
+
+
 def flag_value(flags: Sequence[str], name: str) -> str | None:
-    """Of `NAME VALUE` or `NAME=VALUE`; None where it is not among them."""
-    words = [part for flag in flags for part in flag.split("=", 1)]
-    return words[words.index(name) + 1] if name in words[:-1] else None
+    """Of `NAME VALUE` or `NAME=VALUE`, the last one; None where it is not among them."""
+    found = None
+    for place, flag in enumerate(flags):
+        if flag_name(flag) == name:
+            _, equals, value = flag.partition("=")
+            found = value if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return found

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, RoundRecord, append_record, read_lines
+from mi_prun.errors import UserError
+from mi_prun.files import one_line_os_errors
 
 
 class Journal:
@@ -44,6 +49,32 @@ class Journal:
     def append(self, record: RoundRecord) -> None:
         append_record(self._folder, record, ROUNDS_NAME)
         self._rounds.setdefault((record.load, record.number), {})[record.arm] = record
+
+
+@contextlib.contextmanager
+def results_folder(out: Path) -> Iterator[None]:
+    """Make the folder, and keep it for this process alone; the mark goes with the process, however it ends.
+
+    Raises UserError where it cannot be written, where another process works in it, or where this release could not read
+    its records beside its own.
+    """
+    with one_line_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        folder = os.open(out, os.O_RDONLY)
+    try:
+        if not os.access(out, os.W_OK):
+            raise UserError(f"--output {out} cannot be written to; choose another folder")
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--output {out}: another bench writes there; wait for it, or choose another") from error
+        except OSError:  # a file system without locks
+            pass
+        read_rounds(out)
+        read_lines(out, POINTS_NAME, PointRecord)
+        yield
+    finally:
+        os.close(folder)
 
 
 def read_rounds(folder: Path) -> list[RoundRecord]:

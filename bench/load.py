@@ -58,7 +58,7 @@ class LoadGenerator:
         before = self._device.energy_j()
         result = self._run(engine, load, load.seed + number)
         after = self._device.energy_j()
-        return round_of(result, None if before is None or after is None else after - before)
+        return round_of(load, result, None if before is None or after is None else after - before)
 
     def _run(self, engine: Engine, load: Load, seed: int) -> dict[str, Any]:
         self._jobs += 1
@@ -120,12 +120,13 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
     else:
         options |= {"dataset-name": "random", "random-input-len": into, "random-output-len": out}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # Every answer has the length asked for, so that dense and pruned do the same work whatever they say.
-    return [*words, *switches, "--ignore-eos", "--disable-tqdm"]
+    # Every answer has the length asked for, so that dense and pruned do the same work whatever they say. Detailed: with
+    # the times of every request, and what those that failed were told.
+    return [*words, *switches, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 
-def round_of(result: dict[str, Any], energy_j: float | None) -> Round:
-    """What vLLM's benchmark reports, in our terms."""
+def round_of(load: Load, result: dict[str, Any], energy_j: float | None) -> Round:
+    """What vLLM's benchmark reports, in our terms. In a closed loop nothing piles up."""
 
     def latency(name: str) -> Latency:
         return Latency(
@@ -146,4 +147,5 @@ def round_of(result: dict[str, Any], energy_j: float | None) -> Round:
         itl=latency("itl"),
         e2e=latency("e2el"),
         energy_j=energy_j,
+        backlog_growth=result.get("backlog_growth") if load.rate_per_s is not None else None,
     )

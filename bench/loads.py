@@ -15,10 +15,13 @@ from mi_prun.errors import UserError
 
 TOOL = "vllm bench serve"
 CUSTOM, TRACE = "custom", "trace"
-# Of the dense model's own requests/s at the highest concurrency: the last ones ask for more than it can give.
-RATE_SHARES = (0.25, 0.5, 0.75, 1.0, 1.5)
+# Of the dense model's own requests/s at the highest concurrency: the last one asks for more than it can give.
+RATE_SHARES = (0.25, 0.5, 0.75, 1.0, 2.0)
 SEEDS_A_LOAD = 1000  # rounds and the warm-up of a load draw from these; see load.py
-OPEN_PROMPTS = 16
+# Requests of an open loop arrive for so many times as long as the dense model takes for one at the highest concurrency:
+# long enough for what is in flight to settle, where it does (backlog.py).
+OPEN_TURNS = 4
+OPEN_LEAST = 64
 LENGTH_FLAG = "--max-model-len"
 
 
@@ -43,9 +46,8 @@ def check_loads(settings: LoadSettings) -> None:
             raise UserError(f"{option} must be at least 1, got {value}")
     if settings.rounds >= SEEDS_A_LOAD - 1:
         raise UserError(f"--rounds must be below {SEEDS_A_LOAD - 1}, got {settings.rounds}")
-    if settings.seed < 0 or settings.warmups < 0:
-        option = "--seed" if settings.seed < 0 else "--warmups"
-        raise UserError(f"{option} must be at least 0, got {min(settings.seed, settings.warmups)}")
+    if settings.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {settings.seed}")
     if not isinstance(settings.rates, str):
         for rate in settings.rates:
             if not (math.isfinite(rate) and rate > 0):
@@ -107,13 +109,26 @@ def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Loa
 
 
 def open_loads(settings: LoadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]) -> list[Load]:
-    """Each preset at its own rates."""
+    """Each preset at its own rates; where they are `auto`, those of `rates_for`, or the shares in their place."""
     first = len(lengths) * len(settings.concurrency)
-    pairs = [(each, rate) for each, own in zip(lengths, rates, strict=True) for rate in own]
-    return [
-        _load(settings, each, first + index, rate_per_s=rate, prompts=settings.prompts or OPEN_PROMPTS)
-        for index, (each, rate) in enumerate(pairs)
+    found = [
+        (each, rate, prompts)
+        for each, own in zip(lengths, rates, strict=True)
+        for rate, prompts in zip(own, open_prompts(settings), strict=True)
     ]
+    return [
+        _load(settings, each, first + index, rate_per_s=rate, prompts=prompts)
+        for index, (each, rate, prompts) in enumerate(found)
+    ]
+
+
+def open_prompts(settings: LoadSettings) -> list[int]:
+    """Requests in a round at each rate. By Little's law c in flight at r requests/s take c / r seconds each, so that
+    OPEN_TURNS x share x c arrive in OPEN_TURNS times that; a rate that is asked for is taken for the whole of it.
+    """
+    shares = RATE_SHARES if isinstance(settings.rates, str) else (1.0,) * len(settings.rates)
+    most = max(settings.concurrency)
+    return [settings.prompts or max(OPEN_LEAST, math.ceil(OPEN_TURNS * share * most)) for share in shares]
 
 
 def rates_for(dense_requests_per_s: float) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Subjects under loads, interleaved: A B A B, round by round; a point for each subject and load.
+"""Subjects under loads, interleaved: A B, B A, A B, round by round; a point for each subject and load.
 
 Everything is checked before the first engine is started. A round is on the disk as soon as it is measured, a point as
 soon as its rounds are there: a run that is killed goes on from them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,11 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from bench.acceptance import acceptance_of
+from bench.acceptance import acceptance_between, counts_of
 from bench.device import Device
 from bench.engine import Engine
+from bench.flags import flag_name
 from bench.fleet import Fleet
-from bench.journal import Journal, read_rounds
+from bench.journal import Journal
 from bench.load import LoadGenerator, load_generator
 from bench.loads import (
     RATE_SHARES,
@@ -36,13 +36,21 @@ from bench.machine import commit, environment, this_machine, versions
 from bench.memory_check import engines_alive
 from bench.points import points_of
 from bench.prompt_files import Prompts, text_prompts
-from bench.record import POINTS_NAME, Load, PointRecord, Provenance, RoundRecord, append_record, read_lines
+from bench.record import (
+    FEW_ROUNDS,
+    POINTS_NAME,
+    Load,
+    PointRecord,
+    Provenance,
+    RoundRecord,
+    append_record,
+    read_lines,
+)
 from bench.say import say
 from bench.settings import Alive, MeasureSettings
-from bench.subject import Subject, Subjects
+from bench.subject import Subject, Subjects, plan_digest
 from bench.trace import Request
 from mi_prun.errors import UserError
-from mi_prun.files import one_line_os_errors
 
 # The bench sets these itself, or could not reach the server with them.
 RESERVED_FLAGS = ("--model", "--host", "--port", "--uds", "--config", "--served-model-name", "--api-key", "--plan")
@@ -52,7 +60,7 @@ WhileServed = Callable[[Engine, Subject], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be measured, all of it checked."""
+    """What will be measured, all of it checked. sweep: as in `record.Provenance`."""
 
     subjects: Subjects
     settings: MeasureSettings
@@ -62,6 +70,7 @@ class Prepared:
     closed: list[Load]
     alive: Alive
     device: Device
+    sweep: dict[str, str | int | bool | None] = field(default_factory=dict)
 
 
 def prepare(subjects: Subjects, settings: MeasureSettings) -> Prepared:
@@ -83,31 +92,25 @@ def prepare(subjects: Subjects, settings: MeasureSettings) -> Prepared:
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    for flag in flags:
-        if flag.partition("=")[0] in RESERVED_FLAGS:
-            raise UserError(f"--serve-flags may not hold {flag.partition('=')[0]}: the bench chooses it")
-
-
-def check_results(out: Path) -> None:
-    """Make the folder, and refuse one whose records this release could not read back beside its own."""
-    with one_line_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise UserError(f"--output {out} cannot be written to; choose another folder")
-    read_rounds(out)
-    read_lines(out, POINTS_NAME, PointRecord)
+    for name in map(flag_name, flags):
+        if name in RESERVED_FLAGS:
+            raise UserError(f"--serve-flags may not hold {name}: the bench chooses it")
 
 
 def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = None) -> list[PointRecord]:
-    """All points of the run, by load, dense first in each. `while_served` may use each engine before it is measured."""
+    """All points of the run, by load, dense first in each; in a `results_folder`.
+
+    `while_served` may use each engine before it is measured.
+    """
     settings, subjects = prepared.settings, prepared.subjects.all
-    check_results(out)
     provenance = provenance_of(prepared)
     journal = Journal(
         out, provenance.settings_sha256, [subject.arm.label for subject in subjects], again=settings.again
     )
     if journal.resumed:
         say(f"going on with run {journal.run}: what {out} has of it is not measured again")
+    if settings.loads.rounds < FEW_ROUNDS:
+        say(f"fewer than {FEW_ROUNDS} rounds: intervals will be wide, or none")
     points: list[PointRecord] = []
     with (
         load_generator(prepared.device, Prompts(prepared.requests, prepared.pieces)) as generator,
@@ -153,15 +156,21 @@ class _Run:
         return [p for load in loads for p in known if p.run == self.journal.run and p.load == load]
 
     def _steps(self, loads: Sequence[Load]) -> Iterator[tuple[Load, int, Subject]]:
-        """Interleaved. Side by side: load by load. One at a time: round by round, all loads on an engine."""
+        """Interleaved. Side by side: load by load. One at a time: round by round, all loads on an engine.
+
+        Every second round begins with the last subject: a machine that drifts favours none.
+        """
         subjects, rounds = self.prepared.subjects.all, range(self.prepared.settings.loads.rounds)
-        if self.prepared.alive == "together":
+        alone = self.prepared.alive == "alone"
+        if not alone:
             cycles = [([load], number) for load in loads for number in rounds]
         else:
             cycles = [(list(loads), number) for number in rounds]
         for own, number in cycles:
             missing = [load for load in own if not self.journal.whole(load, number)]
-            for subject, load in itertools.product(subjects, missing):
+            if alone:
+                self.fleet.stop()  # else the last one of a round would be the first one of the next, not started anew
+            for subject, load in itertools.product(subjects[::-1] if number % 2 else subjects, missing):
                 yield load, number, subject
 
     def _measure(self, load: Load, number: int, subject: Subject) -> None:
@@ -173,6 +182,8 @@ class _Run:
         if (engine.base_url, load) not in self._warm:
             self.generator.warm_up(engine, load)
             self._warm.add((engine.base_url, load))
+        drafts = subject.arm.kind == "draft"
+        before = counts_of(engine.metrics()) if drafts else {}
         figures = self.generator.round(engine, load, number)
         say(f"{load.label}, round {number + 1} of {rounds}, {label}: {figures.output_tokens_per_s:,.1f} tokens/s")
         self.journal.append(
@@ -191,7 +202,7 @@ class _Run:
                 kv_tokens=engine.kv_tokens(),
                 peak_device_bytes=self.fleet.peak_device_bytes(subject),
                 peak_rss_bytes=engine.group.peak_rss_bytes,
-                acceptance=acceptance_of(engine.metrics()) if subject.arm.kind == "draft" else None,
+                acceptance=acceptance_between(before, counts_of(engine.metrics())) if drafts else None,
             )
         )
 
@@ -222,10 +233,12 @@ def provenance_of(prepared: Prepared) -> Provenance:
     asked = {
         "dense": prepared.subjects.dense.model_dump(exclude={"name"}),
         "arms": [subject.arm.model_dump() for subject in prepared.subjects.all],
+        "plans": [subject.plan and plan_digest(subject.plan) for subject in prepared.subjects.all],
+        "quality": prepared.subjects.quality_text,
         "loads": asdict(settings.loads) | {"trace": [each.trace and each.trace.sha256 for each in prepared.lengths]},
         "pieces": prepared.pieces,
         **known,
         "machine": known["machine"].model_dump(),
     }
     text = json.dumps(asked, sort_keys=True, default=str)
-    return Provenance(settings_sha256=sha256(text.encode()).hexdigest(), **known)
+    return Provenance(settings_sha256=sha256(text.encode()).hexdigest(), sweep=prepared.sweep, **known)

@@ -10,7 +10,10 @@ from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from bench.settings import AUTO, RUN_LOADS, Alive, LoadSettings, MeasureSettings
+from bench.settings import AUTO, RUN_LOADS, Alive, LoadSettings, MeasureSettings, TaskSettings
+from bench.task_record import TaskRecord
+from bench.task_summary import mean_rows, task_rows
+from bench.task_table import chosen_tasks
 from mi_prun.errors import UserError
 
 Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
@@ -20,11 +23,12 @@ OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
 Text = Annotated[str | None, typer.Option(help="prompts are pieces of it, as `mi-prun analyze --calibration` takes it")]
 Prompts = Annotated[int | None, typer.Option(help="requests in a round; default: twice those in flight, at least 8")]
 Concurrency = Annotated[str, typer.Option(help="requests in flight at most: closed loops, like 1,8,64")]
-Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; medians are recorded")]
+Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; fewer than 3 tell little")]
 Seed = Annotated[int, typer.Option(help="of the prompts")]
 QualityText = Annotated[
     str | None, typer.Option(help="measure quality on this text too; default: what the plan measured")
 ]
+TasksFrom = Annotated[Path | None, typer.Option(help="a folder of JSON lines files (docs/tasks.md); default: the hub")]
 ServeFlags = Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")]
 Engines = Annotated[
     str, typer.Option(help="alive side by side (together), started anew each round (alone), or what fits (auto)")
@@ -56,6 +60,18 @@ def run_loads(
         seed=seed,
         text=text,
     )
+
+
+def task_settings(names: str, tasks_from: Path | None, limit: int | None) -> TaskSettings:
+    chosen, missing = chosen_tasks(names, tasks_from)
+    return TaskSettings(tuple(chosen), tasks_from, tuple(missing), limit)
+
+
+def show_tasks(records: Sequence[TaskRecord]) -> None:
+    """A line for each task of each model, and for each model's mean."""
+    rows = task_rows(records)
+    for line in [*(row.line() for row in rows), *(row.line() for row in mean_rows(rows))]:
+        print(line)
 
 
 def comma(numbers: Sequence[int]) -> str:

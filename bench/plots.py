@@ -149,10 +149,10 @@ def curves_svg(run: Run, group: Sequence[Load]) -> str:
                                   fontsize=9, color=INK)  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.margins(x=0.08, y=0.16)
         _plain_ticks(axes)
         axes.set_xlabel("output tokens/s  (right: more)")
         axes.set_ylabel(f"{title}  (down: better)")
-        axes.margins(x=0.08, y=0.16)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, labelcolor=INK, fontsize=10)
     how = "in flight" if group[0].concurrency else "arriving at a rate"
@@ -165,11 +165,13 @@ def _many(point: PointRecord) -> str:
 
 
 def _plain_ticks(axes: Any) -> None:
-    """Numbers, not powers of ten: ranges here are of a decade or two."""
+    """Numbers, not powers of ten: ranges here are of a decade or two. Few in a long range: they would run together."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0), numticks=8))
+        low, high = axis.get_view_interval()
+        subs = (1.0, 2.0, 5.0) if high > 8 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.set_minor_formatter(NullFormatter())
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
 
+from bench.acceptance import acceptance_over
 from bench.paired import paired
 from bench.record import (
     Dense,
@@ -19,12 +20,15 @@ from bench.record import (
     Ratio,
     Roofline,
     RoundRecord,
+    Selection,
     Speed,
     StartUp,
 )
-from bench.roofline import bound, work
-from bench.subject import Subject
+from bench.roofline import bound, most, work
+from bench.subject import Subject, plan_digest
 from mi_prun.plan import Quality
+
+ANY_CONTEXT = 1 << 20
 
 
 def points_of(
@@ -58,8 +62,10 @@ def points_of(
                 start_up=start_up_of(own),
                 quality=quality,
                 quality_measured_on=measured_on,
-                acceptance=own[-1].acceptance,
+                acceptance=acceptance_over([r.acceptance for r in own]),
                 provenance=provenance,
+                bound=bound_of(first, subject, load) if ratios else None,
+                selection=selection_of(subject),
             )
         )
     return points
@@ -102,6 +108,31 @@ def rooflines(dense: Subject, pruned: Subject, load: Load, ratios: Paired) -> tu
             )
         )
     return tuple(found)
+
+
+def bound_of(dense: Subject, pruned: Subject, load: Load) -> float | None:
+    """Of the speed-up of tokens/s: the larger of the phases' bounds, alone and all in flight together.
+
+    Where requests come as they like or differ in length, steps are of any kind; how long a trace's longest request is
+    is not in the load.
+    """
+    before, after = dense.weights, pruned.weights
+    if before is None or after is None:
+        return None
+    into, out = round(load.input_tokens), round(load.output_tokens)
+    if load.concurrency is None or load.trace is not None:
+        return most(before, after, ANY_CONTEXT if load.trace is not None else into + out)
+    phases: list[tuple[Phase, int]] = [("prefill", into), ("decode", into + out // 2)]
+    return max(
+        bound(work(phase, before, batch, tokens), work(phase, after, batch, tokens))
+        for phase, tokens in phases
+        for batch in (1, load.concurrency)
+    )
+
+
+def selection_of(subject: Subject) -> Selection | None:
+    plan = subject.plan
+    return Selection(plan_sha256=plan_digest(plan), settings=plan.settings) if plan else None
 
 
 def memory_of(subject: Subject, load: Load, rounds: Sequence[RoundRecord]) -> Memory:

@@ -14,10 +14,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from bench.backlog import PILES_UP
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
@@ -26,7 +27,10 @@ from mi_prun.plan import Quality
 
 POINTS_NAME = "points.jsonl"
 ROUNDS_NAME = "rounds.jsonl"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Final = 3
+# 2: without the fields that have a default, and with acceptance counted since the engine's start.
+READABLE = (2, SCHEMA_VERSION)
+FEW_ROUNDS = 3  # of fewer, an interval says next to nothing
 
 MeasuredOn = Literal["plan", "checkpoint"]
 ArmKind = Literal["dense", "pruned", "draft"]
@@ -49,6 +53,7 @@ class Provenance(Record):
 
     settings_sha256: of all that was asked for; a run is resumed only where it is the same.
     engines_alive: `together`, one loaded while the others idle; `alone`, started anew each round.
+    sweep: what `sweep` was asked for beside the loads: ratios, methods, calibration, quality text; empty for others.
     """
 
     machine: Machine
@@ -59,6 +64,7 @@ class Provenance(Record):
     seed: int
     settings_sha256: str
     engines_alive: Literal["together", "alone"]
+    sweep: dict[str, str | int | bool | None] = Field(default_factory=dict)
 
 
 class Blocks(Record):
@@ -84,6 +90,16 @@ class Arm(Record):
     blocks: Blocks
     weights: Weights | Literal["dummy"] | None
     draft_tokens: int | None = None
+
+
+class Selection(Record):
+    """How an arm's blocks were chosen. plan_sha256: of the plan, whatever the dense model is called in it.
+
+    settings: the plan's own: calibration text, number of candidates compared (`rerank`), seed, estimator.
+    """
+
+    plan_sha256: str
+    settings: dict[str, str | int | float | bool | None]
 
 
 class Dense(Record):
@@ -147,7 +163,10 @@ class Latency(Record):
 
 
 class Round(Record):
-    """Of one round. energy_j: of the device while it ran; None where the device does not say."""
+    """Of one round. energy_j: of the device while it ran; None where the device does not say.
+
+    backlog_growth: of an open loop, the share of its requests that piled up (`backlog.py`).
+    """
 
     output_tokens_per_s: float
     total_tokens_per_s: float
@@ -159,6 +178,7 @@ class Round(Record):
     itl: Latency
     e2e: Latency
     energy_j: float | None = None
+    backlog_growth: float | None = None
 
 
 class Speed(Record):
@@ -201,8 +221,16 @@ class Speed(Record):
     @property
     def energy_j(self) -> float | None:
         """Joules a round; None where a round does not say."""
-        joules = [found.energy_j for found in self.rounds if found.energy_j is not None]
-        return median(joules) if len(joules) == len(self.rounds) else None
+        return _median_of_all([found.energy_j for found in self.rounds])
+
+    @property
+    def backlog_growth(self) -> float | None:
+        return _median_of_all([found.backlog_growth for found in self.rounds])
+
+
+def _median_of_all(found: Sequence[float | None]) -> float | None:
+    known = [value for value in found if value is not None]
+    return median(known) if len(known) == len(found) else None
 
 
 def _median_latency(found: Sequence[Latency]) -> Latency:
@@ -306,10 +334,10 @@ class StartUp(Record):
 class RoundRecord(Record):
     """One load on one arm, once. session: of the process that measured; rounds pair only within one.
 
-    The engine's own figures are those it had by then.
+    acceptance: of this round's requests. The engine's other figures are those it had by then.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     settings_sha256: str
     session: str
@@ -331,11 +359,13 @@ class PointRecord(Record):
     """One arm under one load; the same for all loads of an arm: memory, start-up, quality.
 
     paired: None for the dense arm. roofline: of the phases for which the load shows them; empty for dense and draft.
+    bound: of the speed-up of tokens/s, at most (`roofline.py`); None for dense and draft, and where it is not known.
     quality: the dense arm's is the dense perplexity twice, KL 0; a draft's answers are the dense model's, so None.
     quality_measured_on: the dense model with blocks skipped, as the plan did, or the checkpoint's own files.
+    acceptance: over all rounds of the load. selection: None for dense, and for a shape.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
     dense: Dense
@@ -350,11 +380,25 @@ class PointRecord(Record):
     quality_measured_on: MeasuredOn | None
     acceptance: Acceptance | None
     provenance: Provenance
+    bound: float | None = None
+    selection: Selection | None = None
 
     @property
     def saturated(self) -> bool:
         """Whether requests arrived faster than they were answered (open loop)."""
-        return self.load.rate_per_s is not None and self.speed.requests_per_s < 0.9 * self.load.rate_per_s
+        growth = self.speed.backlog_growth
+        return self.load.rate_per_s is not None and growth is not None and growth > PILES_UP
+
+    @property
+    def impossible(self) -> list[str]:
+        """Speed-ups whose whole interval is above their bound: something else than the blocks differs."""
+        found: list[tuple[str, float | None, float]] = []
+        found += [(roof.phase, roof.speedup.low, roof.bound) for roof in self.roofline]
+        if self.paired and self.bound is not None:
+            found.append(("tokens/s", self.paired.output_tokens_per_s.low, self.bound))
+        return [
+            f"{name} at least {low:.3f}x of at most {bound:.3f}x" for name, low, bound in found if low and low > bound
+        ]
 
 
 Line = TypeVar("Line", bound=Record)
@@ -397,9 +441,10 @@ def _parse(path: Path, number: int, line: bytes, kind: type[Line]) -> Line:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         raise UserError(
-            f"{where} has schema version {version!r}; this release reads {SCHEMA_VERSION}: move the file away"
+            f"{where} has schema version {version!r}; this release reads {' and '.join(map(str, READABLE))}: "
+            "move the file away"
         )
     try:
         return kind.model_validate_json(line, strict=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from bench.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, share, tasks_svg
-from bench.record import Arm, Machine, PointRecord, Provenance
+from bench.record import FEW_ROUNDS, Arm, Machine, PointRecord, Provenance
 from bench.report_tables import (
     MIB,
     Table,
@@ -16,6 +16,7 @@ from bench.report_tables import (
     loads_table,
     main_table,
     other_scores,
+    percentile_tables,
     roofline_table,
     tasks_table,
 )
@@ -93,6 +94,7 @@ def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence
         loads_table(run) if run else None,
         roofline_table(run) if run else None,
         drafts_table(run) if run else None,
+        *(percentile_tables(run) if run else ()),
     ]
     arms = run.arms if run else list({record.arm.label: record.arm for record in (*tasks, *generations)}.values())
     return Section(
@@ -126,9 +128,9 @@ def _pictures(run: Run | None, rows: Sequence[TaskRow], name: str) -> list[Pictu
     if beside:
         pictures.append(_block_map(run, wide=False))
     for group in curve_groups(run):
-        how = "requests in flight" if group[0].concurrency else "requests a second, as they arrive"
-        caption = f"Each mark is a number of {how}: left TTFT, right TPOT, medians."
-        title = f"Latency against throughput: {group[0].preset}"
+        short, how = ("in flight",) * 2 if group[0].concurrency else ("a second", "a second, as they arrive")
+        caption = f"Each mark is a number of requests {how}: left TTFT, right TPOT, medians."
+        title = f"Latency against throughput: {group[0].preset}, requests {short}"
         pictures.append(Picture(title, curves_svg(run, group), caption, wide=True))
     caption = (
         "Grey bar, ending in a tick: what the dropped bytes and FLOPs allow at most. Circle and whiskers: what was "
@@ -164,12 +166,21 @@ def headline(run: Run) -> str:
     fair = [row for row in pruned if row.x_perplexity and row.x_perplexity <= HEADLINE_PERPLEXITY]
     row = max(fair, key=lambda r: (len(r.dropped), -(r.perplexity or 0.0))) if fair else pruned[0]
     words = (
-        f"{share(row.block_ratio)} of blocks gone: {row.x_output_tokens_per_s:.2f}× tokens/s, "
-        f"{row.x_weight_bytes:.2f}× weight bytes, {row.x_kv_tokens:.2f}× KV tokens"
+        f"{share(row.block_ratio)} of blocks gone: {_speed(row)}, {row.x_weight_bytes:.2f}× weight bytes, "
+        f"{row.x_kv_tokens:.2f}× KV tokens"
     )
     if row.perplexity is not None and rows[0].perplexity is not None:
         words += f", perplexity {rows[0].perplexity:.1f} → {row.perplexity:.1f}"
     return words
+
+
+def _speed(row: Row) -> str:
+    """With its interval, and whether that leaves out no change."""
+    words = f"{row.x_output_tokens_per_s:.2f}× tokens/s"
+    if row.x_low is None or row.x_high is None:
+        return f"{words} (one round)"
+    within = " (not beyond noise)" if row.x_low <= 1 <= row.x_high else ""
+    return f"{words} [{row.x_low:.2f}, {row.x_high:.2f}]{within}"
 
 
 def tasks_headline(means: Sequence[MeanRow]) -> str:
@@ -186,7 +197,7 @@ def tasks_headline(means: Sequence[MeanRow]) -> str:
 
 def _draft_headline(rows: Sequence[Row]) -> str:
     best = max(rows[1:], key=lambda row: row.x_output_tokens_per_s)
-    return f"{best.arm}: {best.x_output_tokens_per_s:.2f}× tokens/s, the dense model's own answers"
+    return f"{best.arm}: {_speed(best)}, the dense model's own answers"
 
 
 def _notes(run: Run | None, rows: Sequence[TaskRow]) -> list[str]:
@@ -204,8 +215,17 @@ def _notes(run: Run | None, rows: Sequence[TaskRow]) -> list[str]:
                 "speed. Speed and latency here say nothing about larger models; quality, weight bytes and KV tokens "
                 "are what they are."
             )
+        if wrong := [f"{p.arm.label}, {p.load.label}: {words}" for p in run.points for words in p.impossible]:
+            notes.append(
+                f"More than can be, so no measurement of the blocks: {'; '.join(wrong)}. Something else differs "
+                "between the engines, such as where their memory lies; measure with --engines alone and more rounds."
+            )
+        if (rounds := len(run.dense.speed.rounds)) < FEW_ROUNDS:
+            notes.append(f"Measured in {rounds} round{'s' * (rounds > 1)}: fewer than {FEW_ROUNDS} rounds tell little.")
         if full := [load.label for load in run.loads if any(point.saturated for point in run.under(load))]:
             notes.append(f"Requests arrived faster than they were answered: {'; '.join(full)}.")
+        elif any(point.speed.backlog_growth is not None for point in run.points):
+            notes.append("No rate was too high for any model: higher --rates would show where they end.")
     cut = [row.record for row in rows if row.record.score.truncated_items]
     if cut:
         names = ", ".join(dict.fromkeys(record.score.task for record in cut))
@@ -232,7 +252,6 @@ def _run_footers(run: Run) -> list[tuple[str, str]]:
         if load.trace
     )
     qualities = dict.fromkeys(_protocol(point) for point in run.under(run.main) if point.arm.kind == "pruned")
-    methods = dict.fromkeys(arm.blocks.method for arm in run.arms if arm.blocks.method)
     return [
         ("Load", asked),
         *([("Trace", "; ".join(traces))] if traces else []),
@@ -243,9 +262,29 @@ def _run_footers(run: Run) -> list[tuple[str, str]]:
         ),
         ("Quality", "; ".join(filter(None, qualities)) or "not measured"),
         ("Memory", "weights by the safetensors headers; KV cache as the engine says; RSS summed over its processes"),
-        ("Selection", ", ".join(methods) or "nothing pruned"),
+        ("Selection", "; ".join(_selections(run)) or "nothing pruned"),
+        *([("Sweep", asked_for)] if (asked_for := _settings(given.sweep)) else []),
         ("Server", f"mi-prun-serve {' '.join(given.serve_flags)}".strip() + _environment(given)),
     ]
+
+
+def _selections(run: Run) -> Iterator[str]:
+    """Each method, what it chose by and among how many."""
+    pruned = [point for point in run.under(run.main) if point.arm.blocks.dropped]
+    for method in dict.fromkeys(point.arm.blocks.method for point in pruned):
+        chosen = [p.selection.settings for p in pruned if p.selection and p.arm.blocks.method == method]
+        counts = [count for found in chosen if isinstance(count := found.get("rerank"), int)]
+        words = [str(method)]
+        words += dict.fromkeys(f"calibration text {found['calibration']}" for found in chosen if "calibration" in found)
+        if counts:
+            many = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            words.append(f"{many} candidates compared by their loss" if max(counts) else "no candidates compared")
+        words += dict.fromkeys(f"seed {found['seed']}" for found in chosen if "seed" in found)
+        yield ", ".join(words)
+
+
+def _settings(sweep: Mapping[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sweep.items() if value not in (None, False))
 
 
 def _environment(given: Provenance) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.record import PointRecord, Ratio, Roofline
+from bench.record import Latency, PointRecord, Roofline
 from bench.results import Run
 from bench.rows import Row, row_of
 from bench.task_record import TaskRecord
 from bench.task_summary import MeanRow, TaskRow, model_key
 
 MIB = 2**20
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NONE = "not measured", "–"
+LATENCIES = (("TTFT", "ttft", ",.1f"), ("TPOT", "tpot", ",.2f"), ("ITL", "itl", ",.2f"), ("End to end", "e2e", ",.0f"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text, and under it, smaller, `more`. strong: the figure that decides."""
+    """text, and under it, smaller, the lines of `more`. strong: the figure that decides."""
 
     text: str
     more: str = ""
@@ -59,16 +60,40 @@ def interval(low: float | None, high: float | None, form: str = ".2f") -> str:
     return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
-def number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
+def at_most(bound: float | None) -> str:
+    return "" if bound is None else f"at most {bound:.2f}"
+
+
+def lines_of(*words: str) -> str:
+    return "\n".join(filter(None, words))
+
+
+def number(value: float | None, form: str, missing: str = NOT_MEASURED) -> str:
+    return missing if value is None else format(value, form)
 
 
 def _pair(p50: float, p99: float, form: str) -> Cell:
     return Cell(f"{p50:{form}} / {p99:{form}}")
 
 
+def _dropped(count: int) -> str:
+    return f"{count} block{'s' * (count > 1)} dropped" if count else ""
+
+
 def _speed(row: Row) -> Cell:
-    return Cell(f"{row.x_output_tokens_per_s:.2f}", interval(row.x_low, row.x_high), strong=True)
+    return Cell(
+        f"{row.x_output_tokens_per_s:.2f}", lines_of(interval(row.x_low, row.x_high), at_most(row.x_bound)), strong=True
+    )
+
+
+def _output(row: Row) -> Cell:
+    spread = f"{row.min_output_tokens_per_s:,.1f}–{row.max_output_tokens_per_s:,.1f}" if row.rounds > 1 else ""
+    return Cell(f"{row.output_tokens_per_s:,.1f}", spread)
+
+
+def _weights(row: Row) -> Cell:
+    engine = "" if row.engine_weight_bytes is None else f"{row.engine_weight_bytes / MIB:,.1f} loaded"
+    return Cell(f"{row.weight_bytes / MIB:,.1f}", lines_of(f"{row.x_weight_bytes:.2f}×", engine))
 
 
 def _perplexity(row: Row) -> Cell:
@@ -79,20 +104,20 @@ def _perplexity(row: Row) -> Cell:
 
 
 COLUMNS = (
-    Column("Model", "", lambda row: Cell(row.arm, f"{len(row.dropped)} blocks dropped" if row.dropped else "")),
+    Column("Model", "", lambda row: Cell(row.arm, _dropped(len(row.dropped)))),
     Column("Perplexity", "× dense", _perplexity),
-    Column("KL to dense", "nats/token", lambda row: Cell(number(row.kl_nats_per_token, ".4f"))),
-    Column("Speed", "× dense, 95 %", _speed),
-    Column("Output", "tokens/s", lambda row: Cell(f"{row.output_tokens_per_s:,.1f}")),
+    Column("KL to dense", "nats/token", lambda row: Cell(number(row.kl_nats_per_token, ".4f", NONE))),
+    Column("Speed", "× dense", _speed),
+    Column("Output", "tokens/s", _output),
     Column("TTFT", "p50 / p99, ms", lambda row: _pair(row.ttft_p50_ms, row.ttft_p99_ms, ",.1f")),
     Column("TPOT", "p50 / p99, ms", lambda row: _pair(row.tpot_p50_ms, row.tpot_p99_ms, ",.2f")),
     Column("End to end", "p50 / p99, ms", lambda row: _pair(row.e2e_p50_ms, row.e2e_p99_ms, ",.0f")),
-    Column("Weights", "MiB", lambda row: Cell(f"{row.weight_bytes / MIB:,.1f}", f"{row.x_weight_bytes:.2f}×")),
+    Column("Weights", "MiB", _weights),
     Column("KV cache", "tokens", lambda row: Cell(f"{row.kv_tokens:,}", f"{row.x_kv_tokens:.2f}×")),
-    Column("Requests", "that fit", lambda row: Cell(f"{row.max_concurrency:,.1f}")),
     Column("Peak RSS", "MiB", lambda row: Cell(f"{row.peak_rss_bytes / MIB:,.0f}")),
     Column("Start-up", "s", lambda row: Cell(f"{row.startup_s:.0f}", _loading(row))),
 )
+AFTER_KV = next(place for place, column in enumerate(COLUMNS, 1) if column.name == "KV cache")
 DEVICE = Column("Peak device", "MiB", lambda row: Cell(f"{(row.peak_device_bytes or 0) / MIB:,.0f}"))
 ENERGY = Column("Energy", "J/round", lambda row: Cell(number(row.energy_j, ",.0f")))
 
@@ -104,8 +129,11 @@ def _loading(row: Row) -> str:
 def main_table(run: Run) -> Table:
     """Every model under the main load."""
     rows = [row_of(point, run.dense) for point in run.under(run.main)]
+    fit = Column("Requests that fit", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
     columns = [
-        *COLUMNS,
+        *COLUMNS[:AFTER_KV],
+        fit,
+        *COLUMNS[AFTER_KV:],
         *([DEVICE] if any(row.peak_device_bytes is not None for row in rows) else []),
         *([ENERGY] if any(row.energy_j is not None for row in rows) else []),
     ]
@@ -113,9 +141,13 @@ def main_table(run: Run) -> Table:
         f"Every model, {run.main.label}",
         tuple((column.name, column.unit) for column in columns),
         tuple(tuple(column.cell(row) for column in columns) for row in rows),
-        f"{_length(run.main.input_tokens)} tokens in, {_length(run.main.output_tokens)} out. All percentiles of every "
-        "load are in report.csv.",
+        f"{_length(run.main.input_tokens)} tokens in, {_length(run.main.output_tokens)} out. Speed: 95 % interval, and "
+        "what the dropped bytes and FLOPs allow at most. Output: the median of the rounds, and their least and most.",
     )
+
+
+def _of_length(rows: Sequence[Row]) -> str:
+    return f"of {rows[0].length_tokens:,} tokens"
 
 
 def _length(tokens: float) -> str:
@@ -132,22 +164,46 @@ def loads_table(run: Run) -> Table | None:
         dense = next((point for point in run.under(load) if point.arm.kind == "dense"), None)
         if dense is None:
             continue
-        cells = [Cell(load.label, "saturated" if dense.saturated else "")]
-        cells.append(Cell(f"{dense.speed.output_tokens_per_s:,.1f}"))
+        cells = [Cell(load.label), Cell(f"{dense.speed.output_tokens_per_s:,.1f}", _piles_up(dense))]
         cells += [_against(run.point(arm, load)) for arm in arms]
         rows.append(tuple(cells))
     head = (("Load", ""), ("dense", "tokens/s"), *((arm.label, "× dense") for arm in arms))
-    return Table("Speed under every load", head, tuple(rows), "Output tokens/s over the dense model's, 95 % intervals.")
+    note = (
+        "Output tokens/s over the dense model's, 95 % intervals, and what the dropped bytes and FLOPs allow at most. "
+        "At a rate that both keep up with they are the same. Saturated: requests pile up as long as they come."
+    )
+    return Table("Speed under every load", head, tuple(rows), note)
 
 
 def _against(point: PointRecord | None) -> Cell:
     if point is None or point.paired is None:
-        return Cell("–")
-    return ratio_cell(point.paired.output_tokens_per_s)
+        return Cell(NONE)
+    found = point.paired.output_tokens_per_s
+    return Cell(f"{found.ratio:.2f}", lines_of(interval(found.low, found.high), at_most(point.bound), _piles_up(point)))
 
 
-def ratio_cell(found: Ratio, form: str = ".2f") -> Cell:
-    return Cell(format(found.ratio, form), interval(found.low, found.high, form))
+def _piles_up(point: PointRecord) -> str:
+    return "saturated" if point.saturated else ""
+
+
+def percentile_tables(run: Run) -> list[Table]:
+    """One for each load: a row for each model, its latencies as medians of the rounds' own percentiles."""
+    tables = []
+    for load in run.loads:
+        rows = tuple(
+            (
+                Cell(point.arm.label),
+                *(_percentiles(getattr(point.speed, name), form) for _, name, form in LATENCIES),
+            )
+            for point in run.under(load)
+        )
+        head = (("Model", ""), *((title, "p50 / p90 / p99, ms") for title, _, _ in LATENCIES))
+        tables.append(Table(f"Latency, {load.label}", head, rows))
+    return tables
+
+
+def _percentiles(found: Latency, form: str) -> Cell:
+    return Cell(" / ".join(format(value, form) for value in (found.p50_ms, found.p90_ms, found.p99_ms)))
 
 
 def rooflines(run: Run) -> list[tuple[PointRecord, Roofline]]:
@@ -179,7 +235,7 @@ def roofline_table(run: Run) -> Table | None:
 
 def _reached(roof: Roofline | None) -> Cell:
     if roof is None:
-        return Cell("–")
+        return Cell(NONE)
     return Cell(f"{roof.efficiency:.1%}", f"{roof.speedup.ratio:.3f} of {roof.bound:.3f}")
 
 
@@ -237,7 +293,7 @@ def _metric(rows: Sequence[TaskRow], name: str) -> str:
 
 def _score(row: TaskRow | None) -> Cell:
     if row is None:
-        return Cell("–")
+        return Cell(NONE)
     text, difference = f"{100 * row.record.score.score:.1f}", row.difference
     if difference is None:
         return Cell(text, "" if row.record.arm.kind == "dense" else "no pairs")
@@ -246,7 +302,7 @@ def _score(row: TaskRow | None) -> Cell:
 
 def _mean(mean: MeanRow | None) -> Cell:
     if mean is None:
-        return Cell("–")
+        return Cell(NONE)
     text = f"{100 * mean.score:.1f}"
     if mean.difference is None:
         return Cell(text)

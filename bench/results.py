@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,11 @@ class Run:
     @property
     def main(self) -> Load:
         return self.dense.load
+
+    @property
+    def judged(self) -> bool:
+        """Whether the quality of a pruned model was measured."""
+        return any(point.quality is not None for point in self.points if point.arm.kind == "pruned")
 
     @property
     def loads(self) -> list[Load]:
@@ -90,19 +95,23 @@ def runs_of(points: Sequence[PointRecord]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison. name: as the user wrote it. run: None where only tasks are there."""
+    """One side of a comparison. name: as the user wrote it. run: None where only tasks are there.
+
+    others: runs of the folder beside it, as they can be named, where the user named none.
+    """
 
     name: str
     run: Run | None
     tasks: tuple[TaskRecord, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def origin(self) -> PointRecord | TaskRecord:
         return self.run.dense if self.run else self.tasks[-1]
 
 
-def read_side(place: str) -> Side:
-    """`FOLDER`: its newest run and tasks.
+def read_side(place: str, wanted: Callable[[Run], bool] = lambda run: True) -> Side:
+    """`FOLDER`: its newest run that is `wanted`, or its newest, and the tasks of that model.
 
     `FOLDER@NAME`: the run whose name begins so, or the newest of that commit, and the tasks of the same commit.
     """
@@ -110,7 +119,8 @@ def read_side(place: str) -> Side:
     if not at or Path(place).exists():
         folder, name = place, ""
     results = read_results(Path(folder))
-    run = _named(results.runs, folder, name) if results.runs else None
+    named = [_named(results.runs, folder, name)] if name and results.runs else []
+    run = next(iter([*named, *filter(wanted, results.runs), *results.runs]), None)
     tasks = results.tasks
     if name:
         commit = run.dense.provenance.commit if run else name
@@ -118,7 +128,9 @@ def read_side(place: str) -> Side:
     dense = run.dense.dense if run else (tasks[-1].dense if tasks else None)
     if dense is None:
         raise UserError(f"{folder} has neither a run nor tasks{f' of commit {name}' if name else ''}")
-    return Side(place, run, tuple(record for record in tasks if record.dense.weights_sha256 == dense.weights_sha256))
+    own = tuple(record for record in tasks if record.dense.weights_sha256 == dense.weights_sha256)
+    others = () if name else tuple(f"{folder}@{other.name}" for other in results.runs if other is not run)
+    return Side(place, run, own, others)
 
 
 def _named(runs: Sequence[Run], folder: str, name: str) -> Run:

@@ -17,6 +17,7 @@ Activations are left out: they stay in the caches, or are the same share of ever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.record import Phase
@@ -65,6 +66,25 @@ def work(phase: Phase, weights: Weights, batch: int, tokens: int) -> Work:
 def bound(dense: Work, pruned: Work) -> float:
     """Times faster, at most."""
     return max(dense.num_bytes / pruned.num_bytes, dense.flops / pruned.flops)
+
+
+def most(dense: Weights, pruned: Weights, longest: int) -> float:
+    """Times faster, at most, in any mixture of steps: of any batch, at any context up to `longest` tokens.
+
+    The quotient of two sums is at most the largest quotient of their parts, and what is outside the blocks is the same
+    in both. Attention reads min(context, window) tokens of a block: the quotient is monotone between two windows.
+    """
+    windows = {block.window for block in dense.blocks if block.window and block.window < longest}
+    parts: list[Callable[[Block], int]] = [
+        lambda block: block.num_bytes,
+        lambda block: block.expert_bytes,
+        lambda block: block.elements,
+        lambda block: block.expert_elements,
+    ]
+    for context in (1, *windows, longest):
+        parts.append(lambda block, context=context: min(context, block.window or context) if block.attends else 0)  # type: ignore[misc]
+    sums = [(sum(map(part, dense.blocks)), sum(map(part, pruned.blocks))) for part in parts]
+    return max(1.0, *(before / after for before, after in sums if after))
 
 
 def _elements(weights: Weights, block: Block) -> int:

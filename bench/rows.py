@@ -11,9 +11,10 @@ from mi_prun.artefact import Record
 
 class Row(Record):
     """x_: how many times the dense model's figure, of speeds and latencies how many times faster, round by round;
-    x_low, x_high: its 95 % interval. Latencies are medians over the rounds, milliseconds.
+    x_low, x_high: its 95 % interval. Latencies are medians over the rounds, milliseconds; min_, max_: of the rounds.
 
-    bound: what bytes and FLOPs allow at most; efficiency: what of it was reached.
+    bound: what bytes and FLOPs allow at most, x_bound of the tokens/s; efficiency: what of it was reached.
+    max_concurrency: requests of length_tokens that fit in the KV cache.
     """
 
     run: str
@@ -33,9 +34,13 @@ class Row(Record):
     x_perplexity: float | None
     kl_nats_per_token: float | None
     output_tokens_per_s: float
+    min_output_tokens_per_s: float
+    max_output_tokens_per_s: float
     x_output_tokens_per_s: float
     x_low: float | None
     x_high: float | None
+    x_bound: float | None
+    rounds: int
     total_tokens_per_s: float
     requests_per_s: float
     saturated: bool
@@ -59,8 +64,10 @@ class Row(Record):
     decode_efficiency: float | None
     weight_bytes: int
     x_weight_bytes: float
+    engine_weight_bytes: int | None
     kv_tokens: int
     x_kv_tokens: float
+    length_tokens: int
     max_concurrency: float
     peak_device_bytes: int | None
     peak_rss_bytes: int
@@ -107,9 +114,13 @@ def row_of(point: PointRecord, dense: PointRecord) -> Row:
         x_perplexity=perplexity / base if perplexity and base else None,
         kl_nats_per_token=point.quality.kl_nats_per_token if point.quality else None,
         output_tokens_per_s=speed.output_tokens_per_s,
+        min_output_tokens_per_s=min(found.output_tokens_per_s for found in speed.rounds),
+        max_output_tokens_per_s=max(found.output_tokens_per_s for found in speed.rounds),
         x_output_tokens_per_s=throughput.ratio,
         x_low=throughput.low,
         x_high=throughput.high,
+        x_bound=point.bound,
+        rounds=len(speed.rounds),
         total_tokens_per_s=speed.total_tokens_per_s,
         requests_per_s=speed.requests_per_s,
         saturated=point.saturated,
@@ -119,8 +130,10 @@ def row_of(point: PointRecord, dense: PointRecord) -> Row:
         **_roofs(point),
         weight_bytes=memory.weight_bytes,
         x_weight_bytes=memory.weight_bytes / dense.memory.weight_bytes,
+        engine_weight_bytes=memory.engine_weight_bytes,
         kv_tokens=memory.kv_tokens,
         x_kv_tokens=memory.kv_tokens / dense.memory.kv_tokens,
+        length_tokens=memory.length_tokens,
         max_concurrency=memory.max_concurrency,
         peak_device_bytes=memory.peak_device_bytes,
         peak_rss_bytes=memory.peak_rss_bytes,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import WhileServed, check_results, measure, prepare
+from bench.journal import results_folder
+from bench.measure import WhileServed, measure, prepare
 from bench.quality import with_quality_on
 from bench.record import PointRecord
 from bench.settings import MeasureSettings
@@ -29,10 +30,10 @@ def run(
     """
     subjects = open_subjects(dense, pruned)
     prepared = prepare(subjects, settings)
-    if quality_text is not None:
-        check_results(out)
-        prepared = replace(prepared, subjects=with_quality_on(subjects, quality_text, settings.loads.seed))
-    return measure(prepared, out, while_served)
+    with results_folder(out):
+        if quality_text is not None:
+            prepared = replace(prepared, subjects=with_quality_on(subjects, quality_text, settings.loads.seed))
+        return measure(prepared, out, while_served)
 
 
 def run_drafts(
@@ -50,4 +51,6 @@ def run_drafts(
             for s in subjects.all[1:]
         )
         subjects = replace(subjects, all=(subjects.all[0], *changed))
-    return measure(prepare(subjects, settings), out)
+    prepared = prepare(subjects, settings)
+    with results_folder(out):
+        return measure(prepared, out)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from bench.record import Arm, Blocks, Dense, MeasuredOn
@@ -33,11 +35,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Subjects:
-    """dense stands first in `all`. context: tokens the dense model can hold, where its config says."""
+    """dense stands first in `all`. context: tokens the dense model can hold, where its config says.
+
+    quality_text: what tells the text of `with_quality_on` from others; None where the plans' own figures are kept.
+    """
 
     dense: Dense
     all: tuple[Subject, ...]
     context: int | None
+    quality_text: str | None = None
 
 
 def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> Subjects:
@@ -73,6 +79,12 @@ def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
     )
     subjects = Subjects(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
     return subjects, identity
+
+
+def plan_digest(plan: Plan) -> str:
+    """Of all that a plan says, whatever its dense model is called."""
+    said = plan.model_dump(mode="json", exclude={"dense": {"name"}})
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def dense_of(name: str, identity: ModelIdentity) -> Dense:

@@ -11,16 +11,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from bench.loads import LENGTH_FLAG, lengths_of
-from bench.measure import Prepared, check_results, measure, prepare
+from bench.flags import has_flag
+from bench.journal import results_folder
+from bench.loads import LENGTH_FLAG, lengths_of, served_context
+from bench.measure import Prepared, measure, prepare
 from bench.quality import with_quality_on
 from bench.record import Arm, Blocks, Dense, PointRecord
 from bench.say import say
 from bench.settings import MeasureSettings, SweepSettings
 from bench.shape import SHAPES, open_shape, shape_flags, spread, write_shape
 from bench.subject import Subject, Subjects, context_of, dense_subjects, open_subjects
+from bench.task_record import TaskRecord
+from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
 from mi_prun.architecture import Config, check_config, num_blocks
+from mi_prun.calibration import SELF
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.manifest import Weights as Written
@@ -28,6 +33,7 @@ from mi_prun.model import ModelFolder, config_digest, open_model
 from mi_prun.plan import Plan, kept_blocks
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.settings import PlanSettings
+from mi_prun.text_source import text_source
 
 CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more: the KV cache must hold one request
 
@@ -65,18 +71,30 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
     ]
     drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
     everything = replace(subjects, all=(first, *made, *drafts))
-    return prepare(everything, _with_context(everything, settings.measure))
+    prepared = _prepared(everything, settings)
+    if settings.tasks is not None:
+        check_tasks(settings.tasks)
+        context = served_context(prepared.settings.serve_flags, subjects.context)
+        if context is not None:
+            check_context(settings.tasks.tasks, dense, context)
+    return prepared
 
 
-def sweep(dense: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
+def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRecord], list[TaskRecord]]:
     """Measure a model; raises UserError before anything is started or written for what can be known by then."""
     expected(dense, settings)
-    check_results(out)
-    folders, plans = pruned_folders(open_model(dense), out, settings)
-    subjects = open_subjects(dense, [str(folder) for folder in folders], plans if settings.draft else ())
-    if settings.quality_text is not None:
-        subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
-    return measure(prepare(subjects, _with_context(subjects, settings.measure)), out)
+    with results_folder(out):
+        folders, plans = pruned_folders(open_model(dense), out, settings)
+        pruned = [str(folder) for folder in folders]
+        subjects = open_subjects(dense, pruned, plans if settings.draft else ())
+        if settings.quality_text is not None:
+            subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
+        prepared = _prepared(subjects, settings)
+        points = measure(prepared, out)
+        if settings.tasks is None:
+            return points, []
+        asked = replace(settings.tasks, serve_flags=prepared.settings.serve_flags)
+        return points, ask(open_asked([dense, *pruned], []), out, asked, again=settings.measure.again)
 
 
 def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tuple[list[Path], list[Path]]:
@@ -111,7 +129,12 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
 
 def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     """A sweep of a shape: the folders are named, not written."""
-    unfit = {"--draft": settings.draft, "--quality-text": settings.quality_text, "--text": settings.measure.loads.text}
+    unfit = {
+        "--draft": settings.draft,
+        "--quality-text": settings.quality_text,
+        "--text": settings.measure.loads.text,
+        "--tasks": settings.tasks,
+    }
     if options := [option for option, value in unfit.items() if value]:
         raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
     config = open_shape(name)
@@ -133,19 +156,19 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
         all=tuple(subjects),
         context=context_of(config),
     )
-    return prepare(found, _with_context(found, settings.measure))
+    return _prepared(found, settings)
 
 
 def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
     """Measure a shape: speed and memory only."""
     prepared = expected_shape(name, out, settings)
-    check_results(out)
     config = open_shape(name)
-    for subject in prepared.subjects.all:
-        folder = Path(subject.arm.model)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
-    return measure(prepared, out)
+    with results_folder(out):
+        for subject in prepared.subjects.all:
+            folder = Path(subject.arm.model)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
+        return measure(prepared, out)
 
 
 def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> Subject:
@@ -189,11 +212,34 @@ def _draft_arm(pruned: Arm) -> Arm:
     return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
 
 
+def _prepared(subjects: Subjects, settings: SweepSettings) -> Prepared:
+    prepared = prepare(subjects, _with_context(subjects, settings.measure))
+    shape = subjects.dense.shape is not None
+    return replace(prepared, sweep={"ratios": settings.ratios, **({} if shape else _choosing(settings))})
+
+
+def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
+    """What blocks are chosen and judged by; texts by their names: a record names no folder of the machine."""
+    text = settings.quality_text
+    return {
+        "methods": settings.methods,
+        "calibration": _text_name(settings.analyze.calibration),
+        "scoring_tokens": settings.analyze.scoring_tokens,
+        "materialise": settings.materialise,
+        "quality_text": _text_name(text) if text is not None else None,
+        "seed": settings.analyze.seed,
+    }
+
+
+def _text_name(text: str) -> str:
+    return text if text == SELF else text_source(text).name
+
+
 def _with_context(subjects: Subjects, settings: MeasureSettings) -> MeasureSettings:
     """A context no longer than it need be, where the user does not name one: engines refuse a KV cache that cannot hold
     a request of the whole context.
     """
-    if any(flag.partition("=")[0] == LENGTH_FLAG for flag in settings.serve_flags):
+    if has_flag(settings.serve_flags, LENGTH_FLAG):
         return settings
     if subjects.context is not None and subjects.context <= CONTEXT_TOKENS:
         return settings

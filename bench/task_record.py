@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.record import Arm, Dense, Provenance
+from bench.record import SCHEMA_VERSION, Arm, Dense, Provenance
 from mi_prun.artefact import Record
 
 TASKS_NAME = "tasks.jsonl"
@@ -71,7 +71,7 @@ class Origin(Record):
     endpoint: whether it was a server that the user named; else it was started for this, with the flags of `provenance`.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
     dense: Dense

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.item_pairs import Difference, mean_difference, paired_difference
 from bench.record import Arm
-from bench.task_record import TaskRecord
+from bench.task_record import Origin, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MeanRow:
         return f"{words}, to dense {mean:+.1f} [{low:+.1f}, {high:+.1f}] points"
 
 
-def model_key(record: TaskRecord) -> tuple[str | None, str, tuple[int, ...]]:
+def model_key(record: Origin) -> tuple[str | None, str, tuple[int, ...]]:
     """Which model it is, whatever its folder is called."""
     return record.dense.weights_sha256, record.arm.kind, record.arm.blocks.dropped
 

@@ -153,6 +153,21 @@ TASKS = {
 
 # The seven that papers on pruning report.
 ZEROSHOT = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
+DEFAULT = "default"
+
+
+def chosen_tasks(text: str, folder: Path | None) -> tuple[list[Task], list[str]]:
+    """As named; or `default`, of the seven those whose items `folder` has, and the files that it lacks."""
+    if text != DEFAULT:
+        return parse_tasks(text), []
+    seven = parse_tasks(ZEROSHOT)
+    if folder is None or not folder.is_dir():
+        return seven, []
+    files = {task.name: folder / str(task.file) for task in seven}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if len(missing) == len(seven):
+        raise UserError(f"--tasks-from {folder} has none of {', '.join(missing)}")
+    return [task for task in seven if files[task.name].is_file()], missing
 
 
 def parse_tasks(text: str) -> list[Task]:

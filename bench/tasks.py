@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,34 +21,22 @@ from bench.endpoint import Endpoint, open_endpoint
 from bench.engine import Engine, running
 from bench.generations import Sampling, continuations
 from bench.harness import Spec, check_installed, scores
+from bench.journal import results_folder
 from bench.logprob_check import check_logprobs, direct_logprobs
 from bench.machine import commit, environment, this_machine, versions
-from bench.measure import check_flags, check_results
-from bench.record import Dense, Provenance, append_record
+from bench.measure import check_flags
+from bench.record import Dense, Provenance, append_record, read_lines
 from bench.say import say
+from bench.settings import TaskSettings
 from bench.subject import Subject, context_of, open_subject
-from bench.task_record import GENERATIONS_NAME, TASKS_NAME, TOLERANCE_MEAN_NATS, GenerationRecord, TaskRecord
-from bench.task_table import Task, check_local
+from bench.task_record import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, Origin, TaskRecord
+from bench.task_summary import model_key
+from bench.task_table import TASKS, Task, check_local
 from mi_prun.errors import UserError
+from mi_prun.files import sha256_of
 from mi_prun.model import read_config, resolve
 
 ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """limit: items of each task; None for all. tasks_from: None takes them from the hub.
-
-    logprob_tolerance_nats: None leaves the check out. sampling: None leaves continuations out.
-    """
-
-    tasks: tuple[Task, ...]
-    tasks_from: Path | None = None
-    limit: int | None = None
-    concurrency: int = 8
-    logprob_tolerance_nats: float | None = TOLERANCE_MEAN_NATS
-    sampling: Sampling | None = field(default_factory=Sampling)
-    serve_flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,23 +58,99 @@ def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: T
 
     Raises UserError before anything is started for a setting, a file, a model or an endpoint that will not do.
     """
-    check_installed()
-    _check_settings(settings)
+    check_tasks(settings)
     asked = open_asked(models, urls)
-    check_results(out)
-    run, records = uuid.uuid4().hex[:12], []
-    for one in asked:
-        records += list(_ask(one, run, out, settings))
-    return records
+    with results_folder(out):
+        return ask(asked, out, settings)
 
 
-def _check_settings(settings: TaskSettings) -> None:
+def check_tasks(settings: TaskSettings) -> None:
+    check_installed()
     for name, value in (("limit", settings.limit), ("concurrency", settings.concurrency)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     check_flags(settings.serve_flags)
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
+
+
+def ask(asked: Sequence[Asked], out: Path, settings: TaskSettings, *, again: bool = True) -> list[TaskRecord]:
+    """In a `results_folder`. again: else what it holds of the same models and settings is not asked once more."""
+    if settings.missing:
+        say(f"left out, as {settings.tasks_from} lacks them: {', '.join(settings.missing)}")
+    known = [] if again else read_lines(out, TASKS_NAME, TaskRecord)
+    said = [] if again else read_lines(out, GENERATIONS_NAME, GenerationRecord)
+    asking, records = _Asking(uuid.uuid4().hex[:12], out, settings), []
+    keys = {task.name: asking.key(task.name) for task in settings.tasks}
+    for one in asked:
+        done = {r.score.task: r for r in known if asking.same(r, one, keys.get(r.score.task))}
+        generated = any(asking.same(record, one, asking.key(None)) for record in said)
+        left = replace(
+            settings,
+            tasks=tuple(task for task in settings.tasks if task.name not in done),
+            sampling=None if generated else settings.sampling,
+        )
+        if left.tasks or left.sampling:
+            done |= {record.score.task: record for record in _ask(one, replace(asking, settings=left))}
+        records += [done[task.name] for task in settings.tasks]
+    return records
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "machine": this_machine(),
+        "versions": {**versions(), "lm-eval": version("lm_eval")},
+        "commit": commit(),
+        "environment": environment(),
+    }
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What all models of a run have in common. run: its name."""
+
+    run: str
+    out: Path
+    settings: TaskSettings
+    provenance: dict[str, Any] = field(default_factory=_provenance)
+
+    def key(self, task: str | None) -> str:
+        """Digest of all that a task's answers depend on beside the model; None: the continuations'."""
+        settings = self.settings
+        asked: dict[str, Any] = {"task": task, "flags": settings.serve_flags}
+        if task is None:
+            asked["sampling"] = settings.sampling and asdict(settings.sampling)
+        else:
+            file = TASKS[task].file
+            items = sha256_of(settings.tasks_from / file) if settings.tasks_from and file else "hub"
+            asked |= {"limit": settings.limit, "items": items}
+        text = json.dumps([asked, self.provenance], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def same(self, record: Origin, asked: Asked, key: str | None) -> bool:
+        """Whether the record is of that model, asked in that way."""
+        arm = asked.subject.arm
+        model = asked.dense.weights_sha256, arm.kind, arm.blocks.dropped
+        return record.provenance.settings_sha256 == key and not record.endpoint and model_key(record) == model
+
+    def origin(self, asked: Asked, endpoint: Endpoint, context: int, task: str | None) -> dict[str, Any]:
+        """The fields of `task_record.Origin`."""
+        arm, settings = asked.subject.arm, self.settings
+        return {
+            "run": self.run,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "dense": asked.dense,
+            "arm": arm.model_copy(update={"model": endpoint.model}) if asked.endpoint else arm,
+            "context_tokens": context,
+            "endpoint": asked.endpoint is not None,
+            "provenance": Provenance(
+                **self.provenance,
+                serve_flags=settings.serve_flags,
+                seed=settings.sampling.seed if settings.sampling else 0,
+                settings_sha256=self.key(task),
+                engines_alive="alone",
+            ),
+        }
 
 
 def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
@@ -139,8 +204,8 @@ def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engi
         yield open_endpoint(engine.base_url), engine
 
 
-def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[TaskRecord]:
-    label, name = asked.subject.arm.label, asked.name
+def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
+    label, name, settings = asked.subject.arm.label, asked.name, asking.settings
     direct = None
     if settings.logprob_tolerance_nats is not None:
         say(f"{label} ({name}): log-probabilities by transformers")
@@ -152,15 +217,12 @@ def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[
             check = check_logprobs(endpoint, direct, settings.logprob_tolerance_nats)
             say(f"{label}: log-probabilities agree, {check.mean_nats:.4f} nats apart on the mean")
         context = endpoint.context_tokens or context_of(read_config(asked.folder)) or ASSUMED_CONTEXT
-        for task in settings.tasks:
-            if task.min_context > context:
-                raise UserError(
-                    f"task {task.name} needs a context of {task.min_context} tokens, {name} is served with {context}; "
-                    "raise --max-model-len in --serve-flags, or leave the task out"
-                )
-        origin = _origin(asked, endpoint, run, context, settings)
+        check_context(settings.tasks, name, context)
         if settings.sampling is not None:
-            append_record(out, _generated(endpoint, origin, settings.sampling), GENERATIONS_NAME)
+            origin = asking.origin(asked, endpoint, context, None)
+            append_record(asking.out, _generated(endpoint, origin, settings.sampling), GENERATIONS_NAME)
+        if not settings.tasks:
+            return
 
         def alive() -> None:
             if engine is not None and engine.group.process.poll() is not None:
@@ -177,10 +239,20 @@ def _ask(asked: Asked, run: str, out: Path, settings: TaskSettings) -> Iterator[
             limit=settings.limit,
         )
         for score in scores(endpoint, spec, alive):
+            origin = asking.origin(asked, endpoint, context, score.task)
             record = TaskRecord(**origin, limit=settings.limit, logprobs=check, score=score)
-            append_record(out, record, TASKS_NAME)
+            append_record(asking.out, record, TASKS_NAME)
             say(f"{label}: {score.task} {score.metric} {score.score:.1%} of {score.items} items")
             yield record
+
+
+def check_context(tasks: Sequence[Task], name: str, context: int) -> None:
+    for task in tasks:
+        if task.min_context > context:
+            raise UserError(
+                f"task {task.name} needs a context of {task.min_context} tokens, {name} is served with {context}; "
+                "raise --max-model-len in --serve-flags, or leave the task out"
+            )
 
 
 def _generated(endpoint: Endpoint, origin: dict[str, Any], sampling: Sampling) -> GenerationRecord:
@@ -191,26 +263,3 @@ def _generated(endpoint: Endpoint, origin: dict[str, Any], sampling: Sampling) -
         max_tokens=sampling.max_tokens,
         continuations=continuations(endpoint, sampling),
     )
-
-
-def _origin(asked: Asked, endpoint: Endpoint, run: str, context: int, settings: TaskSettings) -> dict[str, Any]:
-    """The fields of `task_record.Origin`."""
-    arm = asked.subject.arm
-    return {
-        "run": run,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dense": asked.dense,
-        "arm": arm.model_copy(update={"model": endpoint.model}) if asked.endpoint else arm,
-        "context_tokens": context,
-        "endpoint": asked.endpoint is not None,
-        "provenance": Provenance(
-            machine=this_machine(),
-            versions={**versions(), "lm-eval": version("lm_eval")},
-            commit=commit(),
-            serve_flags=settings.serve_flags,
-            environment=environment(),
-            seed=settings.sampling.seed if settings.sampling else 0,
-            settings_sha256=hashlib.sha256(repr(settings).encode()).hexdigest(),
-            engines_alive="alone",
-        ),
-    }

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.backlog import growth
 from mi_prun.files import write_text
 
 
@@ -41,8 +42,11 @@ def check(result: dict[str, Any]) -> None:
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a result; lists of every request are left out."""
-    return {name: value for name, value in result.items() if isinstance(value, int | float | str)}
+    """The numbers of a result, and what its lists of every request say of a backlog; the lists are left out."""
+    seconds = [ttft + sum(itls) for ttft, itls in zip(result.get("ttfts", ()), result.get("itls", ()), strict=False)]
+    piled_up = growth(result.get("start_times", ()), seconds)
+    numbers = {name: value for name, value in result.items() if isinstance(value, int | float | str)}
+    return numbers | ({} if piled_up is None else {"backlog_growth": piled_up})
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from bench.record import (
     Ratio,
     Roofline,
     Round,
+    Selection,
     Speed,
     StartUp,
 )
@@ -127,6 +128,12 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
         "quality": measured,
         "quality_measured_on": "plan",
         "acceptance": None,
+        "bound": 1 / (1 - share) if dropped else None,
+        "selection": Selection(
+            plan_sha256="4" * 64, settings={"rerank": 24 + len(dropped), "calibration": "books.txt", "seed": 7}
+        )
+        if dropped
+        else None,
         "provenance": Provenance(
             machine=Machine(cpu="AMD <EPYC>", cores=2, memory_bytes=2**34, gpu=None, system="Linux x86_64"),
             versions={"mi-prun": "0.1.0", "vllm": "0.32.0", "torch": "2.13.0"},
@@ -136,6 +143,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
             seed=0,
             settings_sha256="2" * 64,
             engines_alive="together",
+            sweep={"ratios": "0,.125,.25,.5", "quality_text": None},
         ),
     }
     return PointRecord(**(values | fields))

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.record import POINTS_NAME, read_points
+from bench.journal import read_rounds
+from bench.record import POINTS_NAME, ROUNDS_NAME, read_points
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 SERVE_FLAGS = "--enforce-eager --max-model-len 256 --max-num-seqs 4"
@@ -47,20 +48,55 @@ def environment() -> dict[str, str]:
     return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", MARK: uuid.uuid4().hex}
 
 
-def test_dense_and_pruned_are_measured(tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]) -> None:
-    pruned, results = prune(REFERENCE, tmp_path / "p25", [2, 3, 7]), tmp_path / "results"
-    words = ["run", "--dense", REFERENCE, "--pruned", pruned, "-o", results, *QUICK, f"--serve-flags={SERVE_FLAGS}"]
-    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
+def test_a_sweep_with_drafts_goes_on_after_a_kill(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Written checkpoints, quality by the plan, and the dense model drafted by the pruned one."""
+    text, results = tmp_path / "text.txt", tmp_path / "results"
+    text.write_text((REFERENCE.parents[1] / "LICENSE").read_text())
+    words = ["sweep", "--dense", REFERENCE, "--ratios", "0,.25", "--methods", "bi:0", "--calibration", text]
+    words += ["--tokens", "512", "--text", text, "--materialise", "--draft", "--engines", "together", *QUICK]
+    words += ["--rates", "none", "-o", results, f"--serve-flags={SERVE_FLAGS}"]
+
+    plan = subprocess.run(
+        command(*words, "--dry-run"), env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert plan.returncode == 0, plan.stderr
+    assert "3 models, 1 loads, 2 rounds, engines together" in plan.stdout.splitlines()[0]
+    assert not results.exists()
+
+    killed = subprocess.Popen(command(*words), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (results / ROUNDS_NAME).is_file() or killed.poll() is not None, 400)
+        assert killed.poll() is None
+    finally:
+        killed.kill()
+        killed.wait()
+    until(lambda: not marked(environment[MARK]), 60)  # its engines end with it
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*/**/*")}
+    (alone,) = read_rounds(results)
+    assert alone.arm == "dense"
+
+    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert marked(environment[MARK]) == []
+    assert f"going on with run {alone.run}" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in results.glob("*/**/*")} == before  # nothing was made twice
+    first, *others = read_rounds(results)
+    assert first == alone
+    # Two rounds of three models, in one process: no round is a pair of the one before the kill. The second is reversed.
+    assert len({found.session for found in others}) == 1
+    assert [(found.number, found.arm) for found in others] == [
+        *((0, label) for label in ("dense", "bi 25.0%", "draft bi 25.0%")),
+        *((1, label) for label in ("draft bi 25.0%", "bi 25.0%", "dense")),
+    ]
 
-    dense, without = read_points(results)
-    assert (dense.arm.kind, without.arm.kind) == ("dense", "pruned")
-    assert dense.run == without.run
-    assert without.arm.blocks.dropped == (2, 3, 7)
+    dense, without, drafted = read_points(results)
+    assert (dense.arm.kind, without.arm.kind, drafted.arm.kind) == ("dense", "pruned", "draft")
+    assert {point.run for point in (dense, without, drafted)} == {alone.run}
+    assert without.arm.weights == "materialized"
+    assert len(without.arm.blocks.dropped) == 3
     assert without.memory.weight_bytes < dense.memory.weight_bytes == 2 * 9_312_512
     assert without.memory.kv_tokens / dense.memory.kv_tokens == pytest.approx(12 / 9, rel=0.02)
-    for point in (dense, without):
+    for point in (dense, without, drafted):
         assert point.speed.completed == 2 * 4
         assert len(point.speed.rounds) == 2
         assert point.speed.output_tokens_per_s > 0
@@ -71,10 +107,26 @@ def test_dense_and_pruned_are_measured(tmp_path: Path, prune: Callable[..., Path
         assert point.start_up.load_s is not None
         assert 0 < point.start_up.load_s < point.start_up.startup_s
         assert any(name.startswith("vllm") for name in point.provenance.versions)
+        assert point.provenance.sweep["calibration"] == "text.txt"
     assert without.paired is not None
     assert without.paired.output_tokens_per_s.pairs == 2
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert last == {"run": dense.run, "points": 2}
+    assert without.bound is not None
+    assert 1 < without.bound < 12 / 9
+    assert without.quality is not None
+    assert without.quality.pruned_perplexity > without.quality.dense_perplexity
+    assert without.selection == drafted.selection
+    # Of a request's 8 tokens at least 7 come from passes of 1 to 4 tokens; warm-ups are not counted.
+    assert drafted.acceptance is not None
+    assert 2 * 2 * 4 <= drafted.acceptance.drafts <= 7 * 2 * 4
+    assert 0 < drafted.acceptance.accepted_tokens < drafted.acceptance.drafted_tokens
+    assert json.loads(done.stdout.splitlines()[-1]) == {"run": dense.run, "points": 3}
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert true()
 
 
 def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
@@ -87,6 +139,7 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,30,4\n1,8,8\n")
     words = ["sweep", "--shape", config, "--ratios", "0,.34", "-o", results, *QUICK, "--concurrency", "1"]
     words += ["--rates", "20", "--trace", trace, "--engines", "together", "--serve-flags=--enforce-eager"]
+    words += ["--prompts", "16"]  # of fewer nobody can tell whether they pile up
     done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert marked(environment[MARK]) == []
@@ -95,7 +148,8 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     assert sorted({point.load.label for point in points}) == sorted(labels)
     assert len(points) == 2 * len(labels)
     for point in points:
-        assert point.speed.completed == 2 * 4
+        assert point.speed.completed == 2 * 16
+        assert (point.speed.backlog_growth is None) == (point.load.rate_per_s is None)
         assert point.dense.shape == "tiny"
         assert point.quality is None
         assert point.arm.blocks.dropped == ((1, 4) if point.arm.kind == "pruned" else ())
@@ -110,27 +164,6 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     assert "starting" not in again.stderr
     assert again.stdout == done.stdout
     assert (results / POINTS_NAME).read_bytes() == before
-
-
-def test_a_draft_is_measured_beside_the_dense_model(
-    tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
-) -> None:
-    draft, results = prune(REFERENCE, tmp_path / "draft", [3, 7], virtual=True), tmp_path / "results"
-    (tmp_path / "text.txt").write_text((REFERENCE.parents[1] / "LICENSE").read_text())
-    words = ["draft", "--dense", REFERENCE, draft, "--text", tmp_path / "text.txt", "-o", results, *QUICK]
-    words += ["--draft-tokens", "2", f"--serve-flags={SERVE_FLAGS}"]
-    done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert marked(environment[MARK]) == []
-    alone, drafted = read_points(results)
-    assert (alone.arm.kind, drafted.arm.kind) == ("dense", "draft")
-    assert alone.acceptance is None
-    assert drafted.arm.draft_tokens == 2
-    assert alone.speed.completed == drafted.speed.completed == 2 * 4
-    # A request of 8 tokens is at least 2 passes of 1 to 3 tokens, and at most 7 after its first token.
-    assert drafted.acceptance is not None
-    assert drafted.acceptance.drafts >= 2 * 2 * 4
-    assert 0 < drafted.acceptance.accepted_tokens < drafted.acceptance.drafted_tokens
 
 
 def test_an_engine_that_does_not_start_says_why(

@@ -52,9 +52,9 @@ def test_the_same_figures_have_not_changed(tmp_path: Path, one_sweep: list[Point
     found = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run(one_sweep, "run-2", commit="f00")))
     assert found.beyond_noise == []
     assert found.notes == ("commit 0123456789ab -> f00",)
-    # Of four models: tokens/s, three latencies, two sizes, RSS, perplexity; of three, the speed-up.
-    assert len(found.changes) == 4 * 8 + 3
-    assert "35 figures compared, 0 beyond noise; of the 19 with a 95 % interval about 1 " in found.summary()
+    # Of four models: tokens/s, eight latencies, two sizes, RSS, two times of a start, perplexity; of three, two more.
+    assert len(found.changes) == 4 * 15 + 3 * 2
+    assert "66 figures compared, 0 beyond noise; of the 39 with a 95 % interval about 2 " in found.summary()
 
 
 def test_a_speed_beyond_noise_and_one_within(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
@@ -132,7 +132,7 @@ def test_speed_of_another_engine_is_not_compared_unless_asked(
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2", **provenance))
     found = against(a, b)
     assert f"{said}: speed and memory are not compared" in found.notes
-    assert {change.figure for change in found.changes} == {"perplexity"}
+    assert {change.figure for change in found.changes} == {"perplexity", "KL to dense"}
     anyway = against(a, b, anyway=True)
     assert f"{said}: speed and memory are compared anyway" in anyway.notes
     assert {change.figure for change in anyway.beyond_noise} == {"tokens/s"}
@@ -156,6 +156,46 @@ def test_loads_that_are_not_in_both_are_named(tmp_path: Path, one_sweep: list[Po
     assert against(a, b).notes == (f"loads only in {b}: chat, 64 in flight",)
     with pytest.raises(UserError, match="nothing to compare: loads only in"):
         against(a, save(tmp_path / "c", as_run(more, "run-3")))
+
+
+def test_prompts_of_a_text_are_another_load_than_random_tokens(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    texts = [
+        point.model_copy(update={"load": point.load.model_copy(update={"text": "book.txt"})})
+        for point in as_run(one_sweep, "run-2")
+    ]
+    with pytest.raises(UserError, match="nothing to compare: loads only in"):
+        against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", texts))
+
+
+def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    def other(point: PointRecord, times: float) -> PointRecord:
+        rounds = tuple(
+            found.model_copy(
+                update={
+                    "itl": found.itl.model_copy(update={"p99_ms": times * found.itl.p99_ms}),
+                    "energy_j": times * (100 + number),
+                }
+            )
+            for number, found in enumerate(point.speed.rounds)
+        )
+        memory = point.memory.model_copy(update={"peak_device_bytes": int(times * 2**30)})
+        start_up = point.start_up.model_copy(update={"startup_s": 25.0 * times})
+        assert point.quality is not None
+        quality = point.quality.model_copy(update={"kl_nats_per_token": times * point.quality.kl_nats_per_token})
+        changed = {"speed": Speed(rounds=rounds), "memory": memory, "start_up": start_up, "quality": quality}
+        return point.model_copy(update=changed)
+
+    before = [other(point, 1) for point in one_sweep[:2]]
+    after = [other(point, 2) for point in as_run(one_sweep[:2], "run-2")]
+    found = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
+    told = {(change.arm, change.figure): change for change in found.beyond_noise}
+    figures = {"ITL p99 ms", "energy J", "start-up s", "peak device bytes"}
+    assert set(told) == {(arm, figure) for arm in ("dense", "hybrid 12.5%") for figure in figures} | {
+        ("hybrid 12.5%", "KL to dense")
+    }
+    for change in told.values():
+        assert change.change == pytest.approx(2)
+        assert change.better is False
 
 
 def test_nonsense_is_refused(tmp_path: Path, one_sweep: list[PointRecord], task: Callable[..., TaskRecord]) -> None:

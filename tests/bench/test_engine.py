@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bench import engine
-from bench.engine import kv_tokens, running
+from bench.engine import Engine, kv_tokens, running
 from mi_prun.errors import UserError
+from mi_prun.process_group import free_port
 
 PAGE = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -36,6 +39,15 @@ def test_tokens_of_the_kv_cache(labels: str, tokens: int) -> None:
 def test_an_engine_that_does_not_say(page: str) -> None:
     with pytest.raises(UserError, match="does not say how large its KV cache is"):
         kv_tokens(page)
+
+
+def test_an_engine_that_does_not_answer_any_more_is_quoted() -> None:
+    group: Any = SimpleNamespace(last_lines=lambda: "RuntimeError: out of memory")
+    found = Engine("m", "t", f"http://127.0.0.1:{free_port()}", 1.0, None, None, group)
+    said = r"the engine of m does not answer at /metrics \(.*refused.*\): RuntimeError: out of memory"
+    for asked in (found.metrics, found.kv_tokens):
+        with pytest.raises(UserError, match=said):
+            asked()
 
 
 class Port:

@@ -31,12 +31,16 @@ def result(**fields: Any) -> dict[str, Any]:
     return values | fields
 
 
-def test_a_round_in_our_terms() -> None:
-    found = round_of(result(), 12.5)
+def test_a_round_in_our_terms(point: Point) -> None:
+    found = round_of(point().load, result(backlog_growth=0.3), 12.5)
     assert (found.output_tokens_per_s, found.total_tokens_per_s, found.requests_per_s) == (256, 768, 4)
     assert (found.duration_s, found.completed, found.energy_j) == (4, 16, 12.5)
     assert (found.ttft.mean_ms, found.ttft.p50_ms, found.ttft.p90_ms, found.ttft.p99_ms) == (10, 20, 80, 90)
     assert [latency.p50_ms for latency in (found.tpot, found.itl, found.e2e)] == [21, 22, 23]
+    assert found.backlog_growth is None  # so many in flight, and no more
+    opened = point().load.model_copy(update={"concurrency": None, "rate_per_s": 2.5})
+    assert round_of(opened, result(backlog_growth=0.3), None).backlog_growth == 0.3
+    assert round_of(opened, result(), None).backlog_growth is None
 
 
 def asked(load: Load) -> dict[str, str]:
@@ -64,7 +68,7 @@ def test_a_closed_loop_an_open_one_and_a_trace(point: Point) -> None:
     assert (texts["--dataset-name"], texts["--custom-output-len"]) == ("custom", "64")
     assert "--disable-shuffle" in texts
     for each in (closed, opened, traced, texts):
-        assert "--ignore-eos" in each
+        assert {"--ignore-eos", "--save-detailed"} <= set(each)
 
 
 def test_requests_that_fail_end_the_load() -> None:
@@ -79,3 +83,7 @@ def test_only_figures_are_kept() -> None:
         "completed": 3,
         "model_id": "m",
     }
+    starts = [float(n) for n in range(17)]
+    # A third of them piles up: each takes half a second more than the one before.
+    lists = {"start_times": starts, "ttfts": [n / 4 for n in starts], "itls": [[n / 8, n / 8] for n in starts]}
+    assert plain({"duration": 1.5, **lists}) == {"duration": 1.5, "backlog_growth": pytest.approx(1 / 3, abs=0.05)}

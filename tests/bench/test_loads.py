@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.loads import check_loads, closed_loads, lengths_of, open_loads, rates_for, served_context
+from bench.loads import check_loads, closed_loads, lengths_of, open_loads, open_prompts, rates_for, served_context
 from bench.settings import PRESETS, LoadSettings
 from mi_prun.errors import UserError
 
@@ -17,10 +17,12 @@ SETTINGS = LoadSettings()
 
 
 def test_each_preset_at_each_concurrency_and_rate_with_prompts_of_its_own() -> None:
-    settings = replace(SETTINGS, presets=("decode-heavy", "prefill-heavy"), concurrency=(1, 8), seed=3)
+    settings = replace(
+        SETTINGS, presets=("decode-heavy", "prefill-heavy"), concurrency=(1, 8), seed=3, rates=(1.0, 2.0)
+    )
     lengths, requests = lengths_of(settings, 2048)
     closed = closed_loads(settings, lengths)
-    opened = open_loads(settings, lengths, [(0.5,), (2.0, 4.0)])
+    opened = open_loads(settings, lengths, [(0.5, 1.0), (2.0, 4.0)])
     assert requests == []
     assert [load.label for load in (*closed, *opened)] == [
         "decode-heavy, 1 in flight",
@@ -28,6 +30,7 @@ def test_each_preset_at_each_concurrency_and_rate_with_prompts_of_its_own() -> N
         "prefill-heavy, 1 in flight",
         "prefill-heavy, 8 in flight",
         "decode-heavy, 0.5 requests/s",
+        "decode-heavy, 1 requests/s",
         "prefill-heavy, 2 requests/s",
         "prefill-heavy, 4 requests/s",
     ]
@@ -47,7 +50,21 @@ def test_lengths_by_hand_take_the_place_of_presets() -> None:
 
 def test_rates_go_past_what_the_dense_model_can_give() -> None:
     rates = rates_for(3.3333)
-    assert rates == (0.833, 1.67, 2.5, 3.33, 5.0)
+    assert rates == (0.833, 1.67, 2.5, 3.33, 6.67)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompts"),
+    [
+        ({"rates": "auto"}, [64, 128, 192, 256, 512]),  # four times as long as one takes among 64
+        ({"rates": "auto", "concurrency": (1,)}, [64] * 5),
+        ({"rates": "auto", "prompts": 5}, [5] * 5),
+        ({"rates": (0.5, 9.0)}, [256, 256]),
+        ({"rates": ()}, []),
+    ],
+)
+def test_an_open_loop_lasts_long_enough_to_saturate(fields: dict[str, Any], prompts: list[int]) -> None:
+    assert open_prompts(replace(SETTINGS, **fields)) == prompts
 
 
 @pytest.mark.parametrize(
@@ -64,7 +81,6 @@ def test_rates_go_past_what_the_dense_model_can_give() -> None:
         ({"rates": (1.0, float("nan"))}, "--rates must be over 0 requests a second, got nan"),
         ({"rates": (-1.0,)}, "--rates must be over 0 requests a second, got -1"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
-        ({"warmups": -1}, "--warmups must be at least 0, got -1"),
     ],
 )
 def test_settings_that_will_not_do(fields: dict[str, Any], said: str) -> None:
@@ -88,6 +104,9 @@ def test_requests_longer_than_the_context() -> None:
         (("--max-model-len", "16"), 16),
         (("--enforce-eager", "--max-model-len=16"), 16),
         (("--max-model-len", "4k"), None),
+        (("--max_model_len=16",), 16),
+        (("--max_model_len", "16", "--max-model-len=32"), 32),  # vLLM takes the last one
+        (("--served-model-name", "max_model_len"), 512),
     ],
 )
 def test_the_context_a_model_is_served_with(flags: tuple[str, ...], context: int | None) -> None:

@@ -7,6 +7,7 @@ has the real ones.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,18 @@ from typing import Any
 import pytest
 
 from bench import fleet, measure, memory_check
+from bench.journal import results_folder
 from bench.measure import prepare
 from bench.points import line
-from bench.record import POINTS_NAME, ROUNDS_NAME, Acceptance, Load, PointRecord, Round, read_points
+from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, read_points
+from bench.run import run
 from bench.settings import LoadSettings, MeasureSettings
 from bench.subject import open_subjects
+from mi_prun.console import run_app
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
+from mi_prun.manifest import Manifest
+from mi_prun.plan import Quality
 
 Prune = Callable[..., Path]
 SETTINGS = MeasureSettings(
@@ -43,6 +49,7 @@ class Bench:
         self.most_alive = 0
         self.kill_at: int | None = None
         self.made: Callable[..., Round] | None = None
+        self.drafted = [0, 0, 0]  # drafts, their tokens, those accepted: of the drafting engine since its start
 
     @contextlib.contextmanager
     def running(self, model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
@@ -57,7 +64,7 @@ class Bench:
             load_s=1.0,
             weight_bytes=None,
             kv_tokens=lambda: 4800,
-            metrics=lambda: "",
+            metrics=self.metrics,
             group=SimpleNamespace(peak_rss_bytes=2**30, processes=list),
         )
         self.alive.remove(name)
@@ -66,13 +73,26 @@ class Bench:
     def load_generator(self, device: Any, trace: Any = None) -> Iterator[Any]:
         yield self
 
+    def metrics(self) -> str:
+        names = ("drafts", "draft_tokens", "accepted_tokens")
+        return "".join(
+            f"# TYPE vllm:spec_decode_num_{name}_total counter\nvllm:spec_decode_num_{name}_total {count}\n"
+            for name, count in zip(names, self.drafted, strict=True)
+        )
+
+    def draft(self, *counts: int) -> None:
+        self.drafted = [before + more for before, more in zip(self.drafted, counts, strict=True)]
+
     def warm_up(self, engine: Any, load: Load) -> None:
         self.warm_ups.append(engine.model)
+        self.draft(50, 150, 150)
 
     def round(self, engine: Any, load: Load, number: int) -> Round:
         if self.kill_at == len(self.rounds):
             raise KeyboardInterrupt
         self.rounds.append((engine.model, load.label, number))
+        if engine.model.endswith("drafted"):
+            self.draft(2, 6, 3 + number)
         assert self.made is not None
         return self.made((100 if engine.model == "dense" else 125) / (1 + number))
 
@@ -93,14 +113,13 @@ def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) ->
     found.made = made
     monkeypatch.setattr(fleet, "running", found.running)
     monkeypatch.setattr(measure, "load_generator", found.load_generator)
-    monkeypatch.setattr(
-        measure, "acceptance_of", lambda page: Acceptance(drafts=2, drafted_tokens=6, accepted_tokens=3)
-    )
     return found
 
 
 def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
-    return measure.measure(prepare(open_subjects(str(dense), [str(pruned)]), settings), out)
+    prepared = prepare(open_subjects(str(dense), [str(pruned)]), settings)
+    with results_folder(out):
+        return measure.measure(prepared, out)
 
 
 def test_side_by_side_rounds_alternate_and_a_drift_cancels_out(
@@ -108,7 +127,8 @@ def test_side_by_side_rounds_alternate_and_a_drift_cancels_out(
 ) -> None:
     points = measured(dense, prune(dense, tmp_path / "p25", [1]), tmp_path / "results")
     order = [(model, number) for model, _, number in bench.rounds]
-    assert order == 2 * [(model, number) for number in range(3) for model in ("dense", "p25")]
+    turns = (("dense", "p25"), ("p25", "dense"), ("dense", "p25"))
+    assert order == 2 * [(model, number) for number, models in enumerate(turns) for model in models]
     assert (bench.starts, bench.most_alive) == (["dense", "p25"], 2)
     assert len(bench.warm_ups) == 4  # each engine before its first round of each load
     assert [(p.load.label, p.arm.kind) for p in points] == [
@@ -140,10 +160,10 @@ def test_alone_only_one_engine_lives_at_a_time(bench: Bench, tmp_path: Path, den
     pruned = prune(dense, tmp_path / "p25", [1])
     points = measured(dense, pruned, tmp_path / "results", replace(SETTINGS, alive="alone"))
     assert bench.most_alive == 1
-    assert bench.starts == 3 * ["dense", "p25"]
+    assert bench.starts == ["dense", "p25", "p25", "dense", "dense", "p25"]  # each anew in each round
     assert [number for _, _, number in bench.rounds] == 4 * [0] + 4 * [1] + 4 * [2]
     assert [p.start_up.starts for p in points] == 4 * [3]
-    assert points[0].start_up.startup_s == 13  # 11, 13 and 15
+    assert points[0].start_up.startup_s == 14  # 11, 14 and 15
     assert {p.provenance.engines_alive for p in points} == {"alone"}
 
 
@@ -195,8 +215,8 @@ def test_rates_up_to_saturation_come_from_the_dense_model(
     loads = replace(SETTINGS.loads, concurrency=(2,), rates="auto", rounds=1)
     points = measured(dense, prune(dense, tmp_path / "p25", [1]), tmp_path / "results", replace(SETTINGS, loads=loads))
     dense_points = [p for p in points if p.arm.kind == "dense"]
-    assert [p.load.rate_per_s for p in dense_points] == [None, 25, 50, 75, 100, 150]
-    assert [p.saturated for p in dense_points] == [False, False, False, False, False, True]
+    assert [p.load.rate_per_s for p in dense_points] == [None, 25, 50, 75, 100, 200]
+    assert [p.load.prompts for p in dense_points] == [8, 64, 64, 64, 64, 64]
     assert all(p.roofline == () for p in points if p.load.rate_per_s)
 
 
@@ -212,15 +232,53 @@ def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: P
     plan = tmp_path / "plan.json"
     read_manifest(prune(dense, tmp_path / "p25", [1])).plan.write(plan)
     subjects = open_subjects(str(dense), (), [plan])
-    points = measure.measure(prepare(subjects, SETTINGS), tmp_path / "results")
+    with results_folder(tmp_path / "results"):
+        points = measure.measure(prepare(subjects, SETTINGS), tmp_path / "results")
     drafted = points[1]
     assert (drafted.arm.kind, drafted.arm.label) == ("draft", "draft by hand 25.0%")
     assert drafted.acceptance is not None
-    assert (drafted.acceptance.rate, drafted.acceptance.length) == (0.5, 2.5)
+    # Of each load three rounds, none of them its warm-up nor another load's.
+    assert [p.acceptance.drafts for p in points if p.acceptance] == [6, 6]
+    assert (drafted.acceptance.rate, drafted.acceptance.length) == ((3 + 4 + 5) / 18, 3.0)
     assert drafted.arm.blocks.dropped == (1,)
     assert drafted.roofline == ()
     assert points[0].acceptance is None
     assert bench.starts == ["dense", "dense drafted"]
+
+
+def test_the_commands_run_and_draft(
+    bench: Bench,
+    tmp_path: Path,
+    reference: Path,
+    prune: Prune,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from bench.cli import app
+
+    pruned, text = prune(reference, tmp_path / "p25", [2, 3, 7], virtual=True), tmp_path / "text.txt"
+    text.write_text((reference.parents[1] / "LICENSE").read_text())
+    lengths = ["--input-tokens", "16", "--output-tokens", "8", "--prompts", "4", "--concurrency", "2", "--rounds", "2"]
+
+    def points(*words: str | Path) -> list[PointRecord]:
+        out = tmp_path / str(words[0])
+        argv = ["mi-prun-bench", *words, "--dense", reference, "-o", out, *lengths, "--engines", "together"]
+        monkeypatch.setattr("sys.argv", list(map(str, argv)))
+        assert run_app(app) == 0
+        found = read_points(out)
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert last == {"run": found[0].run, "points": len(found)}
+        return found
+
+    dense, without = points("run", "--pruned", pruned)
+    assert (dense.arm.kind, without.arm.kind, without.arm.weights) == ("dense", "pruned", "virtual")
+    assert without.arm.blocks.dropped == (2, 3, 7)
+    assert without.provenance.sweep == {}
+    alone, drafted = points("draft", pruned, "--text", text, "--draft-tokens", "2")
+    assert (alone.arm.kind, drafted.arm.kind, drafted.arm.draft_tokens) == ("dense", "draft", 2)
+    assert alone.acceptance is None
+    assert drafted.acceptance is not None
+    assert (drafted.load.text, drafted.acceptance.drafts, drafted.bound) == ("text.txt", 4, None)
 
 
 def test_engines_that_do_not_fit_are_refused_before_any_is_started(
@@ -254,14 +312,90 @@ def test_a_results_folder_of_another_release(
     pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
     out.mkdir()
     (out / name).write_text('{"schema_version": 9}\n')
-    with pytest.raises(UserError, match="has schema version 9; this release reads 2"):
+    with pytest.raises(UserError, match="has schema version 9; this release reads 2 and 3"):
         measured(dense, pruned, out)
     with pytest.raises(UserError, match="cannot write"):
         measured(dense, pruned, out / name)
     assert bench.starts == []
 
 
-def test_flags_that_the_bench_sets_itself(dense: Path) -> None:
-    for flags in (("--port=80",), ("--model", "x"), ("--api-key", "k")):
-        with pytest.raises(UserError, match=f"--serve-flags may not hold {flags[0].partition('=')[0]}"):
-            prepare(open_subjects(str(dense), ()), replace(SETTINGS, serve_flags=flags))
+def test_a_folder_that_another_bench_writes_to(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    with results_folder(out), pytest.raises(UserError, match=r"--output .*results: another bench writes there"):
+        measured(dense, pruned, out)
+    assert bench.starts == []
+    measured(dense, pruned, out)  # the mark went with its holder
+    assert len(bench.starts) == 2
+
+
+def quality(text: str, perplexity: float) -> Quality:
+    return Quality(
+        text=text,
+        protocol="windows",
+        window_tokens=8,
+        windows=2,
+        predicted_tokens=14,
+        dense_perplexity=10.0,
+        pruned_perplexity=perplexity,
+        kl_nats_per_token=0.5,
+    )
+
+
+def test_another_text_to_judge_by_is_another_run(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    texts = {name: tmp_path / name / "text.txt" for name in ("a", "b")}  # told apart by what they hold
+    for name, path in texts.items():
+        path.parent.mkdir()
+        path.write_text(name)
+    found = {str(texts["a"]): 12.0, str(texts["b"]): 15.0}
+    monkeypatch.setattr(
+        "bench.quality.quality_on_text", lambda dense, pruned, text, seed: [quality("text.txt", found[text])]
+    )
+
+    def judged(text: Path) -> PointRecord:
+        return run(str(dense), [str(pruned)], out, SETTINGS, quality_text=str(text))[1]
+
+    a, b, a_again = judged(texts["a"]), judged(texts["b"]), judged(texts["a"])
+    assert [point.quality and point.quality.pruned_perplexity for point in (a, b, a_again)] == [12, 15, 12]
+    assert a.run == a_again.run != b.run
+    plain = measured(dense, pruned, out)[1]
+    assert plain.quality is None
+    assert plain.run not in (a.run, b.run)
+
+
+def test_another_plan_of_the_same_blocks_is_another_run(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    """Its quality was measured on another text."""
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
+    first = measured(dense, pruned, out)[1]
+    path = pruned / "mi_prun.json"
+    manifest = Manifest.read(path)
+    plan = manifest.plan.model_copy(update={"quality": quality("wiki", 11.0)})
+    manifest.model_copy(update={"plan": plan}).write(path)
+    second = measured(dense, pruned, out)[1]
+    assert first.run != second.run
+    assert second.quality is not None
+    assert first.selection is not None
+    assert second.selection is not None
+    assert first.selection.plan_sha256 != second.selection.plan_sha256
+
+
+def test_fewer_than_three_rounds_are_measured_and_told(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned = prune(dense, tmp_path / "p25", [1])
+    few = replace(SETTINGS, loads=replace(SETTINGS.loads, rounds=2))
+    assert len(measured(dense, pruned, tmp_path / "few", few)[0].speed.rounds) == 2
+    assert "fewer than 3 rounds: intervals will be wide" in capsys.readouterr().err
+    measured(dense, pruned, tmp_path / "three")
+    assert "fewer than" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [("--port=80",), ("--model", "x"), ("--api-key", "k"), ("--api_key=k",)])
+def test_flags_that_the_bench_sets_itself(dense: Path, flags: tuple[str, ...]) -> None:
+    name = flags[0].partition("=")[0].replace("_", "-")
+    with pytest.raises(UserError, match=f"--serve-flags may not hold {name}"):
+        prepare(open_subjects(str(dense), ()), replace(SETTINGS, serve_flags=flags))

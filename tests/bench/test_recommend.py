@@ -10,7 +10,7 @@ import pytest
 
 from bench.recommend import Recommendation, parse_limits, parse_memory, recommend
 from bench.record import PointRecord, append_record
-from bench.results import Run
+from bench.results import Run, read_side
 from bench.task_record import TaskRecord
 from mi_prun.errors import UserError
 
@@ -139,3 +139,48 @@ def test_exit_status(
     assert status("--min-speedup", "3") == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"] is False
     assert status() == 2
+
+
+def test_of_several_runs_one_that_was_judged_is_taken_and_the_others_are_named(
+    tmp_path: Path, one_sweep: list[PointRecord], point: Point
+) -> None:
+    """A model, then a shape of which nobody knows the quality."""
+    shape = point().dense.model_copy(update={"name": "qwen", "shape": "qwen", "weights_sha256": None})
+    unjudged = {"run": "run-2", "dense": shape, "quality": None, "quality_measured_on": None}
+    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, found)
+    place = str(tmp_path)
+
+    def judged(run: Run) -> bool:
+        return run.judged
+
+    newest, by_quality = read_side(place), read_side(place, judged)
+    assert newest.run is not None
+    assert by_quality.run is not None
+    assert (newest.run.name, newest.others) == ("run-2", (f"{place}@run-1",))
+    assert (by_quality.run.name, by_quality.others) == ("run-1", (f"{place}@run-2",))
+    assert read_side(f"{place}@run-2", judged).run == newest.run  # as the user says
+    assert read_side(f"{place}@run-2").others == ()
+
+
+def test_the_command_on_a_folder_of_several_runs(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    point: Point,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.cli import app
+    from mi_prun.console import run_app
+
+    unjudged = {"run": "run-2", "quality": None, "quality_measured_on": None}
+    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, found)
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), "--max-ppl-increase", "45%"])
+    assert run_app(app) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"note: of run run-1, owner/dense; beside it: {tmp_path}@run-2"
+    assert json.loads(last)["arm"] == "hybrid 25.0%"
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", f"{tmp_path}@run-2", "--max-ppl-increase", "45%"])
+    assert run_app(app) == 2
+    assert "run run-2 did not measure quality" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def changed(point: PointRecord, **fields: object) -> str:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"schema_version": 1}, r"line 2 has schema version 1; this release reads 2: move the file away"),
+        ({"schema_version": 1}, r"line 2 has schema version 1; this release reads 2 and 3: move the file away"),
         ({"schema_version": None}, r"schema version None"),
         ({"time": 7}, r"field time: "),
         ({"arm": "draft"}, r"field arm: "),
@@ -99,9 +99,41 @@ def test_a_load_is_closed_or_open(point: Point) -> None:
 
 def test_a_rate_that_is_not_kept_up_with(point: Point) -> None:
     load = point().load.model_copy(update={"concurrency": None, "rate_per_s": 1.6})
-    assert not point(load=load).saturated  # 100 tokens/s are 1.5625 requests/s
-    assert point(load=load.model_copy(update={"rate_per_s": 2.0})).saturated
-    assert not point().saturated
+
+    def growing(*growth: float | None) -> PointRecord:
+        rounds = point().speed.rounds
+        speed = Speed(
+            rounds=tuple(r.model_copy(update={"backlog_growth": g}) for r, g in zip(rounds, growth, strict=True))
+        )
+        return point(load=load, speed=speed)
+
+    assert growing(0.3, 0.05, 0.25).saturated  # the median
+    assert not growing(0.3, 0.05, 0.02).saturated
+    assert not growing(0.3, 0.3, None).saturated  # a round that does not say
+    assert not point(load=load.model_copy(update={"rate_per_s": 9.0})).saturated  # requests/s alone say nothing
+
+
+def test_a_speed_up_above_its_bound_is_told(point: Point) -> None:
+    found = point((2, 3))  # 1.25x [1.23, 1.27]
+    assert found.impossible == []
+    roof = found.roofline[0].model_copy(update={"bound": 1.2})
+    assert found.model_copy(update={"roofline": (roof,)}).impossible == ["decode at least 1.230x of at most 1.200x"]
+    assert found.model_copy(update={"bound": 1.24}).impossible == []  # the interval reaches below it
+    assert found.model_copy(update={"bound": 1.22}).impossible == ["tokens/s at least 1.230x of at most 1.220x"]
+
+
+@pytest.mark.parametrize("folder", ["reference", "shape"])
+def test_records_of_the_schema_before_are_read(folder: str) -> None:
+    assert len(read_points(Path(__file__).parents[2] / "bench" / "results" / "sweep" / folder)) >= 2
+
+
+def test_a_point_of_the_schema_before(tmp_path: Path, point: Point) -> None:
+    data = json.loads(point((3,)).model_dump_json())
+    del data["bound"], data["selection"], data["provenance"]["sweep"]
+    (tmp_path / POINTS_NAME).write_text(json.dumps(data | {"schema_version": 2}) + "\n")
+    (found,) = read_points(tmp_path)
+    assert found.schema_version == 2
+    assert (found.bound, found.selection, found.provenance.sweep) == (None, None, {})
 
 
 def test_figures_are_finite(point: Point) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.plots import block_map_svg, curve_groups, speed_arms
-from bench.record import POINTS_NAME, PointRecord, append_record
+from bench.record import POINTS_NAME, PointRecord, Ratio, Speed, append_record
 from bench.report import write_report
 from bench.report_section import headline
 from bench.results import Run
@@ -123,7 +123,14 @@ def test_it_says_what_the_points_say(tmp_path: Path, one_sweep: list[PointRecord
         "12.5% of blocks gone: 1.12× tokens/s",
         "perplexity 50.0 → 60.0",
         "2 blocks dropped",
-        "[1.23, 1.27]",
+        "1.12× tokens/s [1.10, 1.15]",  # in the headline
+        "1.25 [1.23, 1.27] at most 1.33",
+        "100.0 95.0–110.0",
+        "6.4 / 9.6 / 12.8",  # TTFT of 25 %, p50, p90, p99
+        "6.40 / 9.60 / 12.80",
+        "520.8",  # requests of 192 tokens
+        "hybrid, calibration text books.txt, 25 to 28 candidates compared by their loss, seed 7",
+        "ratios 0,.125,.25,.5",
         "768.0",
         "133,333",
         "93.8%",  # 1.25 of a bound of 1.333
@@ -140,6 +147,11 @@ def test_it_says_what_the_points_say(tmp_path: Path, one_sweep: list[PointRecord
     assert [row["dropped"] for row in rows] == ["", "3", "2 3", "2 3 5 6"]
     assert [float(row["x_output_tokens_per_s"]) for row in rows] == pytest.approx([1, 1.125, 1.25, 1.5])
     assert [row["x_low"] for row in rows[:2]] == ["", "1.105"]
+    assert [float(row["x_bound"] or 0) for row in rows] == pytest.approx([0, 8 / 7, 8 / 6, 2])
+    assert (rows[0]["length_tokens"], rows[0]["engine_weight_bytes"], rows[0]["rounds"]) == ("192", "", "3")
+    assert [float(rows[0][f"{end}_output_tokens_per_s"]) for end in ("min", "max")] == [95, 110]
+    assert "Requests that fit of 192 tokens" in page
+    assert "| Requests that fit, of 192 tokens |" in marks
 
 
 def test_one_line_of_a_markdown_table_for_each_model(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
@@ -248,6 +260,54 @@ def test_a_small_model_is_said_to_show_nothing_of_speed(tmp_path: Path, one_swee
     assert "say nothing about larger models" in " ".join(text.split())
     assert "say nothing about larger models" in marks
     assert "say nothing" not in written(tmp_path / "large", one_sweep)[0]
+
+
+def test_what_is_no_measurement_of_the_blocks_is_said(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    above = [*one_sweep[:2], one_sweep[2].model_copy(update={"bound": 1.2}), one_sweep[3]]  # at least 1.23x
+    text, marks, _ = written(tmp_path / "above", above)
+    said = (
+        "More than can be, so no measurement of the blocks: hybrid 25.0%, chat, 4 in flight: tokens/s at least 1.230x"
+    )
+    assert said in text
+    assert said in marks
+    assert "More than can be" not in written(tmp_path / "below", one_sweep)[0]
+
+
+def test_few_rounds_and_rates_that_saturate_nothing_are_said(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+    def rounds(point: PointRecord, count: int, growth: float | None) -> PointRecord:
+        own = tuple(one.model_copy(update={"backlog_growth": growth}) for one in point.speed.rounds[:count])
+        return point.model_copy(update={"speed": Speed(rounds=own)})
+
+    def opened(point: PointRecord) -> PointRecord:
+        return point.model_copy(
+            update={"load": point.load.model_copy(update={"concurrency": None, "rate_per_s": 2.0}), "roofline": ()}
+        )
+
+    few = [rounds(point, 2, None) for point in one_sweep]
+    assert "fewer than 3 rounds tell little" in written(tmp_path / "few", few)[0]
+    for growth, said in (
+        (0.5, "Requests arrived faster than they were answered: chat, 2 requests/s."),
+        (0.0, "No rate was"),
+    ):
+        points = [*one_sweep, *(rounds(opened(point), 3, growth) for point in one_sweep)]
+        text, marks, _ = written(tmp_path / str(growth), points)
+        assert said in text
+        assert ("[1.23, 1.27] at most 1.33 saturated" in marks) == (growth > 0)
+        assert "fewer than" not in text
+        assert "### Latency, chat, 2 requests/s" in marks
+
+
+def test_a_headline_within_noise_says_so(point: Point) -> None:
+    def between(low: float | None, high: float | None) -> str:
+        found = point((3,))
+        assert found.paired is not None
+        wide = Ratio(ratio=1.12, low=low, high=high, pairs=3)
+        paired = found.paired.model_copy(update={"output_tokens_per_s": wide})
+        return headline(Run("run-1", (point(), found.model_copy(update={"paired": paired}))))
+
+    assert "1.12× tokens/s [0.90, 1.40] (not beyond noise)" in between(0.9, 1.4)
+    assert "1.12× tokens/s [1.05, 1.20], " in between(1.05, 1.2)
+    assert "1.12× tokens/s (one round)" in between(None, None)
 
 
 def test_a_shape_is_said_to_have_no_quality(tmp_path: Path, point: Point) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bench.roofline import Work, bound, decode, prefill, work
+from bench.points import bound_of
+from bench.record import PointRecord, Trace
+from bench.roofline import Work, bound, decode, most, prefill, work
 from bench.shape import open_shape, spread
+from bench.subject import Subject
 from bench.weights import Block, Weights, weights_of_config
 from mi_prun.plan import kept_blocks
 
@@ -118,3 +123,40 @@ def test_the_bundled_model_is_weighed_by_its_headers(reference: Any) -> None:
     assert weights.head_bytes == 2 * 4096 * 256
     assert weights.kv_bytes == 2 * 2 * 64 * 2
     assert weights.keep(range(9)).total_bytes == weights.total_bytes - 3 * weights.blocks[0].num_bytes
+
+
+def test_no_mixture_of_steps_passes_the_most() -> None:
+    """Three of four blocks: 4/3 of what the blocks cost, and less with the head beside it, whatever the step."""
+    assert most(TOY, TOY.keep((0, 1, 3)), 1000) == pytest.approx(4 / 3)
+    assert most(TOY, TOY, 1000) == 1
+    window = Block(num_bytes=300, elements=100, window=8)
+    experts = Block(num_bytes=200, elements=100, expert_bytes=1600, expert_elements=800)
+    mixed = replace(TOY, blocks=(TOY.blocks[0], window, experts, TOY.blocks[0]), experts=8, experts_per_token=2)
+    for kept in ((0, 1, 2), (1, 2, 3), (0, 2, 3), (1, 2)):
+        pruned, longest = mixed.keep(kept), 64
+        found = most(mixed, pruned, longest)
+        steps = [
+            bound(work(phase, mixed, batch, tokens), work(phase, pruned, batch, tokens))
+            for phase in ("prefill", "decode")
+            for batch in (1, 2, 7, 64, 4096)
+            for tokens in (1, 5, 8, 9, 33, longest)
+        ]
+        assert max(steps) <= found * (1 + 1e-3)  # bytes of experts are rounded
+        assert found < 3
+    # Where the only block that attends to everything goes, the context decides.
+    assert most(mixed, mixed.keep((1, 2)), 8) < most(mixed, mixed.keep((1, 2)), 64)
+
+
+def test_the_bound_of_tokens_per_second(point: Callable[..., PointRecord]) -> None:
+    dense, pruned = (Subject(point().arm, TOY.total_bytes, weights) for weights in (TOY, TOY.keep((0, 1, 3))))
+    load = point().load.model_copy(update={"input_tokens": 5, "output_tokens": 8, "concurrency": 3})
+    phases = [
+        bound(work(phase, TOY, batch, tokens), work(phase, TOY.keep((0, 1, 3)), batch, tokens))
+        for phase, tokens in (("prefill", 5), ("decode", 9))
+        for batch in (1, 3)
+    ]
+    assert 1 < bound_of(dense, pruned, load) == max(phases) < 4 / 3  # type: ignore[operator]
+    opened = load.model_copy(update={"concurrency": None, "rate_per_s": 2.0})
+    traced = load.model_copy(update={"trace": Trace(name="a.csv", sha256="0" * 64, requests=9)})
+    assert [bound_of(dense, pruned, each) for each in (opened, traced)] == pytest.approx([4 / 3, 4 / 3])
+    assert bound_of(dense, replace(pruned, weights=None), load) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from bench import memory_check
+from bench import sweep as sweeping
 from bench.dry_run import describe
-from bench.estimate import MachineSpeed, sweep_seconds
-from bench.settings import LoadSettings, MeasureSettings, SweepSettings
+from bench.estimate import MachineSpeed, choosing_seconds, sweep_seconds
+from bench.settings import LoadSettings, MeasureSettings, SweepSettings, TaskSettings
 from bench.sweep import expected, expected_shape, parse_ratios, pruned_folders, sweep, sweep_shape
+from bench.task_table import parse_tasks
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
 from mi_prun.model import open_model
@@ -27,6 +30,23 @@ SETTINGS = SweepSettings(
     analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
     measure=MeasureSettings(LoadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
 )
+
+
+def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
+    def seconds(candidates: int, **changed: Any) -> float:
+        settings = replace(SETTINGS, **changed)
+        return choosing_seconds(subjects, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
+
+    subjects = expected(str(reference), SETTINGS).subjects
+    text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
+    # Passes over 1,000 tokens to score, 2,000 held out, 4,000 to rank; 2 FLOPs for each of 9 M weights.
+    passes = 1000 + 2000 * (1 + 0.75 + 0.5)
+    assert seconds(0, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
+    passes += 4000 * sum(3 + share * 24 / 4 for share in (0.75, 0.5))
+    assert seconds(24, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
+    assert seconds(0, **text, quality_text="x") > seconds(0, **text) + 8000 * 2 * 9.3e6 / 1e10
+    sampled = {"analyze": AnalyzeSettings(calibration="self", scoring_tokens=1000)}
+    assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
 
 
 @pytest.mark.parametrize(
@@ -57,13 +77,19 @@ def test_a_sweep_is_described_before_it_is_made(reference: Path, tmp_path: Path,
         "draft bi 25.0%",
         "draft bi 50.0%",
     ]
-    lines = list(describe(prepared))
+    lines = list(describe(prepared, SETTINGS))
     assert "5 models, 10 loads, 3 rounds, engines alone" in lines[0]
     assert any("9 of 12 blocks, weights 13.8 MiB" in line for line in lines)
     assert any(
-        line.startswith("  decode-heavy, 2 requests/s: 16 requests a round, 64 tokens in, 256 out") for line in lines
+        line.startswith("  decode-heavy, 2 requests/s: 256 requests a round, 64 tokens in, 256 out") for line in lines
     )
+    assert re.fullmatch(r"about \d+ minutes for analysis, plans and quality, where they are not there yet", lines[-2])
     assert " minutes under load and starting" in lines[-1]
+    assert not any("tasks" in line for line in lines)
+    asked = TaskSettings(tuple(parse_tasks("boolq,piqa")), Path("items"), ("hellaswag.jsonl",), limit=50)
+    lines = list(describe(prepared, replace(SETTINGS, tasks=asked)))
+    assert "  tasks, the first 50 items of each: boolq, piqa, by 3 models in turn" in lines  # no draft
+    assert "  left out, as items lacks them: hellaswag.jsonl" in lines
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,12 +104,100 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
     ):
         with pytest.raises(UserError, match=said):
             expected(model, replace(SETTINGS, **fields))
-    for fields, option in (({"draft": True}, "--draft"), ({"quality_text": "x"}, "--quality-text")):
+    asked = TaskSettings(tuple(parse_tasks("boolq")))
+    for fields, option in (
+        ({"draft": True}, "--draft"),
+        ({"quality_text": "x"}, "--quality-text"),
+        ({"tasks": asked}, "--tasks"),
+    ):
         with pytest.raises(UserError, match=f"{option} does not go with --shape"):
             expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
     monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("M", (), {"available": 2**33}))
     with pytest.raises(UserError, match=r"too little memory for dense: its weights \(14\.96 GiB\)"):
         expected_shape("llama-3.1-8b", tmp_path, SETTINGS)
+
+
+def test_tasks_that_cannot_be_asked_are_said_first(reference: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    short = replace(SETTINGS.measure, serve_flags=("--max_model_len=400",))
+    for asked, measure, said in (
+        (TaskSettings(tuple(parse_tasks("boolq")), tmp_path), SETTINGS.measure, "has no boolq.jsonl"),
+        (TaskSettings(tuple(parse_tasks("boolq")), limit=0), SETTINGS.measure, "--limit must be at least 1"),
+        (TaskSettings(tuple(parse_tasks("gsm8k"))), short, "gsm8k needs a context of 512 tokens, .* served with 400"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sweep(str(reference), tmp_path / "out", replace(SETTINGS, tasks=asked, measure=measure))
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_the_points_the_models_are_asked(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: Callable[..., Any]
+) -> None:
+    pytest.importorskip("lm_eval")
+    done: list[Any] = []
+
+    def measured(prepared: Any, out: Path) -> list[Any]:
+        done.append([subject.arm.kind for subject in prepared.subjects.all])
+        done.append(prepared.sweep)
+        return [point()]
+
+    def ask(asked: Any, out: Path, settings: TaskSettings, *, again: bool) -> list[Any]:
+        done.append([(one.name, one.subject.arm.kind) for one in asked])
+        done.append((settings.serve_flags, again))
+        return []
+
+    monkeypatch.setattr(sweeping, "measure", measured)
+    monkeypatch.setattr(sweeping, "ask", ask)
+    asked = TaskSettings(tuple(parse_tasks("boolq")))
+    short = replace(SETTINGS.measure, serve_flags=("--max-model-len", "512"))
+    out = tmp_path / "out"
+    points, answers = sweep(
+        str(reference), out, replace(SETTINGS, ratios=".25", draft=True, tasks=asked, measure=short)
+    )
+    assert (len(points), answers) == (1, [])
+    checkpoint = str(out / "checkpoints" / "bi-0-3-virtual")
+    assert done == [
+        ["dense", "pruned", "draft"],
+        {
+            "ratios": ".25",
+            "methods": "bi:0",
+            "calibration": "self",
+            "scoring_tokens": 64,
+            "materialise": False,
+            "quality_text": None,
+            "seed": 0,
+        },
+        [(str(reference), "dense"), (checkpoint, "pruned")],  # the draft answers as the dense model does
+        (("--max-model-len", "512"), False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "nope"], "--tasks 'nope': there is no task 'nope'; the known ones are arc_easy"),
+        (["--tasks", "boolq", "--task-limit", "0"], "--task-limit must be at least 1, got 0"),
+        (["--task-limit", "5"], "--tasks-from and --task-limit go with --tasks"),
+        (["--tasks", "default", "--tasks-from", "."], "--tasks-from . has none of boolq.jsonl"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+    ],
+)
+def test_the_commands_errors(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    from bench.cli import app
+    from mi_prun.console import run_app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "sweep", "--dense", str(reference), "-o", "out", *words])
+    assert run_app(app) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:
@@ -131,7 +245,7 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
         lambda: sweep(str(reference), tmp_path, SETTINGS),
         lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
     ):
-        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2"):
+        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
             measure()
     assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.harness import prepare
-from bench.task_table import TASKS, ZEROSHOT, Task, check_local, local_rows, parse_tasks
+from bench.task_table import DEFAULT, TASKS, ZEROSHOT, Task, check_local, chosen_tasks, local_rows, parse_tasks
 from mi_prun.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "zeroshot"
@@ -121,6 +121,19 @@ def test_names() -> None:
         parse_tasks(" ,")
 
 
+def test_the_default_takes_what_a_folder_has(tmp_path: Path) -> None:
+    assert chosen_tasks(DEFAULT, None) == (parse_tasks(ZEROSHOT), [])
+    assert chosen_tasks("gsm8k", tmp_path) == (parse_tasks("gsm8k"), [])  # as named; refused where it is not there
+    with pytest.raises(UserError, match=r"has none of boolq\.jsonl, piqa\.jsonl"):
+        chosen_tasks(DEFAULT, tmp_path)
+    for name in ("arc_easy", "openbookqa", "lambada_openai"):
+        write(tmp_path, TASKS[name], [ITEMS[name][0]])
+    chosen, missing = chosen_tasks(DEFAULT, tmp_path)
+    assert [task.name for task in chosen] == ["arc_easy", "openbookqa"]
+    assert missing == ["boolq.jsonl", "piqa.jsonl", "hellaswag.jsonl", "winogrande.jsonl", "arc_challenge.jsonl"]
+    check_local(chosen, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [
@@ -159,6 +172,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the sets are outside the repository")
 def test_every_item_of_the_real_sets_is_understood() -> None:
+    assert chosen_tasks(DEFAULT, SHARED)[1] == ["hellaswag.jsonl"]
     there = [task for task in TASKS.values() if task.file and (SHARED / task.file).is_file()]
     assert len(there) >= 8
     assert min(len(local_rows(task, SHARED)) for task in there) >= 500

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from bench import tasks
 from bench.endpoint import Endpoint, open_endpoint
 from bench.engine import Engine, running
 from bench.generations import read_prompts, sampling_of
+from bench.journal import results_folder
 from bench.logprob_check import check_logprobs, measure
 from bench.record import append_record, read_lines
-from bench.task_record import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
+from bench.settings import TaskSettings
+from bench.task_record import (
+    GENERATIONS_NAME,
+    TASKS_NAME,
+    Continuation,
+    GenerationRecord,
+    TaskRecord,
+    TaskScore,
+)
 from bench.task_summary import task_rows
 from bench.task_table import parse_tasks
-from bench.tasks import TaskSettings, open_asked, run_tasks
+from bench.tasks import ask, open_asked, run_tasks
 from mi_prun.block_model import load_block_model, load_tokenizer
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
@@ -156,6 +170,73 @@ def test_without_lm_eval_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("bench.harness.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tasks need lm-eval: pip install 'mi-prun\[eval\]'"):
         run_tasks([str(REFERENCE)], [], tmp_path / "out", TaskSettings(tuple(parse_tasks("boolq"))))
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch, task: Callable[..., TaskRecord]) -> list[str]:
+    """No engine and no lm-eval: what was started and asked, in order; every item is answered right."""
+    pytest.importorskip("lm_eval")
+    found: list[str] = []
+
+    @contextlib.contextmanager
+    def running(model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
+        found.append(f"{Path(model).name} {' '.join(flags)}".strip())
+        yield SimpleNamespace(base_url=model, group=None)
+
+    def scores(endpoint: Endpoint, spec: Any, alive: Any) -> Iterator[TaskScore]:
+        for name in spec.tasks:
+            if name == "piqa" and "piqa breaks" in found:
+                raise KeyboardInterrupt
+            found.append(name)
+            yield task((), [True] * 4, task=name).score
+
+    def generated(endpoint: Endpoint, sampling: Any) -> tuple[Continuation, ...]:
+        found.append("continuations")
+        return (Continuation(prompt="a", text="b"),)
+
+    monkeypatch.setattr(tasks, "running", running)
+    monkeypatch.setattr(tasks, "open_endpoint", lambda url: Endpoint(url, "m", url, 128))
+    monkeypatch.setattr(tasks, "scores", scores)
+    monkeypatch.setattr(tasks, "continuations", generated)
+    return found
+
+
+def test_what_was_answered_is_not_asked_again_in_a_sweep(
+    tmp_path: Path, answering: list[str], dense: Path, prune: Callable[..., Path]
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "out"
+    asked = open_asked([str(dense), str(pruned)], [])
+    settings = TaskSettings(tuple(parse_tasks("boolq,piqa")), logprob_tolerance_nats=None, serve_flags=("--seed=1",))
+
+    def answers(changed: TaskSettings = settings, *, again: bool = False) -> list[str]:
+        answering.clear()
+        with results_folder(out):
+            records = ask(asked, out, changed, again=again)
+        names = [task.name for task in changed.tasks]
+        assert [(r.arm.kind, r.score.task) for r in records] == [(k, n) for k in ("dense", "pruned") for n in names]
+        return list(answering)
+
+    answering.append("piqa breaks")
+    with results_folder(out), pytest.raises(KeyboardInterrupt):
+        ask(asked, out, settings, again=False)
+    assert answering == ["piqa breaks", "dense --seed=1", "continuations", "boolq"]
+    # Killed, it goes on: the dense model's first task and its continuations are there.
+    assert answers() == ["dense --seed=1", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]
+    assert answers() == []
+    more = replace(settings, tasks=(*settings.tasks, *parse_tasks("arc_easy")))
+    assert answers(more) == ["dense --seed=1", "arc_easy", "p25 --seed=1", "arc_easy"]
+    both = ["dense --seed=1", "boolq", "piqa", "p25 --seed=1", "boolq", "piqa"]
+    assert answers(replace(settings, limit=3)) == both
+    everything = ["dense --seed=1", "continuations", "boolq", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]
+    assert answers(again=True) == everything
+    flags = replace(settings, serve_flags=("--seed=2",))
+    assert answers(flags) == [word.replace("=1", "=2") for word in everything]
+    # Items of a file are told apart by what it holds.
+    for text in ("first", "second"):
+        for name in ("boolq", "piqa"):
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        assert answers(replace(settings, tasks_from=tmp_path)) == both
+        assert answers(replace(settings, tasks_from=tmp_path)) == []
 
 
 def test_models_and_addresses(tmp_path: Path) -> None:
