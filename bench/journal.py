@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, RoundRecord, append_record, read_lines
+from bench.task_record import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors
 
@@ -72,6 +73,8 @@ def results_folder(out: Path) -> Iterator[None]:
             pass
         read_rounds(out)
         read_lines(out, POINTS_NAME, PointRecord)
+        read_lines(out, TASKS_NAME, TaskRecord)
+        read_lines(out, GENERATIONS_NAME, GenerationRecord)
         yield
     finally:
         os.close(folder)

@@ -24,6 +24,7 @@ from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, rea
 from bench.run import run
 from bench.settings import LoadSettings, MeasureSettings
 from bench.subject import open_subjects
+from bench.task_record import TASKS_NAME
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
@@ -305,7 +306,7 @@ def test_engines_that_do_not_fit_are_refused_before_any_is_started(
     assert bench.most_alive == 2
 
 
-@pytest.mark.parametrize("name", [POINTS_NAME, ROUNDS_NAME])
+@pytest.mark.parametrize("name", [POINTS_NAME, ROUNDS_NAME, TASKS_NAME])
 def test_a_results_folder_of_another_release(
     bench: Bench, tmp_path: Path, dense: Path, prune: Prune, name: str
 ) -> None:
