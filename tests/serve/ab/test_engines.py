@@ -166,9 +166,10 @@ def test_no_engine_gets_the_proxys_keys(
     monkeypatch.setattr(engine, "SERVE", (sys.executable, str(fake_engine)))
     arms = {"dense": {"model": str(reference)}, "fleet": {"url": "http://h", "api_key_env": "FLEET_KEY"}}
     config = Config.model_validate({"arms": arms, "model_name": "m"})
+    others = set(psutil.Process().children(recursive=True))
     with Engines(config, make_arms(config), tmp_path) as engines:
         engines.start()
-        processes = psutil.Process().children(recursive=True)
+        processes = set(psutil.Process().children(recursive=True)) - others
         ours = [process for process in processes if {"serve.ab.engine", str(fake_engine)} & set(process.cmdline())]
         environments = [Path(f"/proc/{process.pid}/environ").read_bytes() for process in ours]
     assert len(ours) == 2

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from mi_prun.errors import UserError
 from serve.ab import evidence_store
+from serve.ab.app import create_app
+from serve.ab.config import Config
 from serve.ab.evidence_store import EvidenceStore
 from serve.ab.judge import Judge
 from serve.ab.observation import Observation
+from serve.ab.security import Keys
 from serve.ab.store import Store
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
@@ -114,3 +118,20 @@ def test_a_file_that_cannot_be_written_or_read_is_one_line(tmp_path: Path, obser
     with pytest.raises(UserError, match=r"cannot use .* as the state file") as refused:
         EvidenceStore(Store(path), judge).load()
     assert "\n" not in str(refused.value)
+
+
+def test_an_arm_at_another_url_begins_anew(tmp_path: Path, observed: Observed) -> None:
+    """A restart goes on; a restart with another arm under the name does not."""
+
+    def requests(url: str) -> int:
+        """So many were kept; one more is."""
+        arms = {"dense": {"url": "http://127.0.0.1:1"}, "pruned": {"url": url}}
+        fields = {"arms": arms, "split": {"dense": 1, "pruned": 1}, "model_name": "m", "state": tmp_path / "state"}
+        app = create_app(Config.model_validate({**fields, "access_log": tmp_path / "log"}), keys=Keys())
+        with TestClient(app):
+            judge = app.state.ab.judge
+            kept = int(judge.evidence.arms["pruned"].requests)
+            judge.observe(observed("pruned"))
+        return kept
+
+    assert [requests(f"http://127.0.0.1:{port}") for port in (1, 1, 2, 2, 1)] == [0, 1, 0, 1, 0]
