@@ -13,7 +13,8 @@ from mi_prun.errors import UserError
 from serve.served_model import ServedModel
 from vllm_ext.plugin import LOAD_FORMAT, SERVER_PID
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# The last: after workers that ended at once it would say behind our line what it cleans up.
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
 HOST = "127.0.0.1"
 PORT = 8000
 CPU_KV_CACHE_GIB = "2"
