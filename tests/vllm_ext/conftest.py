@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-from mi_prun.process_group import ProcessGroup, alive, free_port
+from mi_prun.process_group import ProcessGroup, alive
 
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # One core each; the CPU backend would give both ranks the same.
 TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-# Each process a rank of every engine, one engine after the other: vLLM is imported once for all of them.
-LAUNCHED = {"RANKS": "2", "MASTER_ADDR": "127.0.0.1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 TIMEOUT_SECONDS = 500
 
 
@@ -24,13 +22,9 @@ TIMEOUT_SECONDS = 500
 def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """`in_engine(jobs)` runs the program of that name and gives back what it printed; "log" is all of it."""
 
-    def run(
-        jobs: list[dict[str, Any]], *, two_ranks: bool = False, launched: bool = False, drafts: bool = False
-    ) -> dict[str, Any]:
+    def run(jobs: list[dict[str, Any]], *, two_ranks: bool = False, drafts: bool = False) -> dict[str, Any]:
         asked = tmp_path_factory.mktemp("engine") / "jobs.json"
         environment = TWO_RANKS if two_ranks else ONE_PROCESS
-        if launched:
-            environment = environment | LAUNCHED | {"MASTER_PORT": str(free_port())}
         asked.write_text(json.dumps({"jobs": jobs, "environment": environment, "drafts": drafts}))
         program = [sys.executable, str(Path(__file__).with_name("in_engine.py")), str(asked)]
         with ProcessGroup(program, asked.with_suffix(".log")) as group:

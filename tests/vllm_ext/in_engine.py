@@ -3,7 +3,6 @@
 python in_engine.py JOBS.json   {"jobs": [{"model", "engine": {...}, "prompts": token ids, "sampling": {...}}]}
 
 A job may have several "calls", each of prompts and sampling, in their place; one that "fails" says with what error.
-With RANKS in the environment as many processes run the jobs together, each a rank of every engine.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
@@ -97,10 +95,6 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         result["metrics"] = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
     del engine
     gc.collect()
-    if "RANK" in os.environ:
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        cleanup_dist_env_and_memory()
     return result
 
 
@@ -120,28 +114,12 @@ def record_meta() -> list[int]:
     return held
 
 
-def other_ranks() -> list[subprocess.Popen[bytes]]:
-    """Started, unless this is one of them; this process is rank 0."""
-    if "RANKS" not in os.environ or "RANK" in os.environ:
-        return []
-    os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": os.environ["RANKS"]})
-    ranks = map(str, range(1, int(os.environ["RANKS"])))
-    return [
-        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in ranks
-    ]
-
-
 def main(path: Path) -> None:
     asked = json.loads(path.read_text())
     os.environ.update(QUIET | asked.get("environment", {}))
-    others = other_ranks()
     held = record_meta() if asked.get("drafts") else []
     results = [run(job) for job in asked["jobs"]]
-    if os.environ.get("RANK", "0") == "0":
-        statuses = [other.wait() for other in others]
-        assert not any(statuses)
-        print("\n" + json.dumps({"results": results, "held": held}), flush=True)
+    print("\n" + json.dumps({"results": results, "held": held}), flush=True)
 
 
 if __name__ == "__main__":

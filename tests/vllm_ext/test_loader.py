@@ -156,8 +156,6 @@ def on_two_ranks(
     in_engine: Callable[..., Any],
     both: tuple[Path, Path],
     prompts: list[list[int]],
-    *,
-    launched: bool = False,
     **engine: Any,
 ) -> list[tuple[list[list[float]], list[int]]]:
     """Log-probabilities, and the bytes that each rank read: of the virtual folder, and of the written one."""
@@ -165,7 +163,6 @@ def on_two_ranks(
     found = in_engine(
         [job(folder, "mi_prun", **engine) | {"prompts": prompts} for folder in folders],
         two_ranks=True,
-        launched=launched,
     )
     return [
         (result["log_probs"], bytes_read(folder, found["log"]))
@@ -181,9 +178,7 @@ def close(found: list[list[float]], wanted: list[list[float]]) -> bool:
 def test_tensor_parallel(
     in_engine: Callable[..., Any], both: tuple[Path, Path], prompts: list[list[int]], wanted: list[list[float]]
 ) -> None:
-    """Each process a rank: that vLLM starts its own workers is tested with the server."""
-    tensor = {"tensor_parallel_size": 2, "distributed_executor_backend": "external_launcher"}
-    found = on_two_ranks(in_engine, both, prompts, launched=True, **tensor)
+    found = on_two_ranks(in_engine, both, prompts, tensor_parallel_size=2)
     every_byte = open_model(both[0]).weight_bytes  # a rank cuts its share out of each tensor
     virtual, written = (said for said, _ in found)
     assert virtual == written
