@@ -10,8 +10,8 @@ from bench.record import Load
 from bench.roofline import Work, decode, prefill
 from bench.settings import Alive, SweepSettings
 from bench.subject import Subject, Subjects
-from mi_prun.calibration import SELF
 from mi_prun.quality import HELD_OUT_TOKENS
+from mi_prun.settings import SELF
 
 START_SECONDS = 45.0  # of an engine on CPU; a GPU engine that compiles takes as long
 SIDE = 1024
@@ -69,8 +69,8 @@ def choosing_seconds(
     if dense is None:
         return 0.0
     own = settings.analyze
-    scoring, window = own.scoring_tokens, own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
-    ranking, held_out = own.ranking_tokens or 4 * scoring, own.held_out_tokens or 2 * scoring
+    window = own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
+    scoring, ranking, held_out = own.part_tokens
     kept = [1 - s.arm.blocks.block_ratio for s in subjects.all if s.arm.kind == "pruned"]
     compared = sum(PROPOSING + share * count / 4 for share, count in zip(kept, candidates, strict=True) if count)
     judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)

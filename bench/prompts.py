@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_prun.block_model import load_tokenizer
-from mi_prun.calibration import SELF, load_calibration
+from mi_prun.calibration import load_calibration
 from mi_prun.errors import UserError
 from mi_prun.model import ModelFolder
+from mi_prun.settings import SELF
 
 Rounds = Sequence[Sequence[str]]
 

@@ -22,6 +22,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ from mi_prun.analysis import Analysis, read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.artefact import Record
 from mi_prun.block_model import BlockModel, load_block_model, load_tokenizer, pick_device, pick_dtype
-from mi_prun.calibration import SELF, load_calibration
+from mi_prun.calibration import CalibrationDescription, load_calibration
 from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
@@ -44,7 +45,7 @@ from mi_prun.files import append_line, new_file, write_text
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
-from mi_prun.settings import AnalyzeSettings
+from mi_prun.settings import SELF, AnalyzeSettings
 from mi_prun.text_source import text_source
 
 METHODS = (
@@ -52,7 +53,9 @@ METHODS = (
     "tail,tail-but-last,random"
 )
 EXCERPT_CHARACTERS = 3_000
-EVALUATION_SEED, CONFIRMING_SEED = 10_000, 10_001
+TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
+ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
+Role = Literal["evaluation", "confirming"] | int  # an int is a seed
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 STANDARD_ERRORS = 3.0
 
@@ -107,8 +110,17 @@ class Study:
 
     def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
         self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
-        device = pick_device(None)
-        self.model: BlockModel = load_block_model(folder, device=device, dtype=pick_dtype(device))
+        self.settings = AnalyzeSettings(
+            calibration=source,
+            scoring_tokens=options.tokens,
+            held_out_tokens=1,
+            window_tokens=options.window,
+            estimator=options.estimator,
+            device=options.device,
+            dtype=options.dtype,
+        )
+        device = pick_device(options.device)
+        self.model: BlockModel = load_block_model(folder, device=device, dtype=pick_dtype(device, options.dtype))
         self.path = Path(options.output) / f"{name}.{text}.jsonl"
         self.known = read_study(self.path)
 
@@ -124,8 +136,9 @@ class Study:
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
             context = Context(self.analysis(seed), lambda: self.model, seed)
+            calibrated_on = context.analysis.record.calibration.ranking_tokens
 
-            def keep(row: Row, seed: int = seed) -> None:
+            def keep(row: Row, seed: int = seed, calibrated_on: int = calibrated_on) -> None:
                 loss = evaluation.measure([row.dropped])[0]
                 best = optimum.get(len(row.dropped))
                 record = StudyRow(
@@ -140,7 +153,7 @@ class Study:
                     optimum_perplexity=math.exp(evaluation.measure([best])[0].ce_nats) if best else None,
                     optimum_dropped=best,
                     evaluation_tokens=evaluation.predicted_tokens,
-                    calibration_tokens=self.options.tokens,
+                    calibration_tokens=calibrated_on,
                     window_tokens=self.options.window,
                     machine=this_machine(),
                     versions=versions(),
@@ -176,7 +189,7 @@ class Study:
         """Measure what was chosen and found on about `tokens` tokens of text of their own."""
         rows = read_study(self.path)
         sets = {(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)}
-        evaluator = Evaluator(self.model, self.windows(CONFIRMING_SEED, tokens))
+        evaluator = Evaluator(self.model, self.windows("confirming", tokens))
         known = self.confirmed(evaluator)
         left = sorted(dropped for dropped in sets if key_of(dropped) not in known)
         with progress("confirming", evaluator.windows.numel() * len(left), "tokens") as advance:
@@ -202,55 +215,54 @@ class Study:
         return found.perplexity if same else {}
 
     def evaluation_windows(self) -> Tensor:
-        return self.windows(EVALUATION_SEED, self.options.evaluation_tokens)
+        return self.windows("evaluation", self.options.evaluation_tokens)
 
-    def windows(self, seed: int, tokens: int) -> Tensor:
-        """Windows of the text of that seed."""
+    def windows(self, role: Literal["evaluation", "confirming"], tokens: int) -> Tensor:
+        """Windows of the text that plays that role."""
         with tempfile.TemporaryDirectory() as folder:
-            source = self.excerpts(seed, tokens, Path(folder))
-            return load_calibration(
-                source,
+            found = load_calibration(
+                self.excerpts(role, Path(folder)),
                 load_tokenizer(self.folder),
                 window_tokens=self.options.window,
                 scoring_tokens=tokens,
                 ranking_tokens=1,
                 held_out_tokens=1,
-                seed=seed,
+                seed=TEXT_SEEDS[role],
                 model=self.model.model,
-            ).scoring.tokens
+                scattered=True,
+            )
+        check_enough(found.description)
+        return found.scoring.tokens
 
     def analysis(self, seed: int) -> Analysis:
         with tempfile.TemporaryDirectory() as folder:
-            source = self.excerpts(seed, 2 * self.options.tokens, Path(folder))
-            settings = AnalyzeSettings(
-                calibration=source,
-                scoring_tokens=self.options.tokens // 4,
-                ranking_tokens=self.options.tokens,
-                held_out_tokens=1,
-                window_tokens=self.options.window,
-                estimator=self.options.estimator,
-                seed=seed,
-            )
+            settings = replace(self.settings, calibration=self.excerpts(seed, Path(folder)), seed=seed)
             analyze(self.folder, Path(folder) / "analysis", settings)
-            return read_analysis(Path(folder) / "analysis")
+            analysis = read_analysis(Path(folder) / "analysis")
+        check_enough(analysis.record.calibration)
+        return analysis
 
-    def excerpts(self, seed: int, tokens: int, folder: Path) -> str:
-        """A text file of excerpts for about `tokens` tokens; those of different seeds share no excerpt."""
+    def excerpts(self, role: Role, folder: Path) -> str:
+        """A text file of excerpts for a role: the evaluation, the confirmation or a seed. No two roles share one."""
         if self.source == SELF:
             return SELF
         document = "\n".join(text_source(self.source).open())
-        cells = np.random.default_rng(0).permutation(len(document) // EXCERPT_CHARACTERS)
-        number = math.ceil(tokens * 6 / EXCERPT_CHARACTERS) + 1  # 6 characters a token are more than there are
-        group = 0 if seed == EVALUATION_SEED else seed + 1
-        wanted = max(number, math.ceil(self.options.evaluation_tokens * 6 / EXCERPT_CHARACTERS) + 1)
-        chosen = cells[group * wanted : group * wanted + number]
-        if seed == CONFIRMING_SEED:
-            chosen = cells[max(len(cells) - number, (self.options.seeds + 2) * wanted) :]
-        if len(chosen) < number:
-            raise UserError(f"text {self.source} is too short for {self.options.seeds} seeds of {tokens} tokens")
+        size = EXCERPT_CHARACTERS
+        cells = np.random.default_rng(0).permutation(len(document) // size)
+        confirming, evaluation, calibration = np.split(cells, [round(e * len(cells)) for e in np.cumsum(ROLE_SHARES)])
+        parts = {"confirming": confirming, "evaluation": evaluation}
+        chosen = parts[role] if isinstance(role, str) else np.array_split(calibration, self.options.seeds)[role]
         path = folder / f"{self.text}.txt"
-        path.write_text("\n".join(document[i * EXCERPT_CHARACTERS :][:EXCERPT_CHARACTERS] for i in sorted(chosen)))
+        path.write_text("\n".join(document[i * size : (i + 1) * size] for i in sorted(chosen)))
         return str(path)
+
+
+def check_enough(found: CalibrationDescription) -> None:
+    have = found.scoring_tokens + found.ranking_tokens + found.held_out_tokens
+    if have < found.wanted_tokens:
+        raise UserError(
+            f"text {found.source} has {have:,} tokens for a part of the study, {found.wanted_tokens:,} wanted"
+        )
 
 
 def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped, list[int]]:
@@ -292,9 +304,9 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--tokens", type=int, default=8_192, help="of the ranking text; a quarter as many for the one pass"
-    )
+    parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--evaluation-tokens", type=int, default=8_192)
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")

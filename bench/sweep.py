@@ -25,14 +25,13 @@ from bench.task_record import TaskRecord
 from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
 from mi_prun.architecture import Config, check_config, num_blocks
-from mi_prun.calibration import SELF
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.manifest import Weights as Written
 from mi_prun.model import ModelFolder, config_digest, open_model
 from mi_prun.plan import Plan, kept_blocks
 from mi_prun.ratio import blocks_for_ratio
-from mi_prun.settings import PlanSettings
+from mi_prun.settings import SELF, PlanSettings
 from mi_prun.text_source import text_source
 
 CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more: the KV cache must hold one request

@@ -23,14 +23,14 @@ from mi_prun.block_model import (
 )
 from mi_prun.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
 from mi_prun.boundaries import collect as collect_whole
-from mi_prun.calibration import SELF, Calibration, load_calibration
+from mi_prun.calibration import Calibration, load_calibration
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output
 from mi_prun.model import ModelFolder, identity_of
 from mi_prun.mutual_information import check_tokens, data_processing, make_estimator, segment_costs
 from mi_prun.ranks import joined, local_device
-from mi_prun.settings import AnalyzeSettings, check_seed
+from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.streamed_model import StreamedModel, collect_streamed
 
 
@@ -113,15 +113,17 @@ def _calibration(dense: ModelFolder, model: BlockModel | None, settings: Analyze
         raise UserError(
             "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
         )
+    scoring, ranking, held_out = settings.part_tokens
     return load_calibration(
         settings.calibration,
         load_tokenizer(dense),
         window_tokens=settings.window_tokens or context_tokens(dense),
-        scoring_tokens=settings.scoring_tokens,
-        ranking_tokens=settings.ranking_tokens or 4 * settings.scoring_tokens,
-        held_out_tokens=settings.held_out_tokens or 2 * settings.scoring_tokens,
+        scoring_tokens=scoring,
+        ranking_tokens=ranking,
+        held_out_tokens=held_out,
         seed=settings.seed,
         model=None if model is None else model.model,
+        scattered=True,
     )
 
 

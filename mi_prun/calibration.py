@@ -1,16 +1,20 @@
 """Calibration text, cut into windows, in three parts that never share text: scoring, ranking, held out.
 
-Windows do not overlap. A part is a contiguous region of the text, so that no sentence runs from one part into another.
-A file that is longer than needed is read only as far as needed; a data set of the hub is shuffled by the seed.
+Windows do not overlap. Of a file that is much longer than needed, each window is a passage of its own, drawn by the
+seed: windows that lie side by side say the same again, and a loss measured on them is noisier than their number says.
+Of a shorter one, a part is a contiguous region, so that no sentence runs from one part into another. A data set of the
+hub is shuffled by the seed and read as far as needed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +22,17 @@ from mi_prun.artefact import Record
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.self_text import sample_windows
+from mi_prun.settings import SELF
 from mi_prun.text_source import TextSource, text_source
 
-SELF = "self"
+LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held out")
 BATCH_CHARACTERS = 200_000
+MOST_CHARACTERS = 1 << 26  # of a file that are looked at for passages
+SCATTER_FROM = 3  # times as many passages as windows are wanted: else the beginning of the text is taken
+PASSAGE_MARGIN = 1.5  # a passage has about so many times the tokens of a window
+PASSAGES_AT_ONCE = 256
+MOST_WORD = 40
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,13 @@ def load_calibration(
     held_out_tokens: int,
     seed: int,
     model: Any = None,
+    scattered: bool = False,
 ) -> Calibration:
     """Windows of about the tokens asked for (at least one window a part). `model` is needed for `self` only.
+    scattered: draw passages from all over a long file in place of its beginning.
 
-    Where the text is shorter than asked for, the parts shrink in proportion; under three windows it is refused.
+    Where the text is shorter than asked for, the ranking part shrinks to LEAST_RANKING_SHARE times the scoring part,
+    then all of them in proportion; under three windows it is refused.
     """
     wanted = [max(1, round(tokens / window_tokens)) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)]
     if source == SELF:
@@ -84,7 +97,11 @@ def load_calibration(
         counts, name, bos = wanted, SELF, tokenizer.bos_token_id is not None
     else:
         found = text_source(source, seed=seed)
-        tokens, bos = _text_windows(found, tokenizer, sum(wanted), window_tokens)
+        bos = begins_with_bos(tokenizer)
+        rows = _passages(found, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
+        if rows is None:
+            rows = _beginning(found, tokenizer, sum(wanted), window_tokens - int(bos))
+        tokens = with_bos(rows, tokenizer) if bos else rows
         counts, name = _shrink(wanted, len(tokens)), found.name
     parts = torch.split(tokens, counts)
     description = CalibrationDescription(
@@ -104,10 +121,8 @@ def load_calibration(
     return Calibration(scoring, ranking, held_out, description)
 
 
-def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> tuple[Tensor, bool]:
-    """Up to `windows` windows, and whether each begins with BOS (as the tokenizer itself begins a text)."""
-    bos = begins_with_bos(tokenizer)
-    body = window_tokens - int(bos)
+def _beginning(source: TextSource, tokenizer: Any, windows: int, body: int) -> Tensor:
+    """Up to `windows` windows (n, body) from the beginning of the text."""
     ids: list[int] = []
     with progress(f"reading {source.name}", windows * body, "tokens") as advance:
         for batch in _batches(source.open()):
@@ -120,11 +135,52 @@ def _text_windows(source: TextSource, tokenizer: Any, windows: int, window_token
     count = min(windows, len(ids) // body)
     if count < len(PARTS):
         raise UserError(
-            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {window_tokens} are "
+            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {body} are "
             f"needed, one each for {', '.join(PARTS)}: give more text or a smaller --window"
         )
-    tokens = torch.tensor(ids[: count * body]).view(count, body)
-    return (with_bos(tokens, tokenizer) if bos else tokens), bos
+    return torch.tensor(ids[: count * body]).view(count, body)
+
+
+def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed: int) -> Tensor | None:
+    """`windows` windows (n, body), each the beginning of a passage of its own; None where the text has too few."""
+    if not source.local:
+        return None
+    text = _read(source)
+    first = tokenizer(text[:BATCH_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"]
+    length = math.ceil(PASSAGE_MARGIN * body * len(text[:BATCH_CHARACTERS]) / max(1, len(first)))
+    places = len(text) // length
+    if places < SCATTER_FROM * windows:
+        return None
+    order = np.random.default_rng(seed).permutation(places)
+    rows: list[list[int]] = []
+    with progress(f"reading {source.name}", windows, "passages") as advance:
+        for start in range(0, places, PASSAGES_AT_ONCE):
+            cut = [_whole_words(text[i * length : (i + 1) * length]) for i in order[start : start + PASSAGES_AT_ONCE]]
+            found = tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"]
+            enough = [ids[:body] for ids in found if len(ids) >= body][: windows - len(rows)]
+            rows += enough
+            advance(len(enough))
+            if len(rows) == windows:
+                return torch.tensor(rows)
+    return None
+
+
+def _read(source: TextSource) -> str:
+    """The text, up to MOST_CHARACTERS."""
+    pieces: list[str] = []
+    size = 0
+    for document in source.open():
+        pieces.append(document[: MOST_CHARACTERS - size])
+        size += len(pieces[-1]) + 1
+        if size >= MOST_CHARACTERS:
+            break
+    return "\n".join(pieces)
+
+
+def _whole_words(passage: str) -> str:
+    """Without the rest of a word that it begins with."""
+    head, space, rest = passage.partition(" ")
+    return rest if space and len(head) < MOST_WORD else passage
 
 
 def with_bos(windows: Tensor, tokenizer: Any) -> Tensor:
@@ -157,8 +213,12 @@ def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
 
 
 def _shrink(wanted: list[int], found: int) -> list[int]:
-    """Windows a part when only `found` are there: in proportion, at least one each."""
-    if found >= sum(wanted):
-        return wanted
-    ranking, held_out = (max(1, found * part // sum(wanted)) for part in wanted[1:])
+    """Windows a part when only `found` are there: at least one each."""
+    scoring, ranking, held_out = wanted
+    least = min(ranking, LEAST_RANKING_SHARE * scoring)
+    left = found - scoring - held_out
+    if left >= least:
+        return [scoring, min(ranking, left), held_out]
+    whole = scoring + least + held_out
+    ranking, held_out = (max(1, found * part // whole) for part in (least, held_out))
     return [found - ranking - held_out, ranking, held_out]

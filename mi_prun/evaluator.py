@@ -30,6 +30,9 @@ Memory = dict[Dropped, NDArray[np.float64]]
 ROW_BYTES = {"cpu": 4 * 2**20}
 ACCELERATOR_ROW_BYTES = 256 * 2**20
 STATE_BYTES = 2 * 2**30  # of final states alive at a time
+BATCH_TOKENS = 4_096
+# An accelerator is idle between the kernels of a narrow model unless more tokens are run at once: one state's bytes.
+ACCELERATOR_BATCH_BYTES, MOST_BATCH_TOKENS = 64 * 2**20, 32_768
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,15 @@ class Loss:
 class Evaluator:
     """Measures block sets on fixed windows (windows, window_tokens); results are remembered.
 
-    batch_tokens: tokens run at once. memory: of an evaluator of the same model and windows.
+    batch_tokens: tokens run at once; None fits the device. memory: of an evaluator of the same model and windows.
     """
 
     def __init__(
-        self, model: BlockModel, windows: Tensor, *, batch_tokens: int = 4096, memory: Memory | None = None
+        self, model: BlockModel, windows: Tensor, *, batch_tokens: int | None = None, memory: Memory | None = None
     ) -> None:
         self.model = model
         self.windows = windows
-        self.batch = max(1, batch_tokens // windows.shape[1])
+        self.batch = max(1, (batch_tokens or tokens_at_once(model)) // windows.shape[1])
         self.block_tokens = 0
         self.memory: Memory = {} if memory is None else memory
         self._asked: dict[Dropped, int] = {}  # windows of each set that are paid for
@@ -179,6 +182,12 @@ class Evaluator:
 
         walk(0, self.model.embed(tokens), list(range(len(sets))))
         return [final for final in finals if final is not None]
+
+
+def tokens_at_once(model: BlockModel) -> int:
+    if model.device.type == "cpu":
+        return BATCH_TOKENS
+    return max(BATCH_TOKENS, min(MOST_BATCH_TOKENS, ACCELERATOR_BATCH_BYTES // (4 * model.hidden_size)))
 
 
 def block_runs(sets: Iterable[Dropped], num_blocks: int) -> int:

@@ -32,10 +32,13 @@ SHUFFLE_BUFFER = 1_000
 
 @dataclass(frozen=True)
 class TextSource:
-    """name: short, for records and messages; no folder of the machine it was read on. open: a fresh iterator."""
+    """name: short, for records and messages; no folder of the machine it was read on. open: a fresh iterator. local: a
+    file.
+    """
 
     name: str
     open: Callable[[], Iterator[str]]
+    local: bool = True
 
 
 def text_source(source: str, *, seed: int = 0) -> TextSource:
@@ -144,7 +147,7 @@ def _hub(source: str, seed: int) -> TextSource:
             "or name:config:split:field"
         )
     name, config, split, field = parts
-    return TextSource(source, lambda: _rows(name, config or None, split, field, seed))
+    return TextSource(source, lambda: _rows(name, config or None, split, field, seed), local=False)
 
 
 def _rows(name: str, config: str | None, split: str, field: str, seed: int) -> Iterator[str]:

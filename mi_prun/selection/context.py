@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
-from mi_prun.calibration import SELF
 from mi_prun.evaluator import Evaluator, Loss, Memory
 from mi_prun.selection.shrinkage import shrunk_cross_entropy
+from mi_prun.settings import SELF
 
 Criterion = Literal["ce", "kl"]
 T = TypeVar("T")
 
+# Of the ranking text, what every candidate may be measured on: a share, not under so many tokens, and not over half.
+SCREENING_SHARE, SCREENING_TOKENS = 1 / 8, 8_192
 SCREENING_WINDOWS = 16
 LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own beginning
 
@@ -58,15 +61,15 @@ class Context:
 
     @cached_property
     def screening(self) -> Evaluator:
-        """The first half of the ranking text, in shorter windows where they are few: a part of it can then be taken."""
+        """The beginning of the ranking text, in shorter windows where they are few: a part of it can then be taken."""
         windows = torch.from_numpy(self.analysis.ranking).long()
-        return self._evaluator("screening", short_windows(windows[: (len(windows) + 1) // 2]))
+        return self._evaluator("screening", short_windows(windows[: screening_windows(windows)]))
 
     @cached_property
     def confirming(self) -> Evaluator | None:
-        """The other half, in its whole windows; None where there is one window only."""
+        """The rest of the ranking text, in its whole windows; None where there is one window only."""
         windows = torch.from_numpy(self.analysis.ranking).long()
-        return self._evaluator("confirming", windows[(len(windows) + 1) // 2 :]) if len(windows) > 1 else None
+        return self._evaluator("confirming", windows[screening_windows(windows) :]) if len(windows) > 1 else None
 
     @cached_property
     def held_out(self) -> Evaluator:
@@ -112,6 +115,12 @@ class Context:
 
     def _evaluator(self, text: str, windows: Tensor) -> Evaluator:
         return Evaluator(self.model, windows, memory=self.memories.setdefault(text, {}))
+
+
+def screening_windows(ranking: Tensor) -> int:
+    """How many of the windows (n, tokens) of the ranking text screen the candidates."""
+    wanted = max(round(SCREENING_SHARE * len(ranking)), math.ceil(SCREENING_TOKENS / ranking.shape[1]))
+    return min(wanted, (len(ranking) + 1) // 2)
 
 
 def short_windows(windows: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Re-ranking: candidates are measured on a part of the ranking text, the better ones on more of it.
 
-Successive halving (Jamieson, Talwalkar 2016): windows are nested and what was measured is kept, so that going on with a
-candidate costs the new windows only. All comparisons are paired: the same tokens for all.
+Successive halving (Jamieson, Talwalkar 2016) on the screening text; the finalists go on through the rest, until they
+are clearly behind. Windows are nested and what was measured is kept, so that going on with a candidate costs the new
+windows only. All comparisons are paired: the same tokens for all.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mi_prun.console import progress
 from mi_prun.evaluator import Loss
 from mi_prun.selection.context import Context
 from mi_prun.selection.objective import Dropped
 
-# Shares of the screening text, which is half of the ranking text.
+# Shares of the screening text.
 FIRST_SHARE = 1 / 4  # for every candidate
 # A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
 # short text must not throw out the best of them.
 STAGES = ((1 / 2, 5 / 12, 10), (1.0, 1 / 4, 6))
-FINALISTS = 4  # get the other half of the ranking text too
+FINALISTS = 4  # go on to the rest of the ranking text
+REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest, after which a finalist may be left out
+CLEARLY = 3.0  # standard errors of the paired difference
+LEAST_WINDOWS = 8  # fewer do not tell their error
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def first_windows(context: Context) -> int:
 
 
 def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
-    """The finalists, best first by the context's criterion."""
+    """The finalists that were not left out on the way, best first by the context's criterion."""
     candidates = list(dict.fromkeys(sets))
     count = len(candidates)
     evaluator = context.screening
@@ -50,10 +55,35 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
             advance(len(candidates) - keep)
             candidates = [candidates[i] for i in order[:keep]]
             windows = max(windows, round(share * len(evaluator.windows)))
+        count = len(candidates)
+        candidates = final(context, candidates)
         losses = ranking_losses(context, candidates)
-        advance(len(candidates))
+        advance(count)
     ranked = [Ranked(dropped, loss) for dropped, loss in zip(candidates, losses, strict=True)]
     return sorted(ranked, key=lambda entry: context.value(entry.loss))
+
+
+def final(context: Context, candidates: list[Dropped]) -> list[Dropped]:
+    """The candidates that are not clearly behind anywhere on the way through the rest of the ranking text."""
+    rest = context.confirming
+    column = 0 if context.criterion == "kl" else 1
+    for share in REST_SHARES:
+        windows = 0 if rest is None else round(share * len(rest.windows))
+        if rest is not None and windows >= LEAST_WINDOWS and len(candidates) > 1:
+            parts = (context.screening.by_window(candidates), rest.by_window(candidates, windows=windows))
+            behind = clearly_behind([part[..., column] for part in parts])
+            candidates = [dropped for dropped, left_out in zip(candidates, behind, strict=True) if not left_out]
+    return candidates
+
+
+def clearly_behind(losses: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
+    """(sets,) whether a set is CLEARLY standard errors behind the best one. losses: for each text (sets, windows)."""
+    total = sum(part.sum(1) for part in losses)
+    best = int(np.argmin(total))
+    differences = [part - part[best] for part in losses]
+    variance = sum(part.shape[1] * part.var(1, ddof=1) for part in differences)
+    behind: NDArray[np.bool_] = total - total[best] > CLEARLY * np.sqrt(variance)
+    return behind
 
 
 def ranking_losses(context: Context, sets: Sequence[Dropped]) -> list[Loss]:
