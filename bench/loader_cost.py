@@ -59,6 +59,7 @@ ENGINE: dict[str, Any] = {
     "max_model_len": 256,
     "enable_prefix_caching": False,
 }
+GPU_MEMORY_SHARE = 0.2  # engines stand side by side
 PROMPTS, PROMPT_TOKENS, OUTPUT_TOKENS = 8, 64, 16
 
 Seconds = tuple[float, float]  # of the clock, and of this process's processors: other loads do not enter the second
@@ -121,6 +122,13 @@ def make_folders(folder: Path) -> tuple[Path, Path]:
     return folder / "written", folder / "virtual"
 
 
+def engine_options() -> dict[str, Any]:
+    """On a GPU vLLM would take nearly all of it for one engine."""
+    import torch
+
+    return ENGINE | ({"gpu_memory_utilization": GPU_MEMORY_SHARE} if torch.cuda.is_available() else {})
+
+
 def in_turn(variants: Variants, rounds: int) -> dict[str, Any]:
     """Each variant once a round, after one round that is not counted; ratios are of seconds: less is faster."""
     for variant in variants.values():
@@ -160,7 +168,7 @@ def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
         {"prompt_token_ids": [(7 * place + 13 * row) % 8_000 for place in range(PROMPT_TOKENS)]}
         for row in range(PROMPTS)
     ]
-    engines = {name: LLM(str(written), load_format=name, **ENGINE) for name in ("auto", "mi_prun")}
+    engines = {name: LLM(str(written), load_format=name, **engine_options()) for name in ("auto", "mi_prun")}
 
     def ask(engine: Any) -> Callable[[], Seconds]:
         return lambda: timed(lambda: engine.generate(prompts, sampling, use_tqdm=False))
@@ -180,7 +188,7 @@ def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> di
             from vllm.engine.arg_utils import EngineArgs
             from vllm.model_executor.model_loader import get_model
 
-            config = EngineArgs(model=str(folder), load_format=load_format, **ENGINE).create_engine_config()
+            config = EngineArgs(model=str(folder), load_format=load_format, **engine_options()).create_engine_config()
             if cold:
                 evict(written.parent)
             with set_current_vllm_config(config), one_process():

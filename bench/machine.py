@@ -52,7 +52,9 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this runs from, `+` behind it where files have changed."""
+    """The commit of the source tree this runs from, `+` behind it where files have changed. A copy without its
+    repository is told by MI_PRUN_COMMIT.
+    """
     source = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -62,7 +64,7 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie inside another repository
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("MI_PRUN_COMMIT")
 
 
 def _cpu_model() -> str:

@@ -129,7 +129,7 @@ class Study:
         ks = range(1, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
-        for seed in range(self.options.seeds):
+        for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
             known = [row.row for row in self.known if row.seed == seed and row.estimator == self.options.estimator]
             made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--dtype", default="float32")

@@ -66,9 +66,12 @@ def made(records: Path, text: Path) -> study.Study:
         methods=METHODS,
         estimator="gaussian",
         seeds=2,
+        seed=None,
         tokens=256,
         evaluation_tokens=512,
         window=32,
+        device="cpu",
+        dtype="float32",
     )
     return study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
 
