@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mi_prun.console import progress
 
-# Rows sampled at once. On CPU the KV cache of more rows falls out of the processor's cache: slower, not faster.
-BATCH = {"cpu": 16}
-ACCELERATOR_BATCH = 64
+# Rows sampled at once. On CPU the KV cache of more rows falls out of the processor's cache: slower, not faster. On an
+# accelerator more rows cost next to nothing; tokens in its KV cache bound them.
+CPU_ROWS = 16
+ACCELERATOR_TOKENS = 131_072
 
 
 @torch.inference_mode()
@@ -29,7 +30,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
         torch.manual_seed(seed)
         done: list[Tensor] = []
         with progress("sampling text from the model", windows * window_tokens, "tokens") as advance:
-            batch = BATCH.get(device.type, ACCELERATOR_BATCH)
+            batch = CPU_ROWS if device.type == "cpu" else max(1, ACCELERATOR_TOKENS // window_tokens)
             for first in range(0, windows, batch):
                 count = min(batch, windows - first)
                 tokens = (
