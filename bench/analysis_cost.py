@@ -107,8 +107,9 @@ def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> None:
         seed=settings.seed,
         batch_tokens=batch_tokens,
     )
-    segment_costs(estimator.segment_mi(seen.projections.to(model.device), settings.seed))
-    pair_angles(seen.projections)
+    projections = seen.projections.to(model.device)
+    segment_costs(estimator.segment_mi(projections, settings.seed))
+    pair_angles(projections)
 
 
 @torch.inference_mode()

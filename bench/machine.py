@@ -52,9 +52,11 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree this runs from, `+` behind it where files have changed. A copy without its
-    repository is told by MI_PRUN_COMMIT.
+    """The commit of the source tree this runs from, `+` behind it where files have changed; what MI_PRUN_COMMIT says,
+    for a copy that came without its history.
     """
+    if told := os.environ.get("MI_PRUN_COMMIT"):
+        return told
     source = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -64,7 +66,7 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie inside another repository
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("MI_PRUN_COMMIT")
+        return None
 
 
 def _cpu_model() -> str:

@@ -56,6 +56,7 @@ EXCERPT_CHARACTERS = 3_000
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
 ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
 Role = Literal["evaluation", "confirming"] | int  # an int is a seed
+KEPT_AT_ONCE = 64  # confirmed sets between two writes
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 STANDARD_ERRORS = 3.0
 
@@ -193,16 +194,19 @@ class Study:
         known = self.confirmed(evaluator)
         left = sorted(dropped for dropped in sets if key_of(dropped) not in known)
         with progress("confirming", evaluator.windows.numel() * len(left), "tokens") as advance:
-            losses = evaluator.measure(left, advance) if left else []
-        found = Confirmed(
-            tokens=evaluator.predicted_tokens,
-            window_tokens=self.options.window,
-            perplexity=known | {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(left, losses, strict=True)},
-            machine=this_machine(),
-            versions=versions(),
-            commit=commit(),
-        )
-        write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
+            for start in range(0, len(left), KEPT_AT_ONCE):
+                some = left[start : start + KEPT_AT_ONCE]
+                losses = evaluator.measure(some, advance)
+                known |= {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(some, losses, strict=True)}
+                found = Confirmed(
+                    tokens=evaluator.predicted_tokens,
+                    window_tokens=self.options.window,
+                    perplexity=known,
+                    machine=this_machine(),
+                    versions=versions(),
+                    commit=commit(),
+                )
+                write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
 
     def confirmed(self, evaluator: Evaluator) -> dict[str, float]:
         """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""

@@ -71,14 +71,15 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
     if not ranks.first:
         return None
     seen = merged(parts)
-    mi = estimator.segment_mi(seen.projections.to(device), settings.seed)
+    projections = seen.projections.to(device)
+    mi = estimator.segment_mi(projections, settings.seed)
     processing = data_processing(mi)
     arrays = arrays_bytes(
         {
             "segment_cost_nats": segment_costs(mi).numpy(),
             "segment_mi_nats": mi.numpy(),
             "block_cosine": seen.cosine.numpy(),
-            "pair_angle": pair_angles(seen.projections).numpy(),
+            "pair_angle": pair_angles(projections).numpy(),
             "scoring": windows.numpy().astype(np.int32),
             "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
             "held_out": calibration.held_out.tokens.numpy().astype(np.int32),

@@ -9,7 +9,6 @@ Hooks, not `output_hidden_states`: its last entry comes after the final norm and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,49 +34,78 @@ class Boundaries:
 class Collector:
     """Takes boundary states as the pass goes. One instance serves whole-model and block-by-block passes alike.
 
-    sample: (windows, window_tokens) bool, the tokens whose projections are kept.
+    sample: (windows, window_tokens) bool, the tokens whose projections are kept. Nothing here waits for an accelerator:
+    what is kept stays there, and `check` says once a batch whether all was finite.
     """
 
-    def __init__(self, num_blocks: int, hidden: int, projection: int, sample: Tensor, seed: int) -> None:
+    def __init__(
+        self, num_blocks: int, hidden: int, projection: int, sample: Tensor, seed: int, device: torch.device
+    ) -> None:
         self.num_blocks = num_blocks
         self.sample = sample
-        self.directions = random_orthonormal(hidden, projection, seed)  # (d, p)
+        self.directions = random_orthonormal(hidden, projection, seed).to(device)  # (d, p)
         self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
-        self.cosine = torch.zeros(num_blocks, dtype=torch.float64)
-        self.tokens = 0
+        self.broken = torch.zeros(num_blocks + 1, dtype=torch.bool, device=device)
+        self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
+        self._places: tuple[int, Tensor] | None = None  # of the sampled tokens in the batch that begins there
+        self._states: list[_State] = []  # of the block at work
 
     def see(self, boundary: int, state: Tensor, first_window: int) -> None:
         """A boundary state (batch, tokens, d) of the windows from `first_window` on."""
-        if self.directions.device != state.device:
-            self.directions = self.directions.to(state.device)
+        if self._places is None or self._places[0] != first_window:
+            chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
+            self._places = first_window, chosen.to(state.device)
         # Projected before the tokens are picked: picking from p dimensions moves little, from d a copy of the state.
-        chosen = self.sample[first_window : first_window + len(state)].to(state.device)
-        projected = (state.float() @ self.directions)[chosen]
-        if not torch.isfinite(projected).all():
-            raise _not_finite(boundary)
-        self.kept[boundary].append(projected.cpu())
+        projected = (self._seen(state).values @ self.directions).flatten(0, 1)[self._places[1]]
+        self.broken[boundary] |= ~torch.isfinite(projected).all()
+        self.kept[boundary].append(projected)
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
         """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
+        x, y = self._seen(before), self._seen(after)
         # Not `cosine_similarity`: it makes several copies of the states, which costs more than reading them.
-        x, y = before[:, SKIP_TOKENS:].float(), after[:, SKIP_TOKENS:].float()
-        lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
-        cosine = torch.linalg.vecdot(x, y) / lengths.clamp(min=1e-30)
-        total = float(cosine.sum(dtype=torch.float64))
-        if not math.isfinite(total):  # tokens that are not sampled are seen here only
-            raise _not_finite(block + int(bool(torch.isfinite(x).all())))
-        self.cosine[block] += total
+        dot = torch.linalg.vecdot(x.values[:, SKIP_TOKENS:], y.values[:, SKIP_TOKENS:])
+        self.cosine[block] += (dot / (x.lengths * y.lengths).clamp(min=1e-30)).sum(dtype=torch.float64)
+        for boundary, state in ((block, x), (block + 1, y)):  # tokens that are not sampled are seen here only
+            self.broken[boundary] |= ~torch.isfinite(state.lengths).all()
+        self._states = [y]
+
+    def check(self) -> None:
+        """Raises UserError where a state was not finite, for the first one; lets go of the last state seen."""
+        self._states = []
+        if len(broken := self.broken.nonzero()):
+            boundary = int(broken[0])
+            made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
+            raise UserError(
+                f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
+            )
+
+    def _seen(self, state: Tensor) -> _State:
+        """In float32, with its lengths: made once, though a state is one block's output and the next one's input."""
+        for known in self._states:
+            if known.state is state:
+                return known
+        values = state.float()
+        found = _State(state, values, torch.linalg.vector_norm(values[:, SKIP_TOKENS:], dim=-1))
+        self._states.append(found)
+        return found
 
     def result(self, windows: Tensor) -> Boundaries:
-        tokens = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS)
+        self.check()
+        tokens, cosine = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS), self.cosine.cpu()
         if not tokens:  # a rank without windows
-            return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), self.cosine, 0)
-        return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), self.cosine / tokens, tokens)
+            return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), cosine, 0)
+        projections = torch.stack([torch.cat(kept) for kept in self.kept])
+        return Boundaries(projections.cpu(), cosine / tokens, tokens)
 
 
-def _not_finite(boundary: int) -> UserError:
-    made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
-    return UserError(f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible")
+@dataclass(frozen=True)
+class _State:
+    """values: float32. lengths: (batch, tokens - SKIP_TOKENS), Euclidean."""
+
+    state: Tensor
+    values: Tensor
+    lengths: Tensor
 
 
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:
@@ -119,7 +147,7 @@ def collect(
 
     sample: of `sample_tokens`, the tokens whose projections are kept.
     """
-    collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed)
+    collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed, model.device)
     first = 0
 
     def hook(block: int) -> Callable[..., None]:
@@ -137,6 +165,7 @@ def collect(
         for first, tokens in batches(windows, batch_tokens):  # noqa: B007 - the hooks read it
             # The head is not needed: one position's logits keep the pass from spending time on it.
             model.model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
+            collector.check()
             if advance is not None:
                 advance(tokens.numel())
     finally:
@@ -163,8 +192,8 @@ def pair_angles(projections: Tensor) -> Tensor:
     """`arccos(cos(h_i, h_j)) / pi`, mean over tokens, (L+1, L+1), from projections (L+1, n, p) of uncentred states."""
     unit = torch.nn.functional.normalize(projections, dim=-1)
     count = len(unit)
-    angles = torch.zeros(count, count, dtype=torch.float64)
+    angles = torch.zeros(count, count, dtype=torch.float64, device=unit.device)
     for i in range(count):
         cosine = (unit[i] * unit[i + 1 :]).sum(-1).clamp(-1, 1)
         angles[i, i + 1 :] = torch.arccos(cosine).mean(-1).double() / torch.pi
-    return angles
+    return angles.cpu()

@@ -77,24 +77,24 @@ class Gaussian:
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         _check(states, self)
         count, tokens, dims = states.shape
-        centred = (states - states.mean(1, keepdim=True)).float()
+        # All covariances from one product: entry [i, a, j, b] is of dimension a of h_i and dimension b of h_j.
+        centred = (states - states.mean(1, keepdim=True)).float().transpose(1, 2).flatten(0, 1)  # ((L+1) p, n)
+        covariance = (centred @ centred.T).cpu().double().view(count, dims, count, dims) / tokens
+        own = torch.stack([covariance[i, :, i] for i in range(count)])
+        whiten = torch.stack([_whitening(s) for s in own])
+        # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
+        noise = max(self.noise, ROUNDING) * own.diagonal(dim1=1, dim2=2).mean(1)
         identity = torch.eye(dims, dtype=torch.float64)
-        covariances = [(x.T @ x).cpu().double() / tokens for x in centred]
-        variance = [s.diagonal().mean() for s in covariances]
+        observed = torch.linalg.cholesky(own + noise[:, None, None] * identity)
         result = torch.zeros(count, count, dtype=torch.float64)
-        whiten = [_whitening(s) for s in covariances]
-        for j, y in enumerate(centred):
-            # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
-            noise = max(self.noise, ROUNDING) * variance[j]
-            observed = torch.linalg.cholesky(covariances[j] + noise * identity)
-            for i in range(j + 1):
-                cross = (centred[i].T @ y).cpu().double() / tokens
-                a = torch.linalg.solve_triangular(observed, (whiten[i] @ cross).T, upper=False).T
-                factor, info = torch.linalg.cholesky_ex(identity * (1 + 1e-12) - a @ a.T)
-                if int(info):
-                    result[i, j] = -0.5 * torch.log(1 - torch.linalg.svdvals(a).clamp(max=1 - 1e-12) ** 2).sum()
-                else:
-                    result[i, j] = -factor.diagonal().log().sum()
+        for j in range(count):
+            cross = covariance[: j + 1, :, j]  # (j + 1, p, p)
+            a = torch.linalg.solve_triangular(observed[j], (whiten[: j + 1] @ cross).mT, upper=False).mT
+            factors, info = torch.linalg.cholesky_ex(identity * (1 + 1e-12) - a @ a.mT)
+            result[: j + 1, j] = -factors.diagonal(dim1=1, dim2=2).log().sum(1)
+            for i in info.nonzero()[:, 0]:
+                rho = torch.linalg.svdvals(a[i]).clamp(max=1 - 1e-12)
+                result[i, j] = -0.5 * torch.log(1 - rho**2).sum()
         return result
 
 

@@ -81,7 +81,7 @@ def collect_streamed(
     for block in range(count):
         model = streamed.load(block)
         if collector is None:
-            collector = Collector(count, model.hidden_size, projection, sample, seed)
+            collector = Collector(count, model.hidden_size, projection, sample, seed, model.device)
         for number, (first, tokens) in enumerate(batches(windows, batch_tokens)):
             # Zeros of the same shape: what else a block is called with depends on the shape alone.
             entry = model.embed(tokens if block == 0 else torch.zeros_like(tokens))
@@ -92,6 +92,7 @@ def collect_streamed(
             states[number] = after = model.run(0, before)
             collector.see(block + 1, after, first)
             collector.compare(block, before, after)
+            collector.check()
             if advance is not None:
                 advance(tokens.numel() / count)
         del model

@@ -23,7 +23,9 @@ FIRST_SHARE = 1 / 4  # for every candidate
 # A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
 # short text must not throw out the best of them.
 STAGES = ((1 / 2, 5 / 12, 10), (1.0, 1 / 4, 6))
-FINALISTS = 4  # go on to the rest of the ranking text
+# Go on to the rest of the ranking text; more of them where that is LONG times the screening text or longer, as those
+# that are clearly behind do not go through all of it.
+FINALISTS, MORE_FINALISTS, LONG = 4, 6, 3
 REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest, after which a finalist may be left out
 CLEARLY = 3.0  # standard errors of the paired difference
 LEAST_WINDOWS = 8  # fewer do not tell their error
@@ -49,7 +51,7 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
     evaluator = context.screening
     windows = first_windows(context)
     with progress("re-ranking", count, "sets") as advance:
-        for share, kept, least in (*STAGES, (1.0, 0.0, FINALISTS)):
+        for share, kept, least in (*STAGES, (1.0, 0.0, finalists(context))):
             order = np.argsort(context.values(evaluator.by_window(candidates, windows=windows)), kind="stable")
             keep = min(len(candidates), max(least, round(kept * count)))
             advance(len(candidates) - keep)
@@ -61,6 +63,12 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
         advance(count)
     ranked = [Ranked(dropped, loss) for dropped, loss in zip(candidates, losses, strict=True)]
     return sorted(ranked, key=lambda entry: context.value(entry.loss))
+
+
+def finalists(context: Context) -> int:
+    rest = context.confirming
+    long = rest is not None and rest.windows.numel() >= LONG * context.screening.windows.numel()
+    return MORE_FINALISTS if long else FINALISTS
 
 
 def final(context: Context, candidates: list[Dropped]) -> list[Dropped]:
