@@ -95,10 +95,12 @@ def random_model(fields: dict[str, int], device: torch.device, dtype: torch.dtyp
     return BlockModel(model, "model.layers")
 
 
-def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> None:
-    """What `analyze` does once text and model are there, with its own defaults."""
+def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> dict[str, float]:
+    """What `analyze` does once text and model are there, with its own defaults. Returns the seconds of its parts."""
     settings, estimator = AnalyzeSettings(), Gaussian()
+    ends = [time.perf_counter()]
     sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
+    ends.append(time.perf_counter())
     seen = collect(
         model,
         windows,
@@ -107,9 +109,14 @@ def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> None:
         seed=settings.seed,
         batch_tokens=batch_tokens,
     )
+    ends.append(time.perf_counter())
     projections = seen.projections.to(model.device)
     segment_costs(estimator.segment_mi(projections, settings.seed))
+    ends.append(time.perf_counter())
     pair_angles(projections)
+    ends.append(time.perf_counter())
+    parts = ("sample", "forward with hooks", "mutual information", "angles")
+    return {part: end - begun for part, begun, end in zip(parts, ends[:-1], ends[1:], strict=True)}
 
 
 @torch.inference_mode()
@@ -132,10 +139,10 @@ def pass_cost(rounds: int, batch_tokens: int) -> dict[str, Any]:
     fields, tokens, window = SHAPES[device.type]
     model = random_model(fields, device, dtype)
     windows = torch.randint(0, fields["vocab_size"], (tokens // window, window))
-    ours, plain = [], []
+    ours, plain, parts = [], [], []
     for number in range(rounds + 1):  # the first is not counted
         pair = (
-            seconds(lambda: the_pass(model, windows, batch_tokens), device),
+            seconds(lambda: parts.append(the_pass(model, windows, batch_tokens)), device),
             seconds(lambda: plain_forward(model, windows, batch_tokens), device),
         )
         print(f"round {number}: pass {pair[0]:.2f} s, plain forward {pair[1]:.2f} s", file=sys.stderr, flush=True)
@@ -150,6 +157,7 @@ def pass_cost(rounds: int, batch_tokens: int) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "pass_seconds": ours,
         "plain_forward_seconds": plain,
+        "median_seconds_of_parts": {part: statistics.median(p[part] for p in parts[1:]) for part in parts[0]},
         "pass_over_plain_forward": statistics.median(ours) / statistics.median(plain),
         "pass_over_plain_forward_pairs": [a / b for a, b in zip(ours, plain, strict=True)],
     }
