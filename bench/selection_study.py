@@ -127,7 +127,7 @@ class Study:
 
     def run(self) -> None:
         evaluation = Evaluator(self.model, self.evaluation_windows())
-        ks = range(1, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
+        ks = range(self.options.least_blocks, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
@@ -264,9 +264,7 @@ class Study:
 def check_enough(found: CalibrationDescription) -> None:
     have = found.scoring_tokens + found.ranking_tokens + found.held_out_tokens
     if have < found.wanted_tokens:
-        raise UserError(
-            f"text {found.source} has {have:,} tokens for a part of the study, {found.wanted_tokens:,} wanted"
-        )
+        raise UserError(f"text {found.source} has {have:,} of {found.wanted_tokens:,} tokens for a part of the study")
 
 
 def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped, list[int]]:
@@ -314,6 +312,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--evaluation-tokens", type=int, default=8_192)
     parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--least-blocks", type=int, default=1, help="the smallest k")
     parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
     parser.add_argument("--confirm", type=int, metavar="TOKENS", help="measure the records' sets on other text instead")
     parser.add_argument("--threads", type=int, help="of torch")

@@ -67,7 +67,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
                 batch_tokens=settings.batch_tokens or batch_tokens(device),
                 advance=advance,
             )
-        parts = ranks.to_first(part)
+        parts = ranks.to_first(part.cpu() if ranks.size > 1 else part)
     if not ranks.first:
         return None
     seen = merged(parts)

@@ -10,7 +10,7 @@ Hooks, not `output_hidden_states`: its last entry comes after the final norm and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,15 @@ SKIP_TOKENS = 4
 
 @dataclass(frozen=True)
 class Boundaries:
-    """projections: (L+1, n, p) float32 on CPU. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1})."""
+    """projections: (L+1, n, p) float32. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU."""
 
     projections: Tensor
     cosine: Tensor
     tokens: int
+
+    def cpu(self) -> Boundaries:
+        """For another process."""
+        return replace(self, projections=self.projections.cpu())
 
 
 class Collector:
@@ -56,18 +60,18 @@ class Collector:
             chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
             self._places = first_window, chosen.to(state.device)
         # Projected before the tokens are picked: picking from p dimensions moves little, from d a copy of the state.
-        projected = (self._seen(state).values @ self.directions).flatten(0, 1)[self._places[1]]
-        self.broken[boundary] |= ~torch.isfinite(projected).all()
-        self.kept[boundary].append(projected)
+        self.kept[boundary].append((state.float() @ self.directions).flatten(0, 1)[self._places[1]])
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
         """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
-        x, y = self._seen(before), self._seen(after)
+        x, y = self._seen(block, before), self._seen(block + 1, after)
         # Not `cosine_similarity`: it makes several copies of the states, which costs more than reading them.
-        dot = torch.linalg.vecdot(x.values[:, SKIP_TOKENS:], y.values[:, SKIP_TOKENS:])
+        a, b = before[:, SKIP_TOKENS:], after[:, SKIP_TOKENS:]
+        if a.dtype == torch.bfloat16:  # products are rounded to it, their sums are not; float16's would overflow
+            dot = (a * b).sum(-1, dtype=torch.float32)
+        else:
+            dot = torch.linalg.vecdot(a.float(), b.float())
         self.cosine[block] += (dot / (x.lengths * y.lengths).clamp(min=1e-30)).sum(dtype=torch.float64)
-        for boundary, state in ((block, x), (block + 1, y)):  # tokens that are not sampled are seen here only
-            self.broken[boundary] |= ~torch.isfinite(state.lengths).all()
         self._states = [y]
 
     def check(self) -> None:
@@ -80,13 +84,14 @@ class Collector:
                 f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
             )
 
-    def _seen(self, state: Tensor) -> _State:
-        """In float32, with its lengths: made once, though a state is one block's output and the next one's input."""
+    def _seen(self, boundary: int, state: Tensor) -> _State:
+        """With its lengths: measured once, though a state is one block's output and the next one's input."""
         for known in self._states:
             if known.state is state:
                 return known
-        values = state.float()
-        found = _State(state, values, torch.linalg.vector_norm(values[:, SKIP_TOKENS:], dim=-1))
+        lengths = torch.linalg.vector_norm(state[:, SKIP_TOKENS:], dim=-1, dtype=torch.float32)
+        self.broken[boundary] |= ~torch.isfinite(lengths).all()
+        found = _State(state, lengths)
         self._states.append(found)
         return found
 
@@ -95,16 +100,14 @@ class Collector:
         tokens, cosine = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS), self.cosine.cpu()
         if not tokens:  # a rank without windows
             return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), cosine, 0)
-        projections = torch.stack([torch.cat(kept) for kept in self.kept])
-        return Boundaries(projections.cpu(), cosine / tokens, tokens)
+        return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), cosine / tokens, tokens)
 
 
 @dataclass(frozen=True)
 class _State:
-    """values: float32. lengths: (batch, tokens - SKIP_TOKENS), Euclidean."""
+    """lengths: (batch, tokens - SKIP_TOKENS), Euclidean, float32."""
 
     state: Tensor
-    values: Tensor
     lengths: Tensor
 
 

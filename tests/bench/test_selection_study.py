@@ -15,6 +15,7 @@ import bench.selection_study as study
 from bench.selection_report import main as report
 from bench.selection_report import read_groups
 from bench.selection_study import best_of_all, read_study
+from mi_prun.errors import UserError
 from mi_prun.evaluator import Evaluator
 from mi_prun.model import open_model
 
@@ -136,15 +137,19 @@ def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
 
 def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: Path) -> None:
     texts = []
-    for seed in (study.EVALUATION_SEED, 0, 1):
-        folder = tmp_path / str(seed)
+    roles: tuple[study.Role, ...] = ("evaluation", "confirming", 0, 1)
+    for role in roles:
+        folder = tmp_path / str(role)
         folder.mkdir()
-        texts.append(Path(made.excerpts(seed, 512, folder)).read_text())
+        texts.append(Path(made.excerpts(role, folder)).read_text())
     sentences = [set(re.findall(r"In the year \d+ there were \d+ ships in the harbour\.", t)) for t in texts]
     assert all(sentences)
-    assert not sentences[0] & sentences[1]
-    assert not sentences[0] & sentences[2]
-    assert not sentences[1] & sentences[2]
+    assert not any(a & b for a, b in combinations(sentences, 2))
+
+
+def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) -> None:
+    with pytest.raises(UserError, match=r"has [\d,]+ of [\d,]+ tokens for a part of the study"):
+        made.windows("confirming", 10_000_000)
 
 
 def test_what_was_found_is_measured_once_more_on_text_of_its_own(

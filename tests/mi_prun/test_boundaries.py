@@ -81,6 +81,19 @@ def test_a_token_that_is_not_sampled_may_not_be_broken_either(state: int, bounda
         collector.check()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cosines_in_each_precision(dtype: torch.dtype) -> None:
+    """Of states as large as some models have them: float16 has no product of two of their entries."""
+    before = 900 * torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    after = (before.float() + 300 * torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(1))).to(dtype)
+    sample = torch.zeros(3, 40, dtype=torch.bool)
+    collector = Collector(1, 64, 4, sample, 0, torch.device("cpu"))
+    collector.compare(0, before, after)
+    wanted = torch.nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)[:, SKIP_TOKENS:].mean()
+    found = collector.cosine[0] / (3 * (40 - SKIP_TOKENS))
+    assert float(found) == pytest.approx(float(wanted), abs=1e-5 if dtype == torch.float32 else 1e-3)
+
+
 def test_directions_are_orthonormal_but_for_their_scale() -> None:
     directions = random_orthonormal(32, 8, seed=0)
     assert torch.allclose(directions.T @ directions, 4 * torch.eye(8), atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,50 @@ def test_a_short_text_makes_every_part_shorter(text: Path, tokenizer: Any) -> No
     assert [len(part) for part in parts(found)] == [6, 2, 2]
     assert found.description.wanted_tokens == 20 * 32
     assert found.description.scoring_tokens == 6 * 32
+
+
+@pytest.mark.parametrize(("found", "counts"), [(30, [1, 27, 2]), (19, [1, 16, 2]), (12, [1, 9, 2]), (4, [1, 2, 1])])
+def test_of_a_short_text_the_part_to_rank_on_gives_way_first(
+    text: Path, tokenizer: Any, found: int, counts: list[int]
+) -> None:
+    ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
+    text.write_text(tokenizer.decode(ids[: found * 32 + 5]))
+    made = load(text, tokenizer, scoring_tokens=32, ranking_tokens=32 * 27, held_out_tokens=64)
+    assert [len(part) for part in parts(made)] == counts
+
+
+def scattered(text: Path, tokenizer: Any, seed: int) -> Calibration:
+    return load_calibration(
+        str(text),
+        tokenizer,
+        window_tokens=32,
+        scoring_tokens=64,
+        ranking_tokens=256,
+        held_out_tokens=64,
+        seed=seed,
+        scattered=True,
+    )
+
+
+def test_passages_come_from_all_over_a_long_text(text: Path, tokenizer: Any) -> None:
+    """Each window is in the text, no two of them say the same, and another seed draws others."""
+    text.write_text(" ".join(f"The year {n} brought {n * n % 97} ships to the harbour." for n in range(3_000)))
+    found, again, other = (scattered(text, tokenizer, seed) for seed in (0, 0, 1))
+    assert [tuple(part.shape) for part in parts(found)] == [(2, 32), (8, 32), (2, 32)]
+    assert found.description == again.description
+    assert found.description.fingerprint != other.description.fingerprint
+    rows = [tokenizer.decode(row) for row in torch.cat(parts(found))]
+    years = [set(re.findall(r"year (\d+) brought", row)) for row in rows]
+    assert all(row in text.read_text() for row in rows)
+    assert not any(a & b for a, b in combinations(years, 2))
+    assert max(int(year) for year in set().union(*years)) > 1_500  # not its beginning
+
+
+def test_a_text_that_is_not_so_long_is_taken_from_its_beginning(text: Path, tokenizer: Any) -> None:
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    text.write_text(tokenizer.decode(ids[: 20 * 32]))
+    found = scattered(text, tokenizer, seed=5)
+    assert torch.cat(parts(found)).flatten().tolist() == ids[: 12 * 32]
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "Three ships."])

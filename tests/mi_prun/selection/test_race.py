@@ -14,8 +14,16 @@ import torch
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.evaluator import block_runs
-from mi_prun.selection.context import Context, short_windows
-from mi_prun.selection.race import race, ranking_losses
+from mi_prun.selection.context import Context, screening_windows, short_windows
+from mi_prun.selection.race import (
+    FINALISTS,
+    MORE_FINALISTS,
+    clearly_behind,
+    final,
+    finalists,
+    race,
+    ranking_losses,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +80,42 @@ def test_halving_never_throws_away_the_leader(context: Context) -> None:
 
     first = fresh.screening.measure(sets, windows=first_windows(fresh))
     assert sets[int(np.argmin([fresh.value(loss) for loss in first]))] in {entry.dropped for entry in finalists}
+
+
+def test_clearly_behind_is_three_standard_errors_of_the_paired_difference() -> None:
+    """Of windows that differ much more from each other than the sets do."""
+    generator = np.random.default_rng(0)
+    windows = [generator.normal(5.0, 2.0, 40), generator.normal(5.0, 2.0, 100)]
+    noise = [0.1 * generator.normal(size=(3, len(part))) for part in windows]
+    lead = np.array([[0.0], [0.01], [0.2]])
+    assert clearly_behind([part + lead + n for part, n in zip(windows, noise, strict=True)]).tolist() == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Context) -> None:
+    """Without block 0 the model says nothing."""
+    fresh = context.fresh()
+    assert final(fresh, [(3, 7), (0, 3)]) == [(3, 7)]
+    confirming = fresh.confirming
+    assert confirming is not None
+    windows = confirming.windows
+    once = sum(12 - len(dropped) for dropped in ((), (3, 7), (0, 3))) * windows.numel()
+    assert confirming.block_tokens < once / 2
+
+
+def test_a_long_text_has_more_finalists(context: Context) -> None:
+    ranking = context.analysis.ranking  # 64 windows of 64 tokens: a half of them screens
+    assert finalists(context) == FINALISTS
+    long = replace(context.analysis, ranking=np.tile(ranking, (8, 1)))
+    assert finalists(Context(long, context.open_model)) == MORE_FINALISTS
+
+
+@pytest.mark.parametrize(
+    ("windows", "tokens", "screening"), [(64, 64, 32), (1, 64, 1), (512, 128, 128), (4_096, 128, 1_024), (200, 128, 64)]
+)
+def test_how_much_of_the_ranking_text_screens(windows: int, tokens: int, screening: int) -> None:
+    """A quarter, at least 8,192 tokens, at most a half."""
+    assert screening_windows(torch.zeros(windows, tokens)) == screening
