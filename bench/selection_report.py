@@ -11,12 +11,13 @@ import argparse
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from bench.selection_group import Group, Texts, by_model, mean_of_numbers
-from bench.selection_study import Confirmed, confirmed_path, read_study
+from bench.selection_study import Confirmed, StudyRow, confirmed_path, read_study
 from mi_prun.card import table
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
@@ -26,15 +27,13 @@ PICTURES = "selection-study"  # folder beside the page
 
 
 def page(groups: Sequence[Group]) -> str:
-    first = groups[0].rows[0]
     parts = [
         "# The selection study",
         "Made by `python -m bench.selection_report`; do not edit. The records and the command that makes them are in "
         "`bench/results/selection/`; what follows from them is in `selection.md`.",
-        f"Machine: {first.machine.cpu}, {first.machine.cores} cores; torch {first.versions['torch']}, transformers "
-        f"{first.versions['transformers']}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of "
-        "its own to calibrate on. Perplexity is of text that no choice has seen; where it is confirming text, the "
-        "optimum was not found on it either. `NAME:N`: N sets are compared by their measured loss.",
+        f"Made on {_machines(groups)}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of its own "
+        "to calibrate on. Perplexity is of text that no choice has seen; where it is confirming text, the optimum was "
+        "not found on it either. `NAME:N`: N sets are compared by their measured loss.",
         "## All together",
         "Over all models, texts, k and seeds. First: share of (model, text, k) where the method is behind no other. "
         "Methods are compared seed by seed, as the same seed is the same calibration text: one is behind another where "
@@ -59,7 +58,7 @@ def page(groups: Sequence[Group]) -> str:
             f"Dense perplexity {group.dense_perplexity:.2f} on {group.tokens:,} tokens"
             + (" of confirming text" if group.confirmed else "")
             + "; ranking text of "
-            f"{rows[0].calibration_tokens:,} tokens, a quarter as many for the one pass, windows of "
+            f"{rows[0].calibration_tokens:,} tokens, {_scored(rows):,} for the one pass, windows of "
             f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
             + ("" if all(group.reference(k)[1] for k in group.ks) else "; k*: to the best set found, optimum unknown")
             + ".",
@@ -67,6 +66,22 @@ def page(groups: Sequence[Group]) -> str:
             _one(group),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _scored(rows: Sequence[StudyRow]) -> int:
+    """Tokens of the one pass."""
+    return round(max(row.row.analysis_passes for row in rows) * rows[0].calibration_tokens)
+
+
+def _machines(groups: Sequence[Group]) -> str:
+    """Where the rows come from, the most frequent first."""
+    found = Counter(
+        f"{row.machine.gpu or f'{row.machine.cpu}, {row.machine.cores} cores'} (torch {row.versions['torch']}, "
+        f"transformers {row.versions['transformers']})"
+        for group in groups
+        for row in group.rows
+    )
+    return "; ".join(f"{name}: {count:,} choices" for name, count in found.most_common())
 
 
 def _together(groups: Sequence[Group]) -> str:

@@ -126,7 +126,9 @@ def harbour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def analyze_settings(harbour: Path) -> AnalyzeSettings:
-    return AnalyzeSettings(calibration=str(harbour), scoring_tokens=256, window_tokens=64, device="cpu")
+    return AnalyzeSettings(
+        calibration=str(harbour), scoring_tokens=256, ranking_tokens=1_024, window_tokens=64, device="cpu"
+    )
 
 
 @pytest.fixture(scope="session")

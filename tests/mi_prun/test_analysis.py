@@ -26,7 +26,7 @@ def test_it_holds_what_the_pass_saw(reference_analysis: Analysis, reference: Pat
     assert record.dense == identity_of(open_model(reference))
     assert reference_analysis.num_blocks == 12
     assert reference_analysis.scoring.shape == (4, 64)
-    assert reference_analysis.ranking.shape == (64, 64)  # a loss is noisier than a covariance
+    assert reference_analysis.ranking.shape == (16, 64)
     assert reference_analysis.held_out.shape == (8, 64)
     assert record.seen_tokens == 4 * (64 - record.skipped_tokens_per_window)
     cost = reference_analysis.segment_cost_nats
@@ -186,3 +186,10 @@ def test_an_analysis_of_an_older_release_is_read(reference_analysis_folder: Path
     fields = json.loads((reference_analysis_folder / "analysis.json").read_text())
     del fields["dpi_triples"], fields["dpi_worst_nats"]
     assert AnalysisRecord.parse(json.dumps(fields), origin="old").dpi_triples == 0
+
+
+def test_how_many_tokens_are_ranked_and_held_out() -> None:
+    """Sampled text is compared by KL, which is less noisy."""
+    assert AnalyzeSettings(calibration="text.txt").part_tokens == (4_096, 65_536, 8_192)
+    assert AnalyzeSettings().part_tokens == (4_096, 16_384, 8_192)
+    assert AnalyzeSettings(scoring_tokens=100, ranking_tokens=7, held_out_tokens=9).part_tokens == (100, 7, 9)

@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_from_a_model_to_a_checkpoint(run: Run, reference: Path, harbour: Path, tmp_path: Path) -> None:
     analysis, plan, pruned = tmp_path / "analysis", tmp_path / "plan.json", tmp_path / "pruned"
-    text = ["--calibration", harbour, "--tokens", 512, "--window", 64]
+    text = ["--calibration", harbour, "--tokens", 128, "--window", 64]
     status, out, err = run("analyze", reference, "-o", analysis, *text)
     assert (status, err) == (0, "")
     assert "harbour.txt" in out

@@ -26,7 +26,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, reference: Path, harbour:
 
 
 def compare(model: Path, text: Path, out: Path, methods: str, ratios: str = ".08,.17,.25") -> int:
-    words = [str(model), "--calibration", str(text), "--tokens", "128", "--window", "64", "--device", "cpu"]
+    words = [str(model), "--calibration", str(text), "--tokens", "64", "--window", "64", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "sys.argv", ["mi-prun", "compare", *words, "--methods", methods, "--ratios", ratios, "-o", str(out)]
@@ -46,7 +46,7 @@ def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
     assert len({row.dense_perplexity for row in rows}) == 1
     by_label = {row.label: row for row in rows if len(row.dropped) == 2}
     assert by_label["tail:0"].passes == 0
-    assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 0.25
+    assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 1 / 16
     assert by_label["exhaustive:0"].passes > by_label["hybrid:6"].passes > 1
     assert by_label["tail:0"].perplexity > by_label["hybrid:6"].perplexity >= by_label["exhaustive:0"].perplexity * 0.9
 

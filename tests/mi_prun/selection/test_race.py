@@ -107,9 +107,9 @@ def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Cont
 
 
 def test_a_long_text_has_more_finalists(context: Context) -> None:
-    ranking = context.analysis.ranking  # 64 windows of 64 tokens: a half of them screens
+    ranking = context.analysis.ranking  # 16 windows of 64 tokens: a half of them screens
     assert finalists(context) == FINALISTS
-    long = replace(context.analysis, ranking=np.tile(ranking, (8, 1)))
+    long = replace(context.analysis, ranking=np.tile(ranking, (40, 1)))
     assert finalists(Context(long, context.open_model)) == MORE_FINALISTS
 
 
