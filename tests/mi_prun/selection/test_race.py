@@ -97,7 +97,8 @@ def test_clearly_behind_is_three_standard_errors_of_the_paired_difference() -> N
 
 def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Context) -> None:
     """Without block 0 the model says nothing."""
-    fresh = context.fresh()
+    ranking = np.tile(context.analysis.ranking, (8, 1))
+    fresh = Context(replace(context.analysis, ranking=ranking), context.open_model)
     assert final(fresh, [(3, 7), (0, 3)]) == [(3, 7)]
     confirming = fresh.confirming
     assert confirming is not None
