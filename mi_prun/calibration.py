@@ -28,7 +28,7 @@ from mi_prun.text_source import TextSource, text_source
 LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held out")
 BATCH_CHARACTERS = 200_000
-MOST_CHARACTERS = 1 << 26  # of a file that are looked at for passages
+MOST_CHARACTERS = 1 << 25  # of a file that are looked at for passages
 SCATTER_FROM = 3  # times as many passages as windows are wanted: else the beginning of the text is taken
 PASSAGE_MARGIN = 1.5  # a passage has about so many times the tokens of a window
 PASSAGES_AT_ONCE = 256
@@ -147,7 +147,9 @@ def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed:
         return None
     text = _read(source)
     first = tokenizer(text[:BATCH_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"]
-    length = math.ceil(PASSAGE_MARGIN * body * len(text[:BATCH_CHARACTERS]) / max(1, len(first)))
+    if not first:
+        return None
+    length = math.ceil(PASSAGE_MARGIN * body * len(text[:BATCH_CHARACTERS]) / len(first))
     places = len(text) // length
     if places < SCATTER_FROM * windows:
         return None
@@ -169,11 +171,13 @@ def _read(source: TextSource) -> str:
     """The text, up to MOST_CHARACTERS."""
     pieces: list[str] = []
     size = 0
-    for document in source.open():
-        pieces.append(document[: MOST_CHARACTERS - size])
-        size += len(pieces[-1]) + 1
-        if size >= MOST_CHARACTERS:
-            break
+    with progress(f"reading {source.name}", MOST_CHARACTERS, "characters") as advance:
+        for document in source.open():
+            pieces.append(document[: MOST_CHARACTERS - size])
+            advance(len(pieces[-1]) + 1)
+            size += len(pieces[-1]) + 1
+            if size >= MOST_CHARACTERS:
+                break
     return "\n".join(pieces)
 
 

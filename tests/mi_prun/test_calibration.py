@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,9 @@ def test_a_text_that_is_not_so_long_is_taken_from_its_beginning(text: Path, toke
 @pytest.mark.parametrize("content", ["", "\n \n", "Three ships."])
 def test_a_text_shorter_than_a_window_a_part_is_refused(text: Path, tokenizer: Any, content: str) -> None:
     text.write_text(content)
-    with pytest.raises(UserError, match="3 windows of 32 are needed"):
-        load(text, tokenizer)
+    for make in (load, partial(scattered, seed=0)):
+        with pytest.raises(UserError, match="3 windows of 32 are needed"):
+            make(text, tokenizer)
 
 
 def test_the_fingerprint_is_of_the_tokens(text: Path, tokenizer: Any) -> None:
