@@ -25,7 +25,12 @@ Calibration = Annotated[
         "or any hub data set as name:config:split:field"
     ),
 ]
-Tokens = Annotated[int, typer.Option("--tokens", help="tokens that boundary states are taken from")]
+Tokens = Annotated[
+    int,
+    typer.Option(
+        "--tokens", help="that boundary states are taken from; 16 times as many, or 4 times of `self`, to rank sets on"
+    ),
+]
 Estimator = Annotated[str, typer.Option(help="of mutual information: gaussian, ksg or renyi")]
 Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]
 Noise = Annotated[float, typer.Option(help="variance of the observation noise, in mean variances of a state")]
