@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from mi_prun.analysis import read_analysis
+from mi_prun.analyze import analyze
 from mi_prun.errors import UserError
+from mi_prun.model import open_model
 from mi_prun.ranks import Ranks, world_size
+from mi_prun.settings import AnalyzeSettings
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
@@ -26,7 +30,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_two_processes_find_what_one_finds(
-    tmp_path: Path, reference: Path, harbour: Path, reference_analysis_folder: Path, streamed: bool
+    tmp_path: Path, reference: Path, harbour: Path, analyze_settings: AnalyzeSettings, streamed: bool
 ) -> None:
     options = ["--calibration", str(harbour), "--tokens", "256", "--window", "64", "--device", "cpu"]
     done = torchrun(
@@ -34,11 +38,13 @@ def test_two_processes_find_what_one_finds(
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("segment costs:") == 1  # rank 0 alone speaks
-    shared, alone = read_analysis(tmp_path / "a"), read_analysis(reference_analysis_folder)
+    analyze(open_model(reference), tmp_path / "alone", replace(analyze_settings, ranking_tokens=None))
+    shared, alone = read_analysis(tmp_path / "a"), read_analysis(tmp_path / "alone")
     assert (shared.record.ranks, alone.record.ranks) == (2, 1)
     for name in ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle"):
         assert np.allclose(getattr(shared, name), getattr(alone, name), rtol=0, atol=1e-5), name
-    assert np.array_equal(shared.scoring, alone.scoring)
+    for name in ("scoring", "ranking", "held_out"):
+        assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
 def test_a_rank_without_windows_adds_nothing(tmp_path: Path, reference: Path, harbour: Path) -> None:
