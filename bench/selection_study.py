@@ -45,6 +45,7 @@ from mi_prun.files import append_line, new_file, write_text
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
+from mi_prun.selection.race import clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings
 from mi_prun.text_source import text_source
 
@@ -58,7 +59,6 @@ ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the see
 Role = Literal["evaluation", "confirming"] | int  # an int is a seed
 KEPT_AT_ONCE = 64  # confirmed sets between two writes
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
-STANDARD_ERRORS = 3.0
 
 
 class StudyRow(Record):
@@ -277,12 +277,10 @@ def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped,
             windows = max(2, round(share * len(evaluator.windows)))
             ce = evaluator.by_window(left, windows=windows)[:, :, 1]
             best = int(ce.mean(1).argmin())
-            difference = ce - ce[best]
-            error = difference.std(1, ddof=1) / math.sqrt(windows)
-            near = difference.mean(1) <= STANDARD_ERRORS * error
             if share < 1:
-                advance(int((~near).sum()))
-                left = [dropped for dropped, close in zip(left, near, strict=True) if close]
+                behind = clearly_behind([ce])
+                advance(int(behind.sum()))
+                left = [dropped for dropped, left_out in zip(left, behind, strict=True) if not left_out]
         advance(len(left))
     return left[best], counts
 

@@ -52,7 +52,7 @@ class Collector:
         self.broken = torch.zeros(num_blocks + 1, dtype=torch.bool, device=device)
         self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
         self._places: tuple[int, Tensor] | None = None  # of the sampled tokens in the batch that begins there
-        self._states: list[_State] = []  # of the block at work
+        self._last: tuple[Tensor, Tensor] | None = None  # what the block before gave, and its lengths
 
     def see(self, boundary: int, state: Tensor, first_window: int) -> None:
         """A boundary state (batch, tokens, d) of the windows from `first_window` on."""
@@ -64,19 +64,20 @@ class Collector:
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
         """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
-        x, y = self._seen(block, before), self._seen(block + 1, after)
+        known = self._last[1] if self._last is not None and self._last[0] is before else None
+        lengths = self._lengths(block, before) if known is None else known
+        self._last = after, self._lengths(block + 1, after)
         # Not `cosine_similarity`: it makes several copies of the states, which costs more than reading them.
         a, b = before[:, SKIP_TOKENS:], after[:, SKIP_TOKENS:]
         if a.dtype == torch.bfloat16:  # products are rounded to it, their sums are not; float16's would overflow
             dot = (a * b).sum(-1, dtype=torch.float32)
         else:
             dot = torch.linalg.vecdot(a.float(), b.float())
-        self.cosine[block] += (dot / (x.lengths * y.lengths).clamp(min=1e-30)).sum(dtype=torch.float64)
-        self._states = [y]
+        self.cosine[block] += (dot / (lengths * self._last[1]).clamp(min=1e-30)).sum(dtype=torch.float64)
 
     def check(self) -> None:
         """Raises UserError where a state was not finite, for the first one; lets go of the last state seen."""
-        self._states = []
+        self._last = None
         if len(broken := self.broken.nonzero()):
             boundary = int(broken[0])
             made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
@@ -84,16 +85,11 @@ class Collector:
                 f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
             )
 
-    def _seen(self, boundary: int, state: Tensor) -> _State:
-        """With its lengths: measured once, though a state is one block's output and the next one's input."""
-        for known in self._states:
-            if known.state is state:
-                return known
-        lengths = torch.linalg.vector_norm(state[:, SKIP_TOKENS:], dim=-1, dtype=torch.float32)
+    def _lengths(self, boundary: int, state: Tensor) -> Tensor:
+        """(batch, tokens - SKIP_TOKENS), Euclidean, float32."""
+        lengths: Tensor = torch.linalg.vector_norm(state[:, SKIP_TOKENS:], dim=-1, dtype=torch.float32)
         self.broken[boundary] |= ~torch.isfinite(lengths).all()
-        found = _State(state, lengths)
-        self._states.append(found)
-        return found
+        return lengths
 
     def result(self, windows: Tensor) -> Boundaries:
         self.check()
@@ -101,14 +97,6 @@ class Collector:
         if not tokens:  # a rank without windows
             return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), cosine, 0)
         return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), cosine / tokens, tokens)
-
-
-@dataclass(frozen=True)
-class _State:
-    """lengths: (batch, tokens - SKIP_TOKENS), Euclidean, float32."""
-
-    state: Tensor
-    lengths: Tensor
 
 
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:

@@ -100,7 +100,7 @@ def load_calibration(
         bos = begins_with_bos(tokenizer)
         rows = _passages(found, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
         if rows is None:
-            rows = _beginning(found, tokenizer, sum(wanted), window_tokens - int(bos))
+            rows = _beginning(found, tokenizer, sum(wanted), window_tokens)
         tokens = with_bos(rows, tokenizer) if bos else rows
         counts, name = _shrink(wanted, len(tokens)), found.name
     parts = torch.split(tokens, counts)
@@ -121,8 +121,9 @@ def load_calibration(
     return Calibration(scoring, ranking, held_out, description)
 
 
-def _beginning(source: TextSource, tokenizer: Any, windows: int, body: int) -> Tensor:
-    """Up to `windows` windows (n, body) from the beginning of the text."""
+def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> Tensor:
+    """Up to `windows` windows from the beginning of the text: (n, window_tokens), less the place of a BOS."""
+    body = window_tokens - int(begins_with_bos(tokenizer))
     ids: list[int] = []
     with progress(f"reading {source.name}", windows * body, "tokens") as advance:
         for batch in _batches(source.open()):
@@ -135,7 +136,7 @@ def _beginning(source: TextSource, tokenizer: Any, windows: int, body: int) -> T
     count = min(windows, len(ids) // body)
     if count < len(PARTS):
         raise UserError(
-            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {body} are "
+            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {window_tokens} are "
             f"needed, one each for {', '.join(PARTS)}: give more text or a smaller --window"
         )
     return torch.tensor(ids[: count * body]).view(count, body)

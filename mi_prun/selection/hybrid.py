@@ -47,7 +47,7 @@ def greedy_path(context: Context, k: int) -> list[Dropped]:
     windows = first_windows(context) if context.criterion == "ce" else few_windows(context)
     best: list[Dropped] = [()]
     for _ in range(k):
-        sets = [tuple(sorted((*best[0], block))) for block in range(context.num_blocks) if block not in best[0]]
+        sets = baselines.one_more(best[0], context.num_blocks)
         values = context.values(context.screening.by_window(sets, windows=windows))
         best = [sets[i] for i in np.argsort(values, kind="stable")[:LEADERS]]
     return best

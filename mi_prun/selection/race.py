@@ -74,10 +74,12 @@ def finalists(context: Context) -> int:
 def final(context: Context, candidates: list[Dropped]) -> list[Dropped]:
     """The candidates that are not clearly behind anywhere on the way through the rest of the ranking text."""
     rest = context.confirming
+    if rest is None:
+        return candidates
     column = 0 if context.criterion == "kl" else 1
     for share in REST_SHARES:
-        windows = 0 if rest is None else round(share * len(rest.windows))
-        if rest is not None and windows >= LEAST_WINDOWS and len(candidates) > 1:
+        windows = round(share * len(rest.windows))
+        if windows >= LEAST_WINDOWS and len(candidates) > 1:
             parts = (context.screening.by_window(candidates), rest.by_window(candidates, windows=windows))
             behind = clearly_behind([part[..., column] for part in parts])
             candidates = [dropped for dropped, left_out in zip(candidates, behind, strict=True) if not left_out]
