@@ -114,6 +114,7 @@ class Study:
         self.settings = AnalyzeSettings(
             calibration=source,
             scoring_tokens=options.tokens,
+            ranking_tokens=options.ranking_tokens,
             held_out_tokens=1,
             window_tokens=options.window,
             estimator=options.estimator,
@@ -306,6 +307,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
+    parser.add_argument("--ranking-tokens", type=int, help="of `analyze`; default: as many as it takes")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--evaluation-tokens", type=int, default=8_192)

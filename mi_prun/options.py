@@ -27,9 +27,7 @@ Calibration = Annotated[
 ]
 Tokens = Annotated[
     int,
-    typer.Option(
-        "--tokens", help="that boundary states are taken from; 16 times as many, or 4 times of `self`, to rank sets on"
-    ),
+    typer.Option("--tokens", help="that boundary states are taken from; 16 times as many are there to rank sets on"),
 ]
 Estimator = Annotated[str, typer.Option(help="of mutual information: gaussian, ksg or renyi")]
 Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]

@@ -9,7 +9,7 @@ from mi_prun.errors import UserError
 MOST_SEED = 2**31 - 1  # the annealer's bound
 SELF = "self"  # calibration text that is sampled from the model
 # Of the tokens to score on.
-RANKING_SHARE, SELF_RANKING_SHARE, HELD_OUT_SHARE = 16, 4, 2
+RANKING_SHARE, HELD_OUT_SHARE = 16, 2
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class AnalyzeSettings:
     """projection: dimensions p each boundary state is projected to. noise: variance of the observation noise, in mean
     variances per dimension of the observed state. window_tokens: None takes the model's context, capped.
     batch_tokens: None fits the device. ranking_tokens: None takes 16 times as many as scoring_tokens, as a loss is
-    noisier than a covariance, and 4 times as many of sampled text, where sets are compared by KL: no labels, no noise.
-    held_out_tokens: None takes twice as many. stream_blocks: have one block in memory at a time.
+    noisier than a covariance. held_out_tokens: None takes twice as many. stream_blocks: have one block in memory at a
+    time.
     """
 
     calibration: str = SELF
@@ -39,8 +39,7 @@ class AnalyzeSettings:
     def part_tokens(self) -> tuple[int, int, int]:
         """Tokens to score on, to rank on, and to hold out."""
         scoring = self.scoring_tokens
-        share = SELF_RANKING_SHARE if self.calibration == SELF else RANKING_SHARE
-        return scoring, self.ranking_tokens or share * scoring, self.held_out_tokens or HELD_OUT_SHARE * scoring
+        return scoring, self.ranking_tokens or RANKING_SHARE * scoring, self.held_out_tokens or HELD_OUT_SHARE * scoring
 
 
 @dataclass(frozen=True)

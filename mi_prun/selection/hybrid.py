@@ -2,14 +2,15 @@
 
 1. Propose. The Fisher Gram of the logits (single removals on an eighth of the screening text) gives the low sets of its
    quadratic; the analysis gives Fast-Block-Select's set, the exact optimum of J, and those of the cosine and the angle.
-   Where more than a quarter of the blocks go, so does a greedy path on little text: single removals say little of what
-   a block does when so many others are missing.
-2. Learn. Half of the candidates are measured on a quarter of the screening text; a surrogate learns what the quadratic
-   got wrong and proposes the others, sets one swap away from the best among them.
+2. Learn. A third of the candidates are measured on a quarter of the screening text. Then, ROUNDS times: neighbours of
+   the best set, which drop one block more or one less, are measured on as little text as the Gram; a surrogate learns
+   from all that was measured what the quadratic got wrong, and its low sets are the next candidates (`surrogate.py`).
 3. Decide. Successive halving on more and more of the text (`race.py`).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -20,13 +21,11 @@ from mi_prun.selection.logit_gram import LogitGram, all_singles, logit_gram
 from mi_prun.selection.objective import Dropped, best_sets
 from mi_prun.selection.quadratic import low_states
 from mi_prun.selection.race import first_windows
-from mi_prun.selection.surrogate import promise, swaps
+from mi_prun.selection.surrogate import corrected, neighbours
 
-GRAM_SHARE = 1 / 8  # of the screening text
-PATH_FROM = 1 / 4  # of the blocks: where more go, the greedy path proposes too
-POOL = 256  # low sets of the quadratic that the surrogate may choose from
+GRAM_SHARE = 1 / 8  # of the screening text, for the Gram and for neighbours
+FIRST_SHARE = 1 / 3  # of the candidates, before anything was learned
 ROUNDS = 3
-LEADERS = 3  # measured sets whose swaps are looked at
 
 
 def gram_of(context: Context) -> LogitGram:
@@ -38,19 +37,6 @@ def gram_of(context: Context) -> LogitGram:
 
 def few_windows(context: Context) -> int:
     return max(1, round(GRAM_SHARE * len(context.screening.windows)))
-
-
-def greedy_path(context: Context, k: int) -> list[Dropped]:
-    """k blocks, one after the other: the one whose absence raises the loss least, on the text that every candidate is
-    measured on, or by KL, which is less noisy, on the Gram's. The last round's best sets.
-    """
-    windows = first_windows(context) if context.criterion == "ce" else few_windows(context)
-    best: list[Dropped] = [()]
-    for _ in range(k):
-        sets = baselines.one_more(best[0], context.num_blocks)
-        values = context.values(context.screening.by_window(sets, windows=windows))
-        best = [sets[i] for i in np.argsort(values, kind="stable")[:LEADERS]]
-    return best
 
 
 def low_sets(context: Context, gram: LogitGram, criterion: str, k: int, count: int) -> list[Dropped]:
@@ -72,24 +58,26 @@ def gram_only(context: Context, k: int, count: int) -> list[Dropped]:
 
 def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     """MI, cosine, angle and the Fisher Gram of the logits propose; a surrogate learns from what was measured."""
-    gram = gram_of(context)
-    low = {criterion: low_sets(context, gram, criterion, k, POOL) for criterion in ("kl", context.criterion)}
-    ranked = list(dict.fromkeys(dropped for pair in zip(*low.values(), strict=True) for dropped in pair))
-    if count < 2:
-        return ranked[:1]
-    half = max(1, (count + 1) // 2)
-    path = greedy_path(context, k) if k > PATH_FROM * context.num_blocks else []
-    chosen = list(dict.fromkeys([*path, ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:half]
-    for number in range(ROUNDS, 0, -1):
-        by_window = context.screening.by_window(chosen, windows=first_windows(context))
-        values = context.values(by_window) / (context.screening.windows.shape[1] - 1)
-        leaders = [chosen[i] for i in np.argsort(values, kind="stable")[:LEADERS]]
-        pool = [*ranked, *(near for leader in leaders for near in swaps(leader, context.num_blocks))]
-        pool = [dropped for dropped in dict.fromkeys(pool) if dropped not in set(chosen)]
-        if not pool:
-            break
-        residuals = values - gram.predict(chosen, "kl")
-        guess = promise(chosen, residuals, pool, gram.predict(pool, "kl"), context.num_blocks)
-        step = (count - len(chosen)) // number
-        chosen += [pool[i] for i in np.argsort(guess, kind="stable")[:step]]
+    gram, evaluator = gram_of(context), context.screening
+    count = min(count, math.comb(context.num_blocks, k))
+    low = (low_sets(context, gram, criterion, k, count) for criterion in ("kl", context.criterion))
+    ranked = [dropped for pair in zip(*low, strict=False) for dropped in pair]
+    first = max(1, round(FIRST_SHARE * count))
+    chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
+    near: list[Dropped] = []
+    visited: list[Dropped] = []
+    for rounds_left in range(ROUNDS, 0, -1):
+        more = (count - len(chosen)) // rounds_left
+        if not more:
+            continue
+        values = context.values(evaluator.by_window(chosen, windows=first_windows(context)))
+        best = next((chosen[i] for i in np.argsort(values, kind="stable") if chosen[i] not in visited), None)
+        if best is not None:
+            visited.append(best)
+            near += neighbours(best, context.num_blocks)
+        measured = list(dict.fromkeys([*near, *chosen]))
+        losses = context.values(evaluator.by_window(measured, windows=few_windows(context)))
+        linear, pair = corrected(gram, measured, losses / (evaluator.windows.shape[1] - 1))
+        lowest = low_states(linear, pair, k, len(chosen) + more, context.seed)
+        chosen += [dropped for _, dropped in lowest if dropped not in chosen][:more]
     return chosen

@@ -13,7 +13,7 @@ that from measured sets).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,7 @@ class LogitGram:
             return np.array([loss.kl_nats for loss in self.singles])
         return np.array([loss.ce_nats - self.dense.ce_nats for loss in self.singles])
 
-    def predict(self, sets: list[Dropped], criterion: str) -> NDArray[np.float64]:
+    def predict(self, sets: Sequence[Dropped], criterion: str) -> NDArray[np.float64]:
         """(sets,) the quadratic's loss above dense, in nats."""
         x = membership(sets, len(self.gram))
         pairs = self.gram - np.diag(np.diag(self.gram))
@@ -52,7 +52,7 @@ def all_singles(num_blocks: int) -> list[Dropped]:
     return [(block,) for block in range(num_blocks)]
 
 
-def membership(sets: list[Dropped], num_blocks: int) -> NDArray[np.float64]:
+def membership(sets: Sequence[Dropped], num_blocks: int) -> NDArray[np.float64]:
     """(sets, L), 1 where a set drops a block."""
     x = np.zeros((len(sets), num_blocks))
     for row, dropped in zip(x, sets, strict=True):

@@ -1,8 +1,13 @@
 """What measured sets say of sets not yet measured: the quadratic of single removals, corrected.
 
-Within one number of blocks k, the loss of a set is the quadratic's prediction plus a residual: a Gaussian process whose
-kernel (|D & D'| / k)^2 makes sets alike that share blocks and pairs of blocks. It learns what the quadratic leaves out,
-that a block does something else when another is missing, from the very measurements that rank the candidates.
+The loss of a set D is the quadratic's prediction plus a residual: that block j does something else when i is missing.
+The residual is a Gaussian process with kernel |D & D'|^2, which is the product of the indicators of their pairs of
+blocks: sets are alike that drop the same pairs. Its posterior mean is x^T (sum_n a_n x_n x_n^T) x, a quadratic as well,
+so that what was measured only changes the linear and the pair terms, and the lowest sets of the corrected quadratic are
+found as those of the first one are (`quadratic.py`), whatever the number of blocks.
+
+What it learns most from are the neighbours of a good set, those that drop one block more or one less: they tell what
+each block does where so many are missing, and are the cheapest sets to measure, as they share their first states.
 """
 
 from __future__ import annotations
@@ -12,38 +17,29 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mi_prun.selection.logit_gram import membership
+from mi_prun.selection.logit_gram import LogitGram, membership
 from mi_prun.selection.objective import Dropped
 
-NOISE = 0.02  # variance of a measurement, in variances of the residual
-CURIOSITY = 0.5  # standard deviations that a set's promise counts beyond its mean
+NOISE = 0.01  # variance of a measurement, in the mean variance of the residual over the measured sets
 
 
-def promise(
-    measured: Sequence[Dropped],
-    residuals: NDArray[np.float64],
-    sets: Sequence[Dropped],
-    predicted: NDArray[np.float64],
-    num_blocks: int,
-) -> NDArray[np.float64]:
-    """(sets,) a low guess of each set's loss, in nats: the corrected mean less CURIOSITY standard deviations.
+def corrected(
+    gram: LogitGram, measured: Sequence[Dropped], values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(linear, pair): (L,) and (L, L), nats, of a quadratic for `low_states`; it holds up to a constant.
 
-    residuals: (measured,) measured less predicted loss; predicted: (sets,) the quadratic's.
+    values: (measured,) the loss of each set, in nats, from any origin.
     """
-    known, new = (membership(list(x), num_blocks) for x in (measured, sets))
-    k = len(measured[0])
-    centre = float(residuals.mean())
-    scale = float(residuals.var()) or 1e-12
-    inner = (known @ known.T / k) ** 2 + NOISE * np.eye(len(known))
-    across = (new @ known.T / k) ** 2
-    solved = np.linalg.solve(inner, np.column_stack([residuals - centre, across.T]))
-    mean = centre + across @ solved[:, 0]
-    variance = np.clip(1.0 - (across * solved[:, 1:].T).sum(1), 0.0, None) * scale
-    guess: NDArray[np.float64] = predicted + mean - CURIOSITY * np.sqrt(variance)
-    return guess
+    x = membership(measured, len(gram.gram))
+    residual = values - gram.predict(measured, "kl")
+    alike = (x @ x.T) ** 2
+    alike += NOISE * alike.diagonal().mean() * np.eye(len(x))
+    weights = np.linalg.solve(alike, residual - residual.mean())
+    learned = (x * weights[:, None]).T @ x
+    return gram.linear("kl") + learned.diagonal(), gram.gram + 2 * learned
 
 
-def swaps(dropped: Dropped, num_blocks: int) -> list[Dropped]:
-    """All sets that differ in one block."""
-    kept = [block for block in range(num_blocks) if block not in dropped]
-    return [tuple(sorted({*dropped, new} - {old})) for old in dropped for new in kept]
+def neighbours(dropped: Dropped, num_blocks: int) -> list[Dropped]:
+    """All sets that drop one block more or one less, but the empty one and that of all blocks."""
+    found = [tuple(sorted({*dropped} ^ {block})) for block in range(num_blocks)]
+    return [near for near in found if 0 < len(near) < num_blocks]

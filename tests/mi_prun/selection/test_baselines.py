@@ -15,10 +15,9 @@ from mi_prun.errors import UserError
 from mi_prun.planning import make_context, make_plan, plan_by_hand
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
-from mi_prun.selection.hybrid import greedy_path
 from mi_prun.selection.methods import METHODS, Propose, choose, method_named
 from mi_prun.selection.objective import Dropped, objective
-from mi_prun.selection.race import first_windows, race, ranking_losses
+from mi_prun.selection.race import race, ranking_losses
 from mi_prun.settings import PlanSettings
 
 MEASURED = {"hybrid", "logit-gram", "cbo", "cbo-fisher", "segment-loss", "greedy-loss", "exhaustive"}
@@ -173,23 +172,3 @@ def test_settings_that_will_not_do_are_refused_at_once(
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(UserError, match="--method must be one of hybrid, mi-prun"):
         method_named("magic")
-
-
-def test_the_greedy_path_is_greedy_search_on_little_text(context: Context) -> None:
-    fresh = context.fresh()
-    windows = first_windows(fresh)
-    assert windows < len(fresh.screening.windows) / 2
-    best: Dropped = ()
-    for k in range(1, 5):
-        sets = [tuple(sorted((*best, block))) for block in range(12) if block not in best]
-        values = fresh.values(fresh.screening.by_window(sets, windows=windows))
-        found = greedy_path(fresh, k)
-        assert found == [sets[i] for i in np.argsort(values)[:3]]
-        best = found[0]
-
-
-@pytest.mark.parametrize(("k", "there"), [(3, False), (4, True)])
-def test_beyond_a_quarter_of_the_blocks_the_path_is_a_candidate(context: Context, k: int, there: bool) -> None:
-    fresh = context.fresh()
-    path = greedy_path(fresh, k)
-    assert (METHODS["hybrid"].propose(fresh, k, 24)[:3] == path) == there
