@@ -60,7 +60,13 @@ class Collector:
             chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
             self._places = first_window, chosen.to(state.device)
         # Projected before the tokens are picked: picking from p dimensions moves little, from d a copy of the state.
-        self.kept[boundary].append((state.float() @ self.directions).flatten(0, 1)[self._places[1]])
+        self.kept[boundary].append(self._projected(state).flatten(0, 1)[self._places[1]])
+
+    def _projected(self, state: Tensor) -> Tensor:
+        """(batch, tokens, p) float32."""
+        if state.dtype == torch.bfloat16:  # no float32 copy of the state; float16's sums could overflow
+            return (state @ self.directions.bfloat16()).float()
+        return state.float() @ self.directions
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
         """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""

@@ -69,6 +69,7 @@ def made(records: Path, text: Path) -> study.Study:
         seeds=2,
         seed=None,
         tokens=256,
+        ranking_tokens=None,
         evaluation_tokens=512,
         window=32,
         device="cpu",

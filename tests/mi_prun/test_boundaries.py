@@ -81,6 +81,19 @@ def test_a_token_that_is_not_sampled_may_not_be_broken_either(state: int, bounda
         collector.check()
 
 
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 0.0), (torch.bfloat16, 4e-3), (torch.float16, 0.0)])
+def test_projections_in_each_precision(dtype: torch.dtype, off: float) -> None:
+    """Of states as large as some models have them: what bfloat16 rounds stays far below the noise of the estimator."""
+    state = 5_000 * torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sample = torch.ones(3, 40, dtype=torch.bool)
+    collector = Collector(1, 64, 4, sample, 0, torch.device("cpu"))
+    collector.see(0, state, 0)
+    (found,) = collector.kept[0]
+    wanted = (state.double() @ random_orthonormal(64, 4, 0).double()).flatten(0, 1)
+    assert found.dtype == torch.float32
+    assert float((found - wanted).norm() / wanted.norm()) <= max(off, 1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cosines_in_each_precision(dtype: torch.dtype) -> None:
     """Of states as large as some models have them: float16 has no product of two of their entries."""
