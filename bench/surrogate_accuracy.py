@@ -1,6 +1,6 @@
 """How well the default's surrogate ranks sets that it has not seen, beside what it is made of.
 
-    python -m bench.surrogate_accuracy MODEL --calibration books.txt -k 6 >> bench/results/selection/surrogate.jsonl
+    python -m bench.surrogate_accuracy MODEL --calibration books.txt -k 6 >> bench/results/surrogate/accuracy.jsonl
 
 Hundreds of sets of k blocks are measured on the text that candidates are first measured on: the low sets of the
 quadratic of single removals, and all that differ in one block from the best of the default's candidates. Those that the
