@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
 from mi_prun.selection.context import Context
-from mi_prun.selection.hybrid import ROUNDS, few_windows, gram_of, low_sets
-from mi_prun.selection.logit_gram import LogitGram, membership
+from mi_prun.selection.hybrid import ROUNDS, few_windows, gram_of, ranked_sets
 from mi_prun.selection.methods import METHODS
 from mi_prun.selection.objective import Dropped
+from mi_prun.selection.quadratic import energy
 from mi_prun.selection.race import first_windows
 from mi_prun.selection.surrogate import corrected, neighbours
 from mi_prun.settings import AnalyzeSettings
@@ -45,13 +44,6 @@ def swaps(dropped: Dropped, num_blocks: int) -> list[Dropped]:
     """All sets that differ in one block."""
     kept = [block for block in range(num_blocks) if block not in dropped]
     return [tuple(sorted({*dropped, new} - {old})) for old in dropped for new in kept]
-
-
-def predictions(
-    gram: LogitGram, linear: NDArray[np.float64], pair: NDArray[np.float64], sets: Sequence[Dropped]
-) -> Any:
-    x = membership(sets, len(gram.gram))
-    return x @ linear + 0.5 * ((x @ (pair - np.diag(np.diag(pair)))) * x).sum(1)
 
 
 def figures(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str, float]:
@@ -74,7 +66,7 @@ def accuracy(context: Context, k: int) -> dict[str, Any]:
     candidates = METHODS["hybrid"].propose(context, k, METHODS["hybrid"].candidates(context.num_blocks, k))
     of_candidates = context.values(evaluator.by_window(candidates, windows=first))
     best = [candidates[i] for i in np.argsort(of_candidates, kind="stable")[:ROUNDS]]
-    low = [dropped for criterion in ("kl", context.criterion) for dropped in low_sets(context, gram, criterion, k, LOW)]
+    low = ranked_sets(context, gram, k, LOW)
     near = [dropped for leader in best for dropped in swaps(leader, context.num_blocks)]
     sets = [dropped for dropped in dict.fromkeys([*low, *near]) if dropped not in candidates]
     if len(sets) < SHORT_LIST:
@@ -90,7 +82,9 @@ def accuracy(context: Context, k: int) -> dict[str, Any]:
         measured = list(dict.fromkeys([*beside, *candidates]))
         losses = context.values(evaluator.by_window(measured, windows=few)) / length
         label = "candidates" + (f" and neighbours of {rounds}" if rounds else "")
-        found[label] = figures(predictions(gram, *corrected(gram, measured, losses), sets), values)
+        linear, pair = corrected(gram, measured, losses)
+        np.fill_diagonal(pair, 0.0)
+        found[label] = figures(np.array([energy(linear, pair, dropped) for dropped in sets]), values)
     return {"sets": len(sets), "tokens": first * evaluator.windows.shape[1], "surrogate": found}
 
 

@@ -48,6 +48,7 @@ class Collector:
         self.num_blocks = num_blocks
         self.sample = sample
         self.directions = random_orthonormal(hidden, projection, seed).to(device)  # (d, p)
+        self._rounded = self.directions.bfloat16()
         self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
         self.broken = torch.zeros(num_blocks + 1, dtype=torch.bool, device=device)
         self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
@@ -65,7 +66,7 @@ class Collector:
     def _projected(self, state: Tensor) -> Tensor:
         """(batch, tokens, p) float32."""
         if state.dtype == torch.bfloat16:  # no float32 copy of the state; float16's sums could overflow
-            return (state @ self.directions.bfloat16()).float()
+            return (state @ self._rounded).float()
         return state.float() @ self.directions
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:

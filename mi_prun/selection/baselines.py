@@ -62,14 +62,10 @@ def greedy_loss(context: Context, k: int, count: int) -> list[Dropped]:
     dropped: Dropped = ()
     with progress("greedy-loss", k, "rounds") as advance:
         for _ in range(k):
-            dropped = _least(context, one_more(dropped, context.num_blocks))
+            sets = [tuple(sorted((*dropped, block))) for block in range(context.num_blocks) if block not in dropped]
+            dropped = _least(context, sets)
             advance(1)
     return [dropped]
-
-
-def one_more(dropped: Dropped, num_blocks: int) -> list[Dropped]:
-    """Each set that drops one block more."""
-    return [tuple(sorted((*dropped, block))) for block in range(num_blocks) if block not in dropped]
 
 
 def exhaustive(context: Context, k: int, count: int) -> list[Dropped]:

@@ -44,6 +44,13 @@ def low_sets(context: Context, gram: LogitGram, criterion: str, k: int, count: i
     return [dropped for _, dropped in low_states(gram.linear(criterion), gram.gram, k, count, context.seed)]
 
 
+def ranked_sets(context: Context, gram: LogitGram, k: int, count: int) -> list[Dropped]:
+    """The low sets by KL and by the context's criterion, in turn, where they are two."""
+    criteria = dict.fromkeys(("kl", context.criterion))
+    low = (low_sets(context, gram, criterion, k, count) for criterion in criteria)
+    return [dropped for together in zip(*low, strict=False) for dropped in together]
+
+
 def analysis_sets(context: Context, k: int) -> list[Dropped]:
     """What the scores of the one pass propose."""
     costs = context.analysis.segment_cost_nats
@@ -60,8 +67,7 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     """MI, cosine, angle and the Fisher Gram of the logits propose; a surrogate learns from what was measured."""
     gram, evaluator = gram_of(context), context.screening
     count = min(count, math.comb(context.num_blocks, k))
-    low = (low_sets(context, gram, criterion, k, count) for criterion in ("kl", context.criterion))
-    ranked = [dropped for pair in zip(*low, strict=False) for dropped in pair]
+    ranked = ranked_sets(context, gram, k, count)
     first = max(1, round(FIRST_SHARE * count))
     chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
     near: list[Dropped] = []

@@ -1,7 +1,7 @@
 """What measured sets say of sets not yet measured: the quadratic of single removals, corrected.
 
 The loss of a set D is the quadratic's prediction plus a residual: that block j does something else when i is missing.
-The residual is a Gaussian process with kernel |D & D'|^2, which is the product of the indicators of their pairs of
+The residual is a Gaussian process with kernel |D & D'|^2, the inner product of the indicators of their pairs of
 blocks: sets are alike that drop the same pairs. Its posterior mean is x^T (sum_n a_n x_n x_n^T) x, a quadratic as well,
 so that what was measured only changes the linear and the pair terms, and the lowest sets of the corrected quadratic are
 found as those of the first one are (`quadratic.py`), whatever the number of blocks.
