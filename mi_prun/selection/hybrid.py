@@ -2,9 +2,10 @@
 
 1. Propose. The Fisher Gram of the logits (single removals on an eighth of the screening text) gives the low sets of its
    quadratic; the analysis gives Fast-Block-Select's set, the exact optimum of J, and those of the cosine and the angle.
-2. Learn. A third of the candidates are measured on a quarter of the screening text. Then, ROUNDS times: neighbours of
-   the best set, which drop one block more or one less, are measured on as little text as the Gram; a surrogate learns
-   from all that was measured what the quadratic got wrong, and its low sets are the next candidates (`surrogate.py`).
+2. Learn. A third of the candidates are measured on a quarter of the screening text. Then, ROUNDS times (more often
+   beyond few blocks): neighbours of the best set, which drop one block more or one less, are measured on as little text
+   as the Gram; a surrogate learns from all that was measured what the quadratic got wrong, and its low sets are the next
+   candidates (`surrogate.py`).
 3. Decide. Successive halving on more and more of the text (`race.py`).
 """
 
@@ -25,7 +26,8 @@ from mi_prun.selection.surrogate import corrected, neighbours
 
 GRAM_SHARE = 1 / 8  # of the screening text, for the Gram and for neighbours
 FIRST_SHARE = 1 / 3  # of the candidates, before anything was learned
-ROUNDS = 3
+ROUNDS = 3  # up to few blocks, in proportion to k beyond them
+FEW_BLOCKS = 6  # or a quarter of them, where that is less
 
 
 def gram_of(context: Context) -> LogitGram:
@@ -33,6 +35,11 @@ def gram_of(context: Context) -> LogitGram:
     evaluator, windows = context.screening, few_windows(context)
     evaluator.count([(), *all_singles(context.num_blocks)], windows)
     return context.derive("logit gram", lambda: logit_gram(evaluator, windows=windows))
+
+
+def beyond_few(num_blocks: int, k: int) -> float:
+    """k over a quarter of the blocks, or over six where that is less; not under 1."""
+    return max(1.0, k / min(FEW_BLOCKS, num_blocks / 4))
 
 
 def few_windows(context: Context) -> int:
@@ -72,7 +79,7 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
     near: list[Dropped] = []
     visited: list[Dropped] = []
-    for rounds_left in range(ROUNDS, 0, -1):
+    for rounds_left in range(round(ROUNDS * beyond_few(context.num_blocks, k)), 0, -1):
         more = (count - len(chosen)) // rounds_left
         if not more:
             continue

@@ -12,12 +12,11 @@ from mi_prun.selection import baselines
 from mi_prun.selection.cbo import cbo, cbo_fisher
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
-from mi_prun.selection.hybrid import gram_only, hybrid
+from mi_prun.selection.hybrid import beyond_few, gram_only, hybrid
 from mi_prun.selection.objective import Dropped, best_sets, objective
 from mi_prun.selection.race import race
 from mi_prun.selection.segment_loss import segment_loss
 
-FEW_BLOCKS = 6
 MOST_CANDIDATES = 256
 
 Propose = Callable[[Context, int, int], list[Dropped]]
@@ -38,8 +37,8 @@ class Method:
     grows: bool = False
 
     def candidates(self, num_blocks: int, k: int) -> int:
-        """Sets of k blocks to compare. Quadratic in k: about as fast as a tenth of greedy-loss's cost grows."""
-        growth = max(1.0, k / min(FEW_BLOCKS, num_blocks / 4)) ** 2 if self.grows else 1.0
+        """Sets of k blocks to compare: with the race as it is, about as fast as a tenth of greedy-loss's cost grows."""
+        growth = beyond_few(num_blocks, k) ** 3 if self.grows else 1.0
         return min(round(self.rerank * growth), max(self.rerank, MOST_CANDIDATES))
 
     @property

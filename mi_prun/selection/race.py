@@ -22,7 +22,7 @@ from mi_prun.selection.objective import Dropped
 FIRST_SHARE = 1 / 4  # for every candidate
 # A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
 # short text must not throw out the best of them.
-STAGES = ((1 / 2, 5 / 12, 10), (1.0, 1 / 4, 6))
+STAGES = ((1 / 2, 1 / 5, 10), (1.0, 1 / 10, 6))
 # Go on to the rest of the ranking text; more of them where that is LONG times the screening text or longer, as those
 # that are clearly behind do not go through all of it.
 FINALISTS, MORE_FINALISTS, LONG = 4, 6, 3

@@ -14,11 +14,11 @@ def test_the_default_compares_more_sets_where_more_blocks_go(num_blocks: int) ->
     assert counts[-1] <= MOST_CANDIDATES
 
 
-def test_a_quarter_of_twelve_or_twenty_four_blocks_takes_the_least_and_a_half_four_times_as_many() -> None:
+def test_a_quarter_of_twelve_or_twenty_four_blocks_takes_the_least_and_a_half_eight_times_as_many() -> None:
     hybrid = METHODS["hybrid"]
     for num_blocks in (12, 24):
         assert hybrid.candidates(num_blocks, num_blocks // 4) == hybrid.rerank
-        assert hybrid.candidates(num_blocks, num_blocks // 2) == 4 * hybrid.rerank
+        assert hybrid.candidates(num_blocks, num_blocks // 2) == 8 * hybrid.rerank
 
 
 def test_the_others_compare_as_many_at_each_number_of_blocks() -> None:
