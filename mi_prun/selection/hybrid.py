@@ -4,7 +4,7 @@
    quadratic; the analysis gives Fast-Block-Select's set, the exact optimum of J, and those of the cosine and the angle.
 2. Learn. A third of the candidates are measured on a quarter of the screening text. Then, ROUNDS times (more often
    beyond few blocks): neighbours of the best set, which drop one block more or one less, are measured on as little text
-   as the Gram; a surrogate learns from all that was measured what the quadratic got wrong, and its low sets are the next
+   as the Gram; a surrogate learns from all that was measured what the quadratic got wrong; its low sets are the next
    candidates (`surrogate.py`).
 3. Decide. Successive halving on more and more of the text (`race.py`).
 """
