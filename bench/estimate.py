@@ -19,9 +19,9 @@ COPY_BYTES = 64 << 20
 STEP_SECONDS = 0.004  # what a step costs beside bytes and FLOPs
 WINDOW_TOKENS = 2048  # at most, where the context is longer
 SAMPLED_AT_ONCE = 16  # windows of text sampled from the model itself
-# Passes over the ranking text, seen in the selection study: what proposing sets and the last ones of them take, and what
-# each set compared takes beside, as most are given up early.
-PROPOSING, COMPARING = 5, 1 / 32
+# Passes over the ranking text, as seen in the selection study: for proposing sets and measuring the last of them, and
+# for each set compared, as most are given up early.
+PROPOSING, A_SET = 5, 1 / 32
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def choosing_seconds(
     window = own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
     scoring, ranking, held_out = own.part_tokens
     kept = [1 - s.arm.blocks.block_ratio for s in subjects.all if s.arm.kind == "pruned"]
-    compared = sum(PROPOSING + share * count * COMPARING for share, count in zip(kept, candidates, strict=True) if count)
+    compared = sum(PROPOSING + share * count * A_SET for share, count in zip(kept, candidates, strict=True) if count)
     judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)
     pass_work = prefill(dense, 1, window)
     logits = 2 * (window - 1) * dense.head_elements  # of every token, where a loss is measured
