@@ -35,7 +35,7 @@ from bench.record import Machine
 from mi_prun.analysis import Analysis, read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.artefact import Record
-from mi_prun.block_model import BlockModel, load_block_model, load_tokenizer, pick_device, pick_dtype
+from mi_prun.block_model import BlockModel, load_on, load_tokenizer
 from mi_prun.calibration import CalibrationDescription, load_calibration
 from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
@@ -121,8 +121,7 @@ class Study:
             device=options.device,
             dtype=options.dtype,
         )
-        device = pick_device(options.device)
-        self.model: BlockModel = load_block_model(folder, device=device, dtype=pick_dtype(device, options.dtype))
+        self.model: BlockModel = load_on(folder, options.device, options.dtype)
         self.path = Path(options.output) / f"{name}.{text}.jsonl"
         self.known = read_study(self.path)
 

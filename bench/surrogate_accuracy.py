@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bench.machine import commit, this_machine, versions
 from mi_prun.analysis import read_analysis
 from mi_prun.analyze import analyze
-from mi_prun.block_model import load_block_model, pick_device, pick_dtype
+from mi_prun.block_model import load_on
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
@@ -115,8 +115,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             analyze(folder, Path(place) / "analysis", settings)
             analysis = read_analysis(Path(place) / "analysis")
-        device = pick_device(options.device)
-        model = load_block_model(folder, device=device, dtype=pick_dtype(device, options.dtype))
+        model = load_on(folder, options.device, options.dtype)
         found = {
             "model": options.name or folder.path.resolve().name,
             "calibration": Path(options.calibration).name,

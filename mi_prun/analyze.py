@@ -34,9 +34,18 @@ from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.streamed_model import StreamedModel, collect_streamed
 
 
-def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: bool = False) -> AnalysisRecord | None:
+def analyze(
+    dense: ModelFolder,
+    out: Path,
+    settings: AnalyzeSettings,
+    *,
+    force: bool = False,
+    load: Callable[[], BlockModel] | None = None,
+) -> AnalysisRecord | None:
     """Run the pass and write the analysis folder. Under torchrun the ranks share the windows; rank 0 writes, and the
     others give None.
+
+    load: gives the model, on the device and in the dtype of the settings, to a caller that goes on with it.
     """
     check_output(out, force=force)
     check_settings(settings)
@@ -50,7 +59,7 @@ def analyze(dense: ModelFolder, out: Path, settings: AnalyzeSettings, *, force: 
     if settings.stream_blocks:
         collect = partial(collect_streamed, StreamedModel(dense, device=device, dtype=dtype))
     else:
-        model = load_block_model(dense, device=device, dtype=dtype)
+        model = load() if load is not None else load_block_model(dense, device=device, dtype=dtype)
         collect = partial(collect_whole, model)
     with joined() as ranks:
         calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)

@@ -141,6 +141,12 @@ def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.
     return loaded(family_of(folder.config), folder.path, dtype, device, use_safetensors=True, local_files_only=True)
 
 
+def load_on(folder: ModelFolder, device: str | None = None, dtype: str | None = None) -> BlockModel:
+    """`load_block_model` on the device and in the dtype named; None: those that are picked."""
+    place = pick_device(device)
+    return load_block_model(folder, device=place, dtype=pick_dtype(place, dtype))
+
+
 def loaded(
     family: Family,
     path: Path | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -205,6 +206,7 @@ def prune(
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
     from mi_prun.architecture import check_config
+    from mi_prun.block_model import load_on
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.files import check_output
     from mi_prun.limit import parse_limit
@@ -233,10 +235,12 @@ def prune(
         seed=seed,
         device=device,
     )
+    load = cache(lambda: load_on(dense, device))  # for the pass and for what is measured
     with tempfile.TemporaryDirectory(prefix="mi-prun-") as folder:
-        run(dense, Path(folder) / "analysis", analyze_settings)
+        run(dense, Path(folder) / "analysis", analyze_settings, load=load)
         found = read_analysis(Path(folder) / "analysis")
-    made = plan_for(make_context(found, plan_settings), amount, plan_settings)
+    made = plan_for(make_context(found, plan_settings, load), amount, plan_settings)
+    load.cache_clear()  # writing reads the files
     manifest = write_checkpoint(
         dense,
         made,

@@ -5,8 +5,10 @@ Milliseconds, unless candidates or quality are measured: then the dense model is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel, load_block_model, pick_device, pick_dtype
+from mi_prun.block_model import BlockModel, load_on
 from mi_prun.errors import UserError
 from mi_prun.limit import most_blocks, parse_limit
 from mi_prun.model import ModelFolder, identity_of, open_model
@@ -18,19 +20,19 @@ from mi_prun.selection.methods import Choice, check_rerank, choose, method_named
 from mi_prun.settings import PlanSettings, check_seed
 
 
-def make_context(analysis: Analysis, settings: PlanSettings) -> Context:
+def make_context(analysis: Analysis, settings: PlanSettings, load: Callable[[], BlockModel] | None = None) -> Context:
     """A context that loads the analysis's dense model when it is first needed. Another one is refused: a model that the
     user named at once, whether it is needed or not.
+
+    load: gives that model where the caller has it already.
     """
     check_settings(settings)
     named = None if settings.model is None else _dense(analysis, settings.model)
 
-    def load() -> BlockModel:
-        dense = named or _dense(analysis, analysis.record.dense.name)
-        device = pick_device(settings.device)
-        return load_block_model(dense, device=device, dtype=pick_dtype(device))
+    def open_dense() -> BlockModel:
+        return load_on(named or _dense(analysis, analysis.record.dense.name), settings.device)
 
-    return Context(analysis, load, settings.seed)
+    return Context(analysis, load or open_dense, settings.seed)
 
 
 def _dense(analysis: Analysis, reference: str) -> ModelFolder:

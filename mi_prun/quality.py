@@ -17,8 +17,8 @@ from mi_prun.block_model import (
     check_window,
     context_tokens,
     load_block_model,
+    load_on,
     load_tokenizer,
-    pick_device,
     pick_dtype,
 )
 from mi_prun.calibration import Calibration, load_calibration
@@ -86,8 +86,7 @@ def load_with_held_out(
 ) -> tuple[BlockModel, Calibration]:
     """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
     check_window(folder, window_tokens)
-    place = pick_device(device)
-    model = load_block_model(folder, device=place, dtype=pick_dtype(place))
+    model = load_on(folder, device)
     length = window_tokens or context_tokens(folder)
     calibration = load_calibration(
         source,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mi_prun import draft_choice
+from mi_prun import block_model, draft_choice
 from mi_prun.cli import app
 from mi_prun.console import run_app
 from mi_prun.draft_choice import Acceptance, StepCost, best_tokens
@@ -38,7 +38,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     signal.signal(signal.SIGTERM, before)
 
 
-def test_from_a_model_to_a_checkpoint(run: Run, reference: Path, harbour: Path, tmp_path: Path) -> None:
+def test_from_a_model_to_a_checkpoint(
+    run: Run, reference: Path, harbour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     analysis, plan, pruned = tmp_path / "analysis", tmp_path / "plan.json", tmp_path / "pruned"
     text = ["--calibration", harbour, "--tokens", 128, "--window", 64]
     status, out, err = run("analyze", reference, "-o", analysis, *text)
@@ -56,8 +58,10 @@ def test_from_a_model_to_a_checkpoint(run: Run, reference: Path, harbour: Path, 
     status, out, _ = run("inspect", pruned, "--verify")
     assert status == 0
     assert "verified" in out
-    one_step = tmp_path / "one-step"
+    one_step, loads, load = tmp_path / "one-step", [], block_model.loaded
+    monkeypatch.setattr(block_model, "loaded", lambda *words, **more: loads.append(words) or load(*words, **more))
     assert run("prune", reference, "--ratio", 0.25, "-o", one_step, "--rerank", 4, *text)[0] == 0
+    assert len(loads) == 1
     assert (one_step / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()
 
 
