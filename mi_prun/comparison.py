@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from mi_prun.analysis import Analysis, read_analysis
 from mi_prun.analyze import analyze, check_settings
 from mi_prun.artefact import Record
-from mi_prun.block_model import check_window
+from mi_prun.block_model import BlockModel, check_window, load_on
 from mi_prun.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
@@ -138,7 +139,9 @@ def compare_model(
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     known = [row for row in read_rows(out) if row.tool_version == __version__]
-    context = make_context(analysis_in(out, dense, settings), PlanSettings(model=dense.name, seed=settings.seed))
+    base = PlanSettings(model=dense.name, seed=settings.seed, device=settings.device)
+    load = cache(lambda: load_on(dense, settings.device, settings.dtype))
+    context = make_context(analysis_in(out, dense, settings, load), base, load)
     rows = compare(
         context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
     )
@@ -146,12 +149,14 @@ def compare_model(
     return markdown(context, rows, left_out) + "\n" + "\n".join(str(path) for path in paths)
 
 
-def analysis_in(out: Path, dense: ModelFolder, settings: AnalyzeSettings) -> Analysis:
-    """The analysis in `out`, made anew where it is missing or was made of something else."""
+def analysis_in(
+    out: Path, dense: ModelFolder, settings: AnalyzeSettings, load: Callable[[], BlockModel] | None = None
+) -> Analysis:
+    """The analysis in `out`, made anew where it is missing or was made of something else. load: as `analyze`."""
     asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings), __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        analyze(dense, folder, settings)
+        analyze(dense, folder, settings, load=load)
     return read_analysis(folder)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun import comparison
 from mi_prun.cli import app
 from mi_prun.comparison import MethodSpec, Row, parse_methods, parse_ratios, read_rows
 from mi_prun.console import run_app
@@ -49,6 +50,15 @@ def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
     assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 1 / 16
     assert by_label["exhaustive:0"].passes > by_label["hybrid:6"].passes > 1
     assert by_label["tail:0"].perplexity > by_label["hybrid:6"].perplexity >= by_label["exhaustive:0"].perplexity * 0.9
+
+
+def test_the_model_is_opened_once_and_on_the_device_asked_for(
+    reference: Path, harbour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, load = [], comparison.load_on
+    monkeypatch.setattr(comparison, "load_on", lambda dense, *on: asked.append(on) or load(dense, *on))
+    assert compare(reference, harbour, tmp_path / "out", "hybrid:2", ".08") == 0
+    assert asked == [("cpu", None)]
 
 
 def test_tables_and_pictures_say_what_the_rows_say(compared: Path) -> None:
