@@ -57,6 +57,7 @@ def page(groups: Sequence[Group]) -> str:
             f"## {group.model} ({group.num_blocks} blocks), {group.text}",
             f"Dense perplexity {group.dense_perplexity:.2f} on {group.tokens:,} tokens"
             + (" of confirming text" if group.confirmed else "")
+            + _in_part(group.confirmed)
             + "; ranking text of "
             f"{rows[0].calibration_tokens:,} tokens, {_scored(rows):,} for the one pass, windows of "
             f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
@@ -66,6 +67,15 @@ def page(groups: Sequence[Group]) -> str:
             _one(group),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_part(confirmed: Confirmed | None) -> str:
+    """Which sets were measured on less of the text."""
+    if confirmed is None or not confirmed.in_part:
+        return ""
+    return (
+        f" ({len(confirmed.in_part)} sets, clearly behind on {max(confirmed.in_part.values()):,} of them, no further)"
+    )
 
 
 def _scored(rows: Sequence[StudyRow]) -> int:

@@ -8,7 +8,7 @@ they are no more than 5,000: each is measured on a part of the text, and those t
 than three standard errors of the paired difference on more of it, up to the whole.
 
 The best of a thousand sets on some text is also the luckiest on it: `--confirm TOKENS` measures every choice and every
-optimum once more, on text that neither chose nor found them.
+optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it no further.
 
 Records are JSON lines, appended as they are made; a run that was killed goes on from them.
 `python -m bench.selection_report` reads them.
@@ -23,11 +23,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from bench.machine import commit, this_machine, versions
@@ -45,7 +47,7 @@ from mi_prun.files import append_line, new_file, write_text
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
-from mi_prun.selection.race import clearly_behind
+from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings
 from mi_prun.text_source import text_source
 
@@ -57,7 +59,7 @@ EXCERPT_CHARACTERS = 3_000
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
 ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
 Role = Literal["evaluation", "confirming"] | int  # an int is a seed
-KEPT_AT_ONCE = 64  # confirmed sets between two writes
+CONFIRMING_SHARE = 1 / 8  # of the confirming text, for sets that are clearly behind by then
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 
 
@@ -91,12 +93,17 @@ class StudyRow(Record):
 
 
 class Confirmed(Record):
-    """Perplexity of each set on the confirming text; keys are the dropped blocks, 0-based, "" the dense model."""
+    """Perplexity of each set on the confirming text; keys are the dropped blocks, 0-based, "" the dense model.
+
+    in_part: tokens of each set that was clearly behind on the first part of the text and measured on no more. Its
+    perplexity is that of the best set there, on the whole text, times their ratio on the part.
+    """
 
     schema_version: Literal[1] = 1
     tokens: int
     window_tokens: int
     perplexity: dict[str, float]
+    in_part: dict[str, int] = Field(default_factory=dict)
     machine: Machine
     versions: dict[str, str]
     commit: str | None
@@ -104,6 +111,10 @@ class Confirmed(Record):
 
 def key_of(dropped: Dropped) -> str:
     return ",".join(map(str, dropped))
+
+
+def blocks_of(key: str) -> Dropped:
+    return tuple(int(block) for block in key.split(",") if block)
 
 
 class Study:
@@ -191,32 +202,52 @@ class Study:
         rows = read_study(self.path)
         sets = {(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)}
         evaluator = Evaluator(self.model, self.windows("confirming", tokens))
-        known = self.confirmed(evaluator)
-        left = sorted(dropped for dropped in sets if key_of(dropped) not in known)
-        with progress("confirming", evaluator.windows.numel() * len(left), "tokens") as advance:
-            for start in range(0, len(left), KEPT_AT_ONCE):
-                some = left[start : start + KEPT_AT_ONCE]
-                losses = evaluator.measure(some, advance)
-                known |= {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(some, losses, strict=True)}
+        perplexity, in_part = self.confirmed(evaluator)
+        left = sorted((dropped for dropped in sets if key_of(dropped) not in perplexity), key=len)
+        with progress("confirming", len(left), "sets") as advance:
+            for _, group in groupby(left, key=len):
+                some = list(group)
+                self.confirm_some(evaluator, some, perplexity, in_part)
+                advance(len(some))
                 found = Confirmed(
                     tokens=evaluator.predicted_tokens,
                     window_tokens=self.options.window,
-                    perplexity=known,
+                    perplexity=perplexity,
+                    in_part=in_part,
                     machine=this_machine(),
                     versions=versions(),
                     commit=commit(),
                 )
                 write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
 
-    def confirmed(self, evaluator: Evaluator) -> dict[str, float]:
+    def confirm_some(
+        self, evaluator: Evaluator, sets: Sequence[Dropped], perplexity: dict[str, float], in_part: dict[str, int]
+    ) -> None:
+        """Sets of as many blocks: the whole text only for those that a part of it leaves in question."""
+        known = {key: value for key, value in perplexity.items() if key not in in_part}
+        alike = [key for key in known if len(blocks_of(key)) == len(sets[0])]
+        compared = [blocks_of(min(alike, key=known.__getitem__)), *sets] if alike else list(sets)
+        windows = min(len(evaluator.windows), max(LEAST_WINDOWS, round(CONFIRMING_SHARE * len(evaluator.windows))))
+        ce = evaluator.by_window(compared, windows=windows)[..., 1]
+        behind = dict(zip(compared, clearly_behind([ce]), strict=True))
+        whole = [dropped for dropped in sets if not behind[dropped]]
+        losses = evaluator.measure(whole) if whole else []
+        perplexity |= {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(whole, losses, strict=True)}
+        first, tokens = int(ce.sum(1).argmin()), windows * (evaluator.windows.shape[1] - 1)
+        for dropped, difference in zip(compared, (ce - ce[first]).sum(1) / tokens, strict=True):
+            if dropped in sets and behind[dropped]:
+                perplexity[key_of(dropped)] = perplexity[key_of(compared[first])] * math.exp(difference)
+                in_part[key_of(dropped)] = tokens
+
+    def confirmed(self, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, int]]:
         """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""
         path = confirmed_path(self.path)
         if not path.is_file():
-            return {}
+            return {}, {}
         found = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
         dense = math.exp(evaluator.measure([()])[0].ce_nats)
         same = found.tokens == evaluator.predicted_tokens and math.isclose(found.perplexity[""], dense, rel_tol=1e-6)
-        return found.perplexity if same else {}
+        return (found.perplexity, found.in_part) if same else ({}, {})
 
     def evaluation_windows(self) -> Tensor:
         return self.windows("evaluation", self.options.evaluation_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shutil
 from itertools import combinations
@@ -154,7 +155,7 @@ def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) 
 
 
 def test_what_was_found_is_measured_once_more_on_text_of_its_own(
-    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: study.Study, records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "confirmed"
     shutil.copytree(records, out)
@@ -174,7 +175,14 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
 
     path = out / "reference.harbour.confirmed.json"
     found = json.loads(path.read_text())
-    key = next(key for key in found["perplexity"] if key)
+    evaluator = Evaluator(made.model, made.windows("confirming", 1024))
+    assert set(found["in_part"].values()) == {8 * 31}  # those far behind: from their ratio to the best there
+    for own in found["in_part"]:
+        alike = [other for other in found["perplexity"] if other.count(",") == own.count(",")]
+        ce = evaluator.by_window(map(study.blocks_of, alike), windows=8)[..., 1].sum(1) / (8 * 31)
+        expected = found["perplexity"][alike[ce.argmin()]] * math.exp(ce[alike.index(own)] - ce.min())
+        assert found["perplexity"][own] == pytest.approx(expected, rel=1e-6)
+    key = next(key for key in found["perplexity"] if key and key not in found["in_part"])
     measured = found["perplexity"][key]
 
     def again() -> float:
