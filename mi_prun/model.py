@@ -145,6 +145,7 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
         raise UserError(missing)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # "\ud800", half a character, cannot be written again
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):

@@ -65,6 +65,10 @@ FAULTS = {
     "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
     "config is not JSON": (lambda p: (p / "config.json").write_text("{"), "cannot be read as JSON"),
     "config is not text": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe\0"), "cannot be read as JSON"),
+    "half a character": (
+        lambda p: (p / "config.json").write_text(r'{"layer_types": ["\ud800"]}'),
+        "surrogates not allowed",
+    ),
     "config is a list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
     "config nests too deep": (lambda p: (p / "config.json").write_text("[" * 99_999), "cannot be read as JSON"),
     "no weights": (without_weights, "has no weights"),
