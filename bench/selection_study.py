@@ -272,7 +272,7 @@ class Study:
     def analysis(self, seed: int) -> Analysis:
         with tempfile.TemporaryDirectory() as folder:
             settings = replace(self.settings, calibration=self.excerpts(seed, Path(folder)), seed=seed)
-            analyze(self.folder, Path(folder) / "analysis", settings)
+            analyze(self.folder, Path(folder) / "analysis", settings, load=lambda: self.model)
             analysis = read_analysis(Path(folder) / "analysis")
         check_enough(analysis.record.calibration)
         return analysis

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +113,17 @@ def main() -> None:
             device=options.device,
             dtype=options.dtype,
         )
+        load = cache(lambda: load_on(folder, options.device, options.dtype))
         with tempfile.TemporaryDirectory() as place:
-            analyze(folder, Path(place) / "analysis", settings)
+            analyze(folder, Path(place) / "analysis", settings, load=load)
             analysis = read_analysis(Path(place) / "analysis")
-        model = load_on(folder, options.device, options.dtype)
         found = {
             "model": options.name or folder.path.resolve().name,
             "calibration": Path(options.calibration).name,
-            "num_blocks": model.num_blocks,
+            "num_blocks": folder.num_blocks,
             "k": options.k,
             "seed": options.seed,
-            **accuracy(Context(analysis, lambda: model, options.seed), options.k),
+            **accuracy(Context(analysis, load, options.seed), options.k),
             "machine": this_machine().model_dump(),
             "versions": versions(),
             "commit": commit(),

@@ -9,6 +9,7 @@ The results folder holds all of it, so that a sweep that was killed goes on wher
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from bench.flags import has_flag
@@ -98,6 +99,7 @@ def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRec
 
 def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tuple[list[Path], list[Path]]:
     """The checkpoints of each method and ratio and their plans, made where the results folder lacks them."""
+    from mi_prun.block_model import load_on
     from mi_prun.checkpoint import write_checkpoint
     from mi_prun.comparison import analysis_in, parse_methods
     from mi_prun.planning import make_context, make_plan
@@ -105,9 +107,10 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     for name in ("plans", "checkpoints"):
         (out / name).mkdir(parents=True, exist_ok=True)
     say(f"{dense.name}: analysis")
-    analysis = analysis_in(out, dense, settings.analyze)
+    load = cache(lambda: load_on(dense, settings.analyze.device, settings.analyze.dtype))
+    analysis = analysis_in(out, dense, settings.analyze, load)
     base = PlanSettings(model=dense.name, seed=settings.analyze.seed, device=settings.analyze.device)
-    context = make_context(analysis, base)
+    context = make_context(analysis, base, load)
     weights: Written = "materialized" if settings.materialise else "virtual"
     folders, plans = [], []
     for spec in parse_methods(settings.methods):
