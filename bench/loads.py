@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from bench.flags import flag_value
+from bench.flags import flag_value, has_flag
 from bench.record import Load, Trace
 from bench.settings import PRESETS, LoadSettings
 from bench.trace import Request, read_trace
@@ -23,6 +23,7 @@ SEEDS_A_LOAD = 1000  # rounds and the warm-up of a load draw from these; see loa
 OPEN_TURNS = 4
 OPEN_LEAST = 64
 LENGTH_FLAG = "--max-model-len"
+CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more
 
 
 def check_loads(settings: LoadSettings) -> None:
@@ -166,3 +167,13 @@ def served_context(flags: Sequence[str], context: int | None) -> int | None:
     if text is None:
         return context
     return int(text) if text.isdecimal() else None
+
+
+def with_context(flags: Sequence[str], context: int | None, lengths: Sequence[Lengths]) -> tuple[str, ...]:
+    """The flags, and a context no longer than it need be, where they name none: engines refuse a KV cache that cannot
+    hold a request of the whole context.
+    """
+    if has_flag(flags, LENGTH_FLAG) or (context is not None and context <= CONTEXT_TOKENS):
+        return tuple(flags)
+    longest = max(CONTEXT_TOKENS, *(each.longest for each in lengths))
+    return (*flags, LENGTH_FLAG, str(longest))

@@ -31,6 +31,7 @@ from bench.loads import (
     open_loads,
     rates_for,
     served_context,
+    with_context,
 )
 from bench.machine import commit, environment, this_machine, versions
 from bench.memory_check import engines_alive
@@ -78,6 +79,7 @@ def prepare(subjects: Subjects, settings: MeasureSettings) -> Prepared:
     check_loads(settings.loads)
     check_flags(settings.serve_flags)
     lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, subjects.context))
+    settings = replace(settings, serve_flags=with_context(settings.serve_flags, subjects.context, lengths))
     device = Device()
     alive = engines_alive(subjects.all, settings.serve_flags, settings.alive, device)
     closed = closed_loads(settings.loads, lengths)

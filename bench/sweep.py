@@ -12,14 +12,13 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from bench.flags import has_flag
 from bench.journal import results_folder
-from bench.loads import LENGTH_FLAG, lengths_of, served_context
+from bench.loads import served_context
 from bench.measure import Prepared, measure, prepare
 from bench.quality import with_quality_on
 from bench.record import Arm, Blocks, Dense, PointRecord
 from bench.say import say
-from bench.settings import MeasureSettings, SweepSettings
+from bench.settings import SweepSettings
 from bench.shape import SHAPES, open_shape, shape_flags, spread, write_shape
 from bench.subject import Subject, Subjects, context_of, dense_subjects, open_subjects
 from bench.task_record import TaskRecord
@@ -34,8 +33,6 @@ from mi_prun.plan import Plan, kept_blocks
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.settings import SELF, PlanSettings
 from mi_prun.text_source import text_source
-
-CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more: the KV cache must hold one request
 
 
 def parse_ratios(text: str, blocks: int) -> list[int]:
@@ -59,6 +56,8 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
     """
     from mi_prun.comparison import parse_methods
 
+    if settings.draft and settings.measure.loads.text is None:
+        raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
     folder = open_model(dense)
     check_config(folder.config)
     subjects = dense_subjects(dense)
@@ -215,7 +214,7 @@ def _draft_arm(pruned: Arm) -> Arm:
 
 
 def _prepared(subjects: Subjects, settings: SweepSettings) -> Prepared:
-    prepared = prepare(subjects, _with_context(subjects, settings.measure))
+    prepared = prepare(subjects, settings.measure)
     shape = subjects.dense.shape is not None
     return replace(prepared, sweep={"ratios": settings.ratios, **({} if shape else _choosing(settings))})
 
@@ -235,16 +234,3 @@ def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
 
 def _text_name(text: str) -> str:
     return text if text == SELF else text_source(text).name
-
-
-def _with_context(subjects: Subjects, settings: MeasureSettings) -> MeasureSettings:
-    """A context no longer than it need be, where the user does not name one: engines refuse a KV cache that cannot hold
-    a request of the whole context.
-    """
-    if has_flag(settings.serve_flags, LENGTH_FLAG):
-        return settings
-    if subjects.context is not None and subjects.context <= CONTEXT_TOKENS:
-        return settings
-    lengths, _ = lengths_of(settings.loads, subjects.context)
-    longest = max(CONTEXT_TOKENS, *(each.longest for each in lengths))
-    return replace(settings, serve_flags=(*settings.serve_flags, LENGTH_FLAG, str(longest)))

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from bench.loads import check_loads, closed_loads, lengths_of, open_loads, open_prompts, rates_for, served_context
+from bench.loads import (
+    check_loads,
+    closed_loads,
+    lengths_of,
+    open_loads,
+    open_prompts,
+    rates_for,
+    served_context,
+    with_context,
+)
 from bench.settings import PRESETS, LoadSettings
 from mi_prun.errors import UserError
 
@@ -111,6 +120,27 @@ def test_requests_longer_than_the_context() -> None:
 )
 def test_the_context_a_model_is_served_with(flags: tuple[str, ...], context: int | None) -> None:
     assert served_context(flags, 512) == context
+
+
+@pytest.mark.parametrize(
+    ("flags", "context", "more"),
+    [
+        ((), 512, ()),
+        ((), 131_072, ("--max-model-len", "4096")),
+        ((), None, ("--max-model-len", "4096")),
+        (("--max_model_len=16",), 131_072, ()),
+    ],
+)
+def test_a_long_context_is_cut_where_no_flag_names_one(
+    flags: tuple[str, ...], context: int | None, more: tuple[str, ...]
+) -> None:
+    lengths, _ = lengths_of(SETTINGS, context)
+    assert with_context(flags, context, lengths) == (*flags, *more)
+
+
+def test_a_context_holds_the_longest_request() -> None:
+    lengths, _ = lengths_of(replace(SETTINGS, input_tokens=8000, output_tokens=100), 131_072)
+    assert with_context((), 131_072, lengths) == ("--max-model-len", "8100")
 
 
 def test_a_trace_is_a_preset_more(tmp_path: Path) -> None:

@@ -67,9 +67,20 @@ def test_ratios_that_are_none(text: str) -> None:
         parse_ratios(text, 24)
 
 
-def test_a_sweep_is_described_before_it_is_made(reference: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def prompts_from(folder: Path, settings: MeasureSettings) -> MeasureSettings:
+    """The same, with prompts that are pieces of a text, as a draft needs them."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "text.txt"
+    path.write_text("Once upon a time a cat sat on a mat and looked at the rain. " * 20_000)
+    return replace(settings, loads=replace(settings.loads, text=str(path)))
+
+
+def test_a_sweep_is_described_before_it_is_made(
+    reference: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    prepared = expected(str(reference), replace(SETTINGS, draft=True))
+    measure = prompts_from(tmp_path_factory.mktemp("text"), SETTINGS.measure)
+    prepared = expected(str(reference), replace(SETTINGS, draft=True, measure=measure))
     assert [subject.arm.label for subject in prepared.subjects.all] == [
         "dense",
         "bi 25.0%",
@@ -100,6 +111,7 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
     for fields, said in (
         ({"methods": "magic"}, "magic"),
         ({"ratios": "2"}, "--ratios"),
+        ({"draft": True}, "--draft needs --text: a draft foresees nothing of random tokens"),
         ({"measure": MeasureSettings(LoadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
     ):
         with pytest.raises(UserError, match=said):
@@ -149,7 +161,7 @@ def test_after_the_points_the_models_are_asked(
     monkeypatch.setattr(sweeping, "measure", measured)
     monkeypatch.setattr(sweeping, "ask", ask)
     asked = TaskSettings(tuple(parse_tasks("boolq")))
-    short = replace(SETTINGS.measure, serve_flags=("--max-model-len", "512"))
+    short = replace(prompts_from(tmp_path / "text", SETTINGS.measure), serve_flags=("--max-model-len", "512"))
     out = tmp_path / "out"
     points, answers = sweep(
         str(reference), out, replace(SETTINGS, ratios=".25", draft=True, tasks=asked, measure=short)
