@@ -43,7 +43,7 @@ class Spec(Record):
 
 def check_installed() -> None:
     if find_spec("lm_eval") is None:
-        raise UserError("tasks need lm-eval: pip install 'mi-prun[eval]'")
+        raise UserError("tasks need lm-eval: pip install 'lm-eval[api]'")
 
 
 def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: None) -> Iterator[TaskScore]:

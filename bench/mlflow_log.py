@@ -22,7 +22,7 @@ KEY = "mi_prun.key"
 def log_results(results: Results, uri: str) -> int:
     """Log to the tracking server or store at `uri`; returns how many MLflow runs were made."""
     if find_spec("mlflow") is None:
-        raise UserError("--mlflow needs mlflow: pip install 'mi-prun[mlflow]'")
+        raise UserError("--mlflow needs mlflow: pip install mlflow-skinny")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

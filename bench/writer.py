@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -25,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.machine import commit, this_machine
 from bench.mergekit_equal import recipe
 from mi_prun.files import sync
 from mi_prun.model import identity_of, open_model
@@ -185,7 +185,8 @@ def measure(work: Path, gigabytes: float, rounds: int, max_shard_bytes: int, mer
         "bench": "writer",
         "date_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "tool_version": __version__,
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform()},
+        "machine": this_machine().model_dump(),
+        "commit": commit(),
         "dense_bytes": open_model(dense).weight_bytes,
         "kept_bytes": kept_bytes,
         "max_shard_bytes": max_shard_bytes,

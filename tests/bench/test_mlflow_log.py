@@ -21,7 +21,7 @@ def results(one_sweep: list[PointRecord], task: Callable[..., TaskRecord]) -> Re
 
 def test_without_mlflow_it_is_said(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.mlflow_log.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--mlflow needs mlflow: pip install 'mi-prun\[mlflow\]'"):
+    with pytest.raises(UserError, match=r"--mlflow needs mlflow: pip install mlflow-skinny"):
         log_results(results, "http://127.0.0.1:9")
 
 

@@ -168,7 +168,7 @@ def test_settings_that_will_not_do(tmp_path: Path, settings: dict[str, object], 
 
 def test_without_lm_eval_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.harness.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tasks need lm-eval: pip install 'mi-prun\[eval\]'"):
+    with pytest.raises(UserError, match=r"tasks need lm-eval: pip install 'lm-eval\[api\]'"):
         run_tasks([str(REFERENCE)], [], tmp_path / "out", TaskSettings(tuple(parse_tasks("boolq"))))
 
 
