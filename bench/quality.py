@@ -16,9 +16,8 @@ from bench.say import say
 from bench.subject import Subject, Subjects
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
-from mi_prun.files import sha256_of
 from mi_prun.plan import Quality
-from mi_prun.text_source import path_and_field
+from mi_prun.text_source import text_digest
 
 
 def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int) -> list[Quality]:
@@ -51,12 +50,6 @@ def with_quality_on(subjects: Subjects, text: str, seed: int) -> Subjects:
     }
     measured_on = tuple(changed.get(subject.arm.label, subject) for subject in subjects.all)
     return replace(subjects, all=measured_on, quality_text=text_digest(text))
-
-
-def text_digest(text: str) -> str:
-    """Of a file's content, wherever it lies; a data set's name."""
-    path, field = path_and_field(text)
-    return f"{sha256_of(path)} {field or ''}" if path.is_file() else text
 
 
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:

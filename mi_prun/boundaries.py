@@ -87,16 +87,16 @@ class Collector:
         self._last = None
         if len(broken := self.broken.nonzero()):
             boundary = int(broken[0])
-            made_by = "the embedding" if boundary == 0 else f"block {boundary - 1}"
             raise UserError(
-                f"{made_by} gives NaN or Inf (boundary state {boundary}); no analysis of this model is possible"
+                f"{made_by(boundary)} gives NaN or Inf (boundary state {boundary}); "
+                "no analysis of this model is possible"
             )
 
     def _lengths(self, boundary: int, state: Tensor) -> Tensor:
         """(batch, tokens - SKIP_TOKENS), Euclidean, float32."""
-        lengths: Tensor = torch.linalg.vector_norm(state[:, SKIP_TOKENS:], dim=-1, dtype=torch.float32)
-        self.broken[boundary] |= ~torch.isfinite(lengths).all()
-        return lengths
+        lengths: Tensor = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
+        self.broken[boundary] |= ~torch.isfinite(lengths).all()  # of all tokens: the first ones overflow first
+        return lengths[:, SKIP_TOKENS:]
 
     def result(self, windows: Tensor) -> Boundaries:
         self.check()
@@ -104,6 +104,11 @@ class Collector:
         if not tokens:  # a rank without windows
             return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), cosine, 0)
         return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), cosine / tokens, tokens)
+
+
+def made_by(boundary: int) -> str:
+    """What gives a boundary state."""
+    return "the embedding" if boundary == 0 else f"block {boundary - 1}"
 
 
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:

@@ -1,9 +1,10 @@
 """Calibration text, cut into windows, in three parts that never share text: scoring, ranking, held out.
 
 Windows do not overlap. Of a file that is much longer than needed, each window is a passage of its own, drawn by the
-seed: windows that lie side by side say the same again, and a loss measured on them is noisier than their number says.
-Of a shorter one, a part is a contiguous region, so that no sentence runs from one part into another. A data set of the
-hub is shuffled by the seed and read as far as needed.
+seed, from the first MOST_CHARACTERS: windows that lie side by side say the same again, and a loss measured on them is
+noisier than their number says.
+Of a shorter one each part is a contiguous region. A data set of the hub is shuffled by the seed and read as far as
+needed.
 """
 
 from __future__ import annotations
@@ -226,4 +227,6 @@ def _shrink(wanted: list[int], found: int) -> list[int]:
         return [scoring, min(ranking, left), held_out]
     whole = scoring + least + held_out
     ranking, held_out = (max(1, found * part // whole) for part in (least, held_out))
+    held_out = min(held_out, found - 2)
+    ranking = min(ranking, found - held_out - 1)  # one is left to score on
     return [found - ranking - held_out, ranking, held_out]

@@ -35,6 +35,7 @@ from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
 from mi_prun.settings import AnalyzeSettings, PlanSettings
+from mi_prun.text_source import text_digest
 from mi_prun.version import __version__
 
 ROWS_NAME = "rows.jsonl"
@@ -153,7 +154,8 @@ def analysis_in(
     out: Path, dense: ModelFolder, settings: AnalyzeSettings, load: Callable[[], BlockModel] | None = None
 ) -> Analysis:
     """The analysis in `out`, made anew where it is missing or was made of something else. load: as `analyze`."""
-    asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings), __version__]
+    text = {"calibration": text_digest(settings.calibration)}
+    asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         analyze(dense, folder, settings, load=load)
@@ -290,7 +292,8 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
         f"Text: {record.calibration.source}, held-out part of {record.calibration.held_out_tokens:,} tokens in windows "
         f"of {record.calibration.window_tokens}; dense perplexity {dense}. `NAME:N`: N sets compared by their measured "
         "loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included where it is used, "
-        f"over those of one pass of the dense model over {record.calibration.ranking_tokens:,} tokens.\n\n"
+        f"over those of one pass of the dense model over {record.calibration.ranking_tokens:,} tokens, as if the "
+        "method had been alone. Seconds: what a method before it has measured is not measured again.\n\n"
         + table(header, cells)
         + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")
         + "\n"

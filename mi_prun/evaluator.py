@@ -131,9 +131,22 @@ class Evaluator:
                 advance(tokens.numel() * len(sets))
         for i, dropped in enumerate(sets):
             if not np.isfinite(found[i]).all():
-                raise UserError(f"the model without blocks {list(dropped)} gives logits that are not finite")
+                raise self.not_finite(dropped, windows=slice(first, last))
             before = self.memory.get(dropped)
             self.memory[dropped] = found[i] if before is None else np.concatenate([before, found[i]])
+
+    @torch.inference_mode()
+    def not_finite(self, dropped: Dropped, windows: slice) -> UserError:
+        """What to raise where the losses of a set are NaN or Inf: the dense model may be what is broken."""
+        of_dense = (
+            log_p
+            for tokens in torch.split(self.windows[windows], self.batch)
+            for log_p, _, _ in self.log_probabilities(tokens, [])
+        )
+        which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
+        return UserError(
+            f"the model {which} gives logits that are not finite; `--method mi-prun --rerank 0` measures none"
+        )
 
     @torch.inference_mode()
     def log_probabilities(

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped
+from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import Choice, choose
 from mi_prun.selection.race import ranking_losses
@@ -61,7 +62,7 @@ def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | N
 def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None) -> Within:
     """A k whose choice stays within `limit` on the ranking text while that of k + 1 does not, both measured. It is the
     largest where the cost grows with k; where it falls again beyond k + 1, that is not looked for: each k is a search
-    of its own. Raises UserError where one block is too much.
+    of its own. Raises UserError where one block is too much, or where k holds and k + 1 is too many sets to measure.
     """
     before = context.passes
     costs: dict[int, float] = {}
@@ -77,14 +78,21 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
             f"already one block costs {limit.text(costs[1])}, over the limit of {limit.text(limit.value)}; "
             "allow more, or keep the model dense"
         )
-    low, high = 1, context.num_blocks  # low holds; high does not, or is one block too many to drop
+    low, high = 1, context.num_blocks  # low holds; high does not, or cannot be measured, or is too many to drop
     step = 1
+    unknown: dict[int, TooManySetsError] = {}
     while high - low > 1:
         k = min(low + step, (low + high) // 2 if high < context.num_blocks else high - 1)
-        if within(k):
+        try:
+            holds = within(k)
+        except TooManySetsError as error:
+            holds, unknown[k] = False, error
+        if holds:
             low, step = k, step * 2
         else:
             high = k
+    if high in unknown:
+        raise UserError(f"{low} blocks cost {limit.text(costs[low])}, within the limit; of {high} {unknown[high]}")
     return Within(choices[low], costs[low], costs.get(low + 1), context.passes - before)
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mi_prun.boundaries import made_by
 from mi_prun.errors import UserError
 from mi_prun.settings import AnalyzeSettings
 
@@ -249,7 +250,7 @@ def check_tokens(tokens: int, dims: int, estimator: Estimator) -> None:
 def _check(states: Tensor, estimator: Estimator) -> None:
     if not torch.isfinite(states).all():
         boundary = int((~torch.isfinite(states)).flatten(1).any(1).nonzero()[0])
-        raise UserError(f"boundary state {boundary} holds NaN or Inf (the output of block {boundary - 1})")
+        raise UserError(f"boundary state {boundary} holds NaN or Inf (the output of {made_by(boundary)})")
     check_tokens(states.shape[1], states.shape[2], estimator)
     spread = (states - states.mean(1, keepdim=True)).abs().flatten(1).amax(1)
     still = spread <= STILL * states.abs().flatten(1).amax(1)

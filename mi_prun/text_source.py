@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mi_prun.errors import UserError
+from mi_prun.files import sha256_of
 
 HUB = {
     "wikitext": "Salesforce/wikitext:wikitext-2-raw-v1:train:text",
@@ -59,6 +60,12 @@ def path_and_field(source: str) -> tuple[Path, str | None]:
         if Path(head).suffix in ROW_SUFFIXES:
             return Path(head), field
     return path, None
+
+
+def text_digest(source: str) -> str:
+    """What tells one text from another: of a file its content, wherever it lies, and the field; else the name."""
+    path, field = path_and_field(source)
+    return f"{sha256_of(path)} {field or ''}" if path.is_file() else source
 
 
 def _file(path: Path, field: str | None) -> TextSource:

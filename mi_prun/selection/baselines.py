@@ -20,6 +20,10 @@ from mi_prun.selection.quadratic import low_states
 EXHAUSTIVE_LIMIT = 5_000
 
 
+class TooManySetsError(UserError):
+    """Of k blocks; of another number they may be few enough."""
+
+
 def tail(context: Context, k: int, count: int) -> list[Dropped]:
     """The last k blocks (Navigation, arXiv 2411.15558)."""
     last = context.num_blocks
@@ -80,7 +84,7 @@ def all_sets(num_blocks: int, k: int) -> list[Dropped]:
     """Every set of k blocks; refused where they are too many to measure."""
     count = math.comb(num_blocks, k)
     if count > EXHAUSTIVE_LIMIT:
-        raise UserError(f"exhaustive: {count} sets of {k} of {num_blocks} blocks, more than {EXHAUSTIVE_LIMIT}")
+        raise TooManySetsError(f"exhaustive: {count} sets of {k} of {num_blocks} blocks, more than {EXHAUSTIVE_LIMIT}")
     return list(combinations(range(num_blocks), k))
 
 

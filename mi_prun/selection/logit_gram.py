@@ -89,6 +89,8 @@ def logit_gram(
         if advance is not None:
             advance(tokens.numel() * count)
     ce[:-1] += ce[-1]
+    if len(broken := (~(kl.isfinite() & ce[:-1].isfinite())).nonzero()):
+        raise evaluator.not_finite(singles[int(broken[0])], windows=slice(windows))
     kl, ce, gram = (x.cpu() / rows for x in (kl.clamp(min=0), ce, gram))
     return LogitGram(
         gram.numpy(),

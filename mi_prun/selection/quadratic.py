@@ -87,7 +87,7 @@ def _descend(linear: Floats, pair: Floats, k: int, gone: Bits) -> Iterable[tuple
         change = field[into][None, :] - field[out][:, None] - pair[np.ix_(out, into)]  # (k, L - k)
         yield tuple(out.tolist()), value
         a, b = np.unravel_index(int(change.argmin()), change.shape)
-        if change[a, b] >= -1e-12:
+        if not change[a, b] < -1e-12:
             for i, j in np.ndindex(change.shape):
                 kept = np.delete(out, i)
                 yield tuple(sorted((*kept.tolist(), int(into[j])))), value + float(change[i, j])

@@ -28,7 +28,7 @@ STAGES = ((1 / 2, 1 / 5, 10), (1.0, 1 / 10, 6))
 FINALISTS, MORE_FINALISTS, LONG = 4, 6, 3
 REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest, after which a finalist may be left out
 CLEARLY = 3.0  # standard errors of the paired difference
-LEAST_WINDOWS = 8  # fewer do not tell their error
+LEAST_WINDOWS = 8  # screening text included: fewer do not tell their error
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def final(context: Context, candidates: list[Dropped]) -> list[Dropped]:
     column = 0 if context.criterion == "kl" else 1
     for share in REST_SHARES:
         windows = round(share * len(rest.windows))
-        if windows >= LEAST_WINDOWS and len(candidates) > 1:
+        enough = windows >= 2 and len(context.screening.windows) + windows >= LEAST_WINDOWS
+        if enough and len(candidates) > 1:
             parts = (context.screening.by_window(candidates), rest.by_window(candidates, windows=windows))
             behind = clearly_behind([part[..., column] for part in parts])
             candidates = [dropped for dropped, left_out in zip(candidates, behind, strict=True) if not left_out]

@@ -14,7 +14,7 @@ from mi_prun.selection.race import first_windows
 
 
 def segment_loss(context: Context, k: int, count: int) -> list[Dropped]:
-    """The exact minimum of J on the measured loss of leaving out each segment (an eighth of the ranking text)."""
+    """The exact minimum of J on the measured loss of leaving out each segment (a quarter of the screening text)."""
     return [dropped for _, dropped in best_sets(measured_costs(context, k), k, count)]
 
 

@@ -67,6 +67,15 @@ def test_of_a_short_text_the_part_to_rank_on_gives_way_first(
     assert [len(part) for part in parts(made)] == counts
 
 
+@pytest.mark.parametrize("wanted", [(32, 32 * 27, 32), (32, 32, 32 * 27), (32 * 27, 32, 32)])
+def test_three_windows_are_one_for_each_part(text: Path, tokenizer: Any, wanted: tuple[int, int, int]) -> None:
+    ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
+    text.write_text(tokenizer.decode(ids[: 3 * 32 + 5]))
+    scoring, ranking, held_out = wanted
+    made = load(text, tokenizer, scoring_tokens=scoring, ranking_tokens=ranking, held_out_tokens=held_out)
+    assert [len(part) for part in parts(made)] == [1, 1, 1]
+
+
 def scattered(text: Path, tokenizer: Any, seed: int) -> Calibration:
     return load_calibration(
         str(text),

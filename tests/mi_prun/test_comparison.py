@@ -61,6 +61,20 @@ def test_the_model_is_opened_once_and_on_the_device_asked_for(
     assert asked == [("cpu", None)]
 
 
+def test_another_text_in_the_same_file_is_analysed_anew(reference: Path, harbour: Path, tmp_path: Path) -> None:
+    """And the same text in another place is not."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_bytes(harbour.read_bytes())
+    assert compare(reference, text, out, "bi", ".08") == 0
+    (tmp_path / "elsewhere").mkdir()
+    text = text.rename(tmp_path / "elsewhere" / "text.txt")
+    assert compare(reference, text, out, "bi", ".08") == 0
+    assert len(read_rows(out)) == len(list(out.glob("analysis-*"))) == 1
+    text.write_text(text.read_text().replace("the", "a"))
+    assert compare(reference, text, out, "bi", ".08") == 0
+    assert len(read_rows(out)) == len(list(out.glob("analysis-*"))) == 2
+
+
 def test_tables_and_pictures_say_what_the_rows_say(compared: Path) -> None:
     rows = read_rows(compared)
     told = json.loads((compared / "comparison.json").read_text())

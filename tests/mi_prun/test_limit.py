@@ -17,6 +17,7 @@ from mi_prun.errors import UserError
 from mi_prun.limit import Limit, cost_of, most_blocks, parse_limit
 from mi_prun.planning import plan_for
 from mi_prun.ratio import Amount
+from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import choose
 from mi_prun.settings import PlanSettings
@@ -34,14 +35,14 @@ def test_the_largest_k_within_the_limit_is_found(context: Context, kind: str) ->
         k: cost_of(context, Limit(kind, 1.0), choose(context, "tail", k, 0).dropped)  # type: ignore[arg-type]
         for k in range(1, 12)
     }
+    assert list(every.values()) == sorted(every.values())  # so that there is a largest one
     for k in (1, 3, 6):
         limit = Limit(kind, every[k] * 1.0001)  # type: ignore[arg-type]
         within = most_blocks(context.fresh(), limit, "tail", 0)
         found = len(within.choice.dropped)
         assert within.cost == pytest.approx(every[found])
         assert within.cost <= limit.value
-        if sorted(every.values()) == list(every.values()):
-            assert found == k
+        assert found == k
         assert within.next_cost == pytest.approx(every[found + 1])
         assert within.next_cost > limit.value
         assert within.forward_passes > 0
@@ -79,6 +80,28 @@ def test_where_it_does_not_the_next_one_is_measured_not_to_hold(
     found, next_cost = found_by(costs, monkeypatch)
     assert found == k
     assert next_cost == costs[k] > 1.0
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3])
+def test_what_cannot_be_measured_is_no_answer_only_where_it_is_the_next(
+    largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 blocks of 11 are too many sets: the search looks there before it knows of 3."""
+
+    def choose(context: Any, method: str, k: int, rerank: int | None) -> SimpleNamespace:
+        if k >= 4:
+            raise TooManySetsError(f"exhaustive: too many sets of {k}")
+        return SimpleNamespace(dropped=tuple(range(k)))
+
+    context: Any = SimpleNamespace(num_blocks=11, passes=0.0)
+    monkeypatch.setattr("mi_prun.limit.choose", choose)
+    monkeypatch.setattr("mi_prun.limit.cost_of", lambda c, limit, dropped: 0.5 if len(dropped) <= largest else 2.0)
+    if largest < 3:
+        assert len(most_blocks(context, Limit("kl", 1.0), "exhaustive", None).choice.dropped) == largest
+    else:
+        said = r"3 blocks cost KL 0\.5000 nats/token, within the limit; of 4 exhaustive: too many sets of 4"
+        with pytest.raises(UserError, match=said):
+            most_blocks(context, Limit("kl", 1.0), "exhaustive", None)
 
 
 def test_everything_but_one_block_may_go_where_the_limit_is_wide(context: Context) -> None:

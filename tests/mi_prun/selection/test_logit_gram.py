@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mi_prun.block_model import BlockModel
+from mi_prun.errors import UserError
 from mi_prun.evaluator import Evaluator
 from mi_prun.selection.logit_gram import logit_gram
 
@@ -54,6 +55,23 @@ def test_where_blocks_do_little_the_quadratic_is_the_kl_of_any_set(model: BlockM
     measured = np.array([loss.kl_nats for loss in evaluator.measure(sets)])
     assert np.allclose(gram.predict(sets, "kl"), measured, rtol=0.15)
     assert 0.5 * np.diag(gram.gram) == pytest.approx(np.array([loss.kl_nats for loss in gram.singles]), rel=0.1)
+
+
+def test_a_removal_that_breaks_the_model_is_named(model: BlockModel) -> None:
+    """Block 2 mends what block 1 breaks: without it the logits are not finite. Then the model itself."""
+    broken_entry = torch.zeros(model.hidden_size)
+    broken_entry[0] = torch.nan
+    model.blocks[1].register_forward_hook(lambda block, args, state: state + broken_entry)
+    model.blocks[2].register_forward_pre_hook(lambda block, args: (args[0].nan_to_num(), *args[1:]))
+    with pytest.raises(UserError, match=r"^the model without blocks \[2\] gives logits that are not finite; `--method"):
+        logit_gram(Evaluator(model, WINDOWS))
+    with pytest.raises(UserError, match=r"^the model without blocks \[2, 4\] gives logits"):
+        Evaluator(model, WINDOWS).measure([(4,), (2, 4)])
+    with torch.no_grad():
+        model.blocks[5].mlp.down_proj.weight[0, 0] = torch.nan
+    for broken in (logit_gram, lambda evaluator: evaluator.measure([(4,)])):
+        with pytest.raises(UserError, match=r"^the model itself gives logits that are not finite"):
+            broken(Evaluator(model, WINDOWS))
 
 
 def test_it_costs_the_single_removals(model: BlockModel) -> None:

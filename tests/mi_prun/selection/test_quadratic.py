@@ -34,6 +34,12 @@ def test_the_lowest_states_are_those_of_all_sets(k: int, seed: int, monkeypatch:
     assert len({dropped for _, dropped in annealed}) == 4
 
 
+def test_what_is_not_a_number_ends_the_search_all_the_same() -> None:
+    pair = np.zeros((32, 32))
+    pair[3] = np.nan
+    assert len(quadratic.low_states(np.ones(32), pair, 8, 4)) == 4
+
+
 def test_a_model_of_eighty_blocks_is_annealed_below_what_swaps_from_the_cheapest_blocks_reach() -> None:
     rng = np.random.default_rng(5)
     factor = rng.normal(size=(80, 12))

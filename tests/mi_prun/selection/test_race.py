@@ -17,6 +17,7 @@ from mi_prun.evaluator import block_runs
 from mi_prun.selection.context import Context, screening_windows, short_windows
 from mi_prun.selection.race import (
     FINALISTS,
+    LEAST_WINDOWS,
     MORE_FINALISTS,
     clearly_behind,
     final,
@@ -72,8 +73,8 @@ def test_a_race_costs_less_than_measuring_all(context: Context) -> None:
 
 
 def test_halving_never_throws_away_the_leader(context: Context) -> None:
-    """Among the finalists is the best of the first stage."""
-    sets = list(combinations(range(2, 7), 2))
+    """Among the finalists is the best of the first stage, which leaves out most of the sets."""
+    sets = list(combinations(range(2, 9), 2))  # 21
     fresh = context.fresh()
     finalists = race(fresh, sets)
     from mi_prun.selection.race import first_windows
@@ -104,6 +105,18 @@ def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Cont
     assert confirming is not None
     windows = confirming.windows
     once = sum(12 - len(dropped) for dropped in ((), (3, 7), (0, 3))) * windows.numel()
+    assert confirming.block_tokens < once / 2
+
+
+def test_long_windows_are_looked_at_as_often(context: Context) -> None:
+    """Eight of them are left to go through: after the first two it is clear, with what the screening text said."""
+    ranking = context.analysis.ranking.reshape(4, 256).repeat(3, 0)
+    fresh = Context(replace(context.analysis, ranking=ranking), context.open_model)
+    confirming = fresh.confirming
+    assert confirming is not None
+    assert len(fresh.screening.windows) >= LEAST_WINDOWS > len(confirming.windows) // 4
+    assert final(fresh, [(3, 7), (0, 3)]) == [(3, 7)]
+    once = sum(12 - len(dropped) for dropped in ((), (3, 7), (0, 3))) * confirming.windows.numel()
     assert confirming.block_tokens < once / 2
 
 
