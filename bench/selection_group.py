@@ -32,9 +32,16 @@ class Group:
         self.cells: dict[tuple[str, int], list[StudyRow]] = defaultdict(list)
         for row in rows:
             self.cells[row.label, len(row.row.dropped)].append(row)
-        # Where a run was stopped half way, only what all methods have.
-        every = sorted({k for _, k in self.cells})
-        self.ks = [k for k in every if all((label, k) in self.cells for label in self.labels)]
+        self.ks = [k for k in sorted({k for _, k in self.cells}) if self.at(k)]
+
+    def at(self, k: int) -> list[str]:
+        """The methods that were tried at k on as many seeds as any; where a run was stopped half way, not the rest."""
+        seeds = max(len(cell) for (_, other), cell in self.cells.items() if other == k)
+        return [label for label in self.labels if len(self.cells.get((label, k), ())) == seeds]
+
+    def ks_of(self, label: str) -> list[int]:
+        """The numbers of blocks that a method was tried at."""
+        return [k for k in self.ks if label in self.at(k)]
 
     def perplexity(self, row: StudyRow) -> float:
         return row.perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.row.dropped)]
@@ -50,7 +57,7 @@ class Group:
 
     def reference(self, k: int) -> tuple[float, bool]:
         """The perplexity that ratios are taken to, and whether it is the optimum."""
-        rows = [row for label in self.labels for row in self.cells[label, k]]
+        rows = [row for label in self.at(k) for row in self.cells[label, k]]
         known = [
             row.optimum_perplexity if self.confirmed is None else self.confirmed.perplexity[key_of(row.optimum_dropped)]
             for row in rows
@@ -90,13 +97,13 @@ class Group:
 
     def rank(self, label: str, k: int) -> int:
         """1 for each that is behind no other: the first, and all that are tied with it."""
-        return 1 + sum(self.behind(label, other, k) for other in self.labels if other != label)
+        return 1 + sum(self.behind(label, other, k) for other in self.at(k) if other != label)
 
     def picture(self) -> str:
         """SVG: perplexity over dense against the share of blocks, a line for each method, means over seeds."""
         rows = []
         for label in self.labels:
-            for k in self.ks:
+            for k in self.ks_of(label):
                 found = self.cells[label, k]
                 if found[0].label != found[0].row.label:
                     continue  # another estimator: in the tables, too many lines for a picture
@@ -111,7 +118,9 @@ class Group:
 
     def jaccard(self, label: str) -> float:
         """Mean over k of the mean pairwise Jaccard index of the sets dropped over seeds."""
-        return mean_of_numbers(x for k in self.ks for x in _jaccards(row.row.dropped for row in self.cells[label, k]))
+        return mean_of_numbers(
+            x for k in self.ks_of(label) for x in _jaccards(row.row.dropped for row in self.cells[label, k])
+        )
 
     def passes(self, label: str, k: int) -> float:
         return statistics.mean(row.row.passes for row in self.cells[label, k])
@@ -128,7 +137,7 @@ class Texts:
 
     def having(self, label: str, k: int) -> list[Group]:
         """The texts that a method was tried on, at that k: not every estimator was on every text."""
-        return [group for group in self.groups if label in group.labels and k in group.ks]
+        return [group for group in self.groups if k in group.ks_of(label)]
 
     def passes(self, label: str, k: int) -> float:
         return mean_of_numbers(group.passes(label, k) for group in self.having(label, k))

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -43,7 +44,7 @@ from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped, Evaluator
-from mi_prun.files import append_line, new_file, write_text
+from mi_prun.files import append_line, write_text
 from mi_prun.model import ModelFolder, open_model
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
@@ -184,17 +185,22 @@ class Study:
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
         """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
         path = self.path.with_suffix(".optimum.json")
-        if path.is_file():
-            found: dict[str, list[int]] = json.loads(path.read_text())["optimum"]
-            return {int(k): tuple(dropped) for k, dropped in found.items()}
+        text = sha256(evaluation.windows.numpy().astype("<i8").tobytes()).hexdigest()
         best: dict[int, Dropped] = {}
         counts: dict[int, list[int]] = {}
-        for k in ks:
-            if math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT:
-                best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
-                print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
-        with new_file(path) as partial:
-            partial.write_text(json.dumps({"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES}) + "\n")
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if found.get("text_sha256", text) != text:  # older files do not say it
+                raise UserError(f"{path} is of another evaluation text; give its settings, or another output folder")
+            best = {int(k): tuple(dropped) for k, dropped in found["optimum"].items()}
+            counts = {int(k): sets for k, sets in found["sets_measured"].items()}
+        missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT]
+        for k in missing:
+            best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
+            print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
+        if missing or not path.is_file():
+            made = {"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES, "text_sha256": text}
+            write_text(path, json.dumps(made) + "\n")
         return best
 
     def confirm(self, tokens: int) -> None:

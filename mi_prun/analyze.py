@@ -23,7 +23,7 @@ from mi_prun.block_model import (
 )
 from mi_prun.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
 from mi_prun.boundaries import collect as collect_whole
-from mi_prun.calibration import Calibration, load_calibration
+from mi_prun.calibration import Calibration, load_calibration, windows_for
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output
@@ -49,9 +49,15 @@ def analyze(
     """
     check_output(out, force=force)
     check_settings(settings)
+    if dense.num_blocks < 2:
+        raise UserError(f"{dense.name} has one block; there is none to drop")
     check_window(dense, settings.window_tokens)
     identity = identity_of(dense)
     estimator = make_estimator(settings.estimator, settings.noise)
+    dims = min(settings.projection, hidden_size(dense))
+    window = settings.window_tokens or context_tokens(dense)
+    asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
+    check_tokens(min(asked, estimator.max_tokens), dims, estimator)  # before a model is loaded and text sampled from it
     device = pick_device(local_device(settings.device))
     dtype = pick_dtype(device, settings.dtype)
     model: BlockModel | None = None
@@ -65,7 +71,7 @@ def analyze(
         calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)
         windows = calibration.scoring.tokens
         sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
-        check_tokens(int(sample.sum()), min(settings.projection, hidden_size(dense)), estimator)
+        check_tokens(int(sample.sum()), dims, estimator)
         mine = ranks.share(windows)
         with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
             part = collect(

@@ -90,7 +90,7 @@ def load_calibration(
     Where the text is shorter than asked for, the ranking part shrinks to LEAST_RANKING_SHARE times the scoring part,
     then all of them in proportion; under three windows it is refused.
     """
-    wanted = [max(1, round(tokens / window_tokens)) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)]
+    wanted = [windows_for(tokens, window_tokens) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)]
     if source == SELF:
         if model is None:
             raise ValueError("sampling text from the model needs the model")
@@ -120,6 +120,11 @@ def load_calibration(
         Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
     )
     return Calibration(scoring, ranking, held_out, description)
+
+
+def windows_for(tokens: int, window_tokens: int) -> int:
+    """How many windows make about so many tokens."""
+    return max(1, round(tokens / window_tokens))
 
 
 def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> Tensor:

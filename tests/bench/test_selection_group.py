@@ -79,6 +79,21 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert ranks(found) == {"a": 1, "b": 2, "c": 1}  # nobody else has the seed of c
 
 
+def test_a_method_is_compared_where_it_was_tried_on_every_seed() -> None:
+    """c was not tried at k = 2, and its run was stopped before the second seed of k = 3."""
+    methods = {"greedy-loss": 10.0, "b": 11.0}
+    rows = [row(name, seed, p, (*range(k),)) for k in (1, 2, 3) for name, p in methods.items() for seed in (0, 1)]
+    rows += [row("c", seed, 9.0) for seed in (0, 1)] + [row("c", 0, 9.0, (0, 1, 2))]
+    found = Group(rows)
+    assert found.ks == [1, 2, 3]
+    assert found.ks_of("c:0") == [1]
+    assert [found.rank("greedy-loss:0", k) for k in found.ks] == [2, 1, 1]
+    lines = page([found]).splitlines()
+    assert "| c:0 | 1.000 ± 0.000 (1) | - | - | 1.00 |" in lines
+    (together,) = [line for line in lines if line.startswith("| greedy-loss:0 | 3 | 67% |")]
+    assert together.startswith("| greedy-loss:0 | 3 | 67% | 1.3 | 67% | ")  # cases, first, mean rank, near
+
+
 def test_the_stability_over_seeds_and_over_texts_and_the_cost() -> None:
     """Sets of two blocks: over seeds {0, 1} and {1, 2} share one of three; over texts seed 0 the same, seed 1 none."""
     books = Group([row("a", 0, 11.0, (0, 1), 1.0), row("a", 1, 12.0, (1, 2), 2.0)])

@@ -108,6 +108,23 @@ def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkey
     assert choices(path.read_text()) == choices(whole)
 
 
+def test_the_optimum_is_found_where_it_is_missing_and_only_of_the_same_text(
+    made: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 66)
+    windows = made.evaluation_windows()
+    known = json.loads(made.path.with_suffix(".optimum.json").read_text())
+    made.path = tmp_path / "reference.harbour.jsonl"
+    path = made.path.with_suffix(".optimum.json")
+    path.write_text(json.dumps(known))
+    found = made.optimum(Evaluator(made.model, windows), [1, 2])
+    assert found[1] == tuple(known["optimum"]["1"])
+    assert len(found[2]) == 2
+    assert json.loads(path.read_text())["sets_measured"]["2"][0] == 66
+    with pytest.raises(UserError, match="is of another evaluation text"):
+        made.optimum(Evaluator(made.model, windows[:-1]), [1])
+
+
 def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["report", str(records), "-o", str(tmp_path / "page.md")])
     with pytest.raises(SystemExit) as ended:

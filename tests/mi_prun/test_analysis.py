@@ -18,7 +18,7 @@ from mi_prun.analyze import analyze
 from mi_prun.errors import UserError
 from mi_prun.model import identity_of, open_model
 from mi_prun.mutual_information import DPI_TOLERANCE_NATS, make_estimator
-from mi_prun.settings import AnalyzeSettings
+from mi_prun.settings import SELF, AnalyzeSettings
 
 
 def test_it_holds_what_the_pass_saw(reference_analysis: Analysis, reference: Path) -> None:
@@ -101,6 +101,26 @@ def test_settings_that_will_not_do_leave_nothing(
     with pytest.raises(UserError, match=said):
         analyze(open_model(reference), tmp_path / "out", dataclasses.replace(analyze_settings, **change))  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
+
+
+def test_too_few_tokens_are_known_before_a_model_is_loaded(
+    reference: Path, analyze_settings: AnalyzeSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="gaussian MI of 121 dimensions needs at least 242 tokens, got 240"):
+        analyze(
+            open_model(reference),
+            tmp_path / "out",
+            dataclasses.replace(analyze_settings, projection=121, calibration=SELF),
+            load=lambda: pytest.fail("loaded"),
+        )
+
+
+def test_a_model_of_one_block_is_refused(
+    tiny: Callable[..., Path], analyze_settings: AnalyzeSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="has one block; there is none to drop"):
+        analyze(open_model(tiny("llama", num_hidden_layers=1)), tmp_path / "out", analyze_settings)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_not_empty_is_kept(
