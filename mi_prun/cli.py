@@ -18,6 +18,7 @@ from mi_prun.options import (
     PLAN,
     AssumeUniform,
     Calibration,
+    CriterionName,
     Device,
     Drop,
     Estimator,
@@ -110,6 +111,7 @@ def plan(
     max_kl: MaxKl = None,
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
+    criterion: CriterionName = PLAN.criterion,
     purpose: For = None,
     no_quality: NoQuality = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the analysis found it")] = None,
@@ -129,7 +131,7 @@ def plan(
     from mi_prun.ratio import Amount
 
     check_output(output, force=force)
-    settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
+    settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
     found = read_analysis(analysis)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
     made = (
@@ -190,6 +192,7 @@ def prune(
     noise: Noise = ANALYZE.noise,
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
+    criterion: CriterionName = PLAN.criterion,
     no_quality: NoQuality = False,
     virtual: Virtual = False,
     assume_uniform: AssumeUniform = False,
@@ -218,7 +221,7 @@ def prune(
     shard_bytes = parse_size(max_shard_size)
     dense = open_model(model)
     # Refused before the long pass, not after.
-    plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device)
+    plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
     check_settings(plan_settings)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
     if amount.blocks(identity_of(dense)) is None:

@@ -44,6 +44,14 @@ Rerank = Annotated[
         help="proposed sets that are compared by their measured loss; 0: take the first; default: the method's own"
     ),
 ]
+CriterionName = Annotated[
+    str | None,
+    typer.Option(
+        "--criterion",
+        help="the loss that sets are compared by: ce (on the text), kl (to the dense model); default: ce, but kl on "
+        "text sampled from the model and with --max-kl",
+    ),
+]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
 MaxPplIncrease = Annotated[
     str | None,

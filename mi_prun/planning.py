@@ -15,7 +15,7 @@ from mi_prun.model import ModelFolder, identity_of, open_model
 from mi_prun.plan import Plan, Quality, kept_blocks
 from mi_prun.quality import quality_of
 from mi_prun.ratio import Amount
-from mi_prun.selection.context import Context
+from mi_prun.selection.context import CRITERIA, Context, Criterion
 from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
 from mi_prun.settings import PlanSettings, check_seed
 
@@ -32,7 +32,7 @@ def make_context(analysis: Analysis, settings: PlanSettings, load: Callable[[], 
     def open_dense() -> BlockModel:
         return load_on(named or _dense(analysis, analysis.record.dense.name), settings.device)
 
-    return Context(analysis, load or open_dense, settings.seed)
+    return Context(analysis, load or open_dense, settings.seed, _criterion(settings))
 
 
 def _dense(analysis: Analysis, reference: str) -> ModelFolder:
@@ -47,6 +47,14 @@ def check_settings(settings: PlanSettings) -> None:
     method_named(settings.method)
     check_rerank(settings.rerank)
     check_seed(settings.seed)
+    _criterion(settings)
+
+
+def _criterion(settings: PlanSettings) -> Criterion | None:
+    found = next((known for known in CRITERIA if known == settings.criterion), None)
+    if found is None and settings.criterion is not None:
+        raise UserError(f"--criterion must be one of {', '.join(CRITERIA)}, got {settings.criterion!r}")
+    return found
 
 
 def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
@@ -59,6 +67,8 @@ def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
     limit = parse_limit(amount.max_ppl_increase, amount.max_kl)
     if limit is None:
         raise ValueError("neither a number of blocks nor a limit")
+    if limit.kind == "kl" and settings.criterion is None:
+        context = context.fresh("kl")
     within = most_blocks(context, limit, settings.method, settings.rerank)
     said = {
         "limit": f"{limit.text(limit.value)} at most, on the ranking text",

@@ -48,6 +48,8 @@ class PlanSettings:
     method's own number. `mi-prun` with 0 is the paper's way. Why these defaults: docs/selection.md.
     quality: measure the choice on held-out text.
     model: where the dense model is, if not where the analysis found it.
+    criterion: the loss that sets are compared by, ce or kl; None: ce, but kl on text sampled from the model (where its
+    expectation is the same, less a constant), and under a limit of KL.
     """
 
     method: str = "hybrid"
@@ -56,6 +58,7 @@ class PlanSettings:
     model: str | None = None
     seed: int = 0
     device: str | None = None
+    criterion: str | None = None
 
 
 def check_seed(seed: int) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from mi_prun.selection.shrinkage import shrunk_cross_entropy
 from mi_prun.settings import SELF
 
 Criterion = Literal["ce", "kl"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 T = TypeVar("T")
 
 # Of the ranking text, what every candidate may be measured on: a share, not under so many tokens, and not over half.
@@ -37,11 +38,14 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Context:
-    """`open_model` loads the dense model; it is called only by a method that measures."""
+    """`open_model` loads the dense model; it is called only by a method that measures. wanted: the criterion,
+    where it is not the one that goes with the text.
+    """
 
     analysis: Analysis
     open_model: Callable[[], BlockModel]
     seed: int = 0
+    wanted: Criterion | None = None
     extra: Ledger = field(default_factory=Ledger)
     memories: dict[str, Memory] = field(default_factory=dict)  # what was measured on each text; may be shared
     derived: dict[str, Any] = field(default_factory=dict)  # what serves every number of blocks; may be shared
@@ -81,6 +85,8 @@ class Context:
         """The loss that candidates are compared by: the cross-entropy on the text; on text sampled from the dense model
         KL(dense || pruned), which is the same less a constant in expectation, and far less noisy.
         """
+        if self.wanted is not None:
+            return self.wanted
         return "kl" if self.analysis.record.calibration.source == SELF else "ce"
 
     def value(self, loss: Loss) -> float:
@@ -88,9 +94,9 @@ class Context:
         value: float = loss.kl_nats if self.criterion == "kl" else loss.ce_nats
         return value
 
-    def fresh(self) -> Context:
+    def fresh(self, wanted: Criterion | None = None) -> Context:
         """The same, with nothing spent; what was measured and derived is not done again, but it is paid for again."""
-        return replace(self, open_model=lambda: self.model, extra=Ledger())
+        return replace(self, open_model=lambda: self.model, extra=Ledger(), wanted=wanted or self.wanted)
 
     def derive(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made once. Its cost is for the caller to count, each time."""
