@@ -50,6 +50,10 @@ def test_gradient_and_hessian_are_those_of_finite_differences(model: BlockModel)
     for i, j in ((0, 1), (1, 4), (2, 5), (3, 4)):
         corners = [s * t * loss(model, {i: s * e, j: t * e}) for s in (1, -1) for t in (1, -1)]
         assert float(found.hessian[i, j]) == pytest.approx(sum(corners) / (4 * e * e), abs=0.05 * largest)
+    here = loss(model, {0: 0.0})
+    for i in range(6):
+        second = loss(model, {i: e}) + loss(model, {i: -e}) - 2 * here
+        assert float(found.hessian[i, i]) == pytest.approx(second / (e * e), abs=0.05 * largest)
     assert torch.equal(found.hessian, found.hessian.T)
 
 
