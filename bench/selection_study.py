@@ -9,6 +9,7 @@ than three standard errors of the paired difference on more of it, up to the who
 
 The best of a thousand sets on some text is also the luckiest on it: `--confirm TOKENS` measures every choice and every
 optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it no further.
+`--pair 2,3,7 2,3,9` with it measures these two sets alone, and prints their difference and its standard error.
 
 Records are JSON lines, appended as they are made; a run that was killed goes on from them.
 `python -m bench.selection_report` reads them.
@@ -46,6 +47,7 @@ from mi_prun.errors import UserError
 from mi_prun.evaluator import Dropped, Evaluator
 from mi_prun.files import append_line, write_text
 from mi_prun.model import ModelFolder, open_model
+from mi_prun.ratio import parse_blocks
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
 from mi_prun.selection.context import Context
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
@@ -105,6 +107,25 @@ class Confirmed(Record):
     window_tokens: int
     perplexity: dict[str, float]
     in_part: dict[str, int] = Field(default_factory=dict)
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+
+class Pair(Record):
+    """Two sets on the confirming text: the first one's cross-entropy above the second's, a token, and the standard
+    error of that difference over windows.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    text: str
+    dropped: tuple[Dropped, Dropped]
+    tokens: int
+    window_tokens: int
+    perplexity: tuple[float, float]
+    difference_nats: float
+    standard_error_nats: float
     machine: Machine
     versions: dict[str, str]
     commit: str | None
@@ -225,6 +246,26 @@ class Study:
                     commit=commit(),
                 )
                 write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
+
+    def pair(self, first: Dropped, second: Dropped, tokens: int) -> Pair:
+        """Compare two sets on about `tokens` tokens of the confirming text."""
+        evaluator = Evaluator(self.model, self.windows("confirming", tokens))
+        with progress("confirming", 2 * evaluator.windows.numel(), "tokens") as advance:
+            ce = evaluator.by_window([first, second], advance)[..., 1] / (evaluator.windows.shape[1] - 1)
+        difference = ce[0] - ce[1]
+        return Pair(
+            model=self.name,
+            text=self.text,
+            dropped=(first, second),
+            tokens=evaluator.predicted_tokens,
+            window_tokens=self.options.window,
+            perplexity=(math.exp(ce[0].mean()), math.exp(ce[1].mean())),
+            difference_nats=float(difference.mean()),
+            standard_error_nats=float(difference.std(ddof=1) / math.sqrt(len(difference))),
+            machine=this_machine(),
+            versions=versions(),
+            commit=commit(),
+        )
 
     def confirm_some(
         self, evaluator: Evaluator, sets: Sequence[Dropped], perplexity: dict[str, float], in_part: dict[str, int]
@@ -351,6 +392,7 @@ def main() -> None:
     parser.add_argument("--least-blocks", type=int, default=1, help="the smallest k")
     parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
     parser.add_argument("--confirm", type=int, metavar="TOKENS", help="measure the records' sets on other text instead")
+    parser.add_argument("--pair", nargs=2, metavar="BLOCKS", help="with --confirm: compare these two sets alone")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("-o", "--output", required=True)
     options = parser.parse_args()
@@ -363,7 +405,10 @@ def main() -> None:
         for text in options.text:
             name, _, source = text.partition("=")
             study = Study(folder, options.name or folder.path.resolve().name, name, source or name, options)
-            if options.confirm:
+            if options.confirm and options.pair:
+                first, second = (parse_blocks(word, folder.num_blocks, "--pair") for word in options.pair)
+                print(study.pair(first, second, options.confirm).model_dump_json())
+            elif options.confirm:
                 study.confirm(options.confirm)
             else:
                 study.run()

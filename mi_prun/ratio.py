@@ -72,23 +72,23 @@ def check_ratio(ratio: float, option: str) -> None:
         raise UserError(f"{option} must be in (0, 1), got {ratio:g}")
 
 
-def parse_blocks(text: str, num_blocks: int) -> tuple[int, ...]:
+def parse_blocks(text: str, num_blocks: int, option: str = "--drop") -> tuple[int, ...]:
     """`5,6,9` or `5-7,9`: block indices, 0-based, both ends of a range included."""
     blocks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"--drop {text!r}: {part.strip()!r} is not a block index; write it like 5,6,9 or 5-7")
+            raise UserError(f"{option} {text!r}: {part.strip()!r} is not a block index; write it like 5,6,9 or 5-7")
         wanted = range(int(first), int(last or first) + 1)
         if not wanted:
-            raise UserError(f"--drop {text!r}: the range {part.strip()} runs backwards")
+            raise UserError(f"{option} {text!r}: the range {part.strip()} runs backwards")
         if wanted.stop > num_blocks:
-            raise UserError(f"--drop {text!r}: blocks are 0..{num_blocks - 1} (0-based), got {wanted.stop - 1}")
+            raise UserError(f"{option} {text!r}: blocks are 0..{num_blocks - 1} (0-based), got {wanted.stop - 1}")
         if twice := blocks & set(wanted):
-            raise UserError(f"--drop {text!r} names block {min(twice)} twice")
+            raise UserError(f"{option} {text!r} names block {min(twice)} twice")
         blocks |= set(wanted)
     if len(blocks) == num_blocks:
-        raise UserError(f"--drop {text!r} names all {num_blocks} blocks; at least one must stay")
+        raise UserError(f"{option} {text!r} names all {num_blocks} blocks; at least one must stay")
     return tuple(sorted(blocks))
 
 

@@ -108,6 +108,16 @@ def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkey
     assert choices(path.read_text()) == choices(whole)
 
 
+def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:
+    found = made.pair((2, 3), (0, 1), 512)
+    losses = Evaluator(made.model, made.windows("confirming", 512)).measure([(2, 3), (0, 1)])
+    assert found.perplexity == pytest.approx([math.exp(loss.ce_nats) for loss in losses])
+    assert found.difference_nats == pytest.approx(losses[0].ce_nats - losses[1].ce_nats)
+    assert found.difference_nats < -3 * found.standard_error_nats < 0
+    same = made.pair((2, 3), (2, 3), 512)
+    assert same.difference_nats == same.standard_error_nats == 0
+
+
 def test_the_optimum_is_found_where_it_is_missing_and_only_of_the_same_text(
     made: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
