@@ -32,7 +32,7 @@ class Group:
         self.cells: dict[tuple[str, int], list[StudyRow]] = defaultdict(list)
         for row in rows:
             self.cells[row.label, len(row.row.dropped)].append(row)
-        self.ks = [k for k in sorted({k for _, k in self.cells}) if self.at(k)]
+        self.ks = sorted({k for _, k in self.cells})
 
     def at(self, k: int) -> list[str]:
         """The methods that were tried at k on as many seeds as any; where a run was stopped half way, not the rest."""

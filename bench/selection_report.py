@@ -164,7 +164,7 @@ def _share(group: Group, *, label: str) -> float:
 
 def _one(group: Group) -> str:
     def cell(label: str, k: int) -> str:
-        if k not in group.ks_of(label):
+        if label not in group.at(k):
             return "-"
         return f"{group.mean(label, k):.3f} ± {group.spread(label, k):.3f} ({group.rank(label, k)})"
 

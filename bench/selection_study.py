@@ -24,7 +24,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -40,7 +39,7 @@ from mi_prun.analysis import Analysis, read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.artefact import Record
 from mi_prun.block_model import BlockModel, load_on, load_tokenizer
-from mi_prun.calibration import CalibrationDescription, load_calibration
+from mi_prun.calibration import CalibrationDescription, load_calibration, tokens_digest
 from mi_prun.comparison import Row, compare, parse_methods
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
@@ -206,7 +205,7 @@ class Study:
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
         """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
         path = self.path.with_suffix(".optimum.json")
-        text = sha256(evaluation.windows.numpy().astype("<i8").tobytes()).hexdigest()
+        text = tokens_digest(evaluation.windows)
         best: dict[int, Dropped] = {}
         counts: dict[int, list[int]] = {}
         if path.is_file():

@@ -2,9 +2,8 @@
 
 Windows do not overlap. Of a file that is much longer than needed, each window is a passage of its own, drawn by the
 seed, from the first MOST_CHARACTERS: windows that lie side by side say the same again, and a loss measured on them is
-noisier than their number says.
-Of a shorter one each part is a contiguous region. A data set of the hub is shuffled by the seed and read as far as
-needed.
+noisier than their number says. Of a shorter one each part is a contiguous region. A data set of the hub is shuffled by
+the seed and read as far as needed.
 """
 
 from __future__ import annotations
@@ -114,12 +113,17 @@ def load_calibration(
         wanted_tokens=sum(wanted) * window_tokens,
         bos=bos,
         seed=seed,
-        fingerprint=hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
+        fingerprint=tokens_digest(tokens),
     )
     scoring, ranking, held_out = (
         Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
     )
     return Calibration(scoring, ranking, held_out, description)
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """sha256 of token ids, whatever the machine's byte order."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def windows_for(tokens: int, window_tokens: int) -> int:

@@ -13,6 +13,7 @@ from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.calibration import CalibrationDescription
 from mi_prun.errors import UserError
+from mi_prun.evaluator import Memory
 from mi_prun.plan import Plan
 from mi_prun.planning import make_context, plan_for
 from mi_prun.ratio import Amount
@@ -26,7 +27,8 @@ SETTINGS = PlanSettings(method="exhaustive", quality=False)
 def planned(
     reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]
 ) -> Callable[..., tuple[Context, Plan]]:
-    model, memories = load(reference), Context(reference_analysis, lambda: pytest.fail("opened")).memories
+    model = load(reference)
+    memories: dict[str, Memory] = {}  # what was measured serves every test
 
     def make(
         criterion: str | None = None, source: str = "text.txt", method: str = "exhaustive", **amount: object
