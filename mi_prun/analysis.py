@@ -82,6 +82,11 @@ class Analysis:
     def num_blocks(self) -> int:
         return self.record.dense.num_blocks
 
+    @property
+    def passes(self) -> float:
+        """What the one pass evaluated, in passes of the dense model over the ranking text."""
+        return self.scoring.size / self.ranking.size
+
 
 def arrays_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
     return save({name: np.ascontiguousarray(arrays[name]) for name in ARRAYS})

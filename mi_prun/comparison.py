@@ -220,7 +220,7 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
         dropped=choice.dropped,
         candidates=choice.candidates,
         selection_passes=choice.forward_passes,
-        analysis_passes=analysis.scoring.size / analysis.ranking.size if METHODS[spec.name].needs_analysis else 0.0,
+        analysis_passes=analysis.passes if METHODS[spec.name].needs_analysis else 0.0,
         seconds=seconds,
         dense_perplexity=math.exp(dense.ce_nats),
         perplexity=math.exp(pruned.ce_nats),

@@ -69,6 +69,11 @@ class Context:
         windows = torch.from_numpy(self.analysis.ranking).long()
         return self._evaluator("screening", short_windows(windows[: screening_windows(windows)]))
 
+    @property
+    def short_text(self) -> bool:
+        """Whether more than its share of the ranking text has to screen, which costs more than its share."""
+        return self.analysis.ranking.size < SCREENING_TOKENS / SCREENING_SHARE
+
     @cached_property
     def confirming(self) -> Evaluator | None:
         """The rest of the ranking text, in its whole windows; None where there is one window only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from mi_prun.analysis import Analysis
 from mi_prun.errors import UserError
 from mi_prun.plan import Objective
 from mi_prun.selection import baselines
+from mi_prun.selection.budget import most_passes
 from mi_prun.selection.cbo import cbo, cbo_fisher
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
@@ -107,15 +109,18 @@ class Choice:
 def choose(context: Context, method: str, k: int, rerank: int | None = None) -> Choice:
     """Choose k blocks: the best by measured loss of up to `rerank` proposed sets, or the first one proposed (0).
 
-    Says how far J of the choice is from its least value.
+    Says how far J of the choice is from its least value. With the number of sets left to a method that `grows`, what it
+    may cost is limited (`budget.py`).
     """
     found = method_named(method)
+    limited = rerank is None and found.grows
     rerank = found.candidates(context.num_blocks, k) if rerank is None else rerank
     check_choice(context.num_blocks, k, rerank)
     before = context.passes
+    most = before + most_passes(context, k) - context.analysis.passes if limited else math.inf
     sets = found.propose(context, k, max(1, rerank))
     measured = len(sets) if rerank and len(sets) > 1 else 0
-    dropped = race(context, sets)[0].dropped if measured else sets[0]
+    dropped = race(context, sets, most)[0].dropped if measured else sets[0]
     return Choice(dropped, measured, context.passes - before, objective_of(context.analysis, dropped))
 
 

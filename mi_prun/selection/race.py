@@ -7,6 +7,7 @@ windows only. All comparisons are paired: the same tokens for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mi_prun.console import progress
-from mi_prun.evaluator import Loss
+from mi_prun.evaluator import Loss, block_runs
 from mi_prun.selection.context import Context
 from mi_prun.selection.objective import Dropped
 
@@ -44,8 +45,11 @@ def first_windows(context: Context) -> int:
     return max(1, round(FIRST_SHARE * len(context.screening.windows)))
 
 
-def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
-    """The finalists that were not left out on the way, best first by the context's criterion."""
+def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.inf) -> list[Ranked]:
+    """The finalists that were not left out on the way, best first by the context's criterion.
+
+    most_passes: what the context may have spent at the end (`Context.passes`); finalists are left out for it.
+    """
     candidates = list(dict.fromkeys(sets))
     count = len(candidates)
     evaluator = context.screening
@@ -58,7 +62,7 @@ def race(context: Context, sets: Sequence[Dropped]) -> list[Ranked]:
             candidates = [candidates[i] for i in order[:keep]]
             windows = max(windows, round(share * len(evaluator.windows)))
         count = len(candidates)
-        candidates = final(context, candidates)
+        candidates = final(context, candidates, most_passes)
         losses = ranking_losses(context, candidates)
         advance(count)
     ranked = [Ranked(dropped, loss) for dropped, loss in zip(candidates, losses, strict=True)]
@@ -71,20 +75,47 @@ def finalists(context: Context) -> int:
     return MORE_FINALISTS if long else FINALISTS
 
 
-def final(context: Context, candidates: list[Dropped]) -> list[Dropped]:
-    """The candidates that are not clearly behind anywhere on the way through the rest of the ranking text."""
+def final(context: Context, candidates: list[Dropped], most_passes: float = math.inf) -> list[Dropped]:
+    """The candidates, best first, that are not clearly behind anywhere on the way through the rest of the ranking text,
+    as many as `most_passes` pays for.
+    """
     rest = context.confirming
     if rest is None:
         return candidates
     column = 0 if context.criterion == "kl" else 1
-    for share in REST_SHARES:
+    done = 0
+    for share in (*REST_SHARES, 1.0):
         windows = round(share * len(rest.windows))
         enough = windows >= 2 and len(context.screening.windows) + windows >= LEAST_WINDOWS
-        if enough and len(candidates) > 1:
+        if share < 1.0 and not enough:
+            continue
+        candidates = affordable(context, candidates, done, windows, most_passes)
+        if share < 1.0 and len(candidates) > 1:
             parts = (context.screening.by_window(candidates), rest.by_window(candidates, windows=windows))
-            behind = clearly_behind([part[..., column] for part in parts])
-            candidates = [dropped for dropped, left_out in zip(candidates, behind, strict=True) if not left_out]
+            losses = [part[..., column] for part in parts]
+            behind, order = clearly_behind(losses), np.argsort(sum(part.sum(1) for part in losses), kind="stable")
+            candidates = [candidates[i] for i in order if not behind[i]]
+            done = windows
     return candidates
+
+
+def affordable(
+    context: Context, candidates: list[Dropped], done: int, windows: int, most_passes: float
+) -> list[Dropped]:
+    """The first of them, one at least, that can go from `done` to `windows` windows of the rest of the ranking text
+    while enough is left to take the first one to its end.
+    """
+    rest = context.confirming
+    if rest is None or math.isinf(most_passes):
+        return candidates
+    left = (most_passes - context.passes) * context.num_blocks * context.analysis.ranking.size / rest.windows.shape[1]
+
+    def runs(count: int) -> int:
+        return block_runs([(), *candidates[:count]], context.num_blocks)
+
+    to_the_end = runs(1) * (len(rest.windows) - windows)
+    counts = range(len(candidates), 1, -1)
+    return candidates[: next((n for n in counts if runs(n) * (windows - done) + to_the_end <= left), 1)]
 
 
 def clearly_behind(losses: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:

@@ -1,0 +1,34 @@
+"""The most that the default may cost: a share of what greedy-loss costs for the same blocks, in blocks x tokens."""
+
+from __future__ import annotations
+
+import math
+
+from mi_prun.selection.context import Context
+
+# Of greedy-loss's cost, by the number of blocks; straight lines between. With fewer blocks there is little to save.
+SHARES = {12: 1 / 3, 24: 1 / 10}
+
+
+def greedy_runs(num_blocks: int, k: int) -> int:
+    """The fewest block runs over a text that greedy-loss can take to k blocks, whichever blocks it drops.
+
+    With s blocks gone it runs the dense model, and each of the L - s others is left out in turn: the sets share what
+    they run up to it, and each runs the kept blocks behind it, (L - s)(L - s - 1) / 2 together. Where what is gone is
+    not the end of the model, the sets' common path costs up to L - s more, which is not counted here.
+    """
+    return sum((num_blocks - s) * (num_blocks - s - 1) // 2 + num_blocks for s in range(k))
+
+
+def most_passes(context: Context, k: int) -> float:
+    """Passes of the dense model over the ranking text, the analysis included, that choosing k of the blocks may take:
+    SHARES of the fewest that greedy-loss takes, of a quarter of the blocks where k is less. Beyond a quarter, with few
+    blocks, and on a short text, where screening alone takes about as much: no limit.
+    """
+    num_blocks = context.num_blocks
+    fewest, most = SHARES
+    if num_blocks < fewest or 4 * k > num_blocks or context.short_text:
+        return math.inf
+    at = (min(num_blocks, most) - fewest) / (most - fewest)
+    share = (1 - at) * SHARES[fewest] + at * SHARES[most]
+    return share * greedy_runs(num_blocks, num_blocks // 4) / num_blocks
