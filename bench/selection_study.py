@@ -397,6 +397,8 @@ def main() -> None:
     options = parser.parse_args()
 
     def run() -> None:
+        if options.pair and not options.confirm:
+            raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = open_model(options.model)

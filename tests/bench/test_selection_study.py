@@ -176,6 +176,19 @@ def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: 
     assert not any(a & b for a, b in combinations(sentences, 2))
 
 
+def test_a_pair_without_a_text_to_compare_it_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the whole study would begin."""
+    words = ["--text", "self", "--pair", "2,3", "2,4", "-o", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    assert "error: --pair needs --confirm TOKENS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) -> None:
     with pytest.raises(UserError, match=r"has [\d,]+ of [\d,]+ tokens for a part of the study"):
         made.windows("confirming", 10_000_000)
