@@ -7,7 +7,6 @@ import http.client
 import re
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.flags import flag_value
 from mi_prun.errors import UserError
-from mi_prun.process_group import ProcessGroup, free_port
+from mi_prun.process_group import ProcessGroup, free_port, open_local
 
 SERVE = (sys.executable, "-m", "serve.cli")
 STARTUP_SECONDS = 900.0
@@ -48,7 +47,7 @@ class Engine:
     def metrics(self) -> str:
         """The Prometheus page. Raises UserError with the end of the log where the engine does not answer any more."""
         try:
-            with urllib.request.urlopen(f"{self.base_url}/metrics", timeout=30) as answer:
+            with open_local(f"{self.base_url}/metrics", 30.0) as answer:
                 page: str = answer.read().decode()
                 return page
         except (OSError, http.client.HTTPException) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -95,7 +96,7 @@ class ProcessGroup:
         while time.monotonic() - start < timeout_seconds:
             if self.process.poll() is not None:
                 raise UserError(f"{self.command[0]} ended with status {self.process.returncode}: {self.last_lines()}")
-            if _answers(url):
+            if answers(url):
                 return time.monotonic() - start
             time.sleep(0.2)
         raise UserError(f"{url} did not answer within {timeout_seconds:.0f} s: {self.last_lines()}")
@@ -161,11 +162,17 @@ class ProcessGroup:
                 self._look()
 
 
-def _answers(url: str) -> bool:
+def open_local(url: str, timeout_s: float) -> Any:
+    """As `urllib.request.urlopen`, past any `http_proxy`: what runs on this machine is asked itself."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
+
+
+def answers(url: str, timeout_s: float = 5.0) -> bool:
+    """Whether a server of this machine answers there with status 200."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with open_local(url, timeout_s) as answer:
             return bool(answer.status == 200)
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

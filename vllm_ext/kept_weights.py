@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,17 +124,19 @@ class Buffers:
     KEPT = 3  # the caller holds the tensor before this one, and perhaps one more
 
     def __init__(self) -> None:
-        self._arrays: list[NDArray[np.uint8]] = []
+        self._arrays: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[np.uint8]]]] = []  # and who has it
 
     def take(self, num_bytes: int) -> NDArray[np.uint8]:
         """An array of so many bytes. A tensor made of it keeps it, so that it is not handed out again before."""
-        for array in self._arrays:
-            # Held by the list, by `array` and as an argument, and by nothing else: no slice, and so no tensor, is left.
-            if len(array) >= num_bytes and sys.getrefcount(array) == 3:
-                return array[:num_bytes]
+        for i, (array, user) in enumerate(self._arrays):
+            if len(array) >= num_bytes and user() is None:
+                given = array[:num_bytes]
+                self._arrays[i] = array, weakref.ref(given)
+                return given
         array = np.empty(num_bytes, dtype=np.uint8)
-        self._arrays = sorted([*self._arrays, array], key=len)[-self.KEPT :]
-        return array[:]
+        given = array[:]
+        self._arrays = sorted([*self._arrays, (array, weakref.ref(given))], key=lambda one: len(one[0]))[-self.KEPT :]
+        return given
 
 
 def _read(source: io.FileIO, path: Path, info: TensorInfo, dtype: torch.dtype, buffers: Buffers) -> torch.Tensor:

@@ -39,8 +39,12 @@ class AccessLog:
             return
         self._lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}))
 
-    def flush(self) -> None:
+    def taken(self) -> list[str]:
+        """The lines so far. By the thread that writes: a line must not come between."""
         lines, self._lines = self._lines, []
+        return lines
+
+    def flush(self, lines: list[str]) -> None:
         if not lines:
             return
         data = ("\n".join(lines) + "\n").encode()
@@ -59,9 +63,9 @@ class AccessLog:
         while True:
             await asyncio.sleep(FLUSH_S)
             if self._lines:
-                await asyncio.to_thread(self.flush)
+                await asyncio.to_thread(self.flush, self.taken())
 
     def close(self) -> None:
-        self.flush()
+        self.flush(self.taken())
         if self.path is not None:
             os.close(self._file)

@@ -60,7 +60,9 @@ def create_app(
     )
 
     kept = EvidenceStore(store, service.judge)
-    if not reset:
+    if reset:
+        kept.forget()
+    else:
         kept.load()
 
     @contextlib.asynccontextmanager

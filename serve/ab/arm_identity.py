@@ -9,7 +9,7 @@ from pathlib import Path
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.manifest import MANIFEST_NAME, is_pruned
-from mi_prun.model import config_digest, identity_of, open_model, structure_digest
+from mi_prun.model import config_digest, identity_of, open_model, read_config, structure_digest
 from serve.ab.config import ArmConfig
 
 
@@ -27,6 +27,8 @@ def _content(folder: Path) -> list[str]:
     """The manifest of a pruned one has the digest of every file; of any other each tensor is sampled."""
     if is_pruned(folder):
         return [sha256_of(folder / MANIFEST_NAME)]
+    if not any(folder.glob("*.safetensors")):  # `--load-format dummy` makes them up
+        return [config_digest(read_config(folder))]
     model = open_model(folder)
     try:
         identity = identity_of(model)

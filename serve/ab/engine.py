@@ -16,8 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -25,7 +23,7 @@ from typing import Any
 
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
-from mi_prun.process_group import ProcessGroup, free_port
+from mi_prun.process_group import ProcessGroup, answers, free_port
 from serve.ab.config import ArmConfig, Config, Restart
 
 HOST = "127.0.0.1"
@@ -76,21 +74,26 @@ def model_of(arm: ArmConfig) -> str:
 
 def check_engines(config: Config) -> None:
     """Whatever is wrong with a model or a plan is found before the first engine is started. Raises UserError."""
+    from mi_prun.plan import Plan
+    from serve.cli import load_format
     from serve.served_model import planned_model, served_model
 
     for name, arm in config.arms.items():
         if not arm.managed:
             continue
-        for flag in arm.flags:
-            if flag.partition("=")[0] in OURS:
-                raise UserError(f"arm {name}: {flag.partition('=')[0]} is set by mi-prun-ab itself")
+        words = [flag.partition("=")[0].replace("_", "-") for flag in arm.flags if flag.startswith("--")]
+        for word in words:
+            if word in OURS:
+                raise UserError(f"arm {name}: {word} is set by mi-prun-ab itself")
         try:
             model = model_of(arm)
             if arm.plan is None:
-                served_model(model)
+                served_model(model, dummy=load_format(list(arm.flags)) == "dummy")
             elif Path(model).exists():
                 with tempfile.TemporaryDirectory(prefix="mi-prun-ab-") as scratch:
-                    planned_model(model, arm.plan, Path(scratch))
+                    planned_model(model, arm.plan, Path(scratch), assume_uniform="--assume-uniform" in words)
+            else:
+                Plan.read(arm.plan)
         except UserError as error:
             raise UserError(f"arm {name}: {error}") from error
 
@@ -108,7 +111,7 @@ class Engine:
         self._lock = threading.Lock()
         self._stopping = False
         self._since = 0.0
-        self._answered = 0.0
+        self._deaf_since: float | None = None
         self._back_off_s = restart.back_off_s
 
     def start(self) -> None:
@@ -123,19 +126,24 @@ class Engine:
             env = {**self.spec.env, KEY_VARIABLE: self.spec.key}
             self._group = ProcessGroup([*self.spec.command, "--port", str(port)], self.spec.log, env)
         self._group.wait_ready(f"{self.url}/health", timeout_seconds=self._restart.startup_s)
-        self._since = self._answered = time.monotonic()
+        self._since, self._deaf_since = time.monotonic(), None
         self.up = True
 
     def ended(self) -> str | None:
-        """Why it counts as ended; None while it serves. One that has been deaf for hang_s is as good as dead."""
+        """Why it counts as ended; None while it serves. One that has been deaf for hang_s is as good as dead: from the
+        first time on that it was asked in vain, as nobody asks while another one starts.
+        """
         group = self._group
         if group is None:
             return "it was not started"
         if (status := group.process.poll()) is not None:
             return f"it ended with status {status}: {group.last_lines()}"
-        if _answers(f"{self.url}/health"):
-            self._answered = time.monotonic()
-        elif time.monotonic() - self._answered > self._restart.hang_s:
+        asked = time.monotonic()
+        if answers(f"{self.url}/health", PROBE_TIMEOUT_S):
+            self._deaf_since = None
+        elif self._deaf_since is None:
+            self._deaf_since = asked
+        elif time.monotonic() - self._deaf_since > self._restart.hang_s:
             return f"it has not answered for {self._restart.hang_s:.0f} s"
         return None
 
@@ -209,14 +217,6 @@ class Supervisor:
             return False
         self._say({"event": "up", "arm": engine.spec.name, "url": engine.url})
         return True
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def main(arguments: Sequence[str] = ()) -> None:

@@ -26,6 +26,11 @@ class EvidenceStore:
         with store.lock, store.one_line():
             store.connection.execute(TABLE)
 
+    def forget(self) -> None:
+        """At once: a start that fails after it must not leave what the next one would go on with."""
+        with self._store.lock, self._store.one_line():
+            self._store.connection.execute("DELETE FROM evidence WHERE experiment = ?", (self._judge.experiment,))
+
     def load(self) -> None:
         """Raises UserError where the file cannot be read."""
         with self._store.lock, self._store.one_line():

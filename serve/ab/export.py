@@ -5,6 +5,7 @@ manifests.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from mi_prun.errors import UserError
 from mi_prun.files import new_folder
 from serve.ab.config import ArmConfig, Config
+from serve.ab.engine import model_of
 
 TARGETS = ("ray-serve", "kubernetes")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,6 +98,7 @@ def export(config: Config, target: str, options: ExportOptions, output: Path, *,
     have.
     """
     arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
+    check_places(config, options)
     if target == "kubernetes":
         from serve.ab.kubernetes import files
     else:
@@ -122,6 +125,11 @@ def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -
                 "give it to the engine by the cluster's own means (a Secret)"
             )
     model, plan, load_format = "", "", ""
+    if arm.url is not None and (arm.upstream_model or arm.api_key_env):
+        raise UserError(
+            f"arm {name}: upstream_model and api_key_env of a URL are the proxy's doing, no route of a cluster gives "
+            "a request another model or a key; leave them out, or run mi-prun-ab there"
+        )
     if arm.url is None:
         if arm.plan is not None:
             plan = _in_cluster(arm.plan, options)
@@ -135,14 +143,13 @@ def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]
     from serve.served_model import served_model
     from vllm_ext.plugin import LOAD_FORMAT
 
-    reference = arm.model
     if arm.plan is not None:
-        read = Plan.read(arm.plan)
-        reference = reference or read.dense.name
-    if not reference:
-        raise UserError(f"arm {name} has no model to export")
-    served = served_model(reference)
+        Plan.read(arm.plan)
+    reference = model_of(arm)
     folder = Path(reference)
+    if arm.plan is not None and not folder.exists():
+        return reference, ""  # owner/name@COMMIT too, which mi-prun-serve takes beside a plan
+    served = served_model(reference)
     if not folder.exists():
         return reference, ""
     if served.manifest is not None and served.manifest.weights == "virtual":
@@ -157,10 +164,23 @@ def _in_cluster(path: Path, options: ExportOptions) -> str:
     return str(PurePosixPath(options.model_root) / path.resolve().name)
 
 
+def check_places(config: Config, options: ExportOptions) -> None:
+    """Only a path's last part goes into the cluster: two that end alike would be one there."""
+    places: dict[str, Path] = {}
+    for arm in config.arms.values():
+        if arm.url is not None:
+            continue
+        model = Path(model_of(arm))
+        for path in (arm.plan, model if model.exists() else None):
+            if path is None:
+                continue
+            at, path = _in_cluster(path, options), path.resolve()
+            if places.setdefault(at, path) != path:
+                raise UserError(f"{places[at]} and {path} would both be {at} in the cluster; rename one")
+
+
 def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
     """vLLM's command line as arguments in Python: `--max-model-len 4096` is {"max_model_len": 4096}."""
-    import yaml
-
     found: dict[str, Any] = {}
     rest = list(flags)
     while rest:
@@ -174,12 +194,25 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
         key = flag.replace("-", "_")
         if key in REFUSED:
             raise UserError(f"{origin}: --{flag} cannot be exported: {REFUSED[key]}")
+        value: Any = True
         if not values and key.startswith("no_"):
-            found[key.removeprefix("no_")] = False
-        else:
-            read = [yaml.safe_load(value) for value in values]
-            found[key] = True if not read else read[0] if len(read) == 1 else read
+            key, value = key.removeprefix("no_"), False
+        elif values:
+            read = [_value(text) for text in values]
+            value = read[0] if len(read) == 1 else read
+        if key in found:
+            raise UserError(f"{origin}: --{flag} stands there twice, and an argument has one value; leave one out")
+        found[key] = value
     return found
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, a list or an object, as JSON has them; anything else is text."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return text if found is None or isinstance(found, str) or found != found else found
 
 
 def template(name: str, **fields: Any) -> str:

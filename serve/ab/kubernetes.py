@@ -152,10 +152,14 @@ def _words(engine: Mapping[str, Any]) -> list[str]:
         elif value is False:
             words.append(f"--no-{flag[2:]}")
         elif isinstance(value, list):
-            words += [flag, *map(str, value)]
+            words += [flag, *map(_word, value)]
         else:
-            words.append(f"{flag}={json.dumps(value) if isinstance(value, dict) else value}")
+            words.append(f"{flag}={_word(value)}")
     return words
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
 
 
 def _secret(variable: str, key: str) -> dict[str, Any]:

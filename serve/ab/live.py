@@ -117,8 +117,8 @@ class ArmBucket:
         tokens, ttft_s = observation.output_tokens or 0, observation.ttft_s
         self.output_tokens += tokens
         self.itl_s.add(*observation.itl_s)
-        if ttft_s is None or not observation.streamed:
-            return  # without a stream the first byte is the whole answer
+        if ttft_s is None or not observation.streamed or observation.status != 200:
+            return  # without a stream the first byte is the whole answer; a refusal is none
         self.ttft_s.add(ttft_s)
         if tokens > 1 and observation.e2e_s > ttft_s:
             self.answer_tokens_per_s.add((tokens - 1) / (observation.e2e_s - ttft_s))

@@ -13,6 +13,7 @@ COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
 # An event of a chat that says who will speak, and nothing yet: some engines send it before the first token is there.
 NOTHING_SAID = re.compile(rb'"delta"\s*:\s*\{(?:\s*"\w{1,32}"\s*:\s*(?:"assistant"|""|null)\s*,?){1,8}\}')
+EVENT_END = re.compile(rb"\r?\n\r?\n")
 SEEN_BEFORE = 256  # bytes of the last part that are looked at again: a figure may be cut in two
 LONGEST_EVENT = 2**20
 MOST_GAPS = 4096
@@ -52,8 +53,11 @@ class Reading:
             part = self._hold(part)
             if not part:
                 return part
-        events = part.count(b"\n\n") + part.count(b"\r\n\r\n")
-        if self.ttft_s is None and b'"role"' in part and len(NOTHING_SAID.findall(part)) >= events:
+        said = without_comments(part) if part.startswith(b":") or b"\n:" in part else part
+        if not said:
+            return part
+        events = said.count(b"\n\n") + said.count(b"\r\n\r\n")
+        if self.ttft_s is None and b'"role"' in said and len(NOTHING_SAID.findall(said)) >= events:
             self._look(part)
             return part
         self.events += events
@@ -100,6 +104,13 @@ class Reading:
                 self.input_tokens = int(found[1])
         if not self.streamed:
             self._before = seen[-SEEN_BEFORE:]
+
+
+def without_comments(events: bytes) -> bytes:
+    """The events that say something: a block of lines that begin with a colon only keeps a connection open."""
+    blocks = EVENT_END.split(events)
+    said = [block for block in blocks if any(line and not line.startswith(b":") for line in block.splitlines())]
+    return b"".join(block + b"\n\n" for block in said)
 
 
 def _has_event(events: bytes, mark: bytes) -> bool:

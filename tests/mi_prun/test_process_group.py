@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.process_group import ProcessGroup, free_port
+from mi_prun.process_group import ProcessGroup, answers, free_port
 
 CHILD = "import time; time.sleep(60)"
 FAMILY = f"""
@@ -106,3 +108,25 @@ def test_readiness_is_an_answer_of_the_url(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with ProcessGroup(command, tmp_path / "log") as group:
         assert group.wait_ready(f"http://127.0.0.1:{port}/", timeout_seconds=20) > 0
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_server_of_this_machine_is_asked_past_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy cannot reach it; with `http_proxy` set no engine would ever be ready."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert answers(f"http://127.0.0.1:{server.server_port}/health")
+        assert not answers(f"http://127.0.0.1:{server.server_port}/other")
+        server.shutdown()
+    assert not answers(f"http://127.0.0.1:{free_port()}/health", 1.0)

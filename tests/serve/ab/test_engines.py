@@ -13,7 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, alive, free_port
+from serve.ab.arm_identity import digest_of
+from serve.ab.config import ArmConfig
 
 RUNNER = Path(__file__).with_name("ab_with_fakes.py")
 TOML = """
@@ -136,6 +139,52 @@ def test_the_back_off_doubles_for_an_engine_that_ends_young(tmp_path: Path, monk
     young._since = now
     now += engine.YOUNG_S + 1.0  # this time it lived
     assert (young.next_start(), young.due) == (1.0, now + 1.0)
+
+
+def test_an_engine_is_deaf_from_the_first_time_on_that_it_was_asked_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks it while another one starts: minutes that say nothing."""
+    from serve.ab import engine
+
+    now = 1000.0
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    spec = engine.EngineSpec(name="dense", command=("true",), env={}, key="key", log=tmp_path / "log")
+    asked = engine.Engine(spec, engine.Restart(hang_s=60.0, end_s=1.0))
+    asked.url = f"http://127.0.0.1:{free_port()}"  # where nobody answers
+    asked._group = ProcessGroup([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    try:
+        now += 300.0
+        assert asked.ended() is None
+        now += 59.0
+        assert asked.ended() is None
+        now += 2.0
+        assert asked.ended() == "it has not answered for 60 s"
+    finally:
+        asked.stop()
+
+
+def check(arms: dict[str, Any]) -> None:
+    from serve.ab.config import Config
+    from serve.ab.engine import check_engines
+
+    check_engines(Config.model_validate({"arms": arms, "model_name": "m"}))
+
+
+def test_models_plans_and_flags_are_checked_before_an_engine_is_started(tmp_path: Path, reference: Path) -> None:
+    with pytest.raises(UserError, match=r"arm p: .*typo\.json"):
+        check({"p": {"model": "owner/name", "plan": str(tmp_path / "typo.json")}})
+    for flag in ("--served_model_name", "--api_key", "--api-key=secret", "--port=1"):
+        with pytest.raises(UserError, match="is set by mi-prun-ab itself"):
+            check({"p": {"model": str(reference), "flags": [flag, "x"]}})
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_bytes((reference / "config.json").read_bytes())
+    with pytest.raises(UserError, match="has no weights"):
+        check({"p": {"model": str(tmp_path / "config")}})
+    dummy = {"model": str(tmp_path / "config"), "flags": ["--load-format", "dummy"]}
+    check({"p": dummy})
+    arm = ArmConfig.model_validate(dummy)
+    assert digest_of(arm) == digest_of(arm)
 
 
 def test_an_engine_that_does_not_start_ends_the_command(tmp_path: Path, reference: Path) -> None:

@@ -135,3 +135,25 @@ def test_an_arm_at_another_url_begins_anew(tmp_path: Path, observed: Observed) -
         return kept
 
     assert [requests(f"http://127.0.0.1:{port}") for port in (1, 1, 2, 2, 1)] == [0, 1, 0, 1, 0]
+
+
+def test_a_reset_whose_start_fails_leaves_nothing_to_go_on_with(tmp_path: Path, observed: Observed) -> None:
+    """Engines start after the state is reset: what was judged before must not come back with the next start."""
+    arms = {"dense": {"url": "http://127.0.0.1:1"}, "pruned": {"url": "http://127.0.0.1:2"}}
+    fields = {"arms": arms, "split": {"dense": 1, "pruned": 1}, "model_name": "m", "state": tmp_path / "state"}
+    config = Config.model_validate({**fields, "access_log": tmp_path / "log"})
+
+    def kept(*, reset: bool, starts: bool) -> int:
+        app = create_app(config, keys=Keys(), reset=reset)
+        judge = app.state.ab.judge
+        found = int(judge.evidence.arms["pruned"].requests)
+        if starts:
+            with TestClient(app):
+                judge.observe(observed("pruned"))
+        else:
+            app.state.ab.experiment.store.close()
+        return found
+
+    assert [kept(reset=False, starts=True), kept(reset=False, starts=True)] == [0, 1]
+    assert kept(reset=True, starts=False) == 0
+    assert kept(reset=False, starts=True) == 0

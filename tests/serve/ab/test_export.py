@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mi_prun.errors import UserError
 from serve.ab.check_ray import check
 from serve.ab.config import Config
 from serve.ab.export import ExportOptions, export, parse_flags
-from serve.ab.kubernetes import whole_weights
+from serve.ab.kubernetes import _words, whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
 ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
@@ -207,6 +208,9 @@ def test_ray_itself_reads_the_application_where_it_is_installed(config: Config, 
         ("ray-serve", {"dense": {"model": "o/n", "env": {"AWS_SECRET_ACCESS_KEY": "secret-key"}}}, "like a secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--hf-token", "secret-key"]}}, "belongs into a Secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--tensor-parallel-size", "x"]}}, "must be a number"),
+        ("kubernetes", {"dense": {"model": "o/n", "flags": ["--middleware=a", "--middleware", "b"]}}, "there twice"),
+        ("kubernetes", {"dense": {"url": "http://vllm:8000", "upstream_model": "o/n"}}, "are the proxy's doing"),
+        ("kubernetes", {"dense": {"url": "http://vllm:8000", "api_key_env": "KEY"}}, "are the proxy's doing"),
     ],
 )
 def test_what_a_cluster_cannot_have_is_refused_before_anything_is_written(
@@ -223,6 +227,48 @@ def test_a_virtual_folder_points_to_this_machine(prune: Callable[..., Path], ref
     virtual = prune(reference, tmp_path / "virtual", [1], virtual=True)
     with pytest.raises(UserError, match="apply the plan without --virtual"):
         export(config_of(arms={"p": {"model": str(virtual)}}), "kubernetes", ExportOptions(), tmp_path / "out")
+
+
+def test_two_arms_that_would_be_one_folder_in_the_cluster_are_refused(reference: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(reference, tmp_path / name / "same")
+    arms = {name: {"model": str(tmp_path / name / "same")} for name in ("a", "b")}
+    with pytest.raises(UserError, match=r"would both be /models/same in the cluster; rename one"):
+        export(config_of(arms=arms), "kubernetes", ExportOptions(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    twice = {name: {"model": str(tmp_path / "a" / "same")} for name in ("a", "b")}  # one model, other flags
+    export(config_of(arms=twice), "kubernetes", ExportOptions(), tmp_path / "out")
+
+
+def test_a_plan_of_a_hub_model_at_its_commit_is_exported(pruned: Path, tmp_path: Path) -> None:
+    """`mi-prun-serve --plan` takes owner/name@COMMIT, though vLLM itself does not."""
+    plan = json.loads((pruned / "mi_prun.json").read_text())["plan"]
+    plan["dense"]["name"] = "owner/name@0123456789abcdef"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    export(
+        config_of(arms={"p": {"plan": str(tmp_path / "plan.json")}}), "kubernetes", ExportOptions(), tmp_path / "out"
+    )
+    command = next(d for d in documents(tmp_path / "out") if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert command["containers"][0]["command"] == [
+        *("mi-prun-serve", "--model", "owner/name@0123456789abcdef", "--plan", "/models/plan.json")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "again"),
+    [
+        (["--chat-template", "{% for m in messages %}"], ["--chat-template={% for m in messages %}"]),
+        (["--compilation-config", '{"level": 3'], ['--compilation-config={"level": 3']),
+        (["--revision", "2024-01-01"], ["--revision=2024-01-01"]),
+        (["--language=no"], ["--language=no"]),
+        (["--reasoning-parser="], ["--reasoning-parser="]),
+        (["--lora-modules", '{"name": "a"}', '{"name": "b"}'], ["--lora-modules", '{"name": "a"}', '{"name": "b"}']),
+        (["--flag", "true"], ["--flag"]),
+        (["--no-flag"], ["--no-flag"]),
+    ],
+)
+def test_flags_are_written_as_they_were_said(words: list[str], again: list[str]) -> None:
+    assert _words(parse_flags(words, origin="arm x")) == again
 
 
 def test_flags_become_arguments() -> None:

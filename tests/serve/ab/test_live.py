@@ -98,6 +98,16 @@ def test_an_answer_that_was_not_streamed_has_no_ttft(live: Live) -> None:
     assert now.output_tokens_per_s > 0
 
 
+def test_a_refusal_has_no_ttft(live: Live) -> None:
+    """It is fast, and no answer."""
+    for _ in range(9):
+        live(replace(ANSWER, status=400, outcome="client_error", ttft_s=0.002, itl_s=(), output_tokens=None))
+    assert live.figures().now["dense"].ttft_s_p50 is None
+    live(ANSWER)
+    now = live.figures().now["dense"]
+    assert (now.requests, now.ttft_s_p50) == (10, pytest.approx(0.1, rel=0.03))
+
+
 def test_old_buckets_go_and_memory_is_bounded(live: Live, clock: Clock) -> None:
     for _ in range(50):
         live(ANSWER)

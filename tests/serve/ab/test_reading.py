@@ -109,3 +109,17 @@ def test_what_has_no_end_is_not_held_for_ever() -> None:
     part = b"x" * (LONGEST_EVENT + 1)
     assert reading.feed(part, 0.0) == part
     assert reading.left() == b""
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_a_comment_that_keeps_the_connection_open_is_no_token(end: bytes) -> None:
+    reading = Reading(streamed=True)
+    assert reading.feed(b": ping" + end, 0.5) == b": ping" + end
+    assert reading.ttft_s is None
+    reading.feed(event("a"), 10.0)
+    reading.feed(b": ping" + end + event("b"), 11.0)  # with words behind it
+    reading.feed(b": one" + end + b": two" + end, 12.0)
+    reading.feed(b": of the event's own\n" + event("c"), 13.0)
+    reading.feed(b"data: [DONE]\n\n", 14.0)
+    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (10.0, [1.0, 2.0], 3)
+    assert reading.done
