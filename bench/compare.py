@@ -104,8 +104,10 @@ def _other_blocks(a: Run, b: Run) -> Iterator[str]:
 
 
 def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
+    told: set[str] = set()
     for before, after in _pairs(a, b):
-        if before.load == a.main or load_key(before.load) == load_key(a.main):
+        if before.arm.label not in told:  # by the first load that both have
+            told.add(before.arm.label)
             yield from _once(before, after, may)
         if may.speed:
             yield from _speeds(before, after)
@@ -157,9 +159,9 @@ def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
             first, second = rounds(of)
             if min(*first, *second) > 0:
                 yield _noisy(before, f"{title} {percentile} ms", first, second, more=False)
-    first, second = rounds(lambda found: found.energy_j or 0.0)
+    first, second = rounds(lambda found: (found.energy_j or 0.0) / found.completed)
     if min(*first, *second) > 0:
-        yield _noisy(before, "energy J", first, second, more=False)
+        yield _noisy(before, "energy J a request", first, second, more=False)
     if before.paired and after.paired:
         ours, theirs = before.paired.output_tokens_per_s, after.paired.output_tokens_per_s
         yield _change_of_ratio(before, ours, theirs)

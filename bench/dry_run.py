@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from bench.estimate import MachineSpeed, choosing_seconds, machine_speed, round_seconds, sweep_seconds
@@ -43,6 +44,7 @@ def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
         choosing = choosing_seconds(prepared.subjects, list(_candidates(prepared, settings)), settings, speed)
         yield f"about {_minutes(choosing)} for analysis, plans and quality, where they are not there yet"
     yield f"about {_minutes(seconds)} under load and starting, {seen}"
+    yield json.dumps({"models": len(subjects), "loads": len(prepared.closed) + len(opened), "about_s": round(seconds)})
 
 
 def _minutes(seconds: float) -> str:

@@ -23,7 +23,7 @@ from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
-from mi_prun.process_group import ProcessGroup
+from mi_prun.process_group import ProcessGroup, local_addresses_direct
 
 ANSWER_TOKENS = 256  # of a generated answer, as lm-eval has it where a task does not say
 
@@ -53,7 +53,7 @@ def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: N
         asked.write_text(spec.model_dump_json())
         out.touch()
         command = [sys.executable, "-m", "bench.harness", str(asked), str(out)]
-        with ProcessGroup(command, log, {"TOKENIZERS_PARALLELISM": "false"}) as group:
+        with ProcessGroup(command, log, {"TOKENIZERS_PARALLELISM": "false", **local_addresses_direct()}) as group:
             seen = 0
             while True:
                 status = group.process.poll()

@@ -17,7 +17,7 @@ from bench.engine import SAMPLE_SECONDS, Engine
 from bench.prompt_files import Prompts
 from bench.record import Latency, Load, Round
 from mi_prun.errors import UserError
-from mi_prun.process_group import ProcessGroup
+from mi_prun.process_group import ProcessGroup, local_addresses_direct
 
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 WARMUP_SEED = 999  # of a load's thousand seeds; rounds take those from the first on
@@ -40,7 +40,7 @@ class LoadGenerator:
         if self._started is None:
             command = [sys.executable, "-m", "bench.vllm_load"]
             # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
-            env = {"PYTHONHASHSEED": "0"}
+            env = {"PYTHONHASHSEED": "0", **local_addresses_direct()}
             group = ProcessGroup(command, self._folder / "load.log", env, stdin=subprocess.PIPE)
             self._started = self._stack.enter_context(group)
             group.sample_seconds = SAMPLE_SECONDS

@@ -35,6 +35,8 @@ def check_loads(settings: LoadSettings) -> None:
     for name in settings.presets:
         if name not in PRESETS:
             raise UserError(f"--presets must be of {', '.join(PRESETS)}, got {name!r}")
+    if not settings.presets and settings.input_tokens is None and settings.trace is None:
+        raise UserError(f"--presets is empty; name some of {', '.join(PRESETS)}, or --input-tokens, or --trace")
     if not settings.concurrency:
         raise UserError("--concurrency is empty; the first load must be a closed loop, like 1,8,64")
     named = [("--concurrency", value) for value in settings.concurrency]
@@ -45,6 +47,11 @@ def check_loads(settings: LoadSettings) -> None:
     for option, value in named:
         if value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")
+    if settings.prompts is not None and settings.prompts < max(settings.concurrency):
+        raise UserError(
+            f"--prompts {settings.prompts} cannot keep {max(settings.concurrency)} requests in flight; give as "
+            "many, or leave it out: twice as many"
+        )
     if settings.rounds >= SEEDS_A_LOAD - 1:
         raise UserError(f"--rounds must be below {SEEDS_A_LOAD - 1}, got {settings.rounds}")
     if settings.seed < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ DEFAULT_CPU_KV_GIB = 2.0  # what mi-prun-serve sets where the user does not
 PROCESS_BYTES = int(1.5 * 2**30)  # an engine's processes on CPU, before weights and KV cache
 SHARE_FLAG = "--gpu-memory-utilization"
 DEFAULT_SHARE = 0.9
+PARALLEL = (("--tensor-parallel-size", "-tp"), ("--pipeline-parallel-size", "-pp"), ("--data-parallel-size", "-dp"))
 GIB = 2**30
 
 
@@ -43,7 +45,8 @@ def engines_alive(subjects: Sequence[Subject], flags: Sequence[str], asked: Aliv
 
 def room(subjects: Sequence[Subject], flags: Sequence[str], device: Device) -> tuple[int, list[int]]:
     """Bytes that are free, and bytes that each engine takes."""
-    total = device.total_bytes()
+    gpus = math.prod(int(_number(flag_value(flags, long) or flag_value(flags, short), 1)) for long, short in PARALLEL)
+    total = device.total_bytes(gpus)
     if total is None:
         kv_bytes = int(_number(os.environ.get(CPU_KV_GIB), DEFAULT_CPU_KV_GIB) * GIB)
         kv_caches = [2 if subject.arm.kind == "draft" else 1 for subject in subjects]
@@ -51,7 +54,7 @@ def room(subjects: Sequence[Subject], flags: Sequence[str], device: Device) -> t
         return psutil.virtual_memory().available, needed
     # vLLM takes its share whatever the model's size.
     reserved = int(_number(flag_value(flags, SHARE_FLAG), DEFAULT_SHARE) * total)
-    return device.free_bytes() or 0, [max(reserved, subject.weight_bytes) for subject in subjects]
+    return device.free_bytes(gpus) or 0, [max(reserved, subject.weight_bytes) for subject in subjects]
 
 
 def _number(text: str | None, default: float) -> float:

@@ -86,8 +86,7 @@ def pareto_svg(run: Run) -> str:
     A line for each method. Empty where nothing measured quality.
     """
     shown = [p for p in run.under(run.main) if p.arm.kind == "pruned" and p.paired and perplexity_of(p)]
-    base = perplexity_of(run.dense)
-    if not shown or not base:
+    if not shown:
         return ""
     figure, axes = _figure(WIDTH, 4.2)
     axes.axhline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)

@@ -45,6 +45,8 @@ def points_of(
     for subject in subjects:
         own = rounds[subject.arm.label]
         ratios = paired([r.figures for r in own], [r.figures for r in base]) if subject is not first else None
+        speed = Speed(rounds=tuple(r.figures for r in own))
+        bounded = ratios is not None and same_batches(load, own, base)
         quality, measured_on = subject.quality, subject.quality_measured_on
         if subject is first:
             quality, measured_on = dense_quality(subjects)
@@ -55,16 +57,16 @@ def points_of(
                 dense=dense,
                 arm=subject.arm,
                 load=load,
-                speed=Speed(rounds=tuple(r.figures for r in own)),
+                speed=speed,
                 paired=ratios,
-                roofline=rooflines(first, subject, load, ratios) if ratios else (),
+                roofline=rooflines(first, subject, load, ratios) if ratios and bounded else (),
                 memory=memory_of(subject, load, own),
                 start_up=start_up_of(own),
                 quality=quality,
                 quality_measured_on=measured_on,
                 acceptance=acceptance_over([r.acceptance for r in own]),
                 provenance=provenance,
-                bound=bound_of(first, subject, load) if ratios else None,
+                bound=bound_of(first, subject, load) if bounded else None,
                 selection=selection_of(subject),
             )
         )
@@ -72,12 +74,29 @@ def points_of(
 
 
 def dense_quality(subjects: Sequence[Subject]) -> tuple[Quality | None, MeasuredOn | None]:
-    """The dense model's own figure is the one that its pruned models were compared with."""
-    for subject in subjects[1:]:
-        if subject.quality is not None:
-            same = {"pruned_perplexity": subject.quality.dense_perplexity, "kl_nats_per_token": 0.0}
-            return subject.quality.model_copy(update=same), subject.quality_measured_on
-    return None, None
+    """The dense model's own figure is the one that its pruned models were compared with; none, where they were compared
+    on several texts.
+    """
+    found = [subject for subject in subjects[1:] if subject.quality is not None]
+    if len({subject.quality.dense_perplexity for subject in found if subject.quality}) != 1:
+        return None, None
+    quality, measured_on = found[0].quality, found[0].quality_measured_on
+    assert quality is not None
+    same = {"pruned_perplexity": quality.dense_perplexity, "kl_nats_per_token": 0.0}
+    return quality.model_copy(update=same), measured_on
+
+
+def same_batches(load: Load, *arms: Sequence[RoundRecord]) -> bool:
+    """Whether a step of each arm has as many requests: a bound is of the same step with fewer blocks. A model with less
+    weight has more room for keys and values: where the dense one cannot hold all that is in flight, the pruned one's
+    steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop. The longest
+    request of a trace is not in the load: twice the mean stands for it.
+    """
+    if load.concurrency is None:
+        return not any(Speed(rounds=tuple(r.figures for r in rounds)).piles_up for rounds in arms)
+    length = load.input_tokens + load.output_tokens
+    needed = load.concurrency * length * (1 if load.trace is None else 2)
+    return needed <= min(found.kv_tokens for rounds in arms for found in rounds)
 
 
 def rooflines(dense: Subject, pruned: Subject, load: Load, ratios: Paired) -> tuple[Roofline, ...]:

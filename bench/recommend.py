@@ -150,8 +150,8 @@ def misses(row: Row, limits: Limits) -> list[tuple[str, float]]:
 
 def least(rows: Sequence[Row]) -> Row:
     """The least loss: perplexity where it was measured, else the fewest blocks; the faster of equals."""
-    if all(row.x_perplexity is not None for row in rows):
-        return min(rows, key=lambda row: (row.x_perplexity or 0.0, -row.x_output_tokens_per_s))
+    if all(row.x_perplexity is not None or not row.dropped for row in rows):
+        return min(rows, key=lambda row: (row.x_perplexity or 1.0, -row.x_output_tokens_per_s))
     return min(rows, key=lambda row: (len(row.dropped), -row.x_output_tokens_per_s))
 
 

@@ -227,6 +227,11 @@ class Speed(Record):
     def backlog_growth(self) -> float | None:
         return _median_of_all([found.backlog_growth for found in self.rounds])
 
+    @property
+    def piles_up(self) -> bool:
+        growth = self.backlog_growth
+        return growth is not None and growth > PILES_UP
+
 
 def _median_of_all(found: Sequence[float | None]) -> float | None:
     known = [value for value in found if value is not None]
@@ -386,8 +391,7 @@ class PointRecord(Record):
     @property
     def saturated(self) -> bool:
         """Whether requests arrived faster than they were answered (open loop)."""
-        growth = self.speed.backlog_growth
-        return self.load.rate_per_s is not None and growth is not None and growth > PILES_UP
+        return self.load.rate_per_s is not None and self.speed.piles_up
 
     @property
     def impossible(self) -> list[str]:

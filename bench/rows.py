@@ -94,7 +94,7 @@ def rows_of(run: Run) -> list[Row]:
 def row_of(point: PointRecord, dense: PointRecord) -> Row:
     """dense: under the same load."""
     speed, memory, paired = point.speed, point.memory, point.paired
-    perplexity, base = perplexity_of(point), perplexity_of(dense)
+    quality = point.quality
     throughput = paired.output_tokens_per_s if paired else ONE
     return Row(
         run=point.run,
@@ -110,9 +110,10 @@ def row_of(point: PointRecord, dense: PointRecord) -> Row:
         rate_per_s=point.load.rate_per_s,
         input_tokens=point.load.input_tokens,
         output_tokens=point.load.output_tokens,
-        perplexity=perplexity,
-        x_perplexity=perplexity / base if perplexity and base else None,
-        kl_nats_per_token=point.quality.kl_nats_per_token if point.quality else None,
+        perplexity=quality.pruned_perplexity if quality else None,
+        # Over the dense model's on the same text: plans may be of several.
+        x_perplexity=quality.pruned_perplexity / quality.dense_perplexity if quality else None,
+        kl_nats_per_token=quality.kl_nats_per_token if quality else None,
         output_tokens_per_s=speed.output_tokens_per_s,
         min_output_tokens_per_s=min(found.output_tokens_per_s for found in speed.rounds),
         max_output_tokens_per_s=max(found.output_tokens_per_s for found in speed.rounds),

@@ -166,12 +166,17 @@ class Study:
             known = [row.row for row in self.known if row.seed == seed and row.estimator == self.options.estimator]
             made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
+            self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
             context = Context(self.analysis(seed), lambda: self.model, seed)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
 
-            def keep(row: Row, seed: int = seed, calibrated_on: int = calibrated_on) -> None:
+            def keep(
+                row: Row, seed: int = seed, calibrated_on: int = calibrated_on, there: set[tuple[str, int]] = made
+            ) -> None:
+                if (row.label, len(row.dropped)) in there:  # of another machine's analysis: the same settings
+                    return
                 loss = evaluation.measure([row.dropped])[0]
                 best = optimum.get(len(row.dropped))
                 record = StudyRow(
@@ -201,6 +206,17 @@ class Study:
                 )
 
             compare(context, specs, list(ks), known=known, keep=keep)
+
+    def check_alike(self, seed: int, evaluation_tokens: int) -> None:
+        """Raises UserError where rows of the seed were made with other settings: they are not rows of this study."""
+        asked = {"window_tokens": self.options.window, "evaluation_tokens": evaluation_tokens}
+        for row in self.known:
+            found = {name: getattr(row, name) for name in asked}
+            if row.seed == seed and found != asked:
+                raise UserError(
+                    f"{self.path} has rows of other settings ({_words(found)}, not {_words(asked)}); "
+                    "give theirs, or another output folder"
+                )
 
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
         """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
@@ -360,6 +376,10 @@ def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped,
                 left = [dropped for dropped, left_out in zip(left, behind, strict=True) if not left_out]
         advance(len(left))
     return left[best], counts
+
+
+def _words(settings: dict[str, int]) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in settings.items())
 
 
 def read_study(path: Path) -> list[StudyRow]:

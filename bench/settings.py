@@ -89,4 +89,4 @@ class SweepSettings:
 
 
 # Of `run` and `draft`: one load that takes minutes on a small machine.
-RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, prompts=32, concurrency=(4,), warmups=4)
+RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)

@@ -51,9 +51,9 @@ def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()
 
     Raises UserError for what is no model, is named twice, or was made from another model.
     """
-    if len(set(pruned)) < len(pruned):
-        twice = next(name for name in pruned if pruned.count(name) > 1)
-        raise UserError(f"--pruned {twice} is named twice")
+    for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise UserError(f"{option} {twice[0]} is named twice")
     subjects, identity = _dense(dense)
     first = subjects.all[0]
     made = [_pruned(name, identity, first.weights) for name in pruned]
@@ -179,15 +179,24 @@ def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
 
 
 def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Labels that stand twice get the model's name behind them, or the blocks."""
-    labels = [subject.arm.label for subject in subjects]
-    changed = []
-    for subject in subjects:
-        arm = subject.arm
-        if labels.count(arm.label) > 1:
-            dropped = "-".join(map(str, arm.blocks.dropped))
-            own = Path(arm.model).name if arm.kind == "pruned" else f"without {dropped}"
-            changed.append(replace(subject, arm=arm.model_copy(update={"label": f"{arm.label} ({own})"})))
-        else:
-            changed.append(subject)
-    return changed
+    """Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path:
+    rounds, engines and quality go by the label.
+    """
+    found = list(subjects)
+    for name_of in (_short_name, _path):
+        labels = [subject.arm.label for subject in found]
+        twice = {label for label in labels if labels.count(label) > 1}
+        for i, subject in enumerate(found):
+            if subject.arm.label in twice:
+                label = f"{subjects[i].arm.label} ({name_of(subject)})"
+                found[i] = replace(subject, arm=subject.arm.model_copy(update={"label": label}))
+    return found
+
+
+def _short_name(subject: Subject) -> str:
+    arm = subject.arm
+    return Path(arm.model).name if arm.kind == "pruned" else f"without {'-'.join(map(str, arm.blocks.dropped))}"
+
+
+def _path(subject: Subject) -> str:
+    return subject.arm.model if subject.arm.kind == "pruned" else subject.flags[-1]

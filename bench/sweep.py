@@ -24,7 +24,9 @@ from bench.subject import Subject, Subjects, context_of, dense_subjects, open_su
 from bench.task_record import TaskRecord
 from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
+from mi_prun.analysis import Analysis
 from mi_prun.architecture import Config, check_config, num_blocks
+from mi_prun.block_model import free_accelerators
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.manifest import Weights as Written
@@ -33,6 +35,7 @@ from mi_prun.plan import Plan, kept_blocks
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.settings import SELF, PlanSettings
 from mi_prun.text_source import text_source
+from mi_prun.version import __version__
 
 
 def parse_ratios(text: str, blocks: int) -> list[int]:
@@ -84,6 +87,7 @@ def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRec
     expected(dense, settings)
     with results_folder(out):
         folders, plans = pruned_folders(open_model(dense), out, settings)
+        free_accelerators()
         pruned = [str(folder) for folder in folders]
         subjects = open_subjects(dense, pruned, plans if settings.draft else ())
         if settings.quality_text is not None:
@@ -117,7 +121,7 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
             name = f"{spec.label.replace(':', '-')}-{k}"
             path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
             plan = Plan.read(path) if path.is_file() else None
-            if plan is None or plan.settings.get("analysis") != analysis.record.fingerprint:
+            if plan is None or not _chosen_by(plan, analysis):
                 say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
                 plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
                 plan.write(path)
@@ -126,6 +130,11 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
             folders.append(folder)
             plans.append(path)
     return folders, plans
+
+
+def _chosen_by(plan: Plan, analysis: Analysis) -> bool:
+    """Another release may choose other blocks."""
+    return plan.tool_version == __version__ and plan.settings.get("analysis") == analysis.record.fingerprint
 
 
 def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:

@@ -42,5 +42,7 @@ class TrainSettings(Record):
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if self.hidden % (2 * self.heads):
             raise UserError(f"--hidden must be a multiple of twice --heads, got {self.hidden} and {self.heads}")
+        if self.seed < 0:
+            raise UserError(f"--seed must be at least 0, got {self.seed}")
         if not 0 < self.learning_rate < 1:
             raise UserError(f"--learning-rate must be in (0, 1), got {self.learning_rate}")

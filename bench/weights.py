@@ -12,6 +12,8 @@ from mi_prun.errors import UserError
 from mi_prun.model import ModelFolder
 
 BYTES_OF_DTYPE = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+PACKED = (".qweight", ".weight_packed")
+BESIDE_PACKED = (".qzeros", ".scales", ".g_idx", "_scale", "_scale_inv", "_zero_point", "_shape")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -115,7 +117,9 @@ def weigh(config: Config, tensors: Iterable[Tensor]) -> Weights:
     head, row_bytes = _head(text, outside)
     experts = next((int(text[name]) for name in EXPERT_COUNTS if text.get(name)), 0)
     return Weights(
-        blocks=tuple(_block(text, found, kind) for found, kind in zip(inside, block_kinds(config), strict=True)),
+        blocks=tuple(
+            _block(config, text, found, kind) for found, kind in zip(inside, block_kinds(config), strict=True)
+        ),
         head_bytes=head.num_bytes,
         head_elements=head.elements,
         row_bytes=row_bytes,
@@ -128,18 +132,36 @@ def weigh(config: Config, tensors: Iterable[Tensor]) -> Weights:
     )
 
 
-def _block(text: Config, tensors: Sequence[Tensor], kind: str) -> Block:
+def _block(config: Config, text: Config, tensors: Sequence[Tensor], kind: str) -> Block:
     experts = [tensor for tensor in tensors if ".experts." in tensor.name]
     shared = [tensor for tensor in tensors if ".experts." not in tensor.name]
     window = text.get("sliding_window")
     return Block(
         num_bytes=sum(tensor.num_bytes for tensor in shared),
-        elements=sum(tensor.elements for tensor in shared if len(tensor.shape) > 1),
+        elements=sum(_multiplied(tensor, config) for tensor in shared),
         expert_bytes=sum(tensor.num_bytes for tensor in experts),
-        expert_elements=sum(tensor.elements for tensor in experts),
+        expert_elements=sum(_multiplied(tensor, config) for tensor in experts),
         window=window if "sliding" in kind and isinstance(window, int) else None,
         attends="linear" not in kind and "mamba" not in kind,
     )
+
+
+def _multiplied(tensor: Tensor, config: Config) -> int:
+    """Elements of a matrix that tokens are multiplied with. Packed ones hold several in an integer of 32 bits; scales
+    and zero points belong to them, and are none themselves.
+    """
+    if len(tensor.shape) < 2 or tensor.name.endswith(BESIDE_PACKED):
+        return 0
+    return tensor.elements * (32 // _packed_bits(config) if tensor.name.endswith(PACKED) else 1)
+
+
+def _packed_bits(config: Config) -> int:
+    """Of AWQ and GPTQ `bits`, of compressed-tensors `num_bits` in the first group of modules; 4 where none says."""
+    found = config.get("quantization_config") or {}
+    groups = found.get("config_groups") or {}
+    inner: dict[str, Any] = next((group["weights"] for group in groups.values() if group.get("weights")), {})
+    bits = found.get("bits") or found.get("w_bit") or inner.get("num_bits") or 4
+    return bits if bits in (2, 4, 8) else 4
 
 
 def _head(text: Config, outside: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -8,6 +8,7 @@ every block bypassed, and used again. Inputs are whole windows without padding, 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -139,6 +140,12 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> BlockModel:
     """Load a checked model folder through transformers (safetensors only, no remote code)."""
     return loaded(family_of(folder.config), folder.path, dtype, device, use_safetensors=True, local_files_only=True)
+
+
+def free_accelerators() -> None:
+    """Give back what this process holds on accelerators of models that it let go of: engines come next."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was not begun with
 
 
 def load_on(folder: ModelFolder, device: str | None = None, dtype: str | None = None) -> BlockModel:

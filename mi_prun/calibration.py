@@ -134,6 +134,8 @@ def windows_for(tokens: int, window_tokens: int) -> int:
 def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> Tensor:
     """Up to `windows` windows from the beginning of the text: (n, window_tokens), less the place of a BOS."""
     body = window_tokens - int(begins_with_bos(tokenizer))
+    if body < 1:
+        raise UserError(f"pieces of {window_tokens} tokens hold nothing but the BOS token; ask for longer ones")
     ids: list[int] = []
     with progress(f"reading {source.name}", windows * body, "tokens") as advance:
         for batch in _batches(source.open()):

@@ -167,6 +167,13 @@ def open_local(url: str, timeout_s: float) -> Any:
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
 
 
+def local_addresses_direct() -> dict[str, str]:
+    """Variables for a process that asks servers of this machine: no proxy can reach those."""
+    told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = ",".join(dict.fromkeys([*(name for name in told.split(",") if name), "127.0.0.1", "localhost"]))
+    return {"no_proxy": names, "NO_PROXY": names}
+
+
 def answers(url: str, timeout_s: float = 5.0) -> bool:
     """Whether a server of this machine answers there with status 200."""
     try:

@@ -86,6 +86,8 @@ def load_with_held_out(
 ) -> tuple[BlockModel, Calibration]:
     """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
     check_window(folder, window_tokens)
+    if window_tokens is not None and window_tokens < 2:
+        raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
     model = load_on(folder, device)
     length = window_tokens or context_tokens(folder)
     calibration = load_calibration(

@@ -189,13 +189,37 @@ def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_swee
     after = [other(point, 2) for point in as_run(one_sweep[:2], "run-2")]
     found = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
     told = {(change.arm, change.figure): change for change in found.beyond_noise}
-    figures = {"ITL p99 ms", "energy J", "start-up s", "peak device bytes"}
+    figures = {"ITL p99 ms", "energy J a request", "start-up s", "peak device bytes"}
     assert set(told) == {(arm, figure) for arm in ("dense", "hybrid 12.5%") for figure in figures} | {
         ("hybrid 12.5%", "KL to dense")
     }
     for change in told.values():
         assert change.change == pytest.approx(2)
         assert change.better is False
+
+
+def test_energy_is_of_a_request_and_quality_by_the_first_load_that_both_have(
+    tmp_path: Path, one_sweep: list[PointRecord]
+) -> None:
+    """A round of twice the requests takes twice the energy; another first load is no reason to say nothing."""
+
+    def of(point: PointRecord, requests: int, concurrency: int, perplexity: float = 1.0) -> PointRecord:
+        rounds = tuple(
+            found.model_copy(update={"completed": requests, "energy_j": 10.0 * requests + number})
+            for number, found in enumerate(point.speed.rounds)
+        )
+        assert point.quality is not None
+        quality = point.quality.model_copy(update={"pruned_perplexity": perplexity * point.quality.pruned_perplexity})
+        load = point.load.model_copy(update={"prompts": requests, "concurrency": concurrency})
+        return point.model_copy(update={"speed": Speed(rounds=rounds), "load": load, "quality": quality})
+
+    before = [of(point, 32, concurrency) for concurrency in (1, 8) for point in one_sweep[:2]]
+    after = [of(point, 64, 8, perplexity=1.5) for point in as_run(one_sweep[:2], "run-2")]
+    found = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
+    energy = [change for change in found.changes if change.figure == "energy J a request"]
+    assert [change.change for change in energy] == [pytest.approx(1, abs=0.02)] * 2
+    worse = [(change.arm, change.change) for change in found.beyond_noise if change.figure == "perplexity"]
+    assert worse == [("dense", pytest.approx(1.5)), ("hybrid 12.5%", pytest.approx(1.5))]
 
 
 def test_nonsense_is_refused(tmp_path: Path, one_sweep: list[PointRecord], task: Callable[..., TaskRecord]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.device import Device
+from bench.memory_check import room
 
 
 class NVMLError(Exception):
@@ -23,6 +24,7 @@ def driver(**answers: Any) -> ModuleType:
         "nvmlInit": lambda: None,
         "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": lambda index: index + 1,
+        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}0ff",
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: 1500 * handle,
         "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=100 * handle, free=10 * handle),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
@@ -50,6 +52,43 @@ def test_energy_and_memory_of_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (device.total_bytes(), device.free_bytes()) == (300, 30)
     assert device.used_bytes([7, 8]) == 120
     assert device.used_bytes([1]) is None  # a container of other process ids
+
+
+@pytest.mark.parametrize(
+    ("told", "gpus", "total"),
+    [
+        ("0", None, 100),
+        ("1", None, 200),
+        ("1,0", 1, 200),  # an engine takes the first ones
+        ("GPU-20", None, 200),
+        ("0,7,1", None, 100),  # what CUDA does not know ends the list
+        (None, 1, 100),
+        ("", None, None),
+    ],
+)
+def test_only_the_gpus_that_an_engine_would_take_count(
+    monkeypatch: pytest.MonkeyPatch, told: str | None, gpus: int | None, total: int | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", driver())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if told is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    assert Device().total_bytes(gpus) == total
+    assert Device().free_bytes(gpus) == (None if total is None else total // 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    [((), 90), (("-tp", "2"), 270), (("--tensor_parallel_size=2", "--gpu-memory-utilization", ".5"), 150)],
+)
+def test_an_engine_takes_its_share_of_its_own_gpus(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], needed: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", driver())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    subject: Any = SimpleNamespace(weight_bytes=50)
+    free = 10 if not flags else 30
+    assert room([subject], flags, Device()) == (free, [needed])
 
 
 def test_a_gpu_that_does_not_count_energy(monkeypatch: pytest.MonkeyPatch) -> None:

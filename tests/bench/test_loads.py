@@ -89,6 +89,8 @@ def test_an_open_loop_lasts_long_enough_to_saturate(fields: dict[str, Any], prom
         ({"presets": ("chatty",)}, "--presets must be of balanced, prefill-heavy, decode-heavy, got 'chatty'"),
         ({"rates": (1.0, float("nan"))}, "--rates must be over 0 requests a second, got nan"),
         ({"rates": (-1.0,)}, "--rates must be over 0 requests a second, got -1"),
+        ({"presets": ()}, "--presets is empty; name some of balanced"),
+        ({"concurrency": (1, 64), "prompts": 32}, "--prompts 32 cannot keep 64 requests in flight"),
         ({"seed": -1}, "--seed must be at least 0, got -1"),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 from bench import fleet, measure, memory_check
 from bench.journal import results_folder
 from bench.measure import prepare
-from bench.points import line
+from bench.points import dense_quality, line
 from bench.record import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, read_points
 from bench.run import run
 from bench.settings import LoadSettings, MeasureSettings
@@ -227,6 +227,39 @@ def test_a_speed_up_that_cannot_be_is_said(point: Callable[..., PointRecord]) ->
     assert "more than can be" not in line(found)
     tight = found.roofline[0].model_copy(update={"bound": 1.2})
     assert "(104.2%), more than can be" in line(found.model_copy(update={"roofline": (tight,)}))
+
+
+def test_no_bound_where_the_arms_have_not_the_same_steps(
+    bench: Bench, tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    """4,800 tokens of KV cache hold 120 requests of 40: where the dense model cannot hold all that is in flight, a
+    pruned one's steps are larger, and it may gain more than its blocks.
+    """
+    pruned = prune(dense, tmp_path / "p25", [1])
+    loads = LoadSettings(input_tokens=30, output_tokens=10, concurrency=(1, 120, 121), prompts=128)
+    points = measured(dense, pruned, tmp_path / "results", MeasureSettings(loads, alive="together"))
+    bounds = {point.load.concurrency: point.bound is not None for point in points if point.arm.kind == "pruned"}
+    assert bounds == {1: True, 120: True, 121: False}
+    decode = {point.load.concurrency: len(point.roofline) for point in points if point.arm.kind == "pruned"}
+    assert decode == {1: 2, 120: 1, 121: 0}
+
+
+def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_several(
+    tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    def judged(dense_perplexity: float) -> Quality:
+        fields = {"text": "t", "protocol": "p", "window_tokens": 8, "windows": 1, "predicted_tokens": 7}
+        more = {"pruned_perplexity": dense_perplexity + 1, "kl_nats_per_token": 0.1}
+        return Quality(**fields, dense_perplexity=dense_perplexity, **more)
+
+    folders = [str(prune(dense, tmp_path / f"p{block}", [block])) for block in (1, 2)]
+    first, *pruned = open_subjects(str(dense), folders).all
+    alike = [replace(subject, quality=judged(7.0), quality_measured_on="plan") for subject in pruned]
+    found, measured_on = dense_quality([first, *alike])
+    assert found is not None
+    assert (found.pruned_perplexity, found.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
+    assert dense_quality([first, alike[0], replace(pruned[1], quality=judged(12.0))]) == (None, None)
+    assert dense_quality([first, *pruned]) == (None, None)
 
 
 def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.perplexity import measure_perplexity
+from mi_prun.errors import UserError
+
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 
 
@@ -32,3 +35,8 @@ def test_it_is_the_models_own_loss_on_the_last_windows(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32).eval()
     loss = model(input_ids=windows, labels=windows).loss
     assert said["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
+
+
+def test_a_window_that_predicts_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--window must be at least 2 .*, got 1"):
+        measure_perplexity(str(REFERENCE), str(tmp_path / "none.txt"), tokens=64, window_tokens=1)

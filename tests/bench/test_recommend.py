@@ -11,6 +11,7 @@ import pytest
 from bench.recommend import Recommendation, parse_limits, parse_memory, recommend
 from bench.record import PointRecord, append_record
 from bench.results import Run, read_side
+from bench.rows import rows_of
 from bench.task_record import TaskRecord
 from mi_prun.errors import UserError
 
@@ -85,6 +86,23 @@ def test_answers_to_tasks_are_told(run: Run, task: Callable[..., TaskRecord]) ->
     found = recommend(run, parse_limits("20%", None, None), tasks)
     assert ", -50.0 [" in found.why
     assert found.why.endswith("points on 2 tasks")
+
+
+def test_each_model_is_judged_by_the_dense_model_on_its_own_text(point: Point) -> None:
+    """Plans may be of several texts: another text's dense perplexity says nothing."""
+
+    def judged(dropped: tuple[int, ...], dense: float, pruned: float) -> PointRecord:
+        quality = point(dropped).quality
+        assert quality is not None
+        return point(
+            dropped, quality=quality.model_copy(update={"dense_perplexity": dense, "pruned_perplexity": pruned})
+        )
+
+    blind = point((), quality=None, quality_measured_on=None)  # as it is where there is no one text
+    mixed = Run("run-1", (blind, judged((3,), 7.0, 8.0), judged((2, 3), 12.0, 13.0)))
+    assert [row.x_perplexity for row in rows_of(mixed)] == [None, pytest.approx(8 / 7), pytest.approx(13 / 12)]
+    assert taken(mixed, ppl="10%").arm == "hybrid 25.0%"
+    assert taken(mixed, speedup=1.1).arm == "hybrid 25.0%"  # the least loss
 
 
 def test_quality_that_was_not_measured(point: Point) -> None:

@@ -125,6 +125,43 @@ def test_the_bundled_model_is_weighed_by_its_headers(reference: Any) -> None:
     assert weights.keep(range(9)).total_bytes == weights.total_bytes - 3 * weights.blocks[0].num_bytes
 
 
+@pytest.mark.parametrize(
+    ("quantization", "packed", "beside"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "qweight", ("qzeros", "scales")),
+        ({"quant_method": "gptq", "bits": 4}, "qweight", ("qzeros", "scales", "g_idx")),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}, "targets": ["Linear"]}},
+            },
+            "weight_packed",
+            ("weight_scale", "weight_shape"),
+        ),
+    ],
+)
+def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
+    quantization: dict[str, Any], packed: str, beside: tuple[str, ...]
+) -> None:
+    """Eight of four bits in an integer; their bytes are what is read."""
+    from bench.shape import open_shape
+    from bench.weights import Tensor, weigh
+
+    config = open_shape("qwen3-0.6b") | {"quantization_config": quantization}
+    plain = weights_of_config(open_shape("qwen3-0.6b"))
+    count = config["num_hidden_layers"]
+    elements = plain.blocks[0].elements
+    table = Tensor("model.embed_tokens.weight", (config["vocab_size"], config["hidden_size"]), 1_000)
+    tensors = [table]
+    for block in range(count):
+        name = f"model.layers.{block}.mlp.up_proj"
+        tensors.append(Tensor(f"{name}.{packed}", (8, elements // 64), elements // 2))
+        tensors += [Tensor(f"{name}.{other}", (2, 3), 24) for other in beside]
+    found = weigh(config, tensors)
+    assert {block.elements for block in found.blocks} == {elements}
+    assert {block.num_bytes for block in found.blocks} == {elements // 2 + 24 * len(beside)}
+
+
 def test_no_mixture_of_steps_passes_the_most() -> None:
     """Three of four blocks: 4/3 of what the blocks cost, and less with the head beside it, whatever the step."""
     assert most(TOY, TOY.keep((0, 1, 3)), 1000) == pytest.approx(4 / 3)

@@ -189,6 +189,24 @@ def test_a_pair_without_a_text_to_compare_it_on_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_of_other_settings_are_not_gone_on_with(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(records, out)
+    before = (out / "reference.harbour.jsonl").read_text()
+    words = ["--methods", METHODS, "--seeds", "2", "--tokens", "256", "--window", "32", "--most-blocks", "2"]
+    words += ["--evaluation-tokens", "256"]  # 512 before
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
+    (out / "reference.harbour.optimum.json").unlink()
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 0)
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    assert "has rows of other settings (32 window tokens, 496 evaluation tokens, not 32" in capsys.readouterr().err
+    assert (out / "reference.harbour.jsonl").read_text() == before
+
+
 def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) -> None:
     with pytest.raises(UserError, match=r"has [\d,]+ of [\d,]+ tokens for a part of the study"):
         made.windows("confirming", 10_000_000)

@@ -79,3 +79,19 @@ def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path,
         "draft by hand 25.0% (without 1)",
         "draft by hand 25.0% (without 2)",
     ]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, dense: Path, prune: Prune) -> None:
+    """Rounds, engines and quality go by the label: two of one would be measured as one."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = prune(dense, tmp_path / "a" / "same", [1]), prune(dense, tmp_path / "b" / "same", [1])
+    labels = [subject.arm.label for subject in open_subjects(str(dense), [str(one), str(two)], [one, two]).all]
+    assert labels[1:] == [
+        f"by hand 25.0% ({one})",
+        f"by hand 25.0% ({two})",
+        f"draft by hand 25.0% ({one})",
+        f"draft by hand 25.0% ({two})",
+    ]
+    with pytest.raises(UserError, match=r"--draft .* is named twice"):
+        open_subjects(str(dense), [], [one, one])

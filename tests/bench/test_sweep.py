@@ -94,8 +94,11 @@ def test_a_sweep_is_described_before_it_is_made(
     assert any(
         line.startswith("  decode-heavy, 2 requests/s: 256 requests a round, 64 tokens in, 256 out") for line in lines
     )
-    assert re.fullmatch(r"about \d+ minutes for analysis, plans and quality, where they are not there yet", lines[-2])
-    assert " minutes under load and starting" in lines[-1]
+    assert re.fullmatch(r"about \d+ minutes for analysis, plans and quality, where they are not there yet", lines[-3])
+    assert " minutes under load and starting" in lines[-2]
+    said = json.loads(lines[-1])
+    assert (said["models"], said["loads"]) == (5, 10)
+    assert said["about_s"] > 0
     assert not any("tasks" in line for line in lines)
     asked = TaskSettings(tuple(parse_tasks("boolq,piqa")), Path("items"), ("hellaswag.jsonl",), limit=50)
     lines = list(describe(prepared, replace(SETTINGS, tasks=asked)))
@@ -249,6 +252,11 @@ def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) ->
     plans[0].write_text(json.dumps(stale))
     pruned_folders(folder, tmp_path, SETTINGS)
     assert Plan.read(plans[0]).settings["analysis"] == Plan.read(plans[1]).settings["analysis"]
+    # So is one of another release, which may choose other blocks.
+    older = json.loads(plans[0].read_text()) | {"tool_version": "0.0.1"}
+    plans[0].write_text(json.dumps(older))
+    pruned_folders(folder, tmp_path, SETTINGS)
+    assert Plan.read(plans[0]).tool_version == Plan.read(plans[1]).tool_version
 
 
 def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:
