@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mi_prun.config_rules import FULL
+from mi_prun.config_rules import FULL, VLLM_ONLY
 from mi_prun.errors import UserError
 from mi_prun.families import FAMILIES, REFUSED
 from mi_prun.family import Config, Family, block_list
@@ -106,11 +106,14 @@ def extra_blocks(config: Config) -> int:
     return family.extra_blocks(text) if family.extra_blocks else 0
 
 
-def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool = False) -> Config:
+def reduce_config(
+    config: Config, kept: Sequence[int], *, assume_uniform: bool = False, for_vllm: bool = True
+) -> Config:
     """The config of the model that has only the blocks `kept` (ascending, 0-based). The dense config is not changed.
 
     Raises UserError where a field is, or may be, per block and is not known: writing it unchanged would shift the kinds
-    of blocks. `assume_uniform` lets such unknown fields pass, on the user's word.
+    of blocks. `assume_uniform` lets such unknown fields pass, on the user's word. for_vllm: refuse what vLLM alone
+    would take for another kind of block; without it the config is for transformers.
     """
     family = family_of(config)
     count = num_blocks(config)
@@ -119,7 +122,7 @@ def reduce_config(config: Config, kept: Sequence[int], *, assume_uniform: bool =
     text, text_family = _text(config, family)
     if not assume_uniform and len(kept) < count:
         check_config(config)
-    fields = _reduce_text(text, text_family, kept, count)
+    fields = _reduce_text(text, text_family, kept, count, for_vllm=for_vllm)
     if family.text is None:
         reduced = {field: value for field, value in fields.items() if field != "auto_map"}
     else:
@@ -160,7 +163,19 @@ def check_config(config: Config) -> None:
         check_fields(config, family, count)
 
 
-def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int) -> Config:
+def check_reducible(config: Config) -> None:
+    """Raise UserError for what no block can be dropped from, whichever it is."""
+    count, refused = num_blocks(config), []
+    for block in range(count):
+        try:
+            reduce_config(config, [kept for kept in range(count) if kept != block], assume_uniform=True)
+        except UserError as error:
+            refused.append(error)
+    if refused and len(refused) == count:
+        raise refused[0]
+
+
+def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, *, for_vllm: bool) -> Config:
     reduced = dict(text)
     reduced.update({field: len(kept) for field in family.count_fields if text.get(field) is not None})
     for field in family.slice_fields:
@@ -172,6 +187,8 @@ def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int) 
         kinds = family.attention_kinds(text, count)
         reduced[family.slice_fields[0]] = [kinds[block] for block in kept]
     for rule in family.rules:
+        if rule in VLLM_ONLY and not for_vllm:
+            continue
         reduced.update(rule(text, kept, count))
     for field in family.removed_fields:
         reduced.pop(field, None)

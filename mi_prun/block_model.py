@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mi_prun.architecture import Config, Family, family_of
 from mi_prun.errors import UserError
-from mi_prun.model import ModelFolder
+from mi_prun.model import ModelFolder, check_quantization_beside
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -138,8 +138,26 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 
 
 def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> BlockModel:
-    """Load a checked model folder through transformers (safetensors only, no remote code)."""
+    """Load a checked model folder through transformers (safetensors only, no remote code). Raises UserError where
+    transformers would fill in weights that the files lack, or read quantised ones as if they were not.
+    """
+    check_quantization(folder)
     return loaded(family_of(folder.config), folder.path, dtype, device, use_safetensors=True, local_files_only=True)
+
+
+def check_quantization(folder: ModelFolder) -> None:
+    """Raises UserError for a quantisation that transformers would read past, taking packed numbers for weights."""
+    check_quantization_beside(folder)
+    found = folder.config.get("quantization_config")
+    if not isinstance(found, dict):
+        return
+    from transformers.quantizers import AutoHfQuantizer
+
+    if not AutoHfQuantizer.supports_quant_method(found):
+        raise UserError(
+            f"model {folder.path}: transformers does not know the quantisation {found.get('quant_method')!r}, and "
+            "would read its numbers as they are stored; prune first, then quantise"
+        )
 
 
 def free_accelerators() -> None:
@@ -169,6 +187,7 @@ def loaded(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    named = f"model {path}" if path is not None else f"a block of this {family.model_type} model"
     try:
         if config is not None:
             fields = {name: value for name, value in config.items() if name != "model_type"}
@@ -176,11 +195,27 @@ def loaded(
         model_class = AutoModelForCausalLM
         if path is None:  # the class of a config: `Auto` wants a folder
             model_class = AutoModelForCausalLM._model_mapping[type(options["config"])]
-        model = model_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        named = f"model {path}" if path is not None else f"a block of this {family.model_type} model"
-        raise UserError(f"{named} cannot be loaded by transformers: {str(error).splitlines()[0]}") from error
-    return BlockModel(model.to(device), family.block_prefix, returns_tuple=family.returns_tuple)
+        model, report = model_class.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
+        )
+        model = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{named} does not fit on {device} ({first_line(error)}); take --device cpu, or `mi-prun analyze "
+            "--stream-blocks` and a plan that measures nothing (docs/selection.md)"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{named} cannot be loaded by transformers: {first_line(error)}") from error
+    # Of one block alone all but its own weights is filled in.
+    if path is not None and (missing := sorted(report["missing_keys"])):
+        raise UserError(f"{named} lacks {len(missing)} tensors of its architecture, such as {missing[0]}; is it whole?")
+    return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
+
+
+def first_line(error: Exception) -> str:
+    """An ImportError of transformers begins with an empty line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
@@ -189,9 +224,8 @@ def load_tokenizer(folder: ModelFolder) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        first = (str(error).splitlines() or ["no reason given"])[0]
-        raise UserError(f"model {folder.path} has no usable tokenizer: {first}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"model {folder.path} has no usable tokenizer: {first_line(error)}") from error
 
 
 def context_tokens(folder: ModelFolder, *, cap: int = 2048) -> int:

@@ -20,7 +20,7 @@ from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
 from mi_prun.hub import at_commit
 from mi_prun.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
-from mi_prun.model import INDEX_NAME, ModelFolder, structure_digest
+from mi_prun.model import INDEX_NAME, ModelFolder, check_quantization_beside, structure_digest
 from mi_prun.plan import Plan
 from mi_prun.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 
@@ -44,11 +44,11 @@ def write_checkpoint(
     `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
     """
     check_output(out, force=force)
-    _check_apart(dense.path, out)
+    check_apart(dense.path, out)
     if max_shard_bytes < 1:
         raise UserError(f"a shard must hold at least 1 byte, got {max_shard_bytes}")
     plan.check_belongs_to_folder(dense)
-    _check_quantization_beside(dense)
+    check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
     copies = kept_tensors(dense, plan)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
@@ -106,16 +106,7 @@ def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
     return copies
 
 
-def _check_quantization_beside(dense: ModelFolder) -> None:
-    """A quantisation that only its own file describes names blocks that would not be renumbered."""
-    for name in ("hf_quant_config.json", "quantize_config.json"):
-        if (dense.path / name).exists() and not dense.config.get("quantization_config"):
-            raise UserError(
-                f"model {dense.path} describes its quantisation in {name} only, not in config.json; not supported"
-            )
-
-
-def _check_apart(source: Path, out: Path) -> None:
+def check_apart(source: Path, out: Path) -> None:
     """The dense model is never touched: the output may neither be its folder, nor hold it, nor lie in it."""
     home, target = source.resolve(), out.absolute().resolve()
     if home == target or home.is_relative_to(target) or target.is_relative_to(home):

@@ -130,7 +130,7 @@ def plan(
     from mi_prun.planning import make_context, plan_for
     from mi_prun.ratio import Amount
 
-    check_output(output, force=force)
+    check_output(output, force=force, folder=False)
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
     found = read_analysis(analysis)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
@@ -208,12 +208,12 @@ def prune(
     from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
-    from mi_prun.architecture import check_config
+    from mi_prun.architecture import check_config, check_reducible
     from mi_prun.block_model import load_on
-    from mi_prun.checkpoint import write_checkpoint
+    from mi_prun.checkpoint import check_apart, write_checkpoint
     from mi_prun.files import check_output
     from mi_prun.limit import parse_limit
-    from mi_prun.model import identity_of, open_model
+    from mi_prun.model import check_quantization_beside, identity_of, open_model
     from mi_prun.planning import check_settings, make_context, plan_for
     from mi_prun.ratio import Amount
 
@@ -221,6 +221,8 @@ def prune(
     shard_bytes = parse_size(max_shard_size)
     dense = open_model(model)
     # Refused before the long pass, not after.
+    check_apart(dense.path, output)
+    check_quantization_beside(dense)
     plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
     check_settings(plan_settings)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
@@ -228,6 +230,7 @@ def prune(
         parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
+    check_reducible(dense.config)
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,

@@ -182,6 +182,9 @@ def keeps_sliding(config: Config, kept: Sequence[int], count: int) -> Config:
     return {}
 
 
+VLLM_ONLY = (parity, keeps_sliding)  # transformers reads the kinds from their field
+
+
 def exaone4_kinds(config: Config, count: int) -> list[str]:
     pattern = config.get("sliding_window_pattern", 4)
     if config.get("sliding_window", 4096) is None:

@@ -145,7 +145,8 @@ class Evaluator:
         )
         which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
         return UserError(
-            f"the model {which} gives logits that are not finite; `--method mi-prun --rerank 0` measures none"
+            f"the model {which} gives logits that are not finite; `--method mi-prun --rerank 0 "
+            "--no-quality` measures none"
         )
 
     @torch.inference_mode()
@@ -165,7 +166,8 @@ class Evaluator:
         size = max(16, row_bytes // (4 * self.model.vocab_size))
 
         def log_softmax(state: Tensor) -> Tensor:
-            return torch.log_softmax(self.model.logits(state[None])[0].float(), dim=-1)
+            # Each row a sequence of its own: a model that learned its positions has no more of them than a window.
+            return torch.log_softmax(self.model.logits(state[:, None])[:, 0].float(), dim=-1)
 
         for start in range(0, len(targets), size):
             place = slice(start, start + size)

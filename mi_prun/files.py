@@ -18,11 +18,11 @@ from mi_prun.errors import UserError
 ABANDONED_SECONDS = 10.0  # between a folder's making and its lock
 
 
-def check_output(path: Path, *, force: bool = False) -> None:
+def check_output(path: Path, *, force: bool = False, folder: bool = True) -> None:
     """Refuse an output path that would overwrite something, before any work is done.
 
     A folder that exists and is empty is fine. With `force` whatever is there is replaced whole, except for a folder
-    that holds a `.git`, the working folder or one of its parents.
+    that holds a `.git`, the working folder or one of its parents. folder: whether one is written; else a file.
     """
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -34,6 +34,8 @@ def check_output(path: Path, *, force: bool = False) -> None:
     if not path.exists():
         return
     if path.is_dir():
+        if not folder:
+            raise UserError(f"output {path} is a folder; name a file in it, like {path / 'plan.json'}")
         if not any(path.iterdir()):
             return
         if not force:

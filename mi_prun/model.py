@@ -223,6 +223,15 @@ def escapes(file: Path, folder: Path) -> bool:
     return not target.is_relative_to(repository)
 
 
+def check_quantization_beside(dense: ModelFolder) -> None:
+    """A quantisation that only its own file describes names blocks that would not be renumbered."""
+    for name in ("hf_quant_config.json", "quantize_config.json"):
+        if (dense.path / name).exists() and not dense.config.get("quantization_config"):
+            raise UserError(
+                f"model {dense.path} describes its quantisation in {name} only, not in config.json; not supported"
+            )
+
+
 def identity_of(model: ModelFolder) -> ModelIdentity:
     """Digest a model; reads the config and at most 2 KiB of each tensor."""
     family = family_of(model.config)

@@ -18,7 +18,11 @@ Rename = Callable[[str], str | None]
 
 # In a pattern: the container of the blocks, a dot (perhaps escaped), and what stands for the number.
 NUMBERED = re.compile(r"(?<![A-Za-z0-9_])(?:layers|h)\\?\.(?P<number>\\d(?:[+*]|\{[^}]*\})?|[^.\\$]*)")
-ANY_NUMBER = ("", "*", ".*", ".+", r"\d", r"\d+", r"\d*", "[0-9]+", "[0-9]*", "(.*)", "([0-9]+)")
+ANY_NUMBER = ("", "*", ".*", ".+", r"\d+", "[0-9]+", "[0-9]*", "(.*)", "([0-9]+)")
+AFTER_NUMBER = re.compile(r"\\?\.|\$|\Z")  # else the number goes on: `1\d`, `\d\d`
+# Any other number that stands by itself, not in a word (w1, fc2) and not after `experts.`: it may be a block's.
+OTHER_NUMBER = re.compile(r"(?<![A-Za-z0-9_])(?<!experts\.)(?<!experts\\\.)(?:[0-9]|\\d|\[[^\]]*[0-9\\][^\]]*\])")
+IN_A_WORD = re.compile(r"(?<=[A-Za-z0-9_])\[[^].]*\]")
 _DROPPED = object()
 
 
@@ -35,16 +39,21 @@ def reduce_quantization(config: Any, rename_block: Rename, rename: Rename, *, to
             new = rename(text)
             return _DROPPED if new is None else new
         found = list(NUMBERED.finditer(text))
+        rest = text
+        for match in reversed(found):
+            start, end = match.span("number")
+            if not AFTER_NUMBER.match(text, end):
+                raise _about_numbers(text)
+            rest = rest[:start] + rest[end:]
+        if OTHER_NUMBER.search(IN_A_WORD.sub("", rest)):
+            raise _about_numbers(text)
         fixed = [match for match in found if match["number"] not in ANY_NUMBER]
         if not fixed:
             return text
         number = fixed[0]["number"]
         ours = tower is None or tower in text[: fixed[0].start()]
         if len(fixed) > 1 or not number.isdecimal() or not ours:
-            raise UserError(
-                f"quantization_config has the pattern {text!r}, which is about blocks by their number; not supported: "
-                "prune first, then quantise"
-            )
+            raise _about_numbers(text)
         block = rename_block(number)
         if block is None:
             return _DROPPED
@@ -57,11 +66,23 @@ def reduce_quantization(config: Any, rename_block: Rename, rename: Rename, *, to
         if isinstance(value, list):
             return [new for new in map(reduce, value) if new is not _DROPPED]
         if isinstance(value, dict):
-            pairs = ((name(key), reduce(inner)) for key, inner in value.items())
+            pairs = ((name(key), inner if _describes(key) else reduce(inner)) for key, inner in value.items())
             return {key: inner for key, inner in pairs if key is not _DROPPED and inner is not _DROPPED}
         return value
 
     return reduce(config)
+
+
+def _describes(key: str) -> bool:
+    """Who made it, not what of the model it is about."""
+    return key == "meta" or "version" in key
+
+
+def _about_numbers(pattern: str) -> UserError:
+    return UserError(
+        f"quantization_config has the pattern {pattern!r}, which is about blocks by their number, or may be; not "
+        "supported: prune first, then quantise"
+    )
 
 
 def _is_pattern(text: str) -> bool:

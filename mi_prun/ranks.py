@@ -68,7 +68,7 @@ def world_size() -> int:
 def local_device(name: str | None) -> str | None:
     """The device of this process: with several on a machine and none named, each takes a GPU of its own."""
     local = os.environ.get("LOCAL_RANK", "")
-    if name is None and world_size() > 1 and local.isdecimal() and torch.cuda.is_available():
+    if name in (None, "cuda") and world_size() > 1 and local.isdecimal() and torch.cuda.is_available():
         return f"cuda:{int(local) % torch.cuda.device_count()}"
     return name
 

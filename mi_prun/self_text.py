@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mi_prun.console import progress
+from mi_prun.errors import UserError
 
 # Rows sampled at once. On CPU the KV cache of more rows falls out of the processor's cache: slower, not faster. On an
 # accelerator more rows cost next to nothing; tokens in its KV cache bound them.
@@ -30,7 +31,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
         torch.manual_seed(seed)
         done: list[Tensor] = []
         with progress("sampling text from the model", windows * window_tokens, "tokens") as advance:
-            batch = CPU_ROWS if device.type == "cpu" else max(1, ACCELERATOR_TOKENS // window_tokens)
+            batch = CPU_ROWS if device.type == "cpu" else rows_at_once(model, device, window_tokens)
             for first in range(0, windows, batch):
                 count = min(batch, windows - first)
                 tokens = (
@@ -42,6 +43,24 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
     return torch.cat(done).cpu()
 
 
+def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
+    """On an accelerator: as many as half of its free memory holds the keys and values of."""
+    rows = ACCELERATOR_TOKENS // window_tokens
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        element = next(model.parameters()).element_size()
+        rows = min(rows, free // 2 // (window_tokens * kv_elements(model.config.get_text_config()) * element))
+    return max(1, rows)
+
+
+def kv_elements(config: Any) -> int:
+    """Keys and values of one token in all blocks, as if each attended to everything."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kv_heads * size)
+
+
 def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
     """Sample until `length` tokens a row. Not `generate`: that stops at EOS and cannot be asked to go on."""
     cache = None
@@ -50,7 +69,10 @@ def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
     for _ in range(length - 1):
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        step = torch.multinomial(torch.softmax(output.logits[:, -1].float(), dim=-1), 1)
+        logits = output.logits[:, -1].float()
+        if not torch.isfinite(logits).all():
+            raise UserError("the model itself gives logits that are not finite: no text can be sampled from it")
+        step = torch.multinomial(torch.softmax(logits, dim=-1), 1)
         rows.append(step)
         advance(len(step))
     return torch.cat(rows, dim=1)

@@ -53,7 +53,7 @@ class StreamedModel:
         return renamed(name, self.family, (block,))
 
     def _config(self, block: int) -> dict[str, object]:
-        config = reduce_config(self.folder.config, (block,), assume_uniform=True)
+        config = reduce_config(self.folder.config, (block,), assume_uniform=True, for_vllm=False)
         config["tie_word_embeddings"] = True  # no head of its own: it is not asked for logits
         if block:
             config |= {"vocab_size": STUB_VOCABULARY, "pad_token_id": None}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ HUB = {
 }
 TEXT_SUFFIXES = (".txt", ".md", ".raw", ".tokens", ".text")
 ROW_SUFFIXES = (".jsonl", ".parquet")
+COMPRESSED = (".xz", ".gz")
 DOCUMENT_BREAK = "\n\n\n"
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # a compressed file that was cut off, or is none
 READ_CHARACTERS = 1 << 20
 SHUFFLE_BUFFER = 1_000
 
@@ -47,7 +50,7 @@ def text_source(source: str, *, seed: int = 0) -> TextSource:
     path, field = path_and_field(source)
     if path.is_file():
         return _file(path, field)
-    if path.suffix in (*TEXT_SUFFIXES, *ROW_SUFFIXES, ".xz", ".gz"):
+    if path.suffix in (*TEXT_SUFFIXES, *ROW_SUFFIXES, *COMPRESSED):
         raise UserError(f"calibration text {source}: no such file")
     return _hub(HUB.get(source, source), seed)
 
@@ -57,7 +60,7 @@ def path_and_field(source: str) -> tuple[Path, str | None]:
     path = Path(source)
     if not path.exists() and ":" in source:
         head, _, field = source.rpartition(":")
-        if Path(head).suffix in ROW_SUFFIXES:
+        if _kind(Path(head)) in ROW_SUFFIXES:
             return Path(head), field
     return path, None
 
@@ -69,7 +72,7 @@ def text_digest(source: str) -> str:
 
 
 def _file(path: Path, field: str | None) -> TextSource:
-    kind = path.suffixes[-2] if path.suffix in (".xz", ".gz") and len(path.suffixes) > 1 else path.suffix
+    kind = _kind(path)
     if kind == ".jsonl":
         return TextSource(path.name, lambda: _json_lines(path, field))
     if kind == ".parquet":
@@ -77,6 +80,11 @@ def _file(path: Path, field: str | None) -> TextSource:
     if kind in TEXT_SUFFIXES:
         return TextSource(path.name, lambda: _documents(path))
     raise UserError(f"calibration text {path}: files are {', '.join((*TEXT_SUFFIXES, *ROW_SUFFIXES))}, got {kind!r}")
+
+
+def _kind(path: Path) -> str:
+    """The suffix, that of what was compressed where it is."""
+    return path.suffixes[-2] if path.suffix in COMPRESSED and len(path.suffixes) > 1 else path.suffix
 
 
 def _open(path: Path) -> IO[str]:
@@ -97,7 +105,7 @@ def _documents(path: Path) -> Iterator[str]:
                     yield rest
                     rest = ""
             yield rest
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (*UNREADABLE, UnicodeDecodeError) as error:
         raise UserError(f"calibration text {path} cannot be read as UTF-8 text: {error}") from error
 
 
@@ -114,7 +122,7 @@ def _json_lines(path: Path, field: str | None) -> Iterator[str]:
                 if not isinstance(row.get(field), str):
                     raise UserError(f"calibration text {path}: line {number} has no text in field {field!r}")
                 yield row[field]
-    except (OSError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise UserError(f"calibration text {path} cannot be read: {error}") from error
 
 
@@ -126,7 +134,7 @@ def _parquet(path: Path, field: str | None) -> Iterator[str]:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if field is None:
-            strings = {name: "" for name in names if pyarrow.types.is_string(file.schema_arrow.field(name).type)}
+            strings = {name: "" for name in names if _is_text(file.schema_arrow.field(name).type)}
             field = _text_field(strings, str(path))
         if field not in names:
             raise UserError(f"calibration text {path}: no field {field!r}; there are {', '.join(names)}")
@@ -134,6 +142,12 @@ def _parquet(path: Path, field: str | None) -> Iterator[str]:
             yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"calibration text {path} cannot be read: {error}") from error
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _text_field(row: dict[str, Any], origin: str) -> str:

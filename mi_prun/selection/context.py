@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 # Of the ranking text, what every candidate may be measured on: a share, not under so many tokens, and not over half.
 SCREENING_SHARE, SCREENING_TOKENS = 1 / 4, 8_192
+MUCH = 1.25
 SCREENING_WINDOWS = 16
 LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own beginning
 
@@ -71,8 +72,9 @@ class Context:
 
     @property
     def short_text(self) -> bool:
-        """Whether more than its share of the ranking text has to screen, which costs more than its share."""
-        return self.analysis.ranking.size < SCREENING_TOKENS / SCREENING_SHARE
+        """Whether much more than its share of the ranking text has to screen, which costs more than its share."""
+        windows = torch.from_numpy(self.analysis.ranking)
+        return screening_windows(windows) > MUCH * SCREENING_SHARE * len(windows)
 
     @cached_property
     def confirming(self) -> Evaluator | None:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mi_prun.architecture import FAMILIES, block_of, check_config, num_blocks, reduce_config, renamed
+from mi_prun.architecture import (
+    FAMILIES,
+    block_of,
+    check_config,
+    check_reducible,
+    num_blocks,
+    reduce_config,
+    renamed,
+)
 from mi_prun.checkpoint import write_checkpoint
 from mi_prun.errors import UserError
 from mi_prun.inspection import describe, verify
@@ -140,3 +148,13 @@ def test_fields_that_a_family_really_has_pass(model_type):
 
     config = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False)) | HUB.get(model_type, {})
     check_config(config)
+
+
+def test_what_no_block_can_be_dropped_from_is_said_for_all(small):
+    check_reducible({"model_type": "llama", **small})
+    check_reducible({"model_type": "gpt_oss", "num_hidden_layers": 6})  # the last one can
+    with pytest.raises(UserError, match="scale_attn_by_inverse_layer_idx"):
+        check_reducible({"model_type": "gpt2", "n_layer": 4, "scale_attn_by_inverse_layer_idx": True})
+    pattern = {"quant_method": "gptq", "bits": 4, "dynamic": {r"+:.*\.(?:1[0-5])\..*": {"bits": 8}}}
+    with pytest.raises(UserError, match="prune first, then quantise"):
+        check_reducible({"model_type": "llama", **small, "quantization_config": pattern})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mi_prun.block_model import BlockModel, context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
 from mi_prun.errors import UserError
@@ -72,3 +74,37 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="has no usable tokenizer"):
         load_tokenizer(open_model(tiny("llama")))
+
+
+def test_weights_that_the_files_lack_are_not_made_up(tiny: Callable[..., Path]) -> None:
+    """transformers fills them in at random, other ones each time."""
+    path = tiny("llama")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 tensors of its architecture, such as model\.layers\.2\.mlp\.up_proj"):
+        load(path)
+
+
+def test_a_quantisation_that_transformers_reads_past_is_refused(tiny: Callable[..., Path]) -> None:
+    path = tiny("llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "modelopt"}}))
+    with pytest.raises(UserError, match=r"does not know the quantisation 'modelopt', .*prune first"):
+        load(path)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"describes its quantisation in hf_quant_config\.json only"):
+        load(path)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes"])
+def test_a_package_that_is_missing_is_one_line(tiny: Callable[..., Path], method: str) -> None:
+    """None of these packages is a dependency."""
+    path = tiny("llama")
+    config = json.loads((path / "config.json").read_text())
+    quantization = {"quant_method": method, "bits": 4, "group_size": 128, "load_in_4bit": True}
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(UserError, match="cannot be loaded by transformers: ") as refused:
+        load(path)
+    assert "\n" not in str(refused.value)

@@ -43,3 +43,17 @@ def test_each_distinct_prefix_is_run_once_and_results_are_remembered(tiny: Calla
     assert evaluator.passes == pytest.approx(7 / 6)
     evaluator.measure([(3, 4), (5,)])
     assert evaluator.block_tokens == 7 * WINDOWS.numel()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_a_model_that_learned_its_positions_is_measured_whatever_its_vocabulary(
+    tiny: Callable[..., Path], load: Callable[[Path], BlockModel], model_type: str
+) -> None:
+    """Logits of many more rows are made at once than there are positions."""
+    names = ("n_positions", "n_ctx") if model_type == "gpt2" else ("max_position_embeddings",)
+    model = load(tiny(model_type, vocab_size=17, **dict.fromkeys(names, 24)))
+    windows = torch.randint(0, 17, (20, 24), generator=torch.Generator().manual_seed(0))
+    (found,) = Evaluator(model, windows).measure([(1,)])
+    with model.without((1,)) as pruned, torch.inference_mode():
+        loss = pruned(input_ids=windows, labels=windows, use_cache=False).loss
+    assert found.ce_nats == pytest.approx(float(loss), rel=1e-4)

@@ -92,6 +92,13 @@ def test_a_target_that_cannot_be_written_is_one_line():
         pass
 
 
+def test_a_folder_where_a_file_is_wanted_is_refused_before_any_work(tmp_path):
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"is a folder; name a file in it, like .*plan\.json"):
+            check_output(tmp_path, force=force, folder=False)
+    check_output(tmp_path / "plan.json", folder=False)
+
+
 def test_text_is_replaced_whole(tmp_path):
     write_text(tmp_path / "x", "one")
     write_text(tmp_path / "x", "two\n")

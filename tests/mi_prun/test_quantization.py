@@ -52,6 +52,16 @@ def reduced(quantization: object) -> object:
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
         ),
+        (  # numbers in words, of experts, and in what says who made it
+            {
+                "ignore": [r"re:.*w[13]$", r"re:.*experts\.\d+\.w2", "re:.*fc1.*"],
+                "meta": {"by": "gptqmodel:1.4.0+cu121"},
+            },
+            {
+                "ignore": [r"re:.*w[13]$", r"re:.*experts\.\d+\.w2", "re:.*fc1.*"],
+                "meta": {"by": "gptqmodel:1.4.0+cu121"},
+            },
+        ),
         (  # GPTQ
             {"dynamic": {r"-:model\.layers\.2\.mlp": {}, r"+:model\.layers\.4\.mlp": {"bits": 8}, r"-:.*\.v_proj": {}}},
             {"dynamic": {r"+:model\.layers\.3\.mlp": {"bits": 8}, r"-:.*\.v_proj": {}}},
@@ -77,6 +87,14 @@ def test_names_of_blocks_follow_their_blocks(dense, pruned):
         "model.layers.3*",
         r"-:layers\.\d{2}\.mlp",
         r"re:layers\.1\..*|layers\.2\..*",
+        r"+:.*\.18\..*gate.*",  # as GPTQModel's documentation has them
+        r".*\.1\..*",
+        r"+:.*\.(?:1[0-5])\..*",
+        r"re:.*layers\.1\d\..*",
+        r"re:.*layers\.\d\..*",
+        r"re:.*layers\.\d\d\..*",
+        "re:.*layers[.]9[.].*",
+        r"re:.*\.\d\.mlp",
     ],
 )
 def test_a_pattern_about_several_blocks_is_refused(pattern):

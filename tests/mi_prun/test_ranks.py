@@ -16,7 +16,7 @@ from mi_prun.analysis import read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
-from mi_prun.ranks import Ranks, world_size
+from mi_prun.ranks import Ranks, local_device, world_size
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -90,3 +90,17 @@ def test_a_world_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(UserError, match="WORLD_SIZE must be a whole number of at least 1, got 'many'"):
         world_size()
+
+
+@pytest.mark.parametrize(
+    ("named", "rank", "found"),
+    [(None, "1", "cuda:1"), ("cuda", "3", "cuda:1"), ("cuda:0", "1", "cuda:0"), ("cpu", "1", "cpu")],
+)
+def test_each_process_takes_a_gpu_of_its_own_unless_one_is_named_by_number(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, rank: str, found: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert local_device(named) == found

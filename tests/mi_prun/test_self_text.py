@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mi_prun.self_text import sample_windows
+from mi_prun.errors import UserError
+from mi_prun.self_text import kv_elements, sample_windows
 
 TOKENIZER = SimpleNamespace(bos_token_id=1, eos_token_id=2)
 
@@ -56,3 +57,20 @@ def test_without_bos_a_text_starts_at_eos_else_anywhere(model: Any) -> None:
     assert (sample_windows(model, eos, windows=8, window_tokens=3, seed=0)[:, 0] == 2).all()
     starts = sample_windows(model, neither, windows=8, window_tokens=3, seed=0)[:, 0]
     assert len(set(starts.tolist())) > 1
+
+
+def test_a_model_that_says_nothing_finite_is_one_line(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
+    broken = load(tiny("llama")).model
+    with torch.no_grad():
+        broken.model.norm.weight[0] = torch.nan
+    tokenizer = SimpleNamespace(bos_token_id=1, eos_token_id=2)
+    with pytest.raises(UserError, match="not finite: no text can be sampled"):
+        sample_windows(broken, tokenizer, windows=1, window_tokens=4, seed=0)
+
+
+def test_keys_and_values_of_a_token(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
+    """As many elements as a cache holds after it."""
+    model = load(tiny("qwen3")).model
+    cache = model(input_ids=torch.tensor([[3]]), use_cache=True).past_key_values
+    held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kv_elements(model.config) == held

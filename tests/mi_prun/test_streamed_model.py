@@ -13,7 +13,7 @@ import torch
 
 from mi_prun.analysis import read_analysis
 from mi_prun.analyze import analyze
-from mi_prun.block_model import BlockModel
+from mi_prun.block_model import BlockModel, load_block_model
 from mi_prun.boundaries import Collector, collect, sample_tokens
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
@@ -147,3 +147,18 @@ def test_a_plain_pass_asks_nothing_of_a_model_that_cannot_be_streamed(
     with pytest.raises(UserError, match="cannot be streamed"):
         analyze(open_model(reference), tmp_path / "streamed", replace(analyze_settings, stream_blocks=True))
     assert not (tmp_path / "streamed").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "exaone4"])
+def test_kinds_that_only_vllm_takes_from_the_index_do_not_matter_here(
+    tiny: Callable[..., Path], model_type: str
+) -> None:
+    """The pass is of transformers, which reads them from their field."""
+    folder = open_model(tiny(model_type))
+    streamed = StreamedModel(folder, device=torch.device("cpu"), dtype=torch.float32)
+    whole = load_block_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    windows = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(0))
+    sample = sample_tokens(windows, 16, seed=0)
+    found = collect_streamed(streamed, windows, sample=sample, projection=4, seed=0)
+    wanted = collect(whole, windows, sample=sample, projection=4, seed=0)
+    assert torch.allclose(found.projections, wanted.projections, atol=1e-5)

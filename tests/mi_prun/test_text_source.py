@@ -57,3 +57,28 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, said
 def test_neither_a_file_nor_a_data_set(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         text_source(name)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view"])
+def test_every_kind_of_text_in_parquet(tmp_path: Path, kind: str) -> None:
+    """Polars and newer pandas write the latter two."""
+    table = pyarrow.table({"text": pyarrow.array(["one", "two"], getattr(pyarrow, kind)()), "n": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert list(text_source(str(tmp_path / "rows.parquet")).open()) == ["one", "two"]
+
+
+def test_the_field_of_a_compressed_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": "one", "b": "two"}\n'))
+    with pytest.raises(UserError, match=r"name it: .*rows\.jsonl\.gz:FIELD"):
+        list(text_source(str(path)).open())
+    assert list(text_source(f"{path}:b").open()) == ["two"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.xz", "notes.txt.gz"])
+def test_a_compressed_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
+    pack = lzma.compress if name.endswith("xz") else gzip.compress
+    rows = b"".join(b'{"text": "%d"}\n' % (number * 7919) for number in range(5_000))
+    (tmp_path / name).write_bytes(pack(rows)[:-200])
+    with pytest.raises(UserError, match="cannot be read"):
+        list(text_source(str(tmp_path / name)).open())

@@ -65,6 +65,9 @@ def test_no_limit_with_few_blocks_or_on_a_short_text(reference_analysis: Analysi
     assert math.isinf(most_passes(of_blocks(reference_analysis, 11), 1))
     assert math.isinf(most_passes(of_blocks(reference_analysis, 24, ranking_tokens=16_384), 6))
     assert math.isfinite(most_passes(of_blocks(reference_analysis, 24, ranking_tokens=32_768), 6))
+    two = of_blocks(reference_analysis, 24)  # of two windows one screens
+    two = Context(replace(two.analysis, ranking=two.analysis.ranking.reshape(2, -1)), two.open_model)
+    assert math.isinf(most_passes(two, 6))
 
 
 @pytest.fixture
