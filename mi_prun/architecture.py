@@ -163,16 +163,20 @@ def check_config(config: Config) -> None:
         check_fields(config, family, count)
 
 
-def check_reducible(config: Config) -> None:
-    """Raise UserError for what no block can be dropped from, whichever it is."""
+def check_reducible(config: Config, *, named: bool = True) -> None:
+    """Raise UserError for what no block can be dropped from, whichever it is. named: the user names the blocks; else
+    most must be free to go, as no method looks for the few sets that may.
+    """
     count, refused = num_blocks(config), []
     for block in range(count):
         try:
             reduce_config(config, [kept for kept in range(count) if kept != block], assume_uniform=True)
         except UserError as error:
             refused.append(error)
-    if refused and len(refused) == count:
+    if len(refused) == count:
         raise refused[0]
+    if not named and len(refused) > count / 2:
+        raise UserError(f"{refused[0]}. No method looks for such sets: name the blocks, as by --drop 4,5")
 
 
 def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, *, for_vllm: bool) -> Config:

@@ -230,7 +230,7 @@ def prune(
         parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
-    check_reducible(dense.config)
+    check_reducible(dense.config, named=drop is not None)
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,
