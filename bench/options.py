@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from bench.settings import AUTO, RUN_LOADS, Alive, LoadSettings, MeasureSettings, TaskSettings
+from bench.settings import AUTO, RUN_LOADS, RUN_PROMPTS, Alive, LoadSettings, MeasureSettings, TaskSettings
 from bench.task_record import TaskRecord
 from bench.task_summary import mean_rows, task_rows
 from bench.task_table import chosen_tasks
@@ -21,7 +21,9 @@ Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; r
 InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt, in place of --presets")]
 OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
 Text = Annotated[str | None, typer.Option(help="prompts are pieces of it, as `mi-prun analyze --calibration` takes it")]
-Prompts = Annotated[int | None, typer.Option(help="requests in a round; default: twice those in flight, at least 8")]
+Prompts = Annotated[
+    int | None, typer.Option(help="requests in a round; default: twice those in flight, at least 8 (run, draft: 32)")
+]
 Concurrency = Annotated[str, typer.Option(help="requests in flight at most: closed loops, like 1,8,64")]
 Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; fewer than 3 tell little")]
 Seed = Annotated[int, typer.Option(help="of the prompts")]
@@ -54,7 +56,7 @@ def run_loads(
         RUN_LOADS,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        prompts=prompts,
+        prompts=max(RUN_PROMPTS, 2 * max(concurrency_of(concurrency))) if prompts is None else prompts,
         concurrency=concurrency_of(concurrency),
         rounds=rounds,
         seed=seed,

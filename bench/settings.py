@@ -89,4 +89,5 @@ class SweepSettings:
 
 
 # Of `run` and `draft`: one load that takes minutes on a small machine.
+RUN_PROMPTS = 32  # in a round, or twice those in flight
 RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)

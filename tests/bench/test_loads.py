@@ -19,6 +19,7 @@ from bench.loads import (
     served_context,
     with_context,
 )
+from bench.options import run_loads
 from bench.settings import PRESETS, LoadSettings
 from mi_prun.errors import UserError
 
@@ -156,3 +157,11 @@ def test_a_trace_is_a_preset_more(tmp_path: Path) -> None:
     assert (loads[1].input_tokens, loads[1].output_tokens) == (20, 20)
     assert loads[1].trace is not None
     assert (loads[1].trace.name, loads[1].trace.requests) == ("azure.csv", 2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "concurrency", "found"), [(None, "4", 32), (None, "1,64", 128), (5, "4", 5), (0, "4", 0)]
+)
+def test_run_and_draft_keep_all_in_flight(prompts: int | None, concurrency: str, found: int) -> None:
+    """What cannot be is refused where the loads are checked."""
+    assert run_loads(16, 8, prompts, concurrency, rounds=3, seed=0).prompts == found
