@@ -62,7 +62,9 @@ def visible(library: Any, told: str | None) -> list[Any]:
         return everyone
     found = []
     for word in (word.strip() for word in told.split(",")):
-        if word.isdecimal():
+        if word.startswith("MIG-"):
+            named = [library.nvmlDeviceGetHandleByUUID(word)]
+        elif word.isdecimal():
             named = everyone[int(word) : int(word) + 1]
         else:
             named = [handle for handle in everyone if word and library.nvmlDeviceGetUUID(handle).startswith(word)]

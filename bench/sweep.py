@@ -25,7 +25,7 @@ from bench.task_record import TaskRecord
 from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
 from mi_prun.analysis import Analysis
-from mi_prun.architecture import Config, check_config, check_reducible, num_blocks
+from mi_prun.architecture import RUNS, Config, check_config, check_reducible, num_blocks
 from mi_prun.block_model import free_accelerators
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
@@ -63,9 +63,9 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
         raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
     folder = open_model(dense)
     check_config(folder.config)
-    check_reducible(folder.config, named=False)
-    subjects = dense_subjects(dense)
     specs = parse_methods(settings.methods)
+    check_reducible(folder.config, named=all(spec.name in RUNS for spec in specs))
+    subjects = dense_subjects(dense)
     first = subjects.all[0]
     made = [
         _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))

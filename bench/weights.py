@@ -147,12 +147,12 @@ def _block(config: Config, text: Config, tensors: Sequence[Tensor], kind: str) -
 
 
 def _multiplied(tensor: Tensor, config: Config) -> int:
-    """Elements of a matrix that tokens are multiplied with. Packed ones hold several in an integer of 32 bits; scales
-    and zero points belong to them, and are none themselves.
+    """Elements of a matrix that tokens are multiplied with. Packed ones hold several in an integer; scales and zero
+    points belong to them, and are none themselves.
     """
     if len(tensor.shape) < 2 or tensor.name.endswith(BESIDE_PACKED):
         return 0
-    return tensor.elements * (32 // _packed_bits(config) if tensor.name.endswith(PACKED) else 1)
+    return tensor.num_bytes * 8 // _packed_bits(config) if tensor.name.endswith(PACKED) else tensor.elements
 
 
 def _packed_bits(config: Config) -> int:
@@ -161,7 +161,7 @@ def _packed_bits(config: Config) -> int:
     groups = found.get("config_groups") or {}
     inner: dict[str, Any] = next((group["weights"] for group in groups.values() if group.get("weights")), {})
     bits = found.get("bits") or found.get("w_bit") or inner.get("num_bits") or 4
-    return bits if bits in (2, 4, 8) else 4
+    return bits if isinstance(bits, int) and 1 <= bits <= 8 else 4
 
 
 def _head(text: Config, outside: Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -163,9 +163,12 @@ def check_config(config: Config) -> None:
         check_fields(config, family, count)
 
 
+RUNS = ("tail", "tail-but-last", "angular")  # methods that drop neighbours
+
+
 def check_reducible(config: Config, *, named: bool = True) -> None:
-    """Raise UserError for what no block can be dropped from, whichever it is. named: the user names the blocks; else
-    most must be free to go, as no method looks for the few sets that may.
+    """Raise UserError for what no block can be dropped from, whichever it is. named: the user names the blocks, or a
+    method that takes a run of neighbours; else most must be free to go, as no method looks for the few sets that may.
     """
     count, refused = num_blocks(config), []
     for block in range(count):
@@ -176,7 +179,10 @@ def check_reducible(config: Config, *, named: bool = True) -> None:
     if len(refused) == count:
         raise refused[0]
     if not named and len(refused) > count / 2:
-        raise UserError(f"{refused[0]}. No method looks for such sets: name the blocks, as by --drop 4,5")
+        raise UserError(
+            f"{refused[0]}. Methods that choose block by block do not look for such sets: name the blocks (`mi-prun "
+            f"plan --drop`), or take {', '.join(RUNS)}"
+        )
 
 
 def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, *, for_vllm: bool) -> Config:

@@ -149,11 +149,17 @@ def check_quantization(folder: ModelFolder) -> None:
     """Raises UserError for a quantisation that transformers would read past, taking packed numbers for weights."""
     check_quantization_beside(folder)
     found = folder.config.get("quantization_config")
-    if not isinstance(found, dict):
+    if not found:
         return
     from transformers.quantizers import AutoHfQuantizer
+    from transformers.utils import logging
 
-    if not AutoHfQuantizer.supports_quant_method(found):
+    logging.set_verbosity_error()
+    try:
+        known = AutoHfQuantizer.supports_quant_method(found)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"model {folder.path}: quantization_config cannot be read: {first_line(error)}") from error
+    if not known:
         raise UserError(
             f"model {folder.path}: transformers does not know the quantisation {found.get('quant_method')!r}, and "
             "would read its numbers as they are stored; prune first, then quantise"

@@ -208,7 +208,7 @@ def prune(
     from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
-    from mi_prun.architecture import check_config, check_reducible
+    from mi_prun.architecture import RUNS, check_config, check_reducible
     from mi_prun.block_model import load_on
     from mi_prun.checkpoint import check_apart, write_checkpoint
     from mi_prun.files import check_output
@@ -230,7 +230,7 @@ def prune(
         parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
-    check_reducible(dense.config, named=drop is not None)
+    check_reducible(dense.config, named=drop is not None or method in RUNS)
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,

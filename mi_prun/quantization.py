@@ -18,11 +18,17 @@ Rename = Callable[[str], str | None]
 
 # In a pattern: the container of the blocks, a dot (perhaps escaped), and what stands for the number.
 NUMBERED = re.compile(r"(?<![A-Za-z0-9_])(?:layers|h)\\?\.(?P<number>\\d(?:[+*]|\{[^}]*\})?|[^.\\$]*)")
-ANY_NUMBER = ("", "*", ".*", ".+", r"\d+", "[0-9]+", "[0-9]*", "(.*)", "([0-9]+)")
-AFTER_NUMBER = re.compile(r"\\?\.|\$|\Z")  # else the number goes on: `1\d`, `\d\d`
-# Any other number that stands by itself, not in a word (w1, fc2) and not after `experts.`: it may be a block's.
-OTHER_NUMBER = re.compile(r"(?<![A-Za-z0-9_])(?<!experts\.)(?<!experts\\\.)(?:[0-9]|\\d|\[[^\]]*[0-9\\][^\]]*\])")
+ANY_NUMBER = ("", "*", ".*", ".+", r"\d+", r"\d*", "[0-9]+", "[0-9]*", "(.*)", "([0-9]+)")
+AFTER_NUMBER = re.compile(r"\\?\.|\\b|\$|\Z")  # else the number goes on: `1\d`, `\d\d`
+# Numbers that are no block's: of an expert, or of what belongs to another tower or to multi-token prediction.
+OTHERS_NUMBER = re.compile(
+    r"(?P<whose>experts|blocks|mtp|merger|mlp\\?\.\(?)(?P<dot>\\?\.)?"
+    r"\(?(?:[0-9]+(?:\|[0-9]+)*|(?:\\d|\[0-9\])(?:[*+]|\{[^}]*\})?)\)?"
+)
 IN_A_WORD = re.compile(r"(?<=[A-Za-z0-9_])\[[^].]*\]")
+# Any other number that stands by itself, not in a word (w1, fc2): it may be a block's.
+OTHER_NUMBER = re.compile(r"(?<![A-Za-z0-9_])(?:[0-9]|\\d|\[[^\]]*[0-9\\][^\]]*\])")
+DESCRIBING = ("meta", "dataset", "tokenizer", "uri")  # who made it and how, not what of the model it is about
 _DROPPED = object()
 
 
@@ -42,10 +48,10 @@ def reduce_quantization(config: Any, rename_block: Rename, rename: Rename, *, to
         rest = text
         for match in reversed(found):
             start, end = match.span("number")
-            if not AFTER_NUMBER.match(text, end):
+            if match["number"] and not AFTER_NUMBER.match(text, end):
                 raise _about_numbers(text)
             rest = rest[:start] + rest[end:]
-        if OTHER_NUMBER.search(IN_A_WORD.sub("", rest)):
+        if OTHER_NUMBER.search(IN_A_WORD.sub("", OTHERS_NUMBER.sub("", rest))):
             raise _about_numbers(text)
         fixed = [match for match in found if match["number"] not in ANY_NUMBER]
         if not fixed:
@@ -74,8 +80,7 @@ def reduce_quantization(config: Any, rename_block: Rename, rename: Rename, *, to
 
 
 def _describes(key: str) -> bool:
-    """Who made it, not what of the model it is about."""
-    return key == "meta" or "version" in key
+    return key in DESCRIBING or "version" in key
 
 
 def _about_numbers(pattern: str) -> UserError:

@@ -1,4 +1,6 @@
-"""The most that the default may cost: a share of what greedy-loss costs for the same blocks, in blocks x tokens."""
+"""The most that the default may cost up to a quarter of the blocks: a share of what greedy-loss costs for a quarter of
+them, in blocks x tokens.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 # Of the ranking text, what every candidate may be measured on: a share, not under so many tokens, and not over half.
 SCREENING_SHARE, SCREENING_TOKENS = 1 / 4, 8_192
-MUCH = 1.25
+MUCH = 1.25  # times its share
 SCREENING_WINDOWS = 16
 LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own beginning
 

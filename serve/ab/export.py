@@ -5,6 +5,7 @@ manifests.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ REFUSED = {
     "hf_token": "a token belongs into a Secret, not into a manifest",
 }
 SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD", re.IGNORECASE)  # of a variable's name
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,11}|[0-9]*\.[0-9]+)")
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
@@ -207,12 +209,15 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number, true, false, a list or an object, as JSON has them; anything else is text."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return text
-    return text if found is None or isinstance(found, str) or found != found else found
+    """A plain number, true or false, a list or an object of JSON; anything else is text, a commit of digits too."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if NUMBER.fullmatch(text):
+        return float(text) if "." in text else int(text)
+    if text.startswith(("[", "{")):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def template(name: str, **fields: Any) -> str:

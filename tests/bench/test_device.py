@@ -25,6 +25,7 @@ def driver(**answers: Any) -> ModuleType:
         "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": lambda index: index + 1,
         "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}0ff",
+        "nvmlDeviceGetHandleByUUID": lambda uuid: int(uuid.removeprefix("MIG-")),
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: 1500 * handle,
         "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=100 * handle, free=10 * handle),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
@@ -61,6 +62,7 @@ def test_energy_and_memory_of_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1", None, 200),
         ("1,0", 1, 200),  # an engine takes the first ones
         ("GPU-20", None, 200),
+        ("MIG-5", None, 500),
         ("0,7,1", None, 100),  # what CUDA does not know ends the list
         (None, 1, 100),
         ("", None, None),

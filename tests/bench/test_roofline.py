@@ -126,10 +126,10 @@ def test_the_bundled_model_is_weighed_by_its_headers(reference: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantization", "packed", "beside"),
+    ("quantization", "packed", "beside", "values"),
     [
-        ({"quant_method": "awq", "bits": 4}, "qweight", ("qzeros", "scales")),
-        ({"quant_method": "gptq", "bits": 4}, "qweight", ("qzeros", "scales", "g_idx")),
+        ({"quant_method": "awq", "bits": 4}, "qweight", ("qzeros", "scales"), 8),
+        ({"quant_method": "gptq", "bits": 4}, "qweight", ("qzeros", "scales", "g_idx"), 8),
         (
             {
                 "quant_method": "compressed-tensors",
@@ -137,13 +137,14 @@ def test_the_bundled_model_is_weighed_by_its_headers(reference: Any) -> None:
             },
             "weight_packed",
             ("weight_scale", "weight_shape"),
+            2,  # NVFP4: two in a byte
         ),
     ],
 )
 def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
-    quantization: dict[str, Any], packed: str, beside: tuple[str, ...]
+    quantization: dict[str, Any], packed: str, beside: tuple[str, ...], values: int
 ) -> None:
-    """Eight of four bits in an integer; their bytes are what is read."""
+    """Several of four bits in an integer; their bytes are what is read."""
     from bench.shape import open_shape
     from bench.weights import Tensor, weigh
 
@@ -155,7 +156,7 @@ def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
     tensors = [table]
     for block in range(count):
         name = f"model.layers.{block}.mlp.up_proj"
-        tensors.append(Tensor(f"{name}.{packed}", (8, elements // 64), elements // 2))
+        tensors.append(Tensor(f"{name}.{packed}", (8, elements // 8 // values), elements // 2))
         tensors += [Tensor(f"{name}.{other}", (2, 3), 24) for other in beside]
     found = weigh(config, tensors)
     assert {block.elements for block in found.blocks} == {elements}

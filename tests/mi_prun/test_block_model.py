@@ -92,6 +92,9 @@ def test_a_quantisation_that_transformers_reads_past_is_refused(tiny: Callable[.
     (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "modelopt"}}))
     with pytest.raises(UserError, match=r"does not know the quantisation 'modelopt', .*prune first"):
         load(path)
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"some": 4}}))
+    with pytest.raises(UserError, match="quantization_config cannot be read: "):
+        load(path)
     (path / "config.json").write_text(json.dumps(config))
     (path / "hf_quant_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"describes its quantisation in hf_quant_config\.json only"):

@@ -52,6 +52,32 @@ def reduced(quantization: object) -> object:
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
             {"modules_to_not_convert": ["model.layers.*.self_attn", "model.embed_tokens"]},
         ),
+        (  # of experts, of other towers; any number of a block; calibration text
+            {"ignore": ["re:.*mlp.experts.[0-9]+.gate_proj$", r"re:.*experts\.(\d+)\..*", r"re:.*layers\.\d*\.mlp"]},
+            {"ignore": ["re:.*mlp.experts.[0-9]+.gate_proj$", r"re:.*experts\.(\d+)\..*", r"re:.*layers\.\d*\.mlp"]},
+        ),
+        (
+            {
+                "ignore": [
+                    r"re:model\.visual\.blocks\.\d+\..*",
+                    "visual.blocks.0.attn*",
+                    "mtp.0*",
+                    "re:.*merger.mlp.(0|2)",
+                ]
+            },
+            {
+                "ignore": [
+                    r"re:model\.visual\.blocks\.\d+\..*",
+                    "visual.blocks.0.attn*",
+                    "mtp.0*",
+                    "re:.*merger.mlp.(0|2)",
+                ]
+            },
+        ),
+        (
+            {"ignore": [r"re:.*layers\.2\b.*", r"re:.*layers\.3\b.*"], "dataset": ["Is GPT-4 good (or 3)?"]},
+            {"ignore": [r"re:.*layers\.2\b.*"], "dataset": ["Is GPT-4 good (or 3)?"]},
+        ),
         (  # numbers in words, of experts, and in what says who made it
             {
                 "ignore": [r"re:.*w[13]$", r"re:.*experts\.\d+\.w2", "re:.*fc1.*"],
