@@ -1,6 +1,4 @@
-"""The most that the default may cost up to a quarter of the blocks: a share of what greedy-loss costs for a quarter of
-them, in blocks x tokens.
-"""
+"""The most that the default may cost at a quarter of the blocks: a share of what greedy-loss does, blocks x tokens."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ def greedy_runs(num_blocks: int, k: int) -> int:
 
 
 def most_passes(context: Context, k: int) -> float:
-    """Passes of the dense model over the ranking text, the analysis included, that choosing k of the blocks may take:
-    SHARES of the fewest that greedy-loss takes, of a quarter of the blocks where k is less. Beyond a quarter, with few
-    blocks, and on a short text, where screening alone takes about as much: no limit.
+    """Passes of the dense model over the ranking text, the analysis included, that choosing a quarter of the blocks may
+    take: SHARES of the fewest that greedy-loss takes. For another number of blocks, with few of them, and on a short
+    text, where screening alone takes about as much: no limit.
     """
     num_blocks = context.num_blocks
     fewest, most = SHARES
-    if num_blocks < fewest or 4 * k > num_blocks or context.short_text:
+    if num_blocks < fewest or k != num_blocks // 4 or context.short_text:
         return math.inf
     at = (min(num_blocks, most) - fewest) / (most - fewest)
     share = (1 - at) * SHARES[fewest] + at * SHARES[most]
-    return share * greedy_runs(num_blocks, num_blocks // 4) / num_blocks
+    return share * greedy_runs(num_blocks, k) / num_blocks
