@@ -52,12 +52,13 @@ def run_loads(
     text: str | None = None,
 ) -> LoadSettings:
     """Of `run` and `draft`."""
+    in_flight = concurrency_of(concurrency)
     return replace(
         RUN_LOADS,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        prompts=max(RUN_PROMPTS, 2 * max(concurrency_of(concurrency))) if prompts is None else prompts,
-        concurrency=concurrency_of(concurrency),
+        prompts=max(RUN_PROMPTS, 2 * max(in_flight)) if prompts is None else prompts,
+        concurrency=in_flight,
         rounds=rounds,
         seed=seed,
         text=text,

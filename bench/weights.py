@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mi_prun.architecture import Config, block_kinds, block_of, family_of, num_blocks
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 from mi_prun.model import ModelFolder
 
 BYTES_OF_DTYPE = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
@@ -88,8 +88,9 @@ def weights_of_config(config: Config) -> Weights:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"transformers makes no model of this {config['model_type']} config: {said}") from error
+        raise UserError(
+            f"transformers makes no model of this {config['model_type']} config: {first_line(error)}"
+        ) from error
     size = element_bytes(config)
     named = ((name, tuple(found.shape)) for name, found in model.named_parameters())
     return weigh(config, (Tensor(name, shape, math.prod(shape) * size) for name, shape in named))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_prun.architecture import Config, Family, family_of
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 from mi_prun.model import ModelFolder, check_quantization_beside
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -216,12 +216,6 @@ def loaded(
     if path is not None and (missing := sorted(report["missing_keys"])):
         raise UserError(f"{named} lacks {len(missing)} tensors of its architecture, such as {missing[0]}; is it whole?")
     return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
-
-
-def first_line(error: Exception) -> str:
-    """An ImportError of transformers begins with an empty line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 
 # Config, weights, and all that comes along (`companions`). The hub tells cases apart.
 SMALL_PATTERNS = (
@@ -46,7 +46,7 @@ def fetch(reference: str, weights: Sequence[str] | None = None, *, revision: str
             )
         )
     except Exception as error:  # its own, those of the HTTP library that it is built on just now, and the disk's
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise UserError(f"model {reference}: no such folder, and the hub did not give it: {first}") from error
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 from mi_prun.files import sha256_of
 
 HUB = {
@@ -182,7 +182,6 @@ def _rows(name: str, config: str | None, split: str, field: str, seed: int) -> I
                 raise UserError(f"data set {name}: no field {field!r}; there are {', '.join(row)}")
             yield str(row[field])
     except (OSError, ValueError, RuntimeError) as error:  # the hub's and the network's errors are OSErrors
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"data set {name} cannot be had: {first}; give a local .txt, .jsonl or .parquet file, or `self`"
+            f"data set {name} cannot be had: {first_line(error)}; give a local .txt, .jsonl or .parquet file, or `self`"
         ) from error

@@ -170,7 +170,7 @@ def check_places(config: Config, options: ExportOptions) -> None:
     """Only a path's last part goes into the cluster: two that end alike would be one there."""
     places: dict[str, Path] = {}
     for arm in config.arms.values():
-        if arm.url is not None:
+        if not arm.managed:
             continue
         model = Path(model_of(arm))
         for path in (arm.plan, model if model.exists() else None):
