@@ -68,19 +68,6 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.group.stop()
 
 
-@pytest.fixture
-def end_of(tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """`end_of(model, *flags)`: exit status and log of a server that does not start; no process is left."""
-
-    def wait(model: Path, *flags: str) -> tuple[int, str]:
-        with run(model, free_port(), tmp_path / "server.log", *flags) as group:
-            status = group.process.wait(STARTUP_SECONDS)
-            assert group.processes() == []
-        return status, group.log.read_text()
-
-    return wait
-
-
 @pytest.fixture(scope="session")
 def nothing_left() -> Callable[[Sequence[psutil.Process]], bool]:
     """`nothing_left(processes)`: whether all end by themselves, soon after one of them was told to."""
@@ -90,6 +77,22 @@ def nothing_left() -> Callable[[Sequence[psutil.Process]], bool]:
         while any(map(alive, processes)) and time.monotonic() < deadline:
             time.sleep(0.1)
         return not any(map(alive, processes))
+
+    return wait
+
+
+@pytest.fixture
+def end_of(tmp_path: Path, nothing_left: Callable[..., bool]) -> Callable[..., tuple[int, str]]:
+    """`end_of(model, *flags)`: exit status and log of a server that does not start; no process is left.
+
+    Python's tracker of shared memory ends when the last process that holds its pipe has: a moment after the server.
+    """
+
+    def wait(model: Path, *flags: str) -> tuple[int, str]:
+        with run(model, free_port(), tmp_path / "server.log", *flags) as group:
+            status = group.process.wait(STARTUP_SECONDS)
+            assert nothing_left(group.processes())
+        return status, group.log.read_text()
 
     return wait
 
