@@ -25,31 +25,17 @@ from bench.task_record import TaskRecord
 from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
 from mi_prun.analysis import Analysis
-from mi_prun.architecture import RUNS, Config, check_config, check_reducible, num_blocks
+from mi_prun.architecture import Config, check_config, check_reducible, num_blocks
 from mi_prun.block_model import free_accelerators
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.manifest import Weights as Written
 from mi_prun.model import ModelFolder, config_digest, open_model
 from mi_prun.plan import Plan, kept_blocks
-from mi_prun.ratio import blocks_for_ratio
+from mi_prun.ratio import parse_ratios
 from mi_prun.settings import SELF, PlanSettings
 from mi_prun.text_source import text_source
 from mi_prun.version import __version__
-
-
-def parse_ratios(text: str, blocks: int) -> list[int]:
-    """`0,.125,.25` as numbers of blocks, ascending, each once; without the dense model's 0."""
-    try:
-        ratios = [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--ratios {text!r} must be numbers from 0 to below 1, like 0,.125,.25") from error
-    if out := [ratio for ratio in ratios if not 0 <= ratio < 1]:
-        raise UserError(f"--ratios {text!r} must be numbers from 0 to below 1, got {out[0]:g}")
-    found = sorted({blocks_for_ratio(ratio, blocks, "--ratios") for ratio in ratios if ratio != 0})
-    if not found:
-        raise UserError(f"--ratios {text!r} names only the dense model; name a share of blocks to drop")
-    return found
 
 
 def expected(dense: str, settings: SweepSettings) -> Prepared:
@@ -58,19 +44,21 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
     Raises UserError for all that can be known to be wrong by then.
     """
     from mi_prun.comparison import parse_methods
+    from mi_prun.selection.methods import METHODS, neighbour_methods
 
     if settings.draft and settings.measure.loads.text is None:
         raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
     folder = open_model(dense)
     check_config(folder.config)
     specs = parse_methods(settings.methods)
-    check_reducible(folder.config, named=all(spec.name in RUNS for spec in specs))
+    free = all(METHODS[spec.name].neighbours for spec in specs)
+    check_reducible(folder.config, () if free else neighbour_methods())
     subjects = dense_subjects(dense)
     first = subjects.all[0]
     made = [
         _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))
         for spec in specs
-        for k in parse_ratios(settings.ratios, folder.num_blocks)
+        for k in parse_ratios(settings.ratios, folder.num_blocks, dense=True)
     ]
     drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
     everything = replace(subjects, all=(first, *made, *drafts))
@@ -118,7 +106,7 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     weights: Written = "materialized" if settings.materialise else "virtual"
     folders, plans = [], []
     for spec in parse_methods(settings.methods):
-        for k in parse_ratios(settings.ratios, dense.num_blocks):
+        for k in parse_ratios(settings.ratios, dense.num_blocks, dense=True):
             name = f"{spec.label.replace(':', '-')}-{k}"
             path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
             plan = Plan.read(path) if path.is_file() else None
@@ -154,7 +142,7 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
     subjects = [
         _shape_subject(title, config, weights, spread(count, k), out)
-        for k in (0, *parse_ratios(settings.ratios, count))
+        for k in (0, *parse_ratios(settings.ratios, count, dense=True))
     ]
     found = Subjects(
         dense=Dense(

@@ -163,12 +163,9 @@ def check_config(config: Config) -> None:
         check_fields(config, family, count)
 
 
-RUNS = ("tail", "tail-but-last", "angular")  # methods that drop neighbours
-
-
-def check_reducible(config: Config, *, named: bool = True) -> None:
-    """Raise UserError for what no block can be dropped from, whichever it is. named: the user names the blocks, or a
-    method that takes a run of neighbours; else most must be free to go, as no method looks for the few sets that may.
+def check_reducible(config: Config, instead: Sequence[str] = ()) -> None:
+    """Raise UserError for what no block can be dropped from, whichever it is. instead: methods to name where the one
+    that is asked for chooses block by block: most blocks must be free to go then, as it looks for no few sets that may.
     """
     count, refused = num_blocks(config), []
     for block in range(count):
@@ -178,10 +175,10 @@ def check_reducible(config: Config, *, named: bool = True) -> None:
             refused.append(error)
     if len(refused) == count:
         raise refused[0]
-    if not named and len(refused) > count / 2:
+    if instead and len(refused) > count / 2:
         raise UserError(
             f"{refused[0]}. Methods that choose block by block do not look for such sets: name the blocks (`mi-prun "
-            f"plan --drop`), or take {', '.join(RUNS)}"
+            f"plan --drop`), or take {', '.join(instead)}"
         )
 
 

@@ -208,7 +208,7 @@ def prune(
     from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
-    from mi_prun.architecture import RUNS, check_config, check_reducible
+    from mi_prun.architecture import check_config, check_reducible
     from mi_prun.block_model import load_on
     from mi_prun.checkpoint import check_apart, write_checkpoint
     from mi_prun.files import check_output
@@ -216,6 +216,7 @@ def prune(
     from mi_prun.model import check_quantization_beside, identity_of, open_model
     from mi_prun.planning import check_settings, make_context, plan_for
     from mi_prun.ratio import Amount
+    from mi_prun.selection.methods import method_named, neighbour_methods
 
     check_output(output, force=force)
     shard_bytes = parse_size(max_shard_size)
@@ -230,7 +231,8 @@ def prune(
         parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
-    check_reducible(dense.config, named=drop is not None or method in RUNS)
+    named = drop is not None or method_named(method).neighbours
+    check_reducible(dense.config, () if named else neighbour_methods())
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,

@@ -31,7 +31,7 @@ from mi_prun.evaluator import Dropped
 from mi_prun.files import append_line, one_line_os_errors, write_text
 from mi_prun.model import ModelFolder, identity_of
 from mi_prun.planning import make_context
-from mi_prun.ratio import blocks_for_ratio
+from mi_prun.ratio import parse_ratios
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
 from mi_prun.settings import AnalyzeSettings, PlanSettings
@@ -112,15 +112,6 @@ def parse_methods(text: str) -> list[MethodSpec]:
         default = None if method.grows else method.rerank
         specs.append(MethodSpec(name=name, rerank=int(number) if colon else default))
     return list(dict.fromkeys(specs))
-
-
-def parse_ratios(text: str, num_blocks: int) -> list[int]:
-    """`.1,.25,.4` as numbers of blocks, ascending, each once."""
-    try:
-        ratios = [float(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--ratios {text!r} must be numbers between 0 and 1, like .1,.25,.4") from error
-    return sorted({blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios})
 
 
 def compare_model(

@@ -45,6 +45,18 @@ def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> 
     return k
 
 
+def parse_ratios(text: str, num_blocks: int, *, dense: bool = False) -> list[int]:
+    """`.1,.25,.4` as numbers of blocks, ascending, each once. dense: a 0 may stand among them, and is left out."""
+    try:
+        ratios = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--ratios {text!r} must be numbers between 0 and 1, like .1,.25,.4") from error
+    found = {blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios if ratio != 0 or not dense}
+    if not found:
+        raise UserError(f"--ratios {text!r} names only the dense model; name a share of blocks to drop")
+    return sorted(found)
+
+
 def blocks_for_number(k: int, num_blocks: int) -> int:
     if not 1 <= k < num_blocks:
         raise UserError(f"--num-blocks must be in 1..{num_blocks - 1} for a model of {num_blocks} blocks, got {k}")

@@ -31,12 +31,14 @@ class Method:
     rerank: how many of them are compared by their measured loss unless it is said otherwise; grows: more of them where
     more blocks go than a quarter or than six, as there are more sets then, and each is cheaper to measure.
     needs_analysis: whether the one pass of `mi-prun analyze` is a part of its cost.
+    neighbours: whether it drops a run of them, so that blocks of kinds in turn can stay so.
     """
 
     propose: Propose
     rerank: int = 0
     needs_analysis: bool = False
     grows: bool = False
+    neighbours: bool = False
 
     def candidates(self, num_blocks: int, k: int) -> int:
         """Sets of k blocks to compare: with the race as it is, about as fast as a tenth of greedy-loss's cost grows."""
@@ -77,13 +79,17 @@ METHODS: dict[str, Method] = {
     "cbo-fisher": Method(cbo_fisher, rerank=8),
     "segment-loss": Method(segment_loss, rerank=8),
     "bi": Method(baselines.bi, needs_analysis=True),
-    "angular": Method(baselines.angular, needs_analysis=True),
-    "tail": Method(baselines.tail),
-    "tail-but-last": Method(baselines.tail_but_last),
+    "angular": Method(baselines.angular, needs_analysis=True, neighbours=True),
+    "tail": Method(baselines.tail, neighbours=True),
+    "tail-but-last": Method(baselines.tail_but_last, neighbours=True),
     "random": Method(baselines.random),
     "greedy-loss": Method(baselines.greedy_loss),
     "exhaustive": Method(baselines.exhaustive),
 }
+
+
+def neighbour_methods() -> tuple[str, ...]:
+    return tuple(name for name, method in METHODS.items() if method.neighbours)
 
 
 def method_named(name: str) -> Method:

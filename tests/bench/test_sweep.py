@@ -16,7 +16,7 @@ from bench import sweep as sweeping
 from bench.dry_run import describe
 from bench.estimate import MachineSpeed, choosing_seconds, sweep_seconds
 from bench.settings import LoadSettings, MeasureSettings, SweepSettings, TaskSettings
-from bench.sweep import expected, expected_shape, parse_ratios, pruned_folders, sweep, sweep_shape
+from bench.sweep import expected, expected_shape, pruned_folders, sweep, sweep_shape
 from bench.task_table import parse_tasks
 from mi_prun.errors import UserError
 from mi_prun.inspection import read_manifest
@@ -47,24 +47,6 @@ def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: 
     assert seconds(0, **text, quality_text="x") > seconds(0, **text) + 8000 * 2 * 9.3e6 / 1e10
     sampled = {"analyze": AnalyzeSettings(calibration="self", scoring_tokens=1000)}
     assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
-
-
-@pytest.mark.parametrize(
-    ("text", "blocks"),
-    [("0,.125,.25,.375,.5", [3, 6, 9, 12]), (".5,.25,0.25", [6, 12]), ("0,.01,.9", None), ("1", None), ("0", None)],
-)
-def test_ratios_as_numbers_of_blocks(text: str, blocks: list[int] | None) -> None:
-    if blocks is None:
-        with pytest.raises(UserError, match="--ratios"):
-            parse_ratios(text, 24)
-    else:
-        assert parse_ratios(text, 24) == blocks
-
-
-@pytest.mark.parametrize("text", ["nan", "-.25", "inf", "1.5", "x", ""])
-def test_ratios_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=r"--ratios .* must be numbers from 0 to below 1"):
-        parse_ratios(text, 24)
 
 
 def prompts_from(folder: Path, settings: MeasureSettings) -> MeasureSettings:

@@ -11,7 +11,7 @@ import pytest
 
 from mi_prun import comparison
 from mi_prun.cli import app
-from mi_prun.comparison import MethodSpec, Row, parse_methods, parse_ratios, read_rows
+from mi_prun.comparison import MethodSpec, Row, parse_methods, read_rows
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 from mi_prun.version import __version__
@@ -148,7 +148,6 @@ def test_names_take_their_own_number_of_sets() -> None:
         MethodSpec(name="mi-prun", rerank=0),
         MethodSpec(name="cbo", rerank=3),
     ]
-    assert parse_ratios(".5,.1,.52", 10) == [1, 5]
 
 
 def test_rows_that_are_not_ours_are_refused(tmp_path: Path) -> None:

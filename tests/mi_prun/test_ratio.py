@@ -6,7 +6,14 @@ import pytest
 
 from mi_prun.errors import UserError
 from mi_prun.model import ModelIdentity
-from mi_prun.ratio import blocks_for_number, blocks_for_param_ratio, blocks_for_ratio, only_one, parse_blocks
+from mi_prun.ratio import (
+    blocks_for_number,
+    blocks_for_param_ratio,
+    blocks_for_ratio,
+    only_one,
+    parse_blocks,
+    parse_ratios,
+)
 
 DENSE = ModelIdentity(
     name="m",
@@ -22,6 +29,25 @@ DENSE = ModelIdentity(
 @pytest.mark.parametrize(("ratio", "num_blocks", "k"), [(0.25, 32, 8), (0.1, 12, 1), (0.125, 12, 2), (0.97, 40, 39)])
 def test_a_ratio_rounds_to_blocks(ratio: float, num_blocks: int, k: int) -> None:
     assert blocks_for_ratio(ratio, num_blocks) == k
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"), [("0,.125,.25,.375,.5", [3, 6, 9, 12]), (".5,.25,0.25", [6, 12]), (".25", [6])]
+)
+def test_ratios_as_numbers_of_blocks(text: str, blocks: list[int]) -> None:
+    assert parse_ratios(text, 24, dense=True) == blocks
+
+
+@pytest.mark.parametrize("text", ["nan", "-.25", "inf", "1.5", "x", "", "0", "1", "0,.01,.9"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_ratios_that_are_none(text: str, dense: bool) -> None:
+    with pytest.raises(UserError, match="--ratios"):
+        parse_ratios(text, 24, dense=dense)
+
+
+def test_the_dense_model_is_no_ratio_unless_asked_for() -> None:
+    with pytest.raises(UserError, match=r"--ratios must be in \(0, 1\), got 0"):
+        parse_ratios("0,.25", 24)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 1.5, -0.1, math.nan, math.inf])
