@@ -25,7 +25,7 @@ from bench.task_record import TaskRecord
 from bench.tasks import ask, check_context, check_tasks, open_asked
 from bench.weights import Weights, weights_of_config
 from mi_prun.analysis import Analysis
-from mi_prun.architecture import Config, check_config, check_reducible, num_blocks
+from mi_prun.architecture import Config, check_config, num_blocks
 from mi_prun.block_model import free_accelerators
 from mi_prun.errors import UserError
 from mi_prun.manifest import MANIFEST_NAME, Manifest, is_pruned
@@ -44,21 +44,23 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
     Raises UserError for all that can be known to be wrong by then.
     """
     from mi_prun.comparison import parse_methods
-    from mi_prun.selection.methods import METHODS, neighbour_methods
+    from mi_prun.selection.methods import check_possible
 
     if settings.draft and settings.measure.loads.text is None:
         raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
     folder = open_model(dense)
     check_config(folder.config)
     specs = parse_methods(settings.methods)
-    free = all(METHODS[spec.name].neighbours for spec in specs)
-    check_reducible(folder.config, () if free else neighbour_methods())
     subjects = dense_subjects(dense)
     first = subjects.all[0]
+    ks = parse_ratios(settings.ratios, folder.num_blocks, dense=True)
+    for spec in specs:
+        for k in ks:
+            check_possible(folder.config, spec.name, k)
     made = [
         _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))
         for spec in specs
-        for k in parse_ratios(settings.ratios, folder.num_blocks, dense=True)
+        for k in ks
     ]
     drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
     everything = replace(subjects, all=(first, *made, *drafts))

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mi_prun.architecture import Config, block_kinds, block_of, family_of, num_blocks
+from mi_prun.config_rules import DENSE, MOE
 from mi_prun.errors import UserError, first_line
 from mi_prun.model import ModelFolder
 
 BYTES_OF_DTYPE = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-PACKED = (".qweight", ".weight_packed")
-BESIDE_PACKED = (".qzeros", ".scales", ".g_idx", "_scale", "_scale_inv", "_zero_point", "_shape")
+PACKED = (".qweight", ".weight_packed", "_blocks")
+BESIDE_PACKED = (".qzeros", ".scales", ".g_idx", "_scale", "_scale_inv", "_scales", "_zero_point", "_shape")
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -82,12 +83,14 @@ def weights_of_config(config: Config) -> Weights:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from mi_prun.block_model import NO_CONFIG
+
     family_of(config)
     fields = {name: value for name, value in config.items() if name != "model_type"}
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (*NO_CONFIG, RuntimeError) as error:
         raise UserError(
             f"transformers makes no model of this {config['model_type']} config: {first_line(error)}"
         ) from error
@@ -137,13 +140,14 @@ def _block(config: Config, text: Config, tensors: Sequence[Tensor], kind: str) -
     experts = [tensor for tensor in tensors if ".experts." in tensor.name]
     shared = [tensor for tensor in tensors if ".experts." not in tensor.name]
     window = text.get("sliding_window")
+    alone = family_of(config).mlp_kinds is None and kind in (DENSE, MOE)  # an MLP is all that this block is
     return Block(
         num_bytes=sum(tensor.num_bytes for tensor in shared),
         elements=sum(_multiplied(tensor, config) for tensor in shared),
         expert_bytes=sum(tensor.num_bytes for tensor in experts),
         expert_elements=sum(_multiplied(tensor, config) for tensor in experts),
         window=window if "sliding" in kind and isinstance(window, int) else None,
-        attends="linear" not in kind and "mamba" not in kind,
+        attends="linear" not in kind and "mamba" not in kind and not alone,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,21 +69,25 @@ def analyze(
         model = load() if load is not None else load_block_model(dense, device=device, dtype=dtype)
         collect = partial(collect_whole, model)
     with joined() as ranks:
-        calibration = ranks.from_first(_calibration(dense, model, settings) if ranks.first else None)
+        calibration = ranks.from_first(lambda: _calibration(dense, model, settings))
         windows = calibration.scoring.tokens
         sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
         check_tokens(int(sample.sum()), dims, estimator)
         mine = ranks.share(windows)
         with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
-            part = collect(
-                mine,
-                sample=ranks.share(sample),
-                projection=settings.projection,
-                seed=settings.seed,
-                batch_tokens=settings.batch_tokens or batch_tokens(device),
-                advance=advance,
-            )
-        parts = ranks.to_first(part.cpu() if ranks.size > 1 else part)
+
+            def part() -> Boundaries:
+                found = collect(
+                    mine,
+                    sample=ranks.share(sample),
+                    projection=settings.projection,
+                    seed=settings.seed,
+                    batch_tokens=settings.batch_tokens or batch_tokens(device, score_bytes(model, mine.shape[1])),
+                    advance=advance,
+                )
+                return found.cpu() if ranks.size > 1 else found
+
+            parts = ranks.to_first(part)
     if not ranks.first:
         return None
     seen = merged(parts)
@@ -143,14 +148,24 @@ def _calibration(dense: ModelFolder, model: BlockModel | None, settings: Analyze
     )
 
 
-def batch_tokens(device: torch.device) -> int:
-    """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB a token; 4,096 on CPU."""
+def score_bytes(model: BlockModel | None, window_tokens: int) -> int:
+    """A token's, of attention that is not fused: its scores on all heads, and what they become, three at a time."""
+    if model is None:
+        return 0
+    whole = cast("Any", model.model)
+    config = whole.config.get_text_config()
+    eager = config._attn_implementation == "eager"
+    return 3 * config.num_attention_heads * window_tokens * whole.dtype.itemsize if eager else 0
+
+
+def batch_tokens(device: torch.device, more_bytes: int = 0) -> int:
+    """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB and so much more each; 4,096 on CPU."""
     if device.type != "cuda":
         return 4_096
     free, _ = torch.cuda.mem_get_info(device)
     if free < 2**28:
         raise UserError(f"only {free / 2**20:.0f} MiB of {device} are free; free some or use --device cpu")
-    return max(2_048, min(65_536, free // 4 // 2**18))
+    return max(2_048, min(65_536, free // 4 // (2**18 + more_bytes)))
 
 
 def check_settings(settings: AnalyzeSettings) -> None:

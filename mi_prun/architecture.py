@@ -130,17 +130,24 @@ def reduce_config(
     if reduced.get("quantization_config") is not None:
         reduced["quantization_config"] = reduce_quantization(
             reduced["quantization_config"],
-            lambda number: str(kept.index(int(number))) if int(number) in kept else None,
-            lambda name: _renamed_module(name, family, kept),
+            lambda number: _new_number(int(number), kept, count),
+            lambda name: _renamed_module(name, family, kept, count),
             tower=None if family.text is None else "language_model",
         )
     return reduced
 
 
-def _renamed_module(name: str, family: Family, kept: Sequence[int]) -> str | None:
+def _new_number(block: int, kept: Sequence[int], count: int | None) -> str | None:
+    """A block's number in the pruned model. count: as `num_blocks` of `renamed`."""
+    if count is not None and block >= count:
+        return str(len(kept) + block - count)
+    return str(kept.index(block)) if block in kept else None
+
+
+def _renamed_module(name: str, family: Family, kept: Sequence[int], count: int) -> str | None:
     """As `renamed`, for names that may leave out what stands before the blocks: `layers.7.mlp`.
 
-    >>> _renamed_module("layers.7.mlp", FAMILIES["llama"], (0, 7))
+    >>> _renamed_module("layers.7.mlp", FAMILIES["llama"], (0, 7), 8)
     'layers.1.mlp'
     """
     whole = family.block_prefix
@@ -149,9 +156,9 @@ def _renamed_module(name: str, family: Family, kept: Sequence[int]) -> str | Non
         if block_of(left_out + name, family) is not None:
             if family.text is not None and "." not in whole[start:]:
                 raise UserError(f"quantization_config names {name!r} without its tower; not supported")
-            new = renamed(left_out + name, family, kept)
+            new = renamed(left_out + name, family, kept, num_blocks=count)
             return None if new is None else new[len(left_out) :]
-    return renamed(name, family, kept)
+    return renamed(name, family, kept, num_blocks=count)
 
 
 def check_config(config: Config) -> None:
@@ -163,19 +170,21 @@ def check_config(config: Config) -> None:
         check_fields(config, family, count)
 
 
-def check_reducible(config: Config, instead: Sequence[str] = ()) -> None:
-    """Raise UserError for what no block can be dropped from, whichever it is. instead: methods to name where the one
-    that is asked for chooses block by block: most blocks must be free to go then, as it looks for no few sets that may.
+def check_reducible(config: Config, sets: Sequence[Sequence[int]], instead: Sequence[str] = ()) -> None:
+    """Raise UserError where none of the block sets can be dropped, of which one is to be.
+
+    instead: methods to name where the one asked for chooses block by block: most single blocks must be free to go then,
+    as no such method looks for the few sets that may.
     """
     count, refused = num_blocks(config), []
-    for block in range(count):
+    for dropped in sets:
         try:
-            reduce_config(config, [kept for kept in range(count) if kept != block], assume_uniform=True)
+            reduce_config(config, [kept for kept in range(count) if kept not in dropped], assume_uniform=True)
         except UserError as error:
             refused.append(error)
-    if len(refused) == count:
+    if refused and len(refused) == len(sets):
         raise refused[0]
-    if instead and len(refused) > count / 2:
+    if instead and len(refused) > len(sets) / 2:
         raise UserError(
             f"{refused[0]}. Methods that choose block by block do not look for such sets: name the blocks (`mi-prun "
             f"plan --drop`), or take {', '.join(instead)}"
@@ -229,11 +238,8 @@ def renamed(name: str, family: Family, kept: Sequence[int], *, num_blocks: int |
     if found is None:
         return name
     prefix, block, rest = found
-    if block in kept:
-        return f"{prefix}.{kept.index(block)}{rest}"
-    if num_blocks is not None and block >= num_blocks:
-        return f"{prefix}.{len(kept) + block - num_blocks}{rest}"
-    return None
+    number = _new_number(block, kept, num_blocks)
+    return None if number is None else f"{prefix}.{number}{rest}"
 
 
 def _split(name: str, family: Family) -> tuple[str, int, str] | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from mi_prun.architecture import Config, Family, family_of
@@ -21,6 +23,10 @@ from mi_prun.errors import UserError, first_line
 from mi_prun.model import ModelFolder, check_quantization_beside
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+# What packed weights, and those in 8 bits, cannot be read without.
+QUANTISED = re.compile(r"\.(weight_scale(_inv)?|weight_packed|weight_zero_point|qweight|qzeros|scales)\Z")
+NO_CONFIG = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
 
 
 class BlockModel:
@@ -184,16 +190,20 @@ def loaded(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    title: str | None = None,
+    needed: str = "",
     config: Config | None = None,
     **options: Any,
 ) -> BlockModel:
-    """A model folder through transformers; or, with no path, the `state_dict` given under the `config` given."""
+    """A model folder through transformers; or, with no path, the `state_dict` given under the `config` given, called
+    `title`. needed: how the names begin of the tensors that may not be filled in.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    named = f"model {path}" if path is not None else f"a block of this {family.model_type} model"
+    named = title or f"model {path}"
     try:
         if config is not None:
             fields = {name: value for name, value in config.items() if name != "model_type"}
@@ -204,17 +214,24 @@ def loaded(
         model, report = model_class.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
         )
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # the fused one does without the cap; vLLM does not
         model = model.to(device)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{named} does not fit on {device} ({first_line(error)}); take --device cpu, or `mi-prun analyze "
             "--stream-blocks` and a plan that measures nothing (docs/selection.md)"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except (*NO_CONFIG, RuntimeError) as error:
         raise UserError(f"{named} cannot be loaded by transformers: {first_line(error)}") from error
-    # Of one block alone all but its own weights is filled in.
-    if path is not None and (missing := sorted(report["missing_keys"])):
-        raise UserError(f"{named} lacks {len(missing)} tensors of its architecture, such as {missing[0]}; is it whole?")
+    if scales := sorted(name for name in report["unexpected_keys"] if QUANTISED.search(name)):
+        raise UserError(
+            f"{named}: transformers reads its weights without {scales[0]}, so not as they are meant; prune first, "
+            "then quantise"
+        )
+    if missing := sorted(name for name in report["missing_keys"] if name.startswith(needed)):
+        why = "prune first, then quantise" if getattr(model, "hf_quantizer", None) is not None else "is it whole?"
+        raise UserError(f"{named} lacks {len(missing)} tensors of its architecture, such as {missing[0]}; {why}")
     return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
 
 
@@ -258,7 +275,8 @@ def _text_config(folder: ModelFolder) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = (str(error).splitlines() or ["no reason given"])[0]
-        raise UserError(f"model {folder.path} has a config that transformers does not read: {first}") from error
+    except NO_CONFIG as error:
+        raise UserError(
+            f"model {folder.path} has a config that transformers does not read: {first_line(error)}"
+        ) from error
     return config.get_text_config()

@@ -159,15 +159,18 @@ def apply(
     """
     from mi_prun import say
     from mi_prun.checkpoint import write_checkpoint
+    from mi_prun.files import check_output
     from mi_prun.plan import Plan, open_dense
 
+    check_output(output, force=force)  # before a model is fetched
+    shard_bytes = parse_size(max_shard_size)
     read = Plan.read(plan)
     manifest = write_checkpoint(
         open_dense(model, read),
         read,
         output,
         virtual=virtual,
-        max_shard_bytes=parse_size(max_shard_size),
+        max_shard_bytes=shard_bytes,
         force=force,
         assume_uniform=assume_uniform,
     )
@@ -208,7 +211,7 @@ def prune(
     from mi_prun import say
     from mi_prun.analysis import read_analysis
     from mi_prun.analyze import analyze as run
-    from mi_prun.architecture import check_config, check_reducible
+    from mi_prun.architecture import check_config
     from mi_prun.block_model import load_on
     from mi_prun.checkpoint import check_apart, write_checkpoint
     from mi_prun.files import check_output
@@ -216,7 +219,7 @@ def prune(
     from mi_prun.model import check_quantization_beside, identity_of, open_model
     from mi_prun.planning import check_settings, make_context, plan_for
     from mi_prun.ratio import Amount
-    from mi_prun.selection.methods import method_named, neighbour_methods
+    from mi_prun.selection.methods import check_possible
 
     check_output(output, force=force)
     shard_bytes = parse_size(max_shard_size)
@@ -227,12 +230,12 @@ def prune(
     plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
     check_settings(plan_settings)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
-    if amount.blocks(identity_of(dense)) is None:
+    wanted = amount.blocks(identity_of(dense))
+    if wanted is None:
         parse_limit(max_ppl_increase, max_kl)
     if not assume_uniform:
         check_config(dense.config)
-    named = drop is not None or method_named(method).neighbours
-    check_reducible(dense.config, () if named else neighbour_methods())
+    check_possible(dense.config, method, wanted)
     analyze_settings = AnalyzeSettings(
         calibration=calibration,
         scoring_tokens=tokens,

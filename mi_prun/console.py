@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -55,6 +55,15 @@ def run_command(command: Callable[[], object]) -> int:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(
+            f"error: the accelerator's memory is full ({first_line(error)}); take a shorter --window, or --device cpu",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -30,6 +30,7 @@ Memory = dict[Dropped, NDArray[np.float64]]
 ROW_BYTES = {"cpu": 4 * 2**20}
 ACCELERATOR_ROW_BYTES = 256 * 2**20
 STATE_BYTES = 2 * 2**30  # of final states alive at a time
+MOST_NATS = 700  # a token: there is no perplexity of more, as a float64
 BATCH_TOKENS = 4_096
 # An accelerator is idle between the kernels of a narrow model unless more tokens are run at once: one state's bytes.
 ACCELERATOR_BATCH_BYTES, MOST_BATCH_TOKENS = 64 * 2**20, 32_768
@@ -96,7 +97,8 @@ class Evaluator:
             raise ValueError(f"there are {len(self.windows)} windows, asked for {last}")
         group = max(1, STATE_BYTES // (self.windows[: self.batch].numel() * self.model.hidden_size * 4) - 1)
         for first, new in _behind(wanted, self._asked, last):
-            self.count([(), *new], last - first)
+            for start in range(0, len(new), group):  # each group runs the dense model, and what its sets share, again
+                self.count([(), *new[start : start + group]], last - first)
             self._asked |= dict.fromkeys(new, last)
         known = {dropped: len(self.memory.get(dropped, ())) for dropped in wanted}
         for first, new in _behind(wanted, known, last):
@@ -130,7 +132,7 @@ class Evaluator:
             if advance is not None:
                 advance(tokens.numel() * len(sets))
         for i, dropped in enumerate(sets):
-            if not np.isfinite(found[i]).all():
+            if not (abs(found[i]) < MOST_NATS * length).all():  # NaN is not
                 raise self.not_finite(dropped, windows=slice(first, last))
             before = self.memory.get(dropped)
             self.memory[dropped] = found[i] if before is None else np.concatenate([before, found[i]])
@@ -145,8 +147,8 @@ class Evaluator:
         )
         which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
         return UserError(
-            f"the model {which} gives logits that are not finite; `--method mi-prun --rerank 0 "
-            "--no-quality` measures none"
+            f"the model {which} gives logits that are not finite, or loses over {MOST_NATS} nats a token; `--method "
+            "mi-prun --rerank 0 --no-quality` measures none"
         )
 
     @torch.inference_mode()

@@ -230,6 +230,11 @@ def check_quantization_beside(dense: ModelFolder) -> None:
             raise UserError(
                 f"model {dense.path} describes its quantisation in {name} only, not in config.json; not supported"
             )
+    if dense.config.get("compression_config") and not dense.config.get("quantization_config"):
+        raise UserError(
+            f"model {dense.path}: config.json calls its quantisation compression_config, which transformers does not "
+            "read; call it quantization_config"
+        )
 
 
 def identity_of(model: ModelFolder) -> ModelIdentity:

@@ -30,13 +30,19 @@ def make_context(analysis: Analysis, settings: PlanSettings, load: Callable[[], 
     named = None if settings.model is None else _dense(analysis, settings.model)
 
     def open_dense() -> BlockModel:
-        return load_on(named or _dense(analysis, analysis.record.dense.name), settings.device)
+        return load_on(named or _dense(analysis, None), settings.device)
 
     return Context(analysis, load or open_dense, settings.seed, _criterion(settings))
 
 
-def _dense(analysis: Analysis, reference: str) -> ModelFolder:
-    dense = open_model(reference)
+def _dense(analysis: Analysis, reference: str | None) -> ModelFolder:
+    """The analysis's dense model: as the user names it now, or as it was named then."""
+    try:
+        dense = open_model(analysis.record.dense.name if reference is None else reference)
+    except UserError as error:
+        if reference is not None:
+            raise
+        raise UserError(f"{error}. The analysis was made of it; say where it is now with --model") from error
     if not identity_of(dense).same_model(analysis.record.dense):
         raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
     return dense

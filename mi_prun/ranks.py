@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -39,22 +39,40 @@ class Ranks:
         """This rank's windows: shares are contiguous, so that in the order of ranks they are `windows` again."""
         return torch.tensor_split(windows, self.size)[self.rank]
 
-    def from_first(self, value: T | None) -> T:
-        """What rank 0 has, for all."""
-        box = [value]
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, for all. What it refuses there, all refuse: none waits for a rank that ended."""
+        box = [_tried(make) if self.first else None]
         if self.size > 1:
             torch.distributed.broadcast_object_list(box)
+        if isinstance(box[0], UserError):
+            raise box[0]
         if box[0] is None:
             raise ValueError("rank 0 has nothing to give")
         return box[0]
 
-    def to_first(self, value: T) -> list[T]:
-        """What all have, in the order of ranks, for rank 0; nothing for the others."""
+    def to_first(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives on each, in the order of ranks, for rank 0; nothing for the others. What one refuses, it
+        and rank 0 refuse, after all have come so far.
+        """
         if self.size == 1:
-            return [value]
-        box: list[T | None] = [None] * self.size
-        torch.distributed.gather_object(value, box if self.first else None)
-        return [found for found in box if found is not None]
+            return [make()]
+        mine = _tried(make)
+        box: list[T | UserError | None] = [None] * self.size
+        torch.distributed.gather_object(mine, box if self.first else None)
+        found: list[T] = []
+        for one in box if self.first else [mine]:
+            if isinstance(one, UserError):
+                raise one
+            if one is not None:
+                found.append(one)
+        return found if self.first else []
+
+
+def _tried(make: Callable[[], T]) -> T | UserError:
+    try:
+        return make()
+    except UserError as error:
+        return error
 
 
 def world_size() -> int:
@@ -79,7 +97,12 @@ def joined() -> Iterator[Ranks]:
     if world_size() == 1:
         yield Ranks()
         return
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"WORLD_SIZE is set, but no group of processes comes up ({first_line(error)}); start them with torchrun"
+        ) from error
     try:
         yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mi_prun.architecture import block_of, family_of, reduce_config, renamed
-from mi_prun.block_model import BlockModel, loaded
+from mi_prun.block_model import BlockModel, check_quantization, loaded
 from mi_prun.boundaries import Boundaries, Collector, batches
 from mi_prun.errors import UserError
 from mi_prun.model import ModelFolder
@@ -31,6 +31,7 @@ class StreamedModel:
             raise UserError(
                 f"--stream-blocks: a {self.family.model_type} model nests its text model; not supported, load it whole"
             )
+        check_quantization(folder)
         for block in range(folder.num_blocks):
             self._config(block)  # what cannot stand alone is refused before the pass
 
@@ -44,7 +45,16 @@ class StreamedModel:
             if wanted:
                 with safe_open(shard.path, framework="pt") as file:
                     tensors |= {new: file.get_tensor(name) for name, new in wanted.items()}
-        return loaded(self.family, None, self.dtype, self.device, config=self._config(block), state_dict=tensors)
+        return loaded(
+            self.family,
+            None,
+            self.dtype,
+            self.device,
+            title=f"block {block} of model {self.folder.path}",
+            needed=f"{self.family.block_prefix}." if block else "",  # the stub of an embedding is filled in
+            config=self._config(block),
+            state_dict=tensors,
+        )
 
     def _name(self, name: str, block: int) -> str | None:
         """A tensor's name in the model of one block; None where that does without it."""

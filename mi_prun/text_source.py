@@ -181,7 +181,9 @@ def _rows(name: str, config: str | None, split: str, field: str, seed: int) -> I
             if field not in row:
                 raise UserError(f"data set {name}: no field {field!r}; there are {', '.join(row)}")
             yield str(row[field])
-    except (OSError, ValueError, RuntimeError) as error:  # the hub's and the network's errors are OSErrors
+    except UserError:
+        raise
+    except Exception as error:  # the network's errors have no common class: OSError, httpx.TransportError
         raise UserError(
             f"data set {name} cannot be had: {first_line(error)}; give a local .txt, .jsonl or .parquet file, or `self`"
         ) from error

@@ -26,14 +26,20 @@ class TooManySetsError(UserError):
 
 def tail(context: Context, k: int, count: int) -> list[Dropped]:
     """The last k blocks (Navigation, arXiv 2411.15558)."""
-    last = context.num_blocks
-    return [tuple(range(last - k, last))]
+    return last(context.num_blocks, k)
+
+
+def last(num_blocks: int, k: int) -> list[Dropped]:
+    return [tuple(range(num_blocks - k, num_blocks))]
 
 
 def tail_but_last(context: Context, k: int, count: int) -> list[Dropped]:
     """The k blocks before the very last one, which most models need."""
-    last = context.num_blocks - 1
-    return [tuple(range(last - k, last))]
+    return last_but_one(context.num_blocks, k)
+
+
+def last_but_one(num_blocks: int, k: int) -> list[Dropped]:
+    return last(num_blocks - 1, k)
 
 
 def random(context: Context, k: int, count: int) -> list[Dropped]:
@@ -57,8 +63,11 @@ def angular(context: Context, k: int, count: int) -> list[Dropped]:
     Angles between the analysis's random projections of the states, not the states themselves: near them, not equal.
     """
     angle = context.analysis.pair_angle
-    starts = sorted(range(context.num_blocks - k + 1), key=lambda i: angle[i, i + k])
-    return [tuple(range(start, start + k)) for start in starts[:count]]
+    return sorted(windows(context.num_blocks, k), key=lambda dropped: angle[dropped[0], dropped[0] + k])[:count]
+
+
+def windows(num_blocks: int, k: int) -> list[Dropped]:
+    return [tuple(range(start, start + k)) for start in range(num_blocks - k + 1)]
 
 
 def greedy_loss(context: Context, k: int, count: int) -> list[Dropped]:

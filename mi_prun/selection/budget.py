@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection.context import Context
 
 # Of greedy-loss's cost, by the number of blocks; straight lines between. With fewer blocks there is little to save.
@@ -27,7 +28,7 @@ def most_passes(context: Context, k: int) -> float:
     """
     num_blocks = context.num_blocks
     fewest, most = SHARES
-    if num_blocks < fewest or k != num_blocks // 4 or context.short_text:
+    if num_blocks < fewest or k != blocks_for_ratio(0.25, num_blocks) or context.short_text:
         return math.inf
     at = (min(num_blocks, most) - fewest) / (most - fewest)
     share = (1 - at) * SHARES[fewest] + at * SHARES[most]

@@ -57,7 +57,8 @@ def _low_states(context: Context, form: Form, k: int, count: int) -> list[Droppe
             return taylor(context.model, windows, form, advance=advance)
 
     found = context.derive(f"taylor {form}", make)
-    context.extra.block_tokens += found.passes * windows.numel() * context.num_blocks
+    if context.extra.first(f"taylor {form}"):
+        context.extra.block_tokens += found.passes * windows.numel() * context.num_blocks
     # E = g^T a + 1/2 a^T H a, and a_i^2 = a_i: the diagonal of H is linear. `low_states` adds a pair once per order.
     linear = (found.gradient + 0.5 * found.hessian.diagonal()).numpy()
     return [dropped for _, dropped in low_states(linear, found.hessian.numpy(), k, count, context.seed)]

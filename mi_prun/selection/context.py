@@ -32,9 +32,19 @@ LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own begi
 
 @dataclass
 class Ledger:
-    """What was run beyond the analysis. block_tokens: one block over one token, a backward counted as its forwards."""
+    """What was run beyond the analysis. block_tokens: one block over one token, a backward counted as its forwards.
+
+    paid: the names of what was derived and is counted.
+    """
 
     block_tokens: float = 0.0
+    paid: set[str] = field(default_factory=set)
+
+    def first(self, name: str) -> bool:
+        """Whether it is to be counted: what serves every number of blocks is paid for once."""
+        new = name not in self.paid
+        self.paid.add(name)
+        return new
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ class Context:
     def screening(self) -> Evaluator:
         """The beginning of the ranking text, in shorter windows where they are few: a part of it can then be taken."""
         windows = torch.from_numpy(self.analysis.ranking).long()
-        return self._evaluator("screening", short_windows(windows[: screening_windows(windows)]))
+        first = windows[: screening_windows(windows)]
+        return self._evaluator("screening", short_windows(first, bos=self.analysis.record.calibration.bos))
 
     @property
     def short_text(self) -> bool:
@@ -106,7 +117,7 @@ class Context:
         return replace(self, open_model=lambda: self.model, extra=Ledger(), wanted=wanted or self.wanted)
 
     def derive(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once. Its cost is for the caller to count, each time."""
+        """What `make` gives, made once. Its cost is for the caller to count, where `extra.first` says so."""
         if name not in self.derived:
             self.derived[name] = make()
         found: T = self.derived[name]
@@ -136,11 +147,13 @@ def screening_windows(ranking: Tensor) -> int:
     return min(wanted, (len(ranking) + 1) // 2)
 
 
-def short_windows(windows: Tensor) -> Tensor:
+def short_windows(windows: Tensor, *, bos: bool = False) -> Tensor:
     """Windows (n, tokens) cut in halves until there are SCREENING_WINDOWS of them, or they would become too short. The
-    order of the text stays.
+    order of the text stays. bos: each begins with a token that is no text, and so does each half: there are models that
+    do not work without it.
     """
-    while len(windows) < SCREENING_WINDOWS and windows.shape[1] >= 2 * LEAST_SCREENING_TOKENS:
-        half = windows.shape[1] // 2
-        windows = windows[:, : 2 * half].reshape(-1, half)
-    return windows
+    head, text = windows[:, : int(bos)], windows[:, int(bos) :]
+    while len(text) < SCREENING_WINDOWS and text.shape[1] >= 2 * LEAST_SCREENING_TOKENS:
+        half = text.shape[1] // 2
+        head, text = head.repeat_interleave(2, dim=0), text[:, : 2 * half].reshape(-1, half)
+    return torch.cat([head, text], dim=1)

@@ -33,7 +33,8 @@ FEW_BLOCKS = 6  # or a quarter of them, where that is less
 def gram_of(context: Context) -> LogitGram:
     """The Gram on the first GRAM_SHARE of the screening text; the dense model and each single removal are counted."""
     evaluator, windows = context.screening, few_windows(context)
-    evaluator.count([(), *all_singles(context.num_blocks)], windows)
+    if context.extra.first("logit gram"):
+        evaluator.count([(), *all_singles(context.num_blocks)], windows)
     return context.derive("logit gram", lambda: logit_gram(evaluator, windows=windows))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mi_prun.analysis import Analysis
+from mi_prun.architecture import Config, check_reducible, num_blocks
 from mi_prun.errors import UserError
 from mi_prun.plan import Objective
 from mi_prun.selection import baselines
@@ -20,6 +21,7 @@ from mi_prun.selection.race import race
 from mi_prun.selection.segment_loss import segment_loss
 
 MOST_CANDIDATES = 256
+MOST_ASKED_FOR = 10_000  # by --rerank
 
 Propose = Callable[[Context, int, int], list[Dropped]]
 
@@ -31,14 +33,14 @@ class Method:
     rerank: how many of them are compared by their measured loss unless it is said otherwise; grows: more of them where
     more blocks go than a quarter or than six, as there are more sets then, and each is cheaper to measure.
     needs_analysis: whether the one pass of `mi-prun analyze` is a part of its cost.
-    neighbours: whether it drops a run of them, so that blocks of kinds in turn can stay so.
+    runs: (L, k) -> the sets that it may take, of one that drops neighbours: blocks of kinds in turn can stay so.
     """
 
     propose: Propose
     rerank: int = 0
     needs_analysis: bool = False
     grows: bool = False
-    neighbours: bool = False
+    runs: Callable[[int, int], list[Dropped]] | None = None
 
     def candidates(self, num_blocks: int, k: int) -> int:
         """Sets of k blocks to compare: with the race as it is, about as fast as a tenth of greedy-loss's cost grows."""
@@ -79,17 +81,27 @@ METHODS: dict[str, Method] = {
     "cbo-fisher": Method(cbo_fisher, rerank=8),
     "segment-loss": Method(segment_loss, rerank=8),
     "bi": Method(baselines.bi, needs_analysis=True),
-    "angular": Method(baselines.angular, needs_analysis=True, neighbours=True),
-    "tail": Method(baselines.tail, neighbours=True),
-    "tail-but-last": Method(baselines.tail_but_last, neighbours=True),
+    "angular": Method(baselines.angular, needs_analysis=True, runs=baselines.windows),
+    "tail": Method(baselines.tail, runs=baselines.last),
+    "tail-but-last": Method(baselines.tail_but_last, runs=baselines.last_but_one),
     "random": Method(baselines.random),
     "greedy-loss": Method(baselines.greedy_loss),
     "exhaustive": Method(baselines.exhaustive),
 }
 
 
-def neighbour_methods() -> tuple[str, ...]:
-    return tuple(name for name, method in METHODS.items() if method.neighbours)
+def check_possible(config: Config, method: str, wanted: int | tuple[int, ...] | None) -> None:
+    """Refuse before anything is measured what cannot be written afterwards. wanted: the blocks themselves, or how many
+    the method is to take; None: a limit says how many.
+    """
+    blocks = [(block,) for block in range(num_blocks(config))]
+    runs = method_named(method).runs
+    if isinstance(wanted, tuple):
+        check_reducible(config, [wanted])
+    elif runs is not None:
+        check_reducible(config, blocks if wanted is None else runs(len(blocks), wanted))
+    else:
+        check_reducible(config, blocks, [name for name, other in METHODS.items() if other.runs])
 
 
 def method_named(name: str) -> Method:
@@ -124,7 +136,7 @@ def choose(context: Context, method: str, k: int, rerank: int | None = None) -> 
     check_choice(context.num_blocks, k, rerank)
     before = context.passes
     most = before + most_passes(context, k) - context.analysis.passes if limited else math.inf
-    sets = found.propose(context, k, max(1, rerank))
+    sets = found.propose(context, k, min(max(1, rerank), math.comb(context.num_blocks, k)))
     measured = len(sets) if rerank and len(sets) > 1 else 0
     dropped = race(context, sets, most)[0].dropped if measured else sets[0]
     return Choice(dropped, measured, context.passes - before, objective_of(context.analysis, dropped))
@@ -149,5 +161,5 @@ def check_choice(num_blocks: int, k: int, rerank: int) -> None:
 
 
 def check_rerank(rerank: int | None) -> None:
-    if rerank is not None and rerank < 0:
-        raise UserError(f"--rerank must not be negative, got {rerank}")
+    if rerank is not None and not 0 <= rerank <= MOST_ASKED_FOR:
+        raise UserError(f"--rerank must be in 0..{MOST_ASKED_FOR}, got {rerank}")

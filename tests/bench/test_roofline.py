@@ -13,7 +13,7 @@ from bench.record import PointRecord, Trace
 from bench.roofline import Work, bound, decode, most, prefill, work
 from bench.shape import open_shape, spread
 from bench.subject import Subject
-from bench.weights import Block, Weights, weights_of_config
+from bench.weights import Block, Tensor, Weights, _multiplied, weights_of_config
 from mi_prun.plan import kept_blocks
 
 # Two bytes a number; a block of 100 numbers; a head of 40; rows of 4; two KV heads of 1 and four query heads of 1.
@@ -161,6 +161,23 @@ def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
     found = weigh(config, tensors)
     assert {block.elements for block in found.blocks} == {elements}
     assert {block.num_bytes for block in found.blocks} == {elements // 2 + 24 * len(beside)}
+
+
+def test_only_attention_has_a_cache_and_packed_experts_multiply_their_elements() -> None:
+    pattern = "M-M*-M-"
+    config = {"model_type": "nemotron_h", "hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
+    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    mamba = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1}
+    weights = weights_of_config({**config, **small, **mamba, "num_key_value_heads": 2})
+    assert [block.attends for block in weights.blocks] == [letter == "*" for letter in pattern]
+    experts = [
+        Tensor("model.layers.0.mlp.experts.gate_up_proj_blocks", (32, 5760, 90, 16), 32 * 5760 * 90 * 16),
+        Tensor("model.layers.0.mlp.experts.gate_up_proj_scales", (32, 5760, 90), 32 * 5760 * 90),
+    ]
+    assert [_multiplied(tensor, {"quantization_config": {"quant_method": "mxfp4"}}) for tensor in experts] == [
+        32 * 5760 * 2880,
+        0,
+    ]
 
 
 def test_no_mixture_of_steps_passes_the_most() -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from mi_prun.block_model import BlockModel, context_tokens, load_block_model, load_tokenizer, pick_device, pick_dtype
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
+from mi_prun.streamed_model import StreamedModel
 
 TOKENS = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(1))
 
@@ -76,13 +77,54 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny: Callable[..., Path]) -> N
         load_tokenizer(open_model(tiny("llama")))
 
 
+def test_the_cap_of_attention_scores_is_kept(tiny: Callable[..., Path]) -> None:
+    """Of large scores: the fused attention of transformers does without the cap."""
+    model = load(tiny("gemma2", head_dim=8, attn_logit_softcapping=0.01))
+    tokens = torch.randint(0, 97, (1, 16), generator=torch.Generator().manual_seed(0))
+    state = model.embed(tokens)
+    capped = model.run(0, state)
+    model.model.config.get_text_config().attn_logit_softcapping = None  # type: ignore[operator, union-attr]
+    for block in model.blocks:
+        block.self_attn.attn_logit_softcapping = None
+    assert not torch.allclose(model.run(0, state), capped)
+
+
+def read_streamed(path: Path) -> None:
+    streamed = StreamedModel(open_model(path), device=torch.device("cpu"), dtype=torch.float32)
+    for block in range(6):
+        streamed.load(block)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight"]
+)
+def test_weights_that_the_files_lack_are_not_made_up_block_by_block(tiny: Callable[..., Path], name: str) -> None:
+    path = tiny("llama")
+    read_streamed(path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"block [02] of model .* lacks [12] tensors of its architecture, such as "):
+        read_streamed(path)
+
+
+def test_weights_whose_scales_would_be_left_out_are_refused(tiny: Callable[..., Path]) -> None:
+    path = tiny("llama")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight_scale"] = torch.ones(1)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    for read in (load, read_streamed):
+        with pytest.raises(UserError, match=r"reads its weights without model\.layers\.\d\.mlp\.up_proj\.weight_scale"):
+            read(path)
+
+
 def test_weights_that_the_files_lack_are_not_made_up(tiny: Callable[..., Path]) -> None:
     """transformers fills them in at random, other ones each time."""
     path = tiny("llama")
     tensors = load_file(path / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 tensors of its architecture, such as model\.layers\.2\.mlp\.up_proj"):
+    with pytest.raises(UserError, match=r"lacks 1 tensors of its architecture, such as model\.layers\.2\.mlp"):
         load(path)
 
 
@@ -90,10 +132,17 @@ def test_a_quantisation_that_transformers_reads_past_is_refused(tiny: Callable[.
     path = tiny("llama")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "modelopt"}}))
-    with pytest.raises(UserError, match=r"does not know the quantisation 'modelopt', .*prune first"):
-        load(path)
+    for read in (load, read_streamed):
+        with pytest.raises(UserError, match=r"does not know the quantisation 'modelopt', .*prune first"):
+            read(path)
     (path / "config.json").write_text(json.dumps(config | {"quantization_config": {"some": 4}}))
     with pytest.raises(UserError, match="quantization_config cannot be read: "):
+        load(path)
+    (path / "config.json").write_text(json.dumps(config | {"compression_config": {"quant_method": "fp8"}}))
+    with pytest.raises(UserError, match="call it quantization_config"):
+        load(path)
+    (path / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    with pytest.raises(UserError, match=r"cannot be loaded by transformers: .*hidden_size"):
         load(path)
     (path / "config.json").write_text(json.dumps(config))
     (path / "hf_quant_config.json").write_text("{}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mi_prun import block_model, draft_choice
 from mi_prun.cli import app
-from mi_prun.console import run_app
+from mi_prun.console import run_app, run_command
 from mi_prun.draft_choice import Acceptance, StepCost, best_tokens
 from mi_prun.model import open_model
 from mi_prun.plan import Plan
@@ -36,6 +38,43 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     yield call
     signal.signal(signal.SIGTERM, before)
+
+
+def test_options_are_looked_at_before_a_model_is_fetched(run: Run, harbour: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("")
+    status, _, err = run("apply", "no/such-model", tmp_path / "no-plan.json", "-o", tmp_path / "there")
+    assert status == 2
+    assert "exists" in err or "is there" in err
+    status, _, err = run(
+        "apply", "no/such-model", tmp_path / "no.json", "-o", tmp_path / "new", "--max-shard-size", "5X"
+    )
+    assert status == 2
+    assert "--max-shard-size" in err
+
+
+def test_a_full_accelerator_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    assert run_command(fill) == 2
+    assert capsys.readouterr().err == (
+        "error: the accelerator's memory is full (CUDA out of memory. Tried to allocate 2 GiB.); "
+        "take a shorter --window, or --device cpu\n"
+    )
+
+
+def test_a_model_that_has_moved_is_asked_for(run: Run, reference: Path, harbour: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(reference, tmp_path / "model"))
+    options = ["--calibration", harbour, "--tokens", 128, "--window", 64]
+    assert run("analyze", model, "-o", tmp_path / "analysis", *options)[0] == 0
+    model.rename(tmp_path / "moved")
+    words = ("plan", tmp_path / "analysis", "--ratio", 0.25, "--method", "bi", "--rerank", 0, "-o", tmp_path / "p.json")
+    status, _, err = run(*words)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.endswith("The analysis was made of it; say where it is now with --model\n")
+    assert run(*words, "--model", tmp_path / "moved")[0] == 0
 
 
 def test_from_a_model_to_a_checkpoint(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mi_prun.block_model import BlockModel, load_block_model
+from mi_prun.errors import UserError
 from mi_prun.evaluator import Evaluator
 from mi_prun.model import open_model
 
@@ -43,6 +44,33 @@ def test_each_distinct_prefix_is_run_once_and_results_are_remembered(tiny: Calla
     assert evaluator.passes == pytest.approx(7 / 6)
     evaluator.measure([(3, 4), (5,)])
     assert evaluator.block_tokens == 7 * WINDOWS.numel()
+
+
+def test_what_a_small_memory_has_run_again_is_counted(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the dense model's final states and those of two sets: (0,) and (1,) run 6 + 5 + 4, (2,) 6 + 3."""
+    model = load(tiny("llama"))
+    runs: list[int] = []
+    run = model.run
+
+    def counted(block: int, hidden: torch.Tensor) -> torch.Tensor:
+        runs.append(hidden[..., 0].numel())
+        return run(block, hidden)
+
+    monkeypatch.setattr(model, "run", counted)
+    monkeypatch.setattr("mi_prun.evaluator.STATE_BYTES", 3 * WINDOWS.numel() * model.hidden_size * 4)
+    evaluator = Evaluator(model, WINDOWS)
+    evaluator.measure([(0,), (1,), (2,)])
+    assert evaluator.block_tokens == (6 + 5 + 4 + 6 + 3) * WINDOWS.numel() == sum(runs)
+
+
+def test_a_loss_that_has_no_perplexity_is_said(tiny: Callable[..., Path]) -> None:
+    model = load(tiny("llama"))
+    with torch.no_grad():
+        model.model.lm_head.weight *= 1e6  # type: ignore[operator, union-attr]
+    with pytest.raises(UserError, match="loses over 700 nats a token"):
+        Evaluator(model, WINDOWS).measure([(0,)])
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt"])

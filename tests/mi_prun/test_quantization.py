@@ -195,6 +195,19 @@ def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
     verify(tmp_path / "pruned")
 
 
+def test_names_of_what_is_stored_behind_the_blocks_stay_behind_them() -> None:
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 6, "num_nextn_predict_layers": 1}
+    names = ["model.layers.6.eh_proj", "model.layers.5.mlp.gate"]
+    patterns = {"re:.*layers\\.6\\.eh_proj": {"bits": 8}}
+    quantization = {"quant_method": "fp8", "modules_to_not_convert": names, "dynamic": patterns}
+    written = reduce_config({**config, "quantization_config": quantization}, (0, 1, 2, 3, 5), assume_uniform=True)
+    assert written["quantization_config"]["modules_to_not_convert"] == [
+        "model.layers.5.eh_proj",
+        "model.layers.4.mlp.gate",
+    ]
+    assert list(written["quantization_config"]["dynamic"]) == ["re:.*layers\\.5\\.eh_proj"]
+
+
 @pytest.mark.parametrize("kind", ["int", "float"])
 def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(
     tiny, quantise, make_plan, assert_same_as_skipping, tmp_path, kind

@@ -16,7 +16,7 @@ from mi_prun.analysis import read_analysis
 from mi_prun.analyze import analyze
 from mi_prun.errors import UserError
 from mi_prun.model import open_model
-from mi_prun.ranks import Ranks, local_device, world_size
+from mi_prun.ranks import Ranks, joined, local_device, world_size
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -65,6 +65,8 @@ def test_a_fault_ends_all_ranks_and_leaves_nothing(tmp_path: Path, reference: Pa
     )
     assert done.returncode != 0
     assert "windows of 9999999 are needed" in done.stderr
+    assert done.stderr.count("error: ") == 2  # each rank says it; none waits for one that ended
+    assert "Gloo" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,8 +84,16 @@ def test_shares_in_the_order_of_ranks_are_the_whole() -> None:
 
 
 def test_a_process_on_its_own_needs_nobody() -> None:
-    assert Ranks().from_first("text") == "text"
-    assert Ranks().to_first("text") == ["text"]
+    assert Ranks().from_first(lambda: "text") == "text"
+    assert Ranks().to_first(lambda: "text") == ["text"]
+
+
+def test_ranks_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="start them with torchrun"), joined():
+        pass
 
 
 def test_a_world_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

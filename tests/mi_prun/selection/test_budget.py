@@ -14,6 +14,7 @@ import torch
 from mi_prun.analysis import Analysis
 from mi_prun.block_model import BlockModel
 from mi_prun.evaluator import block_runs
+from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection import context as contexts
 from mi_prun.selection.budget import greedy_runs, most_passes
 from mi_prun.selection.context import Context
@@ -51,9 +52,11 @@ def of_blocks(analysis: Analysis, num_blocks: int, ranking_tokens: int = 65_536)
     return Context(replace(analysis, record=analysis.record.model_copy(update={"dense": dense}), ranking=ranking), none)
 
 
-@pytest.mark.parametrize(("num_blocks", "share"), [(12, 1 / 3), (18, (1 / 3 + 1 / 10) / 2), (24, 1 / 10), (80, 1 / 10)])
+@pytest.mark.parametrize(
+    ("num_blocks", "share"), [(12, 1 / 3), (18, (1 / 3 + 1 / 10) / 2), (24, 1 / 10), (26, 1 / 10), (80, 1 / 10)]
+)
 def test_a_third_at_12_blocks_a_tenth_from_24(reference_analysis: Analysis, num_blocks: int, share: float) -> None:
-    quarter = num_blocks // 4
+    quarter = blocks_for_ratio(0.25, num_blocks)  # of 18 and 26 more than a quarter
     context = of_blocks(reference_analysis, num_blocks)
     limit = share * greedy_runs(num_blocks, quarter) / num_blocks
     assert most_passes(context, quarter) == pytest.approx(limit)

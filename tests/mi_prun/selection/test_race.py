@@ -64,6 +64,14 @@ def test_short_windows_keep_the_order_of_the_text() -> None:
     assert torch.equal(short_windows(windows[:, :100]), windows[:, :100])  # too short to be cut
 
 
+def test_each_short_window_begins_as_the_long_one_did() -> None:
+    windows = torch.arange(4 * 257).view(4, 257)
+    cut = short_windows(windows, bos=True)
+    assert cut.shape == (16, 65)
+    assert torch.equal(cut[:, 0], windows[:, 0].repeat_interleave(4))
+    assert torch.equal(cut[:, 1:].flatten(), windows[:, 1:].flatten())
+
+
 def test_a_race_costs_less_than_measuring_all(context: Context) -> None:
     fresh = context.fresh()
     sets = list(combinations(range(2, 8), 3))  # 20
