@@ -18,7 +18,7 @@ from mi_prun.errors import UserError
 
 Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
-InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt, in place of --presets")]
+InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt; of a sweep: in place of --presets")]
 OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
 Text = Annotated[str | None, typer.Option(help="prompts are pieces of it, as `mi-prun analyze --calibration` takes it")]
 Prompts = Annotated[

@@ -31,6 +31,7 @@ from mi_prun.evaluator import Dropped
 from mi_prun.files import append_line, one_line_os_errors, write_text
 from mi_prun.model import ModelFolder, identity_of
 from mi_prun.planning import make_context
+from mi_prun.quality import protocol
 from mi_prun.ratio import parse_ratios
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
@@ -58,8 +59,8 @@ class Row(Record):
 
     selection_passes, analysis_passes: blocks x tokens evaluated for the choice, and by the one pass where the method
     uses it, over those of one pass of the dense model over the ranking text. seconds: of the choice, on this machine,
-    less what earlier rows of the same run had measured already and the model's loading. tool_version: None where an
-    older release did not say it.
+    less what earlier rows of the same run had measured already and the model's loading. parameter_ratio: the share of
+    the dense model's parameters that go. The last two: None where an older release did not say it.
     """
 
     schema_version: Literal[1] = 1
@@ -78,6 +79,7 @@ class Row(Record):
     kl_nats_per_token: float
     objective_nats: float
     objective_gap_nats: float
+    parameter_ratio: float | None = None
     tool_version: str | None = None
 
     @property
@@ -201,7 +203,7 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
     choice = choose(context, spec.name, k, spec.rerank)
     seconds = time.perf_counter() - begun
     (pruned,) = context.held_out.measure([choice.dropped])
-    analysis = context.analysis
+    analysis, identity = context.analysis, context.analysis.record.dense
     return Row(
         analysis=analysis.record.fingerprint,
         method=spec.name,
@@ -218,6 +220,7 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
         kl_nats_per_token=pruned.kl_nats,
         objective_nats=choice.objective.chosen_nats,
         objective_gap_nats=choice.objective.gap_nats,
+        parameter_ratio=sum(identity.block_parameters[block] for block in choice.dropped) / identity.num_parameters,
         tool_version=__version__,
     )
 
@@ -262,10 +265,11 @@ def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_o
 
 def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
     """A table, best perplexity first within each number of blocks. left_out: which methods have no row, and why."""
-    record = context.analysis.record
+    record, calibration = context.analysis.record, context.analysis.record.calibration
     cells = [
         (
             f"{len(row.dropped)} ({row.block_ratio:.1%})",
+            "" if row.parameter_ratio is None else f"{row.parameter_ratio:.1%}",
             row.label,
             f"{row.perplexity:,.2f}",
             f"{row.perplexity / row.dense_perplexity:.3f}",
@@ -276,14 +280,17 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
         )
         for row in sorted(rows, key=lambda row: (len(row.dropped), row.perplexity))
     ]
-    header = ("blocks", "method", "perplexity", "x dense", "KL, nats/token", "passes", "seconds", "dropped (0-based)")
+    header = (
+        "blocks", "parameters", "method", "perplexity", "x dense", "KL, nats/token", "passes", "seconds",
+        "dropped (0-based)",
+    )  # fmt: skip
     dense = f"{rows[0].dense_perplexity:,.2f}" if rows else "not measured"
     return (
         f"# {record.dense.name}: methods compared\n\n"
-        f"Text: {record.calibration.source}, held-out part of {record.calibration.held_out_tokens:,} tokens in windows "
-        f"of {record.calibration.window_tokens}; dense perplexity {dense}. `NAME:N`: N sets compared by their measured "
-        "loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included where it is used, "
-        f"over those of one pass of the dense model over {record.calibration.ranking_tokens:,} tokens, as if the "
+        f"Text: {calibration.source}, held-out part of {calibration.held_out_tokens:,} tokens, "
+        f"{protocol(calibration.window_tokens, calibration.bos)}; dense perplexity {dense}. `NAME:N`: N sets compared "
+        "by their measured loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included "
+        f"where it is used, over those of one pass of the dense model over {calibration.ranking_tokens:,} tokens, as if the "
         "method had been alone. Seconds: what a method before it has measured is not measured again.\n\n"
         + table(header, cells)
         + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -47,6 +48,7 @@ class ProcessGroup:
 
     Output of the command goes to `log`; `stdin` is as `subprocess` has it. Peak memory is sampled every
     `sample_seconds`: looking at all processes takes time from what is measured, so a bench asks for fewer.
+    Raises UserError where this is not Linux.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class ProcessGroup:
         *,
         stdin: int = subprocess.DEVNULL,
     ) -> None:
+        if sys.platform != "linux":
+            raise UserError(f"{command[0]} cannot be started: ending all its processes needs Linux, not {sys.platform}")
         self.command = list(command)
         self.log = log
         self.peak_rss_bytes = 0

@@ -21,7 +21,10 @@ def vllm_version() -> str:
             return version(name)
         except PackageNotFoundError:
             continue
-    raise UserError("vLLM is not installed; install this package's extra `gpu` or `cpu`")
+    raise UserError(
+        "vLLM is not installed: without a GPU `make demo` in a checkout installs it, for one this package's "
+        "extra `gpu` does"
+    )
 
 
 def check_version() -> None:

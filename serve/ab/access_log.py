@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class AccessLog:
         self.path = path
         self.lost = 0
         self._lines: list[str] = []
+        self._lock = threading.Lock()  # a thread of `run` may still write when the log is closed
+        self._closed = False
         self._file = sys.stdout.fileno()
         if path is not None:
             try:
@@ -48,16 +51,20 @@ class AccessLog:
         if not lines:
             return
         data = ("\n".join(lines) + "\n").encode()
-        try:
-            written = os.write(self._file, data)
-        except OSError:
-            self.lost += len(lines)
-            return
-        if written < len(data):
-            # A part of a line would spoil the next one: end it where that goes.
-            self.lost += data[written:].count(b"\n")
-            with contextlib.suppress(OSError):
-                os.write(self._file, b"\n")
+        with self._lock:
+            if self._closed:
+                self.lost += len(lines)
+                return
+            try:
+                written = os.write(self._file, data)
+            except OSError:
+                self.lost += len(lines)
+                return
+            if written < len(data):
+                # A part of a line would spoil the next one: end it where that goes.
+                self.lost += data[written:].count(b"\n")
+                with contextlib.suppress(OSError):
+                    os.write(self._file, b"\n")
 
     async def run(self) -> None:
         while True:
@@ -66,6 +73,9 @@ class AccessLog:
                 await asyncio.to_thread(self.flush, self.taken())
 
     def close(self) -> None:
+        """Waits for a flush that writes; one that comes later writes nothing, its lines are counted as lost."""
         self.flush(self.taken())
-        if self.path is not None:
-            os.close(self._file)
+        with self._lock:
+            if self.path is not None and not self._closed:
+                os.close(self._file)
+            self._closed = True

@@ -30,6 +30,8 @@ REFUSED = {
     "api_key": "a key belongs into a Secret, not into a manifest",
     "hf_token": "a token belongs into a Secret, not into a manifest",
 }
+# Which devices of this machine an arm has here: a pod has others, by the numbers that the cluster gives them.
+DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 SECRET = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSWORD", re.IGNORECASE)  # of a variable's name
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,11}|[0-9]*\.[0-9]+)")
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -136,7 +138,8 @@ def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -
         if arm.plan is not None:
             plan = _in_cluster(arm.plan, options)
         model, load_format = _model(name, arm, options)
-    return ExportedArm(name, weight, model, plan, load_format, engine, dict(arm.env), gpus, arm.url)
+    env = {variable: value for variable, value in arm.env.items() if variable not in DEVICES}
+    return ExportedArm(name, weight, model, plan, load_format, engine, env, gpus, arm.url)
 
 
 def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]:

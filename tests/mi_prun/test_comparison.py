@@ -14,6 +14,7 @@ from mi_prun.cli import app
 from mi_prun.comparison import MethodSpec, Row, parse_methods, read_rows
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
+from mi_prun.model import identity_of, open_model
 from mi_prun.version import __version__
 
 METHODS = "hybrid:6,mi-prun:0,bi,tail,exhaustive"
@@ -36,7 +37,7 @@ def compare(model: Path, text: Path, out: Path, methods: str, ratios: str = ".08
         return run_app(app)
 
 
-def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
+def test_a_row_for_each_method_and_ratio(compared: Path, reference: Path) -> None:
     rows = read_rows(compared)
     assert {(row.label, len(row.dropped)) for row in rows} == {
         (label, k)
@@ -46,6 +47,8 @@ def test_a_row_for_each_method_and_ratio(compared: Path) -> None:
     }
     assert len({row.dense_perplexity for row in rows}) == 1
     by_label = {row.label: row for row in rows if len(row.dropped) == 2}
+    weights = identity_of(open_model(reference))
+    assert by_label["tail:0"].parameter_ratio == sum(weights.block_parameters[-2:]) / weights.num_parameters
     assert by_label["tail:0"].passes == 0
     assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 1 / 16
     assert by_label["exhaustive:0"].passes > by_label["hybrid:6"].passes > 1

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.process_group import ProcessGroup, answers, free_port
+from mi_prun.process_group import ProcessGroup, alive, answers, free_port
 
 CHILD = "import time; time.sleep(60)"
 FAMILY = f"""
@@ -45,18 +45,25 @@ def wait_for(log: Path, word: str) -> str:
 
 def test_children_end_with_their_parent(tmp_path: Path) -> None:
     with ProcessGroup([sys.executable, "-c", FAMILY], tmp_path / "log") as group:
-        child = int(wait_for(tmp_path / "log", "child").split()[1])
-        assert {group.process.pid, child} <= {process.pid for process in group.processes()}
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+        child = psutil.Process(int(wait_for(tmp_path / "log", "child").split()[1]))
+        assert {group.process.pid, child.pid} <= {process.pid for process in group.processes()}
+    assert not alive(child)
     assert group.processes() == []
     assert group.peak_rss_bytes > 1_000_000
+
+
+def test_elsewhere_than_on_linux_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match=r"sleep cannot be started: .* needs Linux, not darwin"):
+        ProcessGroup(["sleep", "60"], tmp_path / "log")
+    assert not (tmp_path / "log").exists()
 
 
 def test_what_left_the_group_is_ended_too(tmp_path: Path) -> None:
     with ProcessGroup([sys.executable, "-c", ESCAPE], tmp_path / "log") as group:
         runaway = psutil.Process(int(wait_for(tmp_path / "log", "runaway").split()[1]))
         assert runaway.ppid() != group.process.pid
-    assert not runaway.is_running() or runaway.status() == psutil.STATUS_ZOMBIE
+    assert not alive(runaway)
 
 
 def test_what_a_leader_leaves_behind_is_ended(tmp_path: Path) -> None:
@@ -64,8 +71,8 @@ def test_what_a_leader_leaves_behind_is_ended(tmp_path: Path) -> None:
     with ProcessGroup([sys.executable, "-c", leaves], tmp_path / "log") as group:
         child = psutil.Process(int(wait_for(tmp_path / "log", "child").split()[1]))
         group.process.wait()
-        assert child.is_running()
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+        assert alive(child)
+    assert not alive(child)
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:

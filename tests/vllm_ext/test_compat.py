@@ -37,6 +37,12 @@ def test_versions_outside_the_range_are_refused(monkeypatch: pytest.MonkeyPatch,
         compat.check_version()
 
 
+def test_without_vllm_it_is_said_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "DISTRIBUTIONS", ("not-installed-anywhere",))
+    with pytest.raises(UserError, match=r"vLLM is not installed: .* `make demo` .* extra `gpu`"):
+        compat.vllm_version()
+
+
 def test_the_first_place_that_is_there_is_taken() -> None:
     assert compat._first_of(("json.nowhere", "nowhere.at.all", "json.decoder")).__name__ == "json.decoder"
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,32 @@ def test_what_cannot_be_written_or_kept_is_counted(tmp_path: Path) -> None:
     os.close(full)
     log.close()
     assert log.lost == MOST_WAITING + 3
+
+
+def test_the_file_is_not_closed_while_a_thread_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number would be another file's by then."""
+    log = AccessLog(tmp_path / "log")
+    writing, go_on, write = threading.Event(), threading.Event(), os.write
+
+    def slow(file: int, data: bytes) -> int:
+        writing.set()
+        assert go_on.wait(10)
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    flush = threading.Thread(target=log.flush, args=(["{}"],))
+    flush.start()
+    assert writing.wait(10)
+    close = threading.Thread(target=log.close)
+    close.start()
+    close.join(0.2)
+    assert close.is_alive()
+    go_on.set()
+    flush.join(10)
+    close.join(10)
+    assert (tmp_path / "log").read_text() == "{}\n"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log._file)
+    log.flush(["{}", "{}"])
+    assert log.lost == 2
+    assert (tmp_path / "log").read_text() == "{}\n"

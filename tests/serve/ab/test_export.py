@@ -19,7 +19,7 @@ import yaml
 from mi_prun.errors import UserError
 from serve.ab.check_ray import check
 from serve.ab.config import Config
-from serve.ab.export import ExportOptions, export, parse_flags
+from serve.ab.export import DEVICES, ExportOptions, export, parse_flags
 from serve.ab.kubernetes import _words, whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -175,6 +175,15 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
     assert pruned["engine_kwargs"]["load_format"] == "mi_prun"
     assert pruned["accelerator_type"] == "H100"
     assert pruned["runtime_env"]["env_vars"]["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "ray-serve"])
+def test_the_cluster_places_gpus(target: str, tmp_path: Path) -> None:
+    env = {**ENV, **dict.fromkeys(DEVICES, "1")}
+    export(config_of(arms={"dense": {"model": "o/n", "env": env}}), target, ExportOptions(), tmp_path / "out")
+    text = "".join(path.read_text() for path in sorted((tmp_path / "out").glob("*.yaml")))
+    assert "VLLM_LOGGING_LEVEL" in text
+    assert "VISIBLE_DEVICES" not in text
 
 
 def test_ray_itself_reads_the_application_where_it_is_installed(config: Config, tmp_path: Path) -> None:
