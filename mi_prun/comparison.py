@@ -290,8 +290,8 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
         f"Text: {calibration.source}, held-out part of {calibration.held_out_tokens:,} tokens, "
         f"{protocol(calibration.window_tokens, calibration.bos)}; dense perplexity {dense}. `NAME:N`: N sets compared "
         "by their measured loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included "
-        f"where it is used, over those of one pass of the dense model over {calibration.ranking_tokens:,} tokens, as if the "
-        "method had been alone. Seconds: what a method before it has measured is not measured again.\n\n"
+        f"where it is used, over those of one pass of the dense model over {calibration.ranking_tokens:,} tokens, as "
+        "if the method had been alone. Seconds: what a method before it has measured is not measured again.\n\n"
         + table(header, cells)
         + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")
         + "\n"

@@ -91,4 +91,7 @@ def _about_numbers(pattern: str) -> UserError:
 
 
 def _is_pattern(text: str) -> bool:
-    return text.startswith(("re:", "+:", "-:")) or any(character in text for character in "*\\^$[](|+?")
+    """No name of a module has a space or a slash: what has one is for people to read, or a path."""
+    if text.startswith(("re:", "+:", "-:")):
+        return True
+    return any(character in text for character in "*\\^$[](|+?") and not any(character in text for character in " /")

@@ -56,6 +56,9 @@ def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
 def kv_elements(config: Any) -> int:
     """Keys and values of one token in all blocks, as if each attended to everything."""
     heads = config.num_attention_heads
+    if getattr(config, "kv_lora_rank", None):  # kept unpacked: transformers has no cache of the latent state
+        size = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+        return int(config.num_hidden_layers * heads * size)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return int(2 * config.num_hidden_layers * kv_heads * size)

@@ -44,6 +44,10 @@ def reduced(quantization: object) -> object:
             {"modules_to_not_convert": ["model.layers.10.self_attn.q_proj", "lm_head", "gate"]},
         ),
         ({"modules_to_not_convert": None, "bits": 4}, {"modules_to_not_convert": None, "bits": 4}),
+        (  # no names of modules
+            {"source": "models/Llama-3.1[8B]", "made": "W4A16 (g=128)"},
+            {"source": "models/Llama-3.1[8B]", "made": "W4A16 (g=128)"},
+        ),
         (  # what stands before the blocks left out
             {"modules_to_not_convert": ["layers.2.mlp", "layers.3.mlp.gate", "vision.layers.3.mlp", "mylayers.3"]},
             {"modules_to_not_convert": ["layers.2.mlp.gate", "vision.layers.3.mlp", "mylayers.3"]},

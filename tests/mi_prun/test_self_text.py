@@ -68,9 +68,30 @@ def test_a_model_that_says_nothing_finite_is_one_line(tiny: Callable[..., Path],
         sample_windows(broken, tokenizer, windows=1, window_tokens=4, seed=0)
 
 
-def test_keys_and_values_of_a_token(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("qwen3", {}),
+        (
+            "deepseek_v3",
+            {
+                "kv_lora_rank": 8,
+                "q_lora_rank": None,
+                "qk_nope_head_dim": 8,
+                "qk_rope_head_dim": 4,
+                "v_head_dim": 8,
+                "head_dim": 4,
+                "first_k_dense_replace": 6,
+                "num_key_value_heads": 4,
+            },
+        ),
+    ],
+)
+def test_keys_and_values_of_a_token(
+    tiny: Callable[..., Path], load: Callable[[Path], Any], model_type: str, sizes: dict[str, Any]
+) -> None:
     """As many elements as a cache holds after it."""
-    model = load(tiny("qwen3")).model
+    model = load(tiny(model_type, **sizes)).model
     cache = model(input_ids=torch.tensor([[3]]), use_cache=True).past_key_values
     held = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     assert kv_elements(model.config) == held
