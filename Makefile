@@ -16,11 +16,13 @@ test: .venv/.installed lint
 
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
 
+# The three take about as long as each other: the plain tests of serve/ go with the shorter engine part.
 test-plain: .venv/.installed
-	$(PYTEST) -m "not engine"
+	$(PYTEST) -m "not engine" --ignore=tests/serve
 
 test-engine-load: .venv/.installed
 	$(PYTEST) -m engine tests/mi_prun tests/vllm_ext
+	$(PYTEST) -m "not engine" tests/serve
 
 test-engine-serve: .venv/.installed
 	$(PYTEST) -m engine tests/serve tests/bench

@@ -54,9 +54,9 @@ def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
 
 
 def kv_elements(config: Any) -> int:
-    """Keys and values of one token in all blocks, as if each attended to everything."""
+    """Keys and values of one token in all blocks, as if each attended to everything; no fewer than a cache holds."""
     heads = config.num_attention_heads
-    if getattr(config, "kv_lora_rank", None):  # kept unpacked: transformers has no cache of the latent state
+    if getattr(config, "kv_lora_rank", None):  # unpacked: not every release of transformers caches the latent state
         size = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
         return int(config.num_hidden_layers * heads * size)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
+import signal
 import struct
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -20,6 +25,15 @@ from torch import nn
 from mi_prun.checkpoint import write_checkpoint
 from mi_prun.model import identity_of, open_model
 from mi_prun.plan import Plan, kept_blocks
+from mi_prun.process_group import alive
+
+# A suite that a shell started in the background ignores SIGINT, and so would every program that a test interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No deadline on a busy machine; what failed can be run again from the log alone.
+hypothesis.settings.register_profile("mi-prun", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("mi-prun")
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -156,6 +170,34 @@ def prune() -> Callable[..., Path]:
 def reference() -> Path:
     """The bundled 12-block model: trained, so that its quality means something."""
     return Path(__file__).parents[1] / "bench" / "reference"
+
+
+@pytest.fixture(scope="session")
+def nothing_left() -> Callable[[Sequence[psutil.Process]], bool]:
+    """`nothing_left(processes)`: whether all end by themselves, soon after one of them was told to or did."""
+
+    def wait(processes: Sequence[psutil.Process]) -> bool:
+        deadline = time.monotonic() + 60
+        while any(map(alive, processes)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not any(map(alive, processes))
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def engine_cores() -> Callable[[Sequence[psutil.Process]], list[psutil.Process]]:
+    """`engine_cores(processes)`: those that compute, by the title that vLLM gives itself (VLLM::EngineCore)."""
+
+    def find(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+        found = []
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                if "EngineCore" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    return find
 
 
 @dataclass

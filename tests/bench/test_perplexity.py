@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.cli import app
 from bench.perplexity import measure_perplexity
+from mi_prun.console import run_app
 from mi_prun.errors import UserError
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
 
 
 @torch.inference_mode()
-def test_it_is_the_models_own_loss_on_the_last_windows(tmp_path: Path) -> None:
+def test_it_is_the_models_own_loss_on_the_last_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     text = " ".join(f"On day {day} the old man walked {day * 7 % 13} miles along the river." for day in range(200))
     (tmp_path / "days.txt").write_text(text)
     words = ["perplexity", str(REFERENCE), "--text", str(tmp_path / "days.txt"), "--tokens", "192", "--window", "64"]
-    done = subprocess.run([sys.executable, "-m", "bench.cli", *words], capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", *words])
+    assert run_app(app) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["predicted_tokens"] == 3 * 63
     assert "no BOS" in said["protocol"]  # as this tokenizer begins a text
 

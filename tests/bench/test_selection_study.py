@@ -44,6 +44,8 @@ def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "256",
         "--evaluation-tokens",
         "512",
+        "--ranking-tokens",
+        "512",
         "--window",
         "32",
     ]
@@ -70,7 +72,7 @@ def made(records: Path, text: Path) -> study.Study:
         seeds=2,
         seed=None,
         tokens=256,
-        ranking_tokens=None,
+        ranking_tokens=512,
         evaluation_tokens=512,
         window=32,
         device="cpu",
@@ -196,7 +198,7 @@ def test_rows_of_other_settings_are_not_gone_on_with(
     shutil.copytree(records, out)
     before = (out / "reference.harbour.jsonl").read_text()
     words = ["--methods", METHODS, "--seeds", "2", "--tokens", "256", "--window", "32", "--most-blocks", "2"]
-    words += ["--evaluation-tokens", "256"]  # 512 before
+    words += ["--ranking-tokens", "512", "--evaluation-tokens", "256"]  # 512 before
     monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
     (out / "reference.harbour.optimum.json").unlink()
     monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 0)
@@ -218,6 +220,7 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     out = tmp_path / "confirmed"
     shutil.copytree(records, out)
     words = ["--text", f"harbour={text}", "--seeds", "2", "--tokens", "256", "--window", "32", "--confirm", "1024"]
+    words += ["--ranking-tokens", "512"]
     monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words, "-o", str(out)])
     with pytest.raises(SystemExit) as ended:
         study.main()

@@ -139,7 +139,10 @@ def kept_shard(dense: Path) -> Path:
 
 
 @pytest.mark.parametrize("fault", ["missing", "broken", "no such model"])
-def test_a_file_that_cannot_be_had(hub: Any, dense: Path, plan: Plan, tmp_path: Path, fault: str) -> None:
+def test_a_file_that_cannot_be_had(
+    hub: Any, dense: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # before it tries again
     if fault == "missing":
         kept_shard(dense).unlink()
     elif fault == "broken":

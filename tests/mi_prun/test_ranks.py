@@ -47,13 +47,15 @@ def test_two_processes_find_what_one_finds(
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
-def test_a_rank_without_windows_adds_nothing(tmp_path: Path, reference: Path, harbour: Path) -> None:
+def test_a_rank_without_windows_adds_nothing(
+    tmp_path: Path, reference: Path, harbour: Path, analyze_settings: AnalyzeSettings
+) -> None:
     options = ["--calibration", str(harbour), "--tokens", "64", "--window", "64", "--device", "cpu"]
     done = torchrun("analyze", str(reference), *options, "-o", str(tmp_path / "a"))
     assert done.returncode == 0, done.stderr[-2_000:]
     assert len(read_analysis(tmp_path / "a").scoring) == 1
-    command = [sys.executable, "-m", "mi_prun", "analyze", str(reference), *options, "-o", str(tmp_path / "b")]
-    subprocess.run(command, check=True, capture_output=True)
+    settings = replace(analyze_settings, scoring_tokens=64, ranking_tokens=None)
+    analyze(open_model(reference), tmp_path / "b", settings)
     shared, alone = read_analysis(tmp_path / "a"), read_analysis(tmp_path / "b")
     assert np.allclose(shared.segment_cost_nats, alone.segment_cost_nats, rtol=0, atol=1e-5)
     assert np.allclose(shared.block_cosine, alone.block_cosine, rtol=0, atol=1e-6)

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 
 from mi_prun.inspection import read_manifest
 from serve.cli import load_format
-from serve.scratch import PREFIX
 
 
 def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -104,12 +102,13 @@ def test_a_spoilt_dense_model_starts_nothing(prune: Callable[..., Path], referen
     dense = Path(shutil.copytree(reference, tmp_path / "dense"))
     virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)
     (dense / "config.json").write_text((dense / "config.json").read_text().replace("1e-06", "1e-05"))
-    before = set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
-    done = serve("--model", virtual)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = serve("--model", virtual, TMPDIR=str(scratch))
     assert done.returncode == 2
     assert "another model (its config differ)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert set(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")) <= before
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(

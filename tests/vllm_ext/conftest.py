@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mi_prun.process_group import ProcessGroup, alive
+from mi_prun.process_group import ProcessGroup
 
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # One core each; the CPU backend would give both ranks the same.
@@ -19,7 +19,9 @@ TIMEOUT_SECONDS = 500
 
 
 @pytest.fixture(scope="session")
-def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def in_engine(
+    tmp_path_factory: pytest.TempPathFactory, nothing_left: Callable[..., bool]
+) -> Callable[..., dict[str, Any]]:
     """`in_engine(jobs)` runs the program of that name and gives back what it printed; "log" is all of it."""
 
     def run(jobs: list[dict[str, Any]], *, two_ranks: bool = False, drafts: bool = False) -> dict[str, Any]:
@@ -29,9 +31,9 @@ def in_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[st
         program = [sys.executable, str(Path(__file__).with_name("in_engine.py")), str(asked)]
         with ProcessGroup(program, asked.with_suffix(".log")) as group:
             status = group.process.wait(TIMEOUT_SECONDS)
-            processes = group.processes()
+            all_ended = nothing_left(group.processes())  # before the group ends what is left
         assert status == 0, group.log.read_text(errors="replace")[-3_000:]
-        assert [process for process in processes if alive(process)] == []
+        assert all_ended
         log = group.log.read_text(errors="replace")
         found: dict[str, Any] = json.JSONDecoder().raw_decode(log, log.rindex('{"results"'))[0]
         return found | {"log": log}

@@ -30,7 +30,7 @@ flags = ["--seed", "1"]
 model = "{reference}"
 env = {{OF_THE_ARM = "yes"}}
 [restart]
-hang_s = 1.0
+hang_s = 3.0
 end_s = 1.0
 back_off_s = 0.2
 [health]
@@ -72,6 +72,10 @@ def arms(proxy: Any) -> dict[str, Any]:
     return {arm["name"]: arm for arm in proxy.call("/health")[2]["arms"]}
 
 
+def restarts(proxy: Any) -> dict[str, int]:
+    return {name: int(arm["restarts"]) for name, arm in arms(proxy).items()}
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -93,9 +97,9 @@ def test_engines_are_started_again_and_end_with_the_proxy(start_ab: Callable[...
     assert (status, headers["x-mi-prun-arm"]) == (200, "dense")  # it was asked with the engine's key
 
     first["dense"].send_signal(signal.SIGKILL)
-    wait_until(lambda: arms(proxy)["dense"]["restarts"] == 1)
+    wait_until(lambda: arms(proxy)["dense"]["restarts"] >= 1)
     first["pruned"].send_signal(signal.SIGSTOP)
-    wait_until(lambda: arms(proxy)["pruned"]["restarts"] == 1)
+    wait_until(lambda: arms(proxy)["pruned"]["restarts"] >= 1)
     wait_until(lambda: all(arm["available"] for arm in arms(proxy).values()))
     second = engines(proxy)
     assert {process.pid for process in first.values()}.isdisjoint(process.pid for process in second.values())
@@ -103,9 +107,10 @@ def test_engines_are_started_again_and_end_with_the_proxy(start_ab: Callable[...
     assert proxy.ask({**admin, "x-mi-prun-arm": "dense"})[0] == 200
 
     # What looks after the engines dies itself, and one of them is deaf to the end that the kernel tells it.
+    before = restarts(proxy)
     second["pruned"].send_signal(signal.SIGSTOP)
     supervisor(proxy).send_signal(signal.SIGKILL)
-    wait_until(lambda: [arms(proxy)[name]["restarts"] for name in ("dense", "pruned")] == [2, 2])
+    wait_until(lambda: all(count > before[name] for name, count in restarts(proxy).items()))
     wait_until(lambda: all(arm["available"] for arm in arms(proxy).values()))
     assert not any(alive(process) for process in second.values())
     assert proxy.ask({**admin, "x-mi-prun-arm": "dense"})[0] == 200
@@ -275,6 +280,6 @@ def test_an_engine_that_dies_at_every_start_is_started_ever_more_seldom(
         thread.join()
     assert "told to die" in events("down")[1][1]["why"]
     starts, ends = [at for at, _ in events("starting")][1:6], [at for at, _ in events("down")][:5]
-    assert [start >= end + wait for start, end, wait in zip(starts, ends, (0.05, 0.1, 0.2, 0.2, 0.2), strict=True)] == [
-        True
-    ] * 5
+    waits = [start - end for start, end in zip(starts, ends, strict=True)]
+    wanted = (0.05, 0.1, 0.2, 0.2, 0.2)  # from a moment before the end is said
+    assert all(wait >= least - 0.02 for wait, least in zip(waits, wanted, strict=True)), waits

@@ -8,18 +8,21 @@ import json
 import signal
 import socket
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mi_prun.process_group import free_port
 
-HEALTH = "[health]\nprobe_s = 0.2\nprobe_timeout_s = 0.4\nfailures = 2\ncool_down_s = 0.5\n"
+HEALTH = "[health]\nprobe_s = 0.2\nprobe_timeout_s = {}\nfailures = 2\ncool_down_s = 0.5\n"
 ERROR = b'data: {"error": {"message": "arm dense failed: '
 
 
@@ -65,7 +68,7 @@ def standing(fake_class: Any, proxy_class: Any, tmp_path_factory: pytest.TempPat
     found = {name: fake_class(folder / f"{name}.log", name, free_port()) for name in ("dense", "pruned")}
     for fake in found.values():
         fake.wait_ready()
-    (folder / "ab.toml").write_text(HEALTH)
+    (folder / "ab.toml").write_text(HEALTH.format(3))
     words = [word for fake in found.values() for word in ("--arm", f"{fake.name}={fake.url}")]
     proxy = proxy_class(folder, *words, "--model-name", "the-model", "--config", str(folder / "ab.toml"))
     found["proxy"] = proxy
@@ -166,19 +169,27 @@ def test_an_answer_that_is_no_stream_is_cut_off_visibly(pair: Any) -> None:
         connection.getresponse().read()
 
 
-def test_a_hung_engine_is_left_and_comes_back(pair: Any) -> None:
-    dense, _, proxy = pair
+def test_a_hung_engine_is_left_and_comes_back(
+    start_fakes: Callable[..., list[Any]], start_proxy: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Before a proxy of its own, which soon tells that an engine does not answer."""
+    (tmp_path / "ab.toml").write_text(HEALTH.format(1))
+    fakes = start_fakes("dense", "pruned")
+    dense, proxy = fakes[0], start_proxy(fakes, "--config", str(tmp_path / "ab.toml"))
+    wait_until(lambda: all(arm["available"] for arm in arms(proxy).values()))
+    dense.set(prefill_s=10)
     asked = dense.seen()["seen"]
 
     def stop() -> None:
         wait_until(lambda: dense.seen()["seen"] == asked + 10)
         dense.signal(signal.SIGSTOP)
 
-    answers = ask_many(proxy.url, 10, stop, fake={"prefill_s": 2})
+    answers = ask_many(proxy.url, 10, stop)
     assert Counter(answer[:2] for answer in answers) == {(200, "failover"): 10}
     assert not arms(proxy)["dense"]["healthy"]
     assert Counter(answer[:2] for answer in ask_many(proxy.url, 5)) == {(200, "failover"): 5}
     dense.signal(signal.SIGCONT)
+    dense.set()
     wait_until(lambda: arms(proxy)["dense"]["available"])
     wait_until(lambda: ask_many(proxy.url, 1)[0][:2] == (200, "split"))
 
@@ -282,9 +293,15 @@ def test_the_last_mark_in_a_models_words_is_none(pair: Any) -> None:
 def test_a_full_disk_costs_log_lines_and_nothing_else(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:
     proxy = start_proxy(shared_fakes, "--access-log", "/dev/full")
     assert Counter(answer[0] for answer in ask_many(proxy.url, 50)) == {200: 50}
-    time.sleep(0.5)
+    wait_until(lambda: lines_lost(proxy) > 0)
     assert Counter(answer[0] for answer in ask_many(proxy.url, 50)) == {200: 50}
     assert proxy.experiment(weights={"dense": 2.0})["state"]["version"] == 2
+
+
+def lines_lost(proxy: Any) -> float:
+    with urllib.request.urlopen(f"{proxy.url}/metrics", timeout=30) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return sum(sample.value for found in families for sample in found.samples if "lines_lost" in sample.name)
 
 
 def test_200_streaming_clients(proxy: Any) -> None:
@@ -297,7 +314,9 @@ def test_200_streaming_clients(proxy: Any) -> None:
     async def client(session: aiohttp.ClientSession, end: float) -> None:
         nonlocal served
         while time.monotonic() < end:
-            status, _, body = await ask(session, proxy.url, stream=True, fake={"tokens": 10, "token_s": 0.05})
+            status, _, body = await ask(
+                session, proxy.url, stream=True, fake={"tokens": 10, "token_s": 0.05, "pad": 1800}
+            )
             served += 1
             if status != 200 or body.count(b"\n\n") != 11 or not body.endswith(b"data: [DONE]\n\n"):
                 wrong.append((status, body[-200:]))
@@ -313,16 +332,17 @@ def test_200_streaming_clients(proxy: Any) -> None:
 
     asyncio.run(run())
     assert wrong == []
-    assert served >= 200
+    assert served >= 400
     (half_served, half), (end_served, end) = rss[len(rss) // 2], rss[-1]
-    assert end - half < max(1e6, 2000 * (end_served - half_served))  # less than an answer's own bytes for each
+    assert end - half < max(1e6, 2000 * (end_served - half_served))  # a tenth of an answer's own bytes for each
 
 
 def test_sigterm_lets_what_is_in_flight_end(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:
     proxy = start_proxy(shared_fakes)
+    asked = asked_of(shared_fakes)
 
     def terminate() -> None:
-        time.sleep(0.7)
+        wait_until(lambda: asked_of(shared_fakes) == asked + 10)
         proxy.group.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not listens(proxy.port))
 
@@ -333,15 +353,20 @@ def test_sigterm_lets_what_is_in_flight_end(shared_fakes: list[Any], start_proxy
 
 def test_sigterm_waits_no_longer_than_it_was_told(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:
     proxy = start_proxy(shared_fakes, "--drain-seconds", "1")
+    asked = asked_of(shared_fakes)
 
     def terminate() -> None:
-        time.sleep(0.7)
+        wait_until(lambda: asked_of(shared_fakes) == asked + 4)
         proxy.group.process.send_signal(signal.SIGTERM)
 
     answers = ask_many(proxy.url, 4, terminate, stream=True, fake={"tokens": 1000, "token_s": 0.2})
     assert all(ERROR + b"the server is shutting down" in answer[2] for answer in answers)
     assert proxy.group.process.wait(20) == 128 + signal.SIGTERM
     assert "Traceback" not in proxy.log.read_text()
+
+
+def asked_of(fakes: list[Any]) -> int:
+    return sum(int(fake.seen()["seen"]) for fake in fakes)
 
 
 def listens(port: int) -> bool:

@@ -19,16 +19,16 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 
 def say(port: int, *parts: bytes, pause_s: float = 0.0, timeout_s: float = 20.0) -> bytes:
-    """All that is answered until the other end closes, or nothing more comes."""
+    """All that is answered until the other end closes, or nothing more comes: soon after what came, without a pause."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         try:
             for part in parts:
                 connection.sendall(part)
                 time.sleep(pause_s)
-            connection.settimeout(2.0 if not pause_s else timeout_s)
             while part := connection.recv(65536):
                 answer += part
+                connection.settimeout(2.0 if not pause_s else timeout_s)
         except (TimeoutError, ConnectionError):
             pass
         return answer
@@ -123,7 +123,7 @@ def test_two_requests_at_once_get_two_answers_in_order(proxy: Any) -> None:
 def test_no_target_leads_elsewhere(proxy: Any, shared_fakes: list[Any], target: bytes, status: int) -> None:
     before = seen(shared_fakes)
     answer = say(proxy.port, HEAD.replace(b"/v1/completions", target) + LENGTH + b"Connection: close\r\n\r\n" + BODY)
-    assert status_of(answer) in (status, 400)
+    assert status_of(answer) == status
     assert seen(shared_fakes) - before <= (status == 200)
 
 
@@ -153,7 +153,7 @@ def test_a_body_without_an_end(proxy: Any) -> None:
 def impatient(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any], tmp_path: Path) -> Any:
     fakes = start_fakes("dense")
     toml = tmp_path / "ab.toml"
-    toml.write_text("[limits]\nrequest_s = 0.8\nfirst_byte_s = 0.8\nidle_s = 0.8\nsend_s = 0.8\n")
+    toml.write_text("[limits]\nrequest_s = 0.8\nfirst_byte_s = 3\nidle_s = 2\nsend_s = 0.8\n")
     return fakes[0], start_proxy(fakes, "--config", str(toml))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import uvicorn
 
-from mi_prun.process_group import free_port
 from serve.ab.app import create_app
 from serve.ab.config import Config
 from serve.ab.observation import Observation, ShadowComparison
@@ -33,11 +32,14 @@ class Told:
         (self.comparisons if isinstance(said, ShadowComparison) else self.observations).append(said)  # type: ignore[arg-type]
 
     def wait(self, count: int) -> list[ShadowComparison]:
-        deadline = time.monotonic() + 20
-        while len(self.comparisons) < count:
-            assert time.monotonic() < deadline, f"{len(self.comparisons)} of {count} comparisons"
-            time.sleep(0.02)
+        self.until(lambda: len(self.comparisons) >= count)
         return self.comparisons
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not true():
+            assert time.monotonic() < deadline, f"{len(self.comparisons)} comparisons, {self.service.shadow.counts}"
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -57,13 +59,14 @@ def serving(
         }
     )
     app = create_app(config, keys=Keys())
-    port = free_port()
-    told = Told(f"http://127.0.0.1:{port}", app.state.ab)
+    listener = socket.create_server(("127.0.0.1", 0))
+    told = Told(f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.ab)
     app.state.ab.listeners.append(told)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "it did not start"
         time.sleep(0.02)
     try:
         yield told
@@ -131,13 +134,13 @@ def test_its_errors_touch_only_a_counter(told: Told, shared_fakes: list[Any]) ->
 def test_it_is_bounded_in_number_and_time(tmp_path: Path, shared_fakes: list[Any]) -> None:
     shared_fakes[1].set(prefill_s=30)
     try:
-        with serving(tmp_path, shared_fakes, in_flight=2, timeout_s=1.0) as told:
+        with serving(tmp_path, shared_fakes, in_flight=2, timeout_s=5.0) as told:
             started = told.service.shadow.counts
             for _ in range(5):
                 ask(told)
-            assert started["left_out"] == 3
+            told.until(lambda: started["left_out"] == 3)
             assert {comparison.error for comparison in told.wait(2)} == {"timeout"}
-            assert started["timeout"] == 2
+            told.until(lambda: started["timeout"] == 2)
     finally:
         shared_fakes[1].set()
 
@@ -154,6 +157,7 @@ def test_what_cannot_be_said_to_the_other_arm_is_not_mirrored_and_answered_all_t
     """A number that Python reads and JSON has no word for: it goes on as it came, but under no other model's name."""
     with serving(tmp_path, shared_fakes, {"pruned": {"upstream_model": "its-own-name"}}) as told:
         assert json.loads(ask(told, x=float("nan")))["choices"]
+        told.until(lambda: bool(told.service.shadow.counts and told.observations))
         assert told.service.shadow.counts == {"not_sent": 1}
         assert [seen.outcome for seen in told.observations] == ["ok"]
         assert told.service.arms["dense"].in_flight == 0
@@ -165,7 +169,7 @@ def test_only_a_share_and_only_what_is_counted(tmp_path: Path, shared_fakes: lis
     with serving(tmp_path, shared_fakes, share=0.5) as told:
         for _ in range(60):
             ask(told, fake={"tokens": 1})
-        time.sleep(0.5)
+        told.until(lambda: len(told.observations) == 60 and not told.service.shadow._tasks)
         assert 10 <= len(told.comparisons) + told.service.shadow.counts["left_out"] <= 50
         before = sum(told.service.shadow.counts.values())
         for _ in range(20):
@@ -174,7 +178,7 @@ def test_only_a_share_and_only_what_is_counted(tmp_path: Path, shared_fakes: lis
         change(1, who="test", why="", paused=True)
         for _ in range(20):
             ask(told)
-        asyncio.run(asyncio.sleep(0.3))
+        told.until(lambda: len(told.observations) == 100 and not told.service.shadow._tasks)
         assert sum(told.service.shadow.counts.values()) <= before + 1
         assert [observation.counted for observation in told.observations] == [True] * 60 + [False] * 40
 
