@@ -30,7 +30,8 @@ def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
     scoring, ranking, held_out = torch.split(torch.randint(0, 97, (76, 12), generator=generator), [4, 64, 8])
     seen = collect(model, scoring, sample=sample_tokens(scoring, 32, seed), projection=8, seed=seed)
     mi = Gaussian().segment_mi(seen.projections)
-    dense = like.record.dense.model_copy(update={"num_blocks": model.num_blocks})
+    count = model.num_blocks
+    dense = like.record.dense.model_copy(update={"num_blocks": count, "block_parameters": (1,) * count})
     analysis = Analysis(
         like.record.model_copy(update={"dense": dense}),
         segment_cost_nats=segment_costs(mi).numpy(),
