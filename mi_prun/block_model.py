@@ -190,14 +190,15 @@ def loaded(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    block: int | None = None,
     title: str | None = None,
-    needed: str = "",
     config: Config | None = None,
     **options: Any,
 ) -> BlockModel:
     """A model folder through transformers; or, with no path, the `state_dict` given under the `config` given, called
-    `title`. needed: how the names begin of the tensors that may not be filled in.
+    `title`: the one block of that number, with what stands before the blocks where it is the first.
     """
+    prefix = f"{family.block_prefix}."
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -224,14 +225,21 @@ def loaded(
         ) from error
     except (*NO_CONFIG, RuntimeError) as error:
         raise UserError(f"{named} cannot be loaded by transformers: {first_line(error)}") from error
+
+    def stored(name: str) -> str:
+        return name if block is None else name.replace(f"{prefix}0.", f"{prefix}{block}.", 1)
+
     if scales := sorted(name for name in report["unexpected_keys"] if QUANTISED.search(name)):
         raise UserError(
-            f"{named}: transformers reads its weights without {scales[0]}, so not as they are meant; prune first, "
+            f"{named}: transformers reads its weights without {stored(scales[0])}, so not as they are meant; prune first, "
             "then quantise"
         )
-    if missing := sorted(name for name in report["missing_keys"] if name.startswith(needed)):
+    # Behind the first block the embedding is a stub, and filled in.
+    if missing := sorted(name for name in report["missing_keys"] if not block or name.startswith(prefix)):
         why = "prune first, then quantise" if getattr(model, "hf_quantizer", None) is not None else "is it whole?"
-        raise UserError(f"{named} lacks {len(missing)} tensors of its architecture, such as {missing[0]}; {why}")
+        raise UserError(
+            f"{named} lacks {len(missing)} tensors of its architecture, such as {stored(missing[0])}; {why}"
+        )
     return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
 
 

@@ -50,8 +50,8 @@ class StreamedModel:
             None,
             self.dtype,
             self.device,
+            block=block,
             title=f"block {block} of model {self.folder.path}",
-            needed=f"{self.family.block_prefix}." if block else "",  # the stub of an embedding is filled in
             config=self._config(block),
             state_dict=tensors,
         )

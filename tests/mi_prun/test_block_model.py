@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def test_weights_that_the_files_lack_are_not_made_up_block_by_block(tiny: Callab
     tensors = load_file(path / "model.safetensors")
     del tensors[name]
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"block [02] of model .* lacks [12] tensors of its architecture, such as "):
+    said = r"block [02] of model .* lacks [12] tensors of its architecture, such as "
+    with pytest.raises(UserError, match=said + ("lm_head" if "embed" in name else re.escape(name))):
         read_streamed(path)
 
 
@@ -114,7 +116,7 @@ def test_weights_whose_scales_would_be_left_out_are_refused(tiny: Callable[..., 
     tensors["model.layers.2.mlp.up_proj.weight_scale"] = torch.ones(1)
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     for read in (load, read_streamed):
-        with pytest.raises(UserError, match=r"reads its weights without model\.layers\.\d\.mlp\.up_proj\.weight_scale"):
+        with pytest.raises(UserError, match=r"reads its weights without model\.layers\.2\.mlp\.up_proj\.weight_scale"):
             read(path)
 
 
