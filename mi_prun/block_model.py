@@ -231,8 +231,8 @@ def loaded(
 
     if scales := sorted(name for name in report["unexpected_keys"] if QUANTISED.search(name)):
         raise UserError(
-            f"{named}: transformers reads its weights without {stored(scales[0])}, so not as they are meant; prune first, "
-            "then quantise"
+            f"{named}: transformers reads its weights without {stored(scales[0])}, so not as they are meant; prune "
+            "first, then quantise"
         )
     # Behind the first block the embedding is a stub, and filled in.
     if missing := sorted(name for name in report["missing_keys"] if not block or name.startswith(prefix)):
