@@ -80,14 +80,14 @@ class Gaussian:
         count, tokens, dims = states.shape
         # All covariances from one product: entry [i, a, j, b] is of dimension a of h_i and dimension b of h_j.
         centred = (states - states.mean(1, keepdim=True)).float().transpose(1, 2).flatten(0, 1)  # ((L+1) p, n)
-        covariance = (centred @ centred.T).cpu().double().view(count, dims, count, dims) / tokens
+        covariance = (centred @ centred.T).double().view(count, dims, count, dims) / tokens
         own = torch.stack([covariance[i, :, i] for i in range(count)])
-        whiten = torch.stack([_whitening(s) for s in own])
+        whiten = _whitening(own)
         # The observed state h_j + e: noise on its covariance, none on the cross-covariance.
         noise = max(self.noise, ROUNDING) * own.diagonal(dim1=1, dim2=2).mean(1)
-        identity = torch.eye(dims, dtype=torch.float64)
+        identity = torch.eye(dims, dtype=torch.float64, device=states.device)
         observed = torch.linalg.cholesky(own + noise[:, None, None] * identity)
-        result = torch.zeros(count, count, dtype=torch.float64)
+        result = torch.zeros(count, count, dtype=torch.float64, device=states.device)
         for j in range(count):
             cross = covariance[: j + 1, :, j]  # (j + 1, p, p)
             a = torch.linalg.solve_triangular(observed[j], (whiten[: j + 1] @ cross).mT, upper=False).mT
@@ -96,17 +96,17 @@ class Gaussian:
             for i in info.nonzero()[:, 0]:
                 rho = torch.linalg.svdvals(a[i]).clamp(max=1 - 1e-12)
                 result[i, j] = -0.5 * torch.log(1 - rho**2).sum()
-        return result
+        return result.cpu()
 
 
-def _whitening(covariance: Tensor) -> Tensor:
-    """A matrix W with `W S W^T = I` on the directions that have variance, and 0 on those that have none.
+def _whitening(covariances: Tensor) -> Tensor:
+    """Matrices W (n, p, p) with `W S W^T = I` on the directions that have variance, and 0 on those that have none.
 
     Repetitive text has fewer different tokens than dimensions: boundary state 0 is then of less than full rank.
     """
-    variances, directions = torch.linalg.eigh(covariance)
-    scale = torch.where(variances > ROUNDING * variances.mean(), variances, torch.inf).rsqrt()
-    whitening: Tensor = scale[:, None] * directions.T
+    variances, directions = torch.linalg.eigh(covariances)
+    scale = torch.where(variances > ROUNDING * variances.mean(1, keepdim=True), variances, torch.inf).rsqrt()
+    whitening: Tensor = scale[:, :, None] * directions.mT
     return whitening
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,35 @@ def test_measured_losses(reference: Path, load: Callable[[Path], BlockModel], re
     on_gpu = load_block_model(open_model(reference), device=torch.device("cuda"), dtype=torch.float32)
     found, wanted = (Evaluator(model, windows).by_window(sets) for model in (on_gpu, load(reference)))
     assert np.allclose(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_measured_losses_of_a_model_that_caps_its_scores(
+    tiny: Callable[..., Path], load: Callable[[Path], BlockModel]
+) -> None:
+    model = tiny("gemma2", head_dim=8, attn_logit_softcapping=0.5)
+    windows = torch.randint(0, 97, (3, 48), generator=torch.Generator().manual_seed(5))
+    on_gpu = load_block_model(open_model(model), device=torch.device("cuda"), dtype=torch.float32)
+    found, wanted = (Evaluator(model, windows).by_window([(), (2,), (1, 4)]) for model in (on_gpu, load(model)))
+    assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spare_bytes", [0, 24_000_000])
+def test_a_full_accelerator_is_said_in_one_line(
+    reference: Path, harbour: Path, tmp_path: Path, spare_bytes: int
+) -> None:
+    """Where the weights do not fit, and where the states do not."""
+    room = spare_bytes and spare_bytes + (reference / "model.safetensors").stat().st_size / 2
+    limit = room / torch.cuda.get_device_properties(0).total_memory
+    program = f"import torch; torch.cuda.set_per_process_memory_fraction({limit}); from mi_prun.cli import main; main()"
+    command = ["analyze", str(reference), "--calibration", str(harbour), "--window", "512", "--tokens", "4096"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command, "-o", str(tmp_path / "analysis")], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "out of memory" in done.stderr
+    assert not (tmp_path / "analysis").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
