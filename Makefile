@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plain test-engine-load test-engine-serve lint lock clean
+.PHONY: demo test test-plain test-engine-load test-engine-serve lint ruff mypy lock clean
 
 .venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
@@ -11,25 +11,29 @@ demo: .venv/.installed
 	$(BIN)/python -m bench.demo
 
 # Side by side: an engine's start leaves most of two cores idle.
-test: .venv/.installed lint
+test: .venv/.installed ruff
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-plain test-engine-load test-engine-serve
 
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
 
-# The three take about as long as each other: the plain tests of serve/ go with the shorter engine part.
+# The three take about as long as each other.
 test-plain: .venv/.installed
 	$(PYTEST) -m "not engine" --ignore=tests/serve
 
-test-engine-load: .venv/.installed
-	$(PYTEST) -m engine tests/mi_prun tests/vllm_ext
+test-engine-load: .venv/.installed mypy
+	$(PYTEST) -m engine tests/mi_prun tests/vllm_ext tests/serve/ab
 	$(PYTEST) -m "not engine" tests/serve
 
 test-engine-serve: .venv/.installed
-	$(PYTEST) -m engine tests/serve tests/bench
+	$(PYTEST) -m engine --ignore=tests/serve/ab tests/serve tests/bench
 
-lint: .venv/.installed
+lint: ruff mypy
+
+ruff: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: .venv/.installed
 	$(BIN)/mypy
 
 lock: .venv/.installed

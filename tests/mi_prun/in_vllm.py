@@ -1,28 +1,20 @@
-"""Run as a program: log-probabilities of given tokens, from a folder opened with stock vLLM (no plugin).
+"""Run as a program: log-probabilities of given tokens, of folders opened with stock vLLM (no plugin), one by one.
 
-python in_vllm.py FOLDER TOKENS.json OPTIONS   prints, as its last line, JSON: log p of each token but the first, per
-row. OPTIONS is a JSON object: further options of the engine.
+python in_vllm.py ANSWER   takes jobs as lines of JSON on stdin, {"folder", "tokens", "options"}; options are further
+ones of the engine. For each it prints a line, ANSWER and JSON: log p of each token but the first, per row. Other lines
+are vLLM's. It ends with stdin, or with the first job that fails.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
-def main(folder: str, tokens: list[list[int]], options: dict[str, Any]) -> list[list[float]]:
-    os.environ.update(
-        VLLM_PLUGINS="",
-        VLLM_NO_USAGE_STATS="1",
-        DO_NOT_TRACK="1",
-        HF_HUB_OFFLINE="1",
-        VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_LOGGING_LEVEL="ERROR",
-    )
+def log_p(folder: str, tokens: list[list[int]], options: dict[str, Any]) -> list[list[float]]:
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -42,5 +34,21 @@ def main(folder: str, tokens: list[list[int]], options: dict[str, Any]) -> list[
     ]
 
 
+def main(answer: str) -> None:
+    os.environ.update(
+        VLLM_PLUGINS="",
+        VLLM_NO_USAGE_STATS="1",
+        DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_LOGGING_LEVEL="ERROR",
+    )
+    for line in sys.stdin:
+        found = log_p(**json.loads(line))
+        gc.collect()
+        print(f"\n{answer}{json.dumps(found)}", flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), json.loads(sys.argv[3]))))
+    main(sys.argv[1])
