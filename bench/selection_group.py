@@ -95,6 +95,29 @@ class Group:
         spread = statistics.stdev(differences) if len(differences) > 1 else 0.0
         return min(differences) > TIE or statistics.mean(differences) > max(spread, TIE)
 
+    def told_apart(self, label: str, other: str, k: int) -> bool:
+        """Whether the mean difference of two methods, over the seeds that both have, is more than the standard error of
+        measuring it: that of their sets' distances from the best set, taken as if they had nothing in common.
+        """
+        mine, theirs = self.by_seed(label, k), self.by_seed(other, k)
+        errors = [self.errors(name, k) for name in (label, other)]
+        seeds = mine.keys() & theirs.keys()
+        difference = statistics.mean(mine[seed] - theirs[seed] for seed in seeds)
+        error = statistics.mean(math.hypot(*(found[seed] for found in errors)) for seed in seeds)
+        return abs(difference) > error
+
+    def errors(self, label: str, k: int) -> dict[int, float]:
+        """Of each seed, the standard error of the ratio; 0 where it was not found."""
+        known = {} if self.confirmed is None else self.confirmed.error_nats
+        ratios = self.by_seed(label, k)
+        return {row.seed: ratios[row.seed] * known.get(key_of(row.row.dropped), 0.0) for row in self.cells[label, k]}
+
+    def first(self, label: str, k: int) -> bool:
+        """Whether it is behind no other that it can be told apart from."""
+        return not any(
+            self.behind(label, other, k) and self.told_apart(label, other, k) for other in self.at(k) if other != label
+        )
+
     def rank(self, label: str, k: int) -> int:
         """1 for each that is behind no other: the first, and all that are tied with it."""
         return 1 + sum(self.behind(label, other, k) for other in self.at(k) if other != label)

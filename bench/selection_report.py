@@ -42,6 +42,7 @@ def page(groups: Sequence[Group]) -> str:
         "it is worse on every seed, or where the mean of the difference is more than its standard deviation over "
         "seeds. So one that is worse on a single seed and tied on the others is behind nobody; each choice by itself "
         "is in Near: share of the choices within .1 % of the optimum, or of the best set known where it is not. "
+        "First within error: behind no other by more than the standard error of measuring the difference. "
         "Ratio: perplexity over the optimum's, where it is known. Jaccard: of the sets dropped, over pairs of "
         "seeds of a text, and over pairs of texts of a model at the same seed. Spread over texts: standard deviation "
         "of the mean ratio over the texts of a model. Passes: forward passes over the ranking text at k = L/4, the "
@@ -105,6 +106,7 @@ def _together(groups: Sequence[Group]) -> str:
         own = [group for group in groups if label in group.labels]  # not every estimator was tried on every text
         cases = [(group, k) for group in own for k in group.ks_of(label)]
         ranks = [group.rank(label, k) for group, k in cases]
+        first = [group.first(label, k) for group, k in cases]
         every = [ratio for group, k in cases for ratio in group.ratios(label, k)]
         known = [ratio for group, k in cases if group.reference(k)[1] for ratio in group.ratios(label, k)]
         means = [group.mean(label, k) for group, k in cases if group.reference(k)[1]]
@@ -116,6 +118,7 @@ def _together(groups: Sequence[Group]) -> str:
                     label,
                     str(len(cases)),
                     f"{sum(rank == 1 for rank in ranks) / len(ranks):.0%}",
+                    f"{sum(first) / len(first):.0%}",
                     f"{statistics.mean(ranks):.1f}",
                     f"{sum(ratio <= 1 + NEAR for ratio in every) / len(every):.0%}",
                     f"{statistics.mean(known):.3f}",
@@ -130,8 +133,8 @@ def _together(groups: Sequence[Group]) -> str:
             )
         )
     header = (
-        "method", "cases", "first", "mean rank", "near", "mean ratio", "95th percentile", "worst mean over seeds",
-        "worst", "Jaccard, seeds", "Jaccard, texts", "spread over texts", "passes / greedy",
+        "method", "cases", "first", "first within error", "mean rank", "near", "mean ratio", "95th percentile",
+        "worst mean over seeds", "worst", "Jaccard, seeds", "Jaccard, texts", "spread over texts", "passes / greedy",
     )  # fmt: skip
     return table(header, [row for _, _, row in sorted(rows)])
 

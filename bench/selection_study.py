@@ -30,6 +30,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -99,6 +100,7 @@ class Confirmed(Record):
 
     in_part: tokens of each set that was clearly behind on the first part of the text and measured on no more. Its
     perplexity is that of the best set there, on the whole text, times their ratio on the part.
+    error_nats: the standard error, over windows, of each set's difference a token from the best of as many blocks.
     """
 
     schema_version: Literal[1] = 1
@@ -106,6 +108,7 @@ class Confirmed(Record):
     window_tokens: int
     perplexity: dict[str, float]
     in_part: dict[str, int] = Field(default_factory=dict)
+    error_nats: dict[str, float] = Field(default_factory=dict)
     machine: Machine
     versions: dict[str, str]
     commit: str | None
@@ -244,30 +247,20 @@ class Study:
         rows = read_study(self.path)
         sets = {(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)}
         evaluator = Evaluator(self.model, self.windows("confirming", tokens))
-        perplexity, in_part = self.confirmed(evaluator)
-        left = sorted((dropped for dropped in sets if key_of(dropped) not in perplexity), key=len)
+        known = self.confirmed(evaluator)
+        left = sorted((dropped for dropped in sets if key_of(dropped) not in known.perplexity), key=len)
         with progress("confirming", len(left), "sets") as advance:
             for _, group in groupby(left, key=len):
                 some = list(group)
-                self.confirm_some(evaluator, some, perplexity, in_part)
+                self.confirm_some(evaluator, some, known)
                 advance(len(some))
-                found = Confirmed(
-                    tokens=evaluator.predicted_tokens,
-                    window_tokens=self.options.window,
-                    perplexity=perplexity,
-                    in_part=in_part,
-                    machine=this_machine(),
-                    versions=versions(),
-                    commit=commit(),
-                )
-                write_text(confirmed_path(self.path), found.model_dump_json(indent=1) + "\n")
+                write_text(confirmed_path(self.path), known.model_dump_json(indent=1) + "\n")
 
     def pair(self, first: Dropped, second: Dropped, tokens: int) -> Pair:
         """Compare two sets on about `tokens` tokens of the confirming text."""
         evaluator = Evaluator(self.model, self.windows("confirming", tokens))
         with progress("confirming", 2 * evaluator.windows.numel(), "tokens") as advance:
             ce = evaluator.by_window([first, second], advance)[..., 1] / (evaluator.windows.shape[1] - 1)
-        difference = ce[0] - ce[1]
         return Pair(
             model=self.name,
             text=self.text,
@@ -275,41 +268,54 @@ class Study:
             tokens=evaluator.predicted_tokens,
             window_tokens=self.options.window,
             perplexity=(math.exp(ce[0].mean()), math.exp(ce[1].mean())),
-            difference_nats=float(difference.mean()),
-            standard_error_nats=float(difference.std(ddof=1) / math.sqrt(len(difference))),
+            difference_nats=float((ce[0] - ce[1]).mean()),
+            standard_error_nats=max(errors(ce)),
             machine=this_machine(),
             versions=versions(),
             commit=commit(),
         )
 
-    def confirm_some(
-        self, evaluator: Evaluator, sets: Sequence[Dropped], perplexity: dict[str, float], in_part: dict[str, int]
-    ) -> None:
+    def confirm_some(self, evaluator: Evaluator, sets: Sequence[Dropped], known: Confirmed) -> None:
         """Sets of as many blocks: the whole text only for those that a part of it leaves in question."""
-        known = {key: value for key, value in perplexity.items() if key not in in_part}
-        alike = [key for key in known if len(blocks_of(key)) == len(sets[0])]
-        compared = [blocks_of(min(alike, key=known.__getitem__)), *sets] if alike else list(sets)
+        whole = {key: value for key, value in known.perplexity.items() if key not in known.in_part}
+        alike = [key for key in whole if len(blocks_of(key)) == len(sets[0])]
+        compared = [*([blocks_of(min(alike, key=whole.__getitem__))] if alike else []), *sets]
         windows = min(len(evaluator.windows), max(LEAST_WINDOWS, round(CONFIRMING_SHARE * len(evaluator.windows))))
-        ce = evaluator.by_window(compared, windows=windows)[..., 1]
-        behind = dict(zip(compared, clearly_behind([ce]), strict=True))
-        whole = [dropped for dropped in sets if not behind[dropped]]
-        losses = evaluator.measure(whole) if whole else []
-        perplexity |= {key_of(s): math.exp(loss.ce_nats) for s, loss in zip(whole, losses, strict=True)}
-        first, tokens = int(ce.sum(1).argmin()), windows * (evaluator.windows.shape[1] - 1)
-        for dropped, difference in zip(compared, (ce - ce[first]).sum(1) / tokens, strict=True):
-            if dropped in sets and behind[dropped]:
-                perplexity[key_of(dropped)] = perplexity[key_of(compared[first])] * math.exp(difference)
-                in_part[key_of(dropped)] = tokens
+        length = evaluator.windows.shape[1] - 1
+        part = evaluator.by_window(compared, windows=windows)[..., 1] / length
+        behind = clearly_behind([part])
+        left = [dropped for dropped, is_behind in zip(compared, behind, strict=True) if not is_behind]
+        ce = evaluator.by_window(left)[..., 1] / length
+        for dropped, own, error in zip(left, ce, errors(ce), strict=True):
+            known.perplexity[key_of(dropped)] = math.exp(own.mean())
+            known.error_nats[key_of(dropped)] = error
+        first = int(part.sum(1).argmin())
+        for dropped, own, error, is_behind in zip(compared, part, errors(part), behind, strict=True):
+            if is_behind and dropped in sets:
+                ratio = math.exp(own.mean() - part[first].mean())
+                known.perplexity[key_of(dropped)] = known.perplexity[key_of(compared[first])] * ratio
+                known.in_part[key_of(dropped)] = windows * length
+                known.error_nats[key_of(dropped)] = error
 
-    def confirmed(self, evaluator: Evaluator) -> tuple[dict[str, float], dict[str, int]]:
+    def confirmed(self, evaluator: Evaluator) -> Confirmed:
         """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""
         path = confirmed_path(self.path)
+        new = Confirmed(
+            tokens=evaluator.predicted_tokens,
+            window_tokens=self.options.window,
+            perplexity={},
+            machine=this_machine(),
+            versions=versions(),
+            commit=commit(),
+        )
         if not path.is_file():
-            return {}, {}
+            return new
         found = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
         dense = math.exp(evaluator.measure([()])[0].ce_nats)
-        same = found.tokens == evaluator.predicted_tokens and math.isclose(found.perplexity[""], dense, rel_tol=1e-6)
-        return (found.perplexity, found.in_part) if same else ({}, {})
+        if found.tokens != new.tokens or not math.isclose(found.perplexity[""], dense, rel_tol=1e-6):
+            return new
+        update = {name: getattr(found, name) for name in ("perplexity", "in_part", "error_nats")}
+        return new.model_copy(update=update)
 
     def evaluation_windows(self) -> Tensor:
         return self.windows("evaluation", self.options.evaluation_tokens)
@@ -387,6 +393,13 @@ def read_study(path: Path) -> list[StudyRow]:
     if not path.is_file():
         return []
     return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def errors(ce_nats: NDArray[np.float64]) -> list[float]:
+    """The standard error of each set's difference from the best one. ce_nats: (sets, windows), a token's."""
+    difference = ce_nats - ce_nats[ce_nats.mean(1).argmin()]
+    found: list[float] = (difference.std(1, ddof=1) / math.sqrt(ce_nats.shape[1])).tolist()
+    return found
 
 
 def confirmed_path(records: Path) -> Path:

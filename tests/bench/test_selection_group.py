@@ -7,7 +7,7 @@ import pytest
 from bench.record import Machine
 from bench.selection_group import Group, Texts, by_model
 from bench.selection_report import page
-from bench.selection_study import StudyRow
+from bench.selection_study import Confirmed, StudyRow
 from mi_prun.comparison import Row
 
 
@@ -74,6 +74,25 @@ def test_what_differs_within_its_own_spread_is_tied() -> None:
     assert ranks(group(a=[10.0, 10.2, 10.1], b=[10.1, 10.1, 10.2], c=[10.0, 10.2, 10.1])) == {"a": 1, "b": 1, "c": 1}
 
 
+@pytest.mark.parametrize(("error", "first"), [(0.02, False), (0.04, True)])
+def test_what_measuring_cannot_tell_apart_is_first_within_error(error: float, first: bool) -> None:
+    """The perplexity of the set of b is 1.03 times that of a, which is the best one: it has no distance to measure."""
+    rows = [row(name, seed, p, (block,)) for seed in (0, 1) for block, (name, p) in enumerate((("a", 10), ("b", 10.3)))]
+    machine = rows[0].machine
+    confirmed = Confirmed(
+        tokens=100,
+        window_tokens=10,
+        perplexity={"": 9.0, "0": 10.0, "1": 10.3, "3": 10.0},
+        error_nats={"0": 0.0, "1": error},
+        machine=machine,
+        versions={},
+        commit=None,
+    )
+    found = Group(rows, confirmed)
+    assert [found.rank(label, 1) for label in found.labels] == [1, 2]
+    assert [found.first(label, 1) for label in found.labels] == [True, first]
+
+
 def test_only_seeds_that_both_have_are_compared() -> None:
     found = Group([row("a", 0, 10.0), row("a", 1, 30.0), row("b", 0, 11.0), row("c", 2, 50.0)])
     assert ranks(found) == {"a": 1, "b": 2, "c": 1}  # nobody else has the seed of c
@@ -91,7 +110,8 @@ def test_a_method_is_compared_where_it_was_tried_on_every_seed() -> None:
     lines = page([found]).splitlines()
     assert "| c:0 | 1.000 ± 0.000 (1) | - | - | 1.00 |" in lines
     (together,) = [line for line in lines if line.startswith("| greedy-loss:0 | 3 | 67% |")]
-    assert together.startswith("| greedy-loss:0 | 3 | 67% | 1.3 | 67% | ")  # cases, first, mean rank, near
+    # Cases, first, first within error (none was measured), mean rank, near.
+    assert together.startswith("| greedy-loss:0 | 3 | 67% | 67% | 1.3 | 67% | ")
 
 
 def test_the_stability_over_seeds_and_over_texts_and_the_cost() -> None:

@@ -243,6 +243,13 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
         ce = evaluator.by_window(map(study.blocks_of, alike), windows=8)[..., 1].sum(1) / (8 * 31)
         expected = found["perplexity"][alike[ce.argmin()]] * math.exp(ce[alike.index(own)] - ce.min())
         assert found["perplexity"][own] == pytest.approx(expected, rel=1e-6)
+    assert found["error_nats"].keys() == found["perplexity"].keys()
+    whole = [key for key in found["perplexity"] if key.count(",") == 1 and key not in found["in_part"]]
+    ce = evaluator.by_window(map(study.blocks_of, whole))[..., 1] / 31
+    apart = ce - ce[ce.mean(1).argmin()]
+    errors = apart.std(1, ddof=1) / 32**0.5
+    assert [found["error_nats"][key] for key in whole] == pytest.approx(list(errors), rel=1e-4, abs=1e-9)
+    assert max(errors) > 0 or len(whole) == 1
     key = next(key for key in found["perplexity"] if key and key not in found["in_part"])
     measured = found["perplexity"][key]
 
