@@ -161,8 +161,9 @@ class Evaluator:
         row_bytes: of the logits of one set in a chunk.
         """
         finals = self.final_states(tokens, [(), *sets])
-        # The last token of a window predicts nothing.
-        dense, *pruned = [final[:, :-1].flatten(0, 1) for final in finals]  # (batch * (tokens - 1), d)
+        for i, final in enumerate(finals):  # one by one: it is a copy
+            finals[i] = final[:, :-1].flatten(0, 1)  # the last token of a window predicts nothing
+        dense, *pruned = finals  # (batch * (tokens - 1), d)
         targets = tokens[:, 1:].flatten().to(dense.device)
         row_bytes = row_bytes or ROW_BYTES.get(dense.device.type, ACCELERATOR_ROW_BYTES)
         size = max(16, row_bytes // (4 * self.model.vocab_size))
@@ -185,17 +186,17 @@ class Evaluator:
         finals: list[Tensor | None] = [None] * len(sets)
         last = self.model.num_blocks
 
-        def walk(block: int, hidden: Tensor, members: list[int]) -> None:
-            if block == last:
-                for member in members:
-                    finals[member] = hidden
-                return
-            skip = [member for member in members if block in sets[member]]
-            if skip:
-                walk(block + 1, hidden, skip)
-            keep = [member for member in members if block not in sets[member]]
-            if keep:
-                walk(block + 1, self.model.run(block, hidden), keep)
+        def walk(first: int, hidden: Tensor, members: list[int]) -> None:
+            """On its way it holds a state for each block that was skipped, not for each that was run."""
+            for block in range(first, last):
+                if skip := [member for member in members if block in sets[member]]:
+                    walk(block + 1, hidden, skip)
+                members = [member for member in members if block not in sets[member]]
+                if not members:
+                    return
+                hidden = self.model.run(block, hidden)
+            for member in members:
+                finals[member] = hidden
 
         walk(0, self.model.embed(tokens), list(range(len(sets))))
         return [final for final in finals if final is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection.context import Context
 
 # Of greedy-loss's cost, by the number of blocks; straight lines between. With fewer blocks there is little to save.
@@ -21,14 +20,22 @@ def greedy_runs(num_blocks: int, k: int) -> int:
     return sum((num_blocks - s) * (num_blocks - s - 1) // 2 + num_blocks for s in range(k))
 
 
+def thrift(context: Context) -> float:
+    """The part of its candidates and of its rounds that the default has: less where more than the usual share of a text
+    has to screen, as of a short one. With few blocks all.
+    """
+    enough = context.num_blocks < min(SHARES) or not context.short_text
+    return 1.0 if enough else 1 / context.screening_share
+
+
 def most_passes(context: Context, k: int) -> float:
     """Passes of the dense model over the ranking text, the analysis included, that choosing a quarter of the blocks may
-    take: SHARES of the fewest that greedy-loss takes. For another number of blocks, with few of them, and on a short
-    text, where screening alone takes about as much: no limit.
+    take, rounded either way: SHARES of the fewest that greedy-loss takes. For another number of blocks, and with few of
+    them: no limit.
     """
     num_blocks = context.num_blocks
     fewest, most = SHARES
-    if num_blocks < fewest or k != blocks_for_ratio(0.25, num_blocks) or context.short_text:
+    if num_blocks < fewest or abs(k - num_blocks / 4) >= 1:
         return math.inf
     at = (min(num_blocks, most) - fewest) / (most - fewest)
     share = (1 - at) * SHARES[fewest] + at * SHARES[most]

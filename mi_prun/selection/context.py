@@ -82,10 +82,15 @@ class Context:
         return self._evaluator("screening", short_windows(first, bos=self.analysis.record.calibration.bos))
 
     @property
+    def screening_share(self) -> float:
+        """How much of the ranking text screens, over its usual share."""
+        windows = torch.from_numpy(self.analysis.ranking)
+        return screening_windows(windows) / (SCREENING_SHARE * len(windows))
+
+    @property
     def short_text(self) -> bool:
         """Whether much more than its share of the ranking text has to screen, which costs more than its share."""
-        windows = torch.from_numpy(self.analysis.ranking)
-        return screening_windows(windows) > MUCH * SCREENING_SHARE * len(windows)
+        return self.screening_share > MUCH
 
     @cached_property
     def confirming(self) -> Evaluator | None:
@@ -148,12 +153,13 @@ def screening_windows(ranking: Tensor) -> int:
 
 
 def short_windows(windows: Tensor, *, bos: bool = False) -> Tensor:
-    """Windows (n, tokens) cut in halves until there are SCREENING_WINDOWS of them, or they would become too short. The
-    order of the text stays. bos: each begins with a token that is no text, and so does each half: there are models that
-    do not work without it.
+    """Windows (n, tokens) cut in halves until there are SCREENING_WINDOWS of them, or they would become too short: the
+    first piece of each window, then the second of each, so that a part of them is of as many passages as can be.
+    bos: each begins with a token that is no text, and so does each piece: there are models that do not work without it.
     """
     head, text = windows[:, : int(bos)], windows[:, int(bos) :]
-    while len(text) < SCREENING_WINDOWS and text.shape[1] >= 2 * LEAST_SCREENING_TOKENS:
-        half = text.shape[1] // 2
-        head, text = head.repeat_interleave(2, dim=0), text[:, : 2 * half].reshape(-1, half)
-    return torch.cat([head, text], dim=1)
+    pieces, length = 1, text.shape[1]
+    while pieces * len(text) < SCREENING_WINDOWS and length >= 2 * LEAST_SCREENING_TOKENS:
+        pieces, length = 2 * pieces, length // 2
+    cut = torch.split(text[:, : pieces * length], length, dim=1)
+    return torch.cat([head.repeat(pieces, 1), torch.cat(cut)], dim=1)

@@ -16,12 +16,13 @@ import math
 import numpy as np
 
 from mi_prun.selection import baselines
+from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
 from mi_prun.selection.logit_gram import LogitGram, all_singles, logit_gram
 from mi_prun.selection.objective import Dropped, best_sets
 from mi_prun.selection.quadratic import low_states
-from mi_prun.selection.race import first_windows
+from mi_prun.selection.race import first_windows, share_of
 from mi_prun.selection.surrogate import corrected, neighbours
 
 GRAM_SHARE = 1 / 8  # of the screening text, for the Gram and for neighbours
@@ -44,7 +45,7 @@ def beyond_few(num_blocks: int, k: int) -> float:
 
 
 def few_windows(context: Context) -> int:
-    return max(1, round(GRAM_SHARE * len(context.screening.windows)))
+    return share_of(context.screening.windows, GRAM_SHARE)
 
 
 def low_sets(context: Context, gram: LogitGram, criterion: str, k: int, count: int) -> list[Dropped]:
@@ -80,7 +81,8 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
     near: list[Dropped] = []
     visited: list[Dropped] = []
-    for rounds_left in range(round(ROUNDS * beyond_few(context.num_blocks, k)), 0, -1):
+    rounds = max(1, round(ROUNDS * beyond_few(context.num_blocks, k) * thrift(context)))
+    for rounds_left in range(rounds, 0, -1):
         more = (count - len(chosen)) // rounds_left
         if not more:
             continue

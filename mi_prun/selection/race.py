@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mi_prun.console import progress
 from mi_prun.evaluator import Loss, block_runs
@@ -24,9 +25,9 @@ FIRST_SHARE = 1 / 4  # for every candidate
 # A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
 # short text must not throw out the best of them.
 STAGES = ((1 / 2, 1 / 5, 10), (1.0, 1 / 10, 6))
-# Go on to the rest of the ranking text; more of them where that is LONG times the screening text or longer, as those
-# that are clearly behind do not go through all of it.
-FINALISTS, MORE_FINALISTS, LONG = 4, 6, 3
+# Go on to the rest of the ranking text; more of them where that is long, as those that are clearly behind do not go
+# through all of it.
+FINALISTS, MORE_FINALISTS = 4, 6
 REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest, after which a finalist may be left out
 CLEARLY = 3.0  # standard errors of the paired difference
 LEAST_WINDOWS = 8  # screening text included: fewer do not tell their error
@@ -42,7 +43,12 @@ class Ranked:
 
 def first_windows(context: Context) -> int:
     """Windows that every candidate is measured on."""
-    return max(1, round(FIRST_SHARE * len(context.screening.windows)))
+    return share_of(context.screening.windows, FIRST_SHARE)
+
+
+def share_of(windows: Tensor, share: float) -> int:
+    """How many windows a share of them is: two at least, where there are two, as one does not tell its noise."""
+    return min(len(windows), max(2, round(share * len(windows))))
 
 
 def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.inf) -> list[Ranked]:
@@ -70,9 +76,7 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
 
 
 def finalists(context: Context) -> int:
-    rest = context.confirming
-    long = rest is not None and rest.windows.numel() >= LONG * context.screening.windows.numel()
-    return MORE_FINALISTS if long else FINALISTS
+    return FINALISTS if context.confirming is None or context.short_text else MORE_FINALISTS
 
 
 def final(context: Context, candidates: list[Dropped], most_passes: float = math.inf) -> list[Dropped]:

@@ -16,7 +16,7 @@ from mi_prun.block_model import BlockModel
 from mi_prun.evaluator import block_runs
 from mi_prun.ratio import blocks_for_ratio
 from mi_prun.selection import context as contexts
-from mi_prun.selection.budget import greedy_runs, most_passes
+from mi_prun.selection.budget import greedy_runs, most_passes, thrift
 from mi_prun.selection.context import Context
 from mi_prun.selection.race import affordable, race
 
@@ -60,17 +60,22 @@ def test_a_third_at_12_blocks_a_tenth_from_24(reference_analysis: Analysis, num_
     context = of_blocks(reference_analysis, num_blocks)
     limit = share * greedy_runs(num_blocks, quarter) / num_blocks
     assert most_passes(context, quarter) == pytest.approx(limit)
-    assert math.isinf(most_passes(context, quarter - 1))
-    assert math.isinf(most_passes(context, quarter + 1))
+    limited = {quarter, num_blocks // 4}  # rounded down too
+    assert {k for k in range(1, num_blocks) if math.isfinite(most_passes(context, k))} == limited
 
 
-def test_no_limit_with_few_blocks_or_on_a_short_text(reference_analysis: Analysis) -> None:
-    assert math.isinf(most_passes(of_blocks(reference_analysis, 11), 2))
-    assert math.isinf(most_passes(of_blocks(reference_analysis, 24, ranking_tokens=16_384), 6))
-    assert math.isfinite(most_passes(of_blocks(reference_analysis, 24, ranking_tokens=32_768), 6))
+def test_with_few_blocks_there_is_no_limit(reference_analysis: Analysis) -> None:
+    few = of_blocks(reference_analysis, 11, ranking_tokens=16_384)
+    assert all(math.isinf(most_passes(few, k)) for k in range(1, 11))
+    assert thrift(few) == 1.0
+
+
+def test_a_short_text_has_fewer_candidates(reference_analysis: Analysis) -> None:
+    assert thrift(of_blocks(reference_analysis, 24, ranking_tokens=32_768)) == 1.0
+    assert thrift(of_blocks(reference_analysis, 24, ranking_tokens=16_384)) == 0.5
     two = of_blocks(reference_analysis, 24)  # of two windows one screens
     two = Context(replace(two.analysis, ranking=two.analysis.ranking.reshape(2, -1)), two.open_model)
-    assert math.isinf(most_passes(two, 6))
+    assert thrift(two) == 0.5
 
 
 @pytest.fixture

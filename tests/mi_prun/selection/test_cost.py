@@ -45,9 +45,9 @@ def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
     return Context(analysis, lambda: model, seed)
 
 
-def share_of_greedy(own: Context) -> float:
+def share_of_greedy(own: Context, candidates: int = 24) -> float:
     hybrid, greedy = compare(own, parse_methods("hybrid,greedy-loss"), [own.num_blocks // 4])
-    assert hybrid.candidates == 24
+    assert hybrid.candidates == candidates
     assert hybrid.passes > hybrid.analysis_passes
     return hybrid.passes / greedy.passes
 
@@ -64,6 +64,22 @@ def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_bloc
 ) -> None:
     model = load(tiny(model_type, num_hidden_layers=num_blocks, hidden_size=16))
     assert share_of_greedy(context_of(model, reference_analysis, seed=num_blocks)) <= most
+
+
+@pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10), (26, 1 / 10)])
+def test_on_a_short_text_too(
+    tiny: Callable[..., Path],
+    load: Callable[[Path], BlockModel],
+    reference_analysis: Analysis,
+    monkeypatch: pytest.MonkeyPatch,
+    num_blocks: int,
+    most: float,
+) -> None:
+    """Half of it screens; there are half as many candidates."""
+    monkeypatch.setattr(context, "SCREENING_TOKENS", 8_192)
+    own = context_of(load(tiny("llama", num_hidden_layers=num_blocks, hidden_size=16)), reference_analysis, num_blocks)
+    assert own.short_text
+    assert share_of_greedy(own, candidates=12) <= most
 
 
 def test_so_it_does_of_a_trained_model(
