@@ -21,8 +21,8 @@ def greedy_runs(num_blocks: int, k: int) -> int:
 
 
 def thrift(context: Context) -> float:
-    """The part of its candidates and of its rounds that the default has: less where more than the usual share of a text
-    has to screen, as of a short one. With few blocks all.
+    """The part that is left of what may be saved on where more than the usual share of a text has to screen, as of a
+    short one: rounds, and candidates that go on. With few blocks all.
     """
     enough = context.num_blocks < min(SHARES) or not context.short_text
     return 1.0 if enough else 1 / context.screening_share

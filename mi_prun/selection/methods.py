@@ -11,7 +11,7 @@ from mi_prun.architecture import Config, check_reducible, num_blocks
 from mi_prun.errors import UserError
 from mi_prun.plan import Objective
 from mi_prun.selection import baselines
-from mi_prun.selection.budget import most_passes, thrift
+from mi_prun.selection.budget import most_passes
 from mi_prun.selection.cbo import cbo, cbo_fisher
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
@@ -132,9 +132,7 @@ def choose(context: Context, method: str, k: int, rerank: int | None = None) -> 
     """
     found = method_named(method)
     limited = rerank is None and found.grows
-    if rerank is None:
-        rerank = found.candidates(context.num_blocks, k)
-        rerank = round(rerank * thrift(context)) if limited else rerank
+    rerank = found.candidates(context.num_blocks, k) if rerank is None else rerank
     check_choice(context.num_blocks, k, rerank)
     before = context.passes
     most = before + most_passes(context, k) - context.analysis.passes if limited else math.inf

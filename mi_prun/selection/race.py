@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mi_prun.console import progress
 from mi_prun.evaluator import Loss, block_runs
+from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
 from mi_prun.selection.objective import Dropped
 
@@ -63,7 +64,7 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
     with progress("re-ranking", count, "sets") as advance:
         for share, kept, least in (*STAGES, (1.0, 0.0, finalists(context))):
             order = np.argsort(context.values(evaluator.by_window(candidates, windows=windows)), kind="stable")
-            keep = min(len(candidates), max(least, round(kept * count)))
+            keep = min(len(candidates), max(FINALISTS, round(least * thrift(context)), round(kept * count)))
             advance(len(candidates) - keep)
             candidates = [candidates[i] for i in order[:keep]]
             windows = max(windows, round(share * len(evaluator.windows)))

@@ -70,7 +70,7 @@ def test_with_few_blocks_there_is_no_limit(reference_analysis: Analysis) -> None
     assert thrift(few) == 1.0
 
 
-def test_a_short_text_has_fewer_candidates(reference_analysis: Analysis) -> None:
+def test_a_short_text_has_less(reference_analysis: Analysis) -> None:
     assert thrift(of_blocks(reference_analysis, 24, ranking_tokens=32_768)) == 1.0
     assert thrift(of_blocks(reference_analysis, 24, ranking_tokens=16_384)) == 0.5
     two = of_blocks(reference_analysis, 24)  # of two windows one screens

@@ -45,9 +45,9 @@ def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
     return Context(analysis, lambda: model, seed)
 
 
-def share_of_greedy(own: Context, candidates: int = 24) -> float:
+def share_of_greedy(own: Context) -> float:
     hybrid, greedy = compare(own, parse_methods("hybrid,greedy-loss"), [own.num_blocks // 4])
-    assert hybrid.candidates == candidates
+    assert hybrid.candidates == 24
     assert hybrid.passes > hybrid.analysis_passes
     return hybrid.passes / greedy.passes
 
@@ -75,11 +75,11 @@ def test_on_a_short_text_too(
     num_blocks: int,
     most: float,
 ) -> None:
-    """Half of it screens; there are half as many candidates."""
+    """Half of it screens."""
     monkeypatch.setattr(context, "SCREENING_TOKENS", 8_192)
     own = context_of(load(tiny("llama", num_hidden_layers=num_blocks, hidden_size=16)), reference_analysis, num_blocks)
     assert own.short_text
-    assert share_of_greedy(own, candidates=12) <= most
+    assert share_of_greedy(own) <= most
 
 
 def test_so_it_does_of_a_trained_model(
