@@ -42,7 +42,8 @@ def page(groups: Sequence[Group]) -> str:
         "it is worse on every seed, or where the mean of the difference is more than its standard deviation over "
         "seeds. So one that is worse on a single seed and tied on the others is behind nobody; each choice by itself "
         "is in Near: share of the choices within .1 % of the optimum, or of the best set known where it is not. "
-        "First within error: behind no other by more than the standard error of measuring the difference. "
+        "First within error: behind no other by more than the standard error of measuring the difference"
+        f"{_found(groups)}. "
         "Ratio: perplexity over the optimum's, where it is known. Jaccard: of the sets dropped, over pairs of "
         "seeds of a text, and over pairs of texts of a model at the same seed. Spread over texts: standard deviation "
         "of the mean ratio over the texts of a model. Passes: forward passes over the ranking text at k = L/4, the "
@@ -72,6 +73,12 @@ def page(groups: Sequence[Group]) -> str:
             _one(group),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _found(groups: Sequence[Group]) -> str:
+    """Where that error is known."""
+    known = [f"{group.model} on {group.text}" for group in groups if group.confirmed and group.confirmed.error_nats]
+    return "" if len(known) == len(groups) else f" (found of {', '.join(known) or 'none'}; elsewhere it is taken as 0)"
 
 
 def _in_part(confirmed: Confirmed | None) -> str:
