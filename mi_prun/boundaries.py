@@ -50,7 +50,7 @@ class Collector:
         self.directions = random_orthonormal(hidden, projection, seed).to(device)  # (d, p)
         self._rounded = self.directions.bfloat16()
         self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
-        self.lengths = torch.zeros(num_blocks + 1, dtype=torch.float64, device=device)  # sums: finite where all are
+        self.length_sums = torch.zeros(num_blocks + 1, dtype=torch.float64, device=device)  # finite where all are
         self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
         self._places: tuple[int, Tensor] | None = None  # of the sampled tokens in the batch that begins there
         self._last: tuple[Tensor, Tensor] | None = None  # what the block before gave, and its lengths
@@ -85,7 +85,7 @@ class Collector:
     def check(self) -> None:
         """Raises UserError where a state was not finite, for the first one; lets go of the last state seen."""
         self._last = None
-        if len(broken := (~torch.isfinite(self.lengths)).nonzero()):
+        if len(broken := (~torch.isfinite(self.length_sums)).nonzero()):
             boundary = int(broken[0])
             raise UserError(
                 f"{made_by(boundary)} gives NaN or Inf (boundary state {boundary}); "
@@ -95,7 +95,7 @@ class Collector:
     def _lengths(self, boundary: int, state: Tensor) -> Tensor:
         """(batch, tokens - SKIP_TOKENS), Euclidean, float32."""
         lengths: Tensor = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
-        self.lengths[boundary] += lengths.sum(dtype=torch.float64)  # of all tokens: the first ones overflow first
+        self.length_sums[boundary] += lengths.sum(dtype=torch.float64)  # of all tokens: the first ones overflow first
         return lengths[:, SKIP_TOKENS:]
 
     def result(self, windows: Tensor) -> Boundaries:

@@ -81,7 +81,7 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
     near: list[Dropped] = []
     visited: list[Dropped] = []
-    rounds = max(1, round(ROUNDS * beyond_few(context.num_blocks, k) * thrift(context)))
+    rounds = round(ROUNDS * beyond_few(context.num_blocks, k) * thrift(context))
     for rounds_left in range(rounds, 0, -1):
         more = (count - len(chosen)) // rounds_left
         if not more:

@@ -77,7 +77,7 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
 
 
 def finalists(context: Context) -> int:
-    return FINALISTS if context.confirming is None or context.short_text else MORE_FINALISTS
+    return FINALISTS if context.short_text else MORE_FINALISTS
 
 
 def final(context: Context, candidates: list[Dropped], most_passes: float = math.inf) -> list[Dropped]:
