@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-plain test-engine-load test-engine-serve lint ruff mypy lock clean
+.PHONY: demo test test-plain test-engine-load test-engine-serve lint ruff mypy imports lock clean
 
 .venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
@@ -11,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/python -m bench.demo
 
 # Side by side: an engine's start leaves most of two cores idle.
-test: .venv/.installed ruff
+test: .venv/.installed ruff imports
 	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-plain test-engine-load test-engine-serve
 
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
@@ -27,7 +27,7 @@ test-engine-load: .venv/.installed mypy
 test-engine-serve: .venv/.installed
 	$(PYTEST) -m engine --ignore=tests/serve/ab tests/serve tests/bench
 
-lint: ruff mypy
+lint: ruff mypy imports
 
 ruff: .venv/.installed
 	$(BIN)/ruff check .
@@ -35,6 +35,9 @@ ruff: .venv/.installed
 
 mypy: .venv/.installed
 	$(BIN)/mypy
+
+imports: .venv/.installed
+	$(BIN)/lint-imports --no-logo
 
 lock: .venv/.installed
 	$(BIN)/python requirements/lock.py

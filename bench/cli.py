@@ -35,9 +35,10 @@ from bench.options import (
     show_tasks,
     task_settings,
 )
-from bench.record import PointRecord
-from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings, SweepSettings
-from bench.train_settings import TrainSettings
+from bench.records.schema import PointRecord
+from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings
+from bench.sweeps.sweep_settings import SweepSettings
+from bench.training.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.settings import AnalyzeSettings
@@ -93,8 +94,8 @@ def sweep(
 
     Example: mi-prun-bench sweep --dense meta-llama/Llama-3.1-8B --ratios 0,.125,.25,.375,.5 -o results/
     """
-    from bench import sweep as sweeping
-    from bench.dry_run import describe
+    from bench.sweeps import sweep as sweeping
+    from bench.sweeps.dry_run import describe
 
     if (dense is None) == (shape is None):
         raise UserError("give exactly one of --dense MODEL and --shape NAME")
@@ -160,7 +161,7 @@ def run(
 
     Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B --pruned p12/ p25/ -o results/
     """
-    from bench.run import run as measure
+    from bench.sweeps.run import run as measure
 
     folders = [*(pruned or []), *(more or [])]
     if not folders:
@@ -193,7 +194,7 @@ def draft(
 
     Example: mi-prun-bench draft --dense meta-llama/Llama-3.1-8B p25.json p50.json --text wikitext -o results/
     """
-    from bench.run import run_drafts
+    from bench.sweeps.run import run_drafts
 
     loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
     settings = measure_settings(loads, engines, serve_flags, again)
@@ -216,7 +217,7 @@ def perplexity(
 
     Example: mi-prun-bench perplexity bench/reference --text held-out.txt
     """
-    from bench.perplexity import measure_perplexity
+    from bench.quality.perplexity import measure_perplexity
 
     found = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
     print(f"perplexity {found.perplexity:.2f} on {found.text}: {found.predicted_tokens:,} tokens, {found.protocol}")
@@ -244,7 +245,7 @@ def train(
 
     Example: mi-prun-bench train books.txt -o model/ --blocks 12 --tokens 11000000
     """
-    from bench.train import train as run_training
+    from bench.training.train import train as run_training
 
     settings = TrainSettings(
         family=family,
@@ -265,7 +266,7 @@ def train(
 
 def show(points: Sequence[PointRecord]) -> None:
     """A line for each point; the last line is JSON."""
-    from bench.points import line
+    from bench.sweeps.aggregate import line
 
     for point in points:
         print(line(point))

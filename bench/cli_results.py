@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from bench.generations import Sampling, sampling_of
 from bench.options import Results, ServeFlags, TasksFrom, flags_of, show_tasks, task_settings
-from bench.task_record import TOLERANCE_MEAN_NATS
-from bench.task_table import DEFAULT
+from bench.records.task_schema import TOLERANCE_MEAN_NATS
+from bench.tasks.generations import sampling_of
+from bench.tasks.task_settings import Sampling
+from bench.tasks.task_table import DEFAULT
 from mi_prun.errors import UserError
 
 SAMPLING = Sampling()
@@ -31,14 +32,14 @@ def report(
 
     Example: mi-prun-bench report results/
     """
-    from bench.report import write_report
+    from bench.reports.report import write_report
 
     paths = write_report(results, output or results)
     for path in paths:
         print(path)
     if mlflow is not None:
-        from bench.mlflow_log import log_results
-        from bench.results import read_results
+        from bench.records.results import read_results
+        from bench.reports.mlflow_log import log_results
 
         print(f"{log_results(read_results(results), mlflow)} runs logged to {mlflow}")
     print(json.dumps({"report": [str(path) for path in paths]}))
@@ -79,8 +80,8 @@ def tasks(
 
     Example: mi-prun-bench tasks meta-llama/Llama-3.1-8B p12/ p25/ --tasks arc_easy,boolq -o results/
     """
-    from bench.generations import read_prompts
-    from bench.tasks import run_tasks
+    from bench.tasks.generations import read_prompts
+    from bench.tasks.tasks import run_tasks
 
     settings = replace(
         task_settings(names, tasks_from, limit),
@@ -106,8 +107,8 @@ def compare(
 
     Example: mi-prun-bench compare results/@4d1f results/
     """
-    from bench.compare import compare as against
-    from bench.results import read_side
+    from bench.records.results import read_side
+    from bench.reports.compare import compare as against
 
     found = against(read_side(a), read_side(b), anyway=anyway)
     for note in found.notes:
@@ -134,9 +135,9 @@ def recommend(
 
     Example: mi-prun-bench recommend results/ --max-ppl-increase 10% --memory 24GiB
     """
-    from bench.recommend import parse_limits
-    from bench.recommend import recommend as within
-    from bench.results import read_side
+    from bench.records.results import read_side
+    from bench.reports.recommend import parse_limits
+    from bench.reports.recommend import recommend as within
 
     limits = parse_limits(max_ppl_increase, min_speedup, memory)
     side = read_side(results, (lambda run: run.judged) if limits.ppl_increase is not None else (lambda run: True))

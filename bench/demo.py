@@ -15,13 +15,14 @@ from pathlib import Path
 
 import psutil
 
-from bench.engine import Engine
-from bench.points import line
-from bench.report import write_report
-from bench.run import run
-from bench.settings import LoadSettings, MeasureSettings, SweepSettings
-from bench.subject import Subject
-from bench.sweep import sweep_shape
+from bench.engines.engine import Engine
+from bench.models.measured_model import Subject
+from bench.reports.report import write_report
+from bench.settings import LoadSettings, MeasureSettings
+from bench.sweeps.aggregate import line
+from bench.sweeps.run import run
+from bench.sweeps.sweep import sweep_shape
+from bench.sweeps.sweep_settings import SweepSettings
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 

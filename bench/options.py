@@ -10,10 +10,11 @@ from typing import Annotated, Literal, cast, get_args
 
 import typer
 
-from bench.settings import AUTO, RUN_LOADS, RUN_PROMPTS, Alive, LoadSettings, MeasureSettings, TaskSettings
-from bench.task_record import TaskRecord
-from bench.task_summary import mean_rows, task_rows
-from bench.task_table import chosen_tasks
+from bench.records.task_schema import TaskRecord
+from bench.records.task_summary import mean_rows, task_rows
+from bench.settings import AUTO, RUN_LOADS, RUN_PROMPTS, Alive, LoadSettings, MeasureSettings
+from bench.tasks.task_settings import TaskSettings
+from bench.tasks.task_table import chosen_tasks
 from mi_prun.errors import UserError
 
 Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]

@@ -1,15 +1,10 @@
-"""The settings of `mi-prun-bench sweep`, `run` and `draft`, and their defaults: the one place they live."""
+"""Settings of a measurement under load, and their defaults: the one place they live."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-
-from bench.generations import Sampling
-from bench.task_record import TOLERANCE_MEAN_NATS
-from bench.task_table import Task
-from mi_prun.settings import AnalyzeSettings
 
 Alive = Literal["together", "alone"]
 
@@ -49,43 +44,6 @@ class MeasureSettings:
     serve_flags: tuple[str, ...] = ()
     alive: Alive | None = None
     again: bool = False
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """tasks_from: a folder of items; None takes them from the hub. missing: files that a default task lacks there.
-
-    limit: items of each task; None for all. logprob_tolerance_nats: None leaves the check out. sampling: None leaves
-    continuations out.
-    """
-
-    tasks: tuple[Task, ...]
-    tasks_from: Path | None = None
-    missing: tuple[str, ...] = ()
-    limit: int | None = None
-    concurrency: int = 8
-    logprob_tolerance_nats: float | None = TOLERANCE_MEAN_NATS
-    sampling: Sampling | None = field(default_factory=Sampling)
-    serve_flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """ratios: shares of the blocks to drop; 0, the dense model, is always among them. methods: see `mi-prun methods`.
-
-    materialise: write whole checkpoints instead of virtual ones. draft: measure the dense model drafted by each pruned
-    one too. quality_text: measure quality on this text; None takes the held-out part of the calibration text.
-    tasks: what the dense model and the checkpoints are asked when all is measured, by the flags of `measure`.
-    """
-
-    ratios: str = "0,.125,.25,.375,.5"
-    methods: str = "hybrid"
-    materialise: bool = False
-    draft: bool = False
-    quality_text: str | None = None
-    tasks: TaskSettings | None = None
-    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
-    measure: MeasureSettings = field(default_factory=MeasureSettings)
 
 
 # Of `run` and `draft`: one load that takes minutes on a small machine.

@@ -79,9 +79,9 @@ def analyze(
 
     Example: mi-prun analyze meta-llama/Llama-3.1-8B --calibration wikitext -o analysis/
     """
-    from mi_prun import say
-    from mi_prun.analyze import analyze as run
-    from mi_prun.model import open_model
+    from mi_prun import summary
+    from mi_prun.analysis.analyze import analyze as run
+    from mi_prun.model.model_folder import open_model
 
     settings = AnalyzeSettings(
         calibration=calibration,
@@ -96,7 +96,7 @@ def analyze(
     )
     record = run(open_model(model), output, settings, force=force)
     if record is not None:  # the other ranks of torchrun have nothing to say
-        say.analysis(record, output)
+        summary.analysis(record, output)
 
 
 @app.command()
@@ -123,12 +123,12 @@ def plan(
 
     Example: mi-prun plan analysis/ --ratio 0.25 -o plan.json
     """
-    from mi_prun import say
-    from mi_prun.analysis import read_analysis
-    from mi_prun.draft_choice import draft_for
+    from mi_prun import summary
+    from mi_prun.analysis.analysis import read_analysis
     from mi_prun.files import check_output
-    from mi_prun.planning import make_context, plan_for
-    from mi_prun.ratio import Amount
+    from mi_prun.plan.ratio import Amount
+    from mi_prun.planning.draft_choice import draft_for
+    from mi_prun.planning.planning import make_context, plan_for
 
     check_output(output, force=force, folder=False)
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
@@ -140,7 +140,7 @@ def plan(
         else draft_for(found, settings, purpose, amount)
     )
     made.write(output)
-    say.plan(made, output)
+    summary.plan(made, output)
 
 
 @app.command()
@@ -157,10 +157,10 @@ def apply(
 
     Example: mi-prun apply meta-llama/Llama-3.1-8B plan.json -o pruned/
     """
-    from mi_prun import say
-    from mi_prun.checkpoint import write_checkpoint
+    from mi_prun import summary
+    from mi_prun.checkpoint.checkpoint import write_checkpoint
     from mi_prun.files import check_output
-    from mi_prun.plan import Plan, open_dense
+    from mi_prun.plan.plan import Plan, open_dense
 
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size)
@@ -174,7 +174,7 @@ def apply(
         force=force,
         assume_uniform=assume_uniform,
     )
-    say.checkpoint(manifest, output)
+    summary.checkpoint(manifest, output)
 
 
 @app.command()
@@ -208,17 +208,17 @@ def prune(
 
     Example: mi-prun prune meta-llama/Llama-3.1-8B --ratio 0.25 -o pruned/
     """
-    from mi_prun import say
-    from mi_prun.analysis import read_analysis
-    from mi_prun.analyze import analyze as run
-    from mi_prun.architecture import check_config
-    from mi_prun.block_model import load_on
-    from mi_prun.checkpoint import check_apart, write_checkpoint
+    from mi_prun import summary
+    from mi_prun.analysis.analysis import read_analysis
+    from mi_prun.analysis.analyze import analyze as run
+    from mi_prun.architecture.architecture import check_config
+    from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
     from mi_prun.files import check_output
-    from mi_prun.limit import parse_limit
-    from mi_prun.model import check_quantization_beside, identity_of, open_model
-    from mi_prun.planning import check_settings, make_context, plan_for
-    from mi_prun.ratio import Amount
+    from mi_prun.model.block_model import load_on
+    from mi_prun.model.model_folder import check_quantization_beside, identity_of, open_model
+    from mi_prun.plan.ratio import Amount
+    from mi_prun.planning.limit import parse_limit
+    from mi_prun.planning.planning import check_settings, make_context, plan_for
     from mi_prun.selection.methods import check_possible
 
     check_output(output, force=force)
@@ -261,8 +261,8 @@ def prune(
         force=force,
         assume_uniform=assume_uniform,
     )
-    say.plan(made, None)
-    say.checkpoint(manifest, output)
+    summary.plan(made, None)
+    summary.checkpoint(manifest, output)
 
 
 @app.command()
@@ -286,8 +286,8 @@ def compare(
 
     Example: mi-prun compare meta-llama/Llama-3.1-8B --ratios .1,.25,.4 --methods hybrid,bi,greedy-loss -o compared/
     """
-    from mi_prun.comparison import compare_model, parse_methods
-    from mi_prun.model import open_model
+    from mi_prun.comparison.comparison import compare_model, parse_methods
+    from mi_prun.model.model_folder import open_model
 
     specs = parse_methods(methods)
     settings = AnalyzeSettings(
@@ -312,7 +312,7 @@ def inspect(
 
     Example: mi-prun inspect pruned/ --verify
     """
-    from mi_prun import inspection
+    from mi_prun.checkpoint import inspection
 
     print(inspection.describe(path))
     if verify:

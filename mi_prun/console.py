@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 Advance = Callable[[float], None]
 
 
+def say(line: str) -> None:
+    """Print a line of progress on stderr; stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Advance]:
     """A progress bar on stderr with a rate in `unit`/s; silent where stderr is not a terminal, or not `shown`.

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mi_prun.architecture import block_kinds, reduce_config
-from mi_prun.checkpoint import write_checkpoint
+from mi_prun.architecture.architecture import block_kinds, reduce_config
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.checkpoint.inspection import read_manifest, verify_structure
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
 from mi_prun.errors import UserError
-from mi_prun.hub import at_commit, fetch
-from mi_prun.inspection import read_manifest, verify_structure
-from mi_prun.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
-from mi_prun.model import open_model, read_config, resolve
-from mi_prun.plan import Plan, open_dense
+from mi_prun.model.hub import at_commit, fetch
+from mi_prun.model.model_folder import open_model, read_config, resolve
+from mi_prun.plan.plan import Plan, open_dense
 from vllm_ext.base import check_entry
 
 DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel
-from vllm_ext.plugin import LOAD_FORMAT, SERVER_PID
+from vllm_ext.names import LOAD_FORMAT, SERVER_PID
 
 # The last: after workers that ended at once it would say behind our line what it cleans up.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}

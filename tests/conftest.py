@@ -22,9 +22,9 @@ import pytest
 import torch
 from torch import nn
 
-from mi_prun.checkpoint import write_checkpoint
-from mi_prun.model import identity_of, open_model
-from mi_prun.plan import Plan, kept_blocks
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import alive
 
 # A suite that a shell started in the background ignores SIGINT, and so would every program that a test interrupts.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mi_prun.checkpoint import kept_tensors
+from mi_prun.checkpoint.checkpoint import kept_tensors
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, ConfigEntry, Manifest
 from mi_prun.errors import UserError
-from mi_prun.inspection import read_manifest
-from mi_prun.manifest import MANIFEST_NAME, ConfigEntry, Manifest
-from mi_prun.model import config_digest, open_model, structure_digest
+from mi_prun.model.model_folder import config_digest, open_model, structure_digest
 
 
 def checked_base(virtual: Path, entry: ConfigEntry) -> Path:

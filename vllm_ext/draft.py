@@ -20,7 +20,7 @@ from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mi_prun.errors import UserError
-from mi_prun.model import resolve
+from mi_prun.model.model_folder import resolve
 
 logger = init_logger("vllm.mi_prun.draft")
 

@@ -1,8 +1,8 @@
 """The tensors of a pruned model, out of the folder that has them, under their new names.
 
-A tensor of a dropped block is skipped by its name, before a byte of it is read; a file that holds no wanted tensor is
-not opened. The names follow `mi_prun.architecture.renamed`, as those of the checkpoint writer do. Tensors are read
-whole, in the order of their bytes, and the next ones are asked for ahead of their turn. Where some are dropped the
+A tensor of a dropped block is skipped by its name, before a byte of it is read. A file that holds no wanted tensor is
+not opened. The names follow `mi_prun.architecture.architecture.renamed`, as those of the checkpoint writer do. Tensors
+are read whole, in the order of their bytes; the next ones are asked for ahead of their turn. Where some are dropped the
 files are not mapped into memory: the kernel would read ahead into what lies beside the kept ones, several megabytes.
 """
 
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from mi_prun.architecture import Config, check_kept, family_of, num_blocks, renamed
+from mi_prun.architecture.architecture import Config, check_kept, family_of, num_blocks, renamed
 from mi_prun.errors import UserError
-from mi_prun.model import SINGLE_NAME, read_weight_map
-from mi_prun.shard import TensorInfo, read_shard
+from mi_prun.model.model_folder import SINGLE_NAME, read_weight_map
+from mi_prun.model.shard import TensorInfo, read_shard
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,

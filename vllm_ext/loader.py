@@ -22,15 +22,15 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.model_executor.models.utils import PPMissingLayer, is_pp_missing_parameter
 
-from mi_prun.architecture import Config, block_of, family_of
+from mi_prun.architecture.architecture import Config, block_of, family_of
+from mi_prun.checkpoint.manifest import ConfigEntry, read_config_entry
 from mi_prun.errors import UserError
-from mi_prun.hub import fetch
-from mi_prun.manifest import ConfigEntry, read_config_entry
-from mi_prun.model import read_config, resolve
+from mi_prun.model.hub import fetch
+from mi_prun.model.model_folder import read_config, resolve
 from vllm_ext import compat, draft, fault
 from vllm_ext.base import checked_base
 from vllm_ext.kept_weights import Reading, kept_weights
-from vllm_ext.plugin import LOAD_FORMAT
+from vllm_ext.names import LOAD_FORMAT
 
 # vLLM's log handlers hang on the logger `vllm`.
 logger = init_logger("vllm.mi_prun.loader")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-LOAD_FORMAT = "mi_prun"
-SERVER_PID = "MI_PRUN_SERVER_PID"  # set by `mi-prun-serve` in its own environment, which its children inherit
+from vllm_ext.names import SERVER_PID
 
 
 def register() -> None:

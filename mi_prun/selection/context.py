@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
-from mi_prun.evaluator import Evaluator, Loss, Memory
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.model.block_model import BlockModel
+from mi_prun.quality.evaluator import Evaluator, Loss, Memory
 from mi_prun.selection.shrinkage import shrunk_cross_entropy
 from mi_prun.settings import SELF
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mi_prun.evaluator import Evaluator, Loss
+from mi_prun.quality.evaluator import Evaluator, Loss
 from mi_prun.selection.objective import Dropped
 
 GRAM_BYTES = 64 * 2**20  # of logit changes alive at a time

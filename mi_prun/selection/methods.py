@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mi_prun.analysis import Analysis
-from mi_prun.architecture import Config, check_reducible, num_blocks
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.architecture.architecture import Config, check_reducible, num_blocks
 from mi_prun.errors import UserError
-from mi_prun.plan import Objective
+from mi_prun.plan.plan import Objective
 from mi_prun.selection import baselines
 from mi_prun.selection.budget import most_passes
 from mi_prun.selection.cbo import cbo, cbo_fisher

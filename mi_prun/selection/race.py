@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mi_prun.console import progress
-from mi_prun.evaluator import Loss, block_runs
+from mi_prun.quality.evaluator import Loss, block_runs
 from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
 from mi_prun.selection.objective import Dropped

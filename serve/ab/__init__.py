@@ -1,0 +1,1 @@
+"""A/B serving: two or more arms behind one OpenAI-compatible endpoint."""

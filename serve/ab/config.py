@@ -14,9 +14,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
-from serve.ab.guardrail import parse_guardrail
-from serve.ab.verdict import VerdictSettings
+from serve.ab.verdict.guardrail_rule import parse_guardrail
+from serve.ab.verdict.schema import VerdictSettings
 
+API_KEYS_VARIABLE = "MI_PRUN_AB_API_KEYS"
+ADMIN_KEY_VARIABLE = "MI_PRUN_AB_ADMIN_KEY"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mi_prun.errors import UserError
-from serve.ab.quantities import QUANTITIES
-from serve.ab.security import ADMIN_KEY_VARIABLE
-from serve.ab.verdict import Comparison, Figure, Verdict
+from serve.ab.config import ADMIN_KEY_VARIABLE
+from serve.ab.verdict.quantities import QUANTITIES
+from serve.ab.verdict.schema import Comparison, Figure, Verdict
 
 TIMEOUT_S = 10.0
 

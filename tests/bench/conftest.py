@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.record import (
+from bench.records.schema import (
     Arm,
     Blocks,
     Dense,
@@ -26,7 +26,7 @@ from bench.record import (
     Speed,
     StartUp,
 )
-from bench.task_record import (
+from bench.records.task_schema import (
     Continuation,
     GenerationRecord,
     LogprobCheck,
@@ -35,7 +35,7 @@ from bench.task_record import (
     TaskScore,
     packed,
 )
-from mi_prun.plan import Quality
+from mi_prun.plan.plan import Quality
 
 BLOCKS = 8
 

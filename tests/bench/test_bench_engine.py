@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.journal import read_rounds
-from bench.record import POINTS_NAME, ROUNDS_NAME, read_points
+from bench.records.journal import read_rounds
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, read_points
 from mi_prun.process_group import alive
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from mi_prun.analysis import Analysis, read_analysis
-from mi_prun.analyze import analyze
-from mi_prun.block_model import BlockModel, load_block_model
-from mi_prun.model import identity_of, open_model
-from mi_prun.plan import Plan, kept_blocks
+from mi_prun.analysis.analysis import Analysis, read_analysis
+from mi_prun.analysis.analyze import analyze
+from mi_prun.model.block_model import BlockModel, load_block_model
+from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import ProcessGroup
 from mi_prun.settings import AnalyzeSettings
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_prun import block_model, draft_choice
 from mi_prun.cli import app
 from mi_prun.console import run_app, run_command
-from mi_prun.draft_choice import Acceptance, StepCost, best_tokens
-from mi_prun.model import open_model
-from mi_prun.plan import Plan
+from mi_prun.model import block_model
+from mi_prun.model.model_folder import open_model
+from mi_prun.plan.plan import Plan
+from mi_prun.planning import draft_choice
+from mi_prun.planning.draft_choice import Acceptance, StepCost, best_tokens
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -184,7 +185,7 @@ def test_a_plan_for_a_draft_is_written_if_one_pays(
 def test_what_is_wrong_is_said_in_one_line(
     run: Run, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: list[str]
 ) -> None:
-    monkeypatch.setattr("mi_prun.analyze.collect_whole", lambda *a, **k: pytest.fail("the pass was made"))
+    monkeypatch.setattr("mi_prun.analysis.analyze.collect_whole", lambda *a, **k: pytest.fail("the pass was made"))
     (tmp_path / "empty.txt").write_text("")
     words = [str(tmp_path / "empty.txt") if word == "EMPTY" else word for word in option]
     status, out, err = run("prune", reference, "-o", tmp_path / "out", *words)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from mi_prun.analysis import Analysis, read_analysis
-from mi_prun.analyze import analyze
-from mi_prun.block_model import BlockModel, load_block_model
-from mi_prun.evaluator import Evaluator
-from mi_prun.model import open_model
-from mi_prun.planning import make_context, make_plan
+from mi_prun.analysis.analysis import Analysis, read_analysis
+from mi_prun.analysis.analyze import analyze
+from mi_prun.model.block_model import BlockModel, load_block_model
+from mi_prun.model.model_folder import open_model
+from mi_prun.planning.planning import make_context, make_plan
+from mi_prun.quality.evaluator import Evaluator
 from mi_prun.settings import AnalyzeSettings, PlanSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

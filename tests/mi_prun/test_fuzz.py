@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from mi_prun.architecture import FAMILIES, block_kinds, num_blocks, reduce_config
+from mi_prun.architecture.architecture import FAMILIES, block_kinds, num_blocks, reduce_config
 from mi_prun.artefact import Artefact
-from mi_prun.checkpoint import write_checkpoint
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.checkpoint.inspection import verify
+from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
-from mi_prun.inspection import verify
-from mi_prun.manifest import Manifest
-from mi_prun.model import INDEX_NAME, ModelIdentity, identity_of, open_model
-from mi_prun.plan import Plan, kept_blocks
-from mi_prun.shard import read_shard
+from mi_prun.model.model_folder import INDEX_NAME, ModelIdentity, identity_of, open_model
+from mi_prun.model.shard import read_shard
+from mi_prun.plan.plan import Plan, kept_blocks
 
 HEADER = {
     "model.layers.0.w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.inspection import read_manifest
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
 from serve.server import choose
 
@@ -135,6 +135,6 @@ def test_the_number_of_tokens_that_a_plan_was_made_for(reference: Path, plan: Pa
 
 
 def read_plan(path: Path, **settings: Any) -> Any:
-    from mi_prun.plan import Plan
+    from mi_prun.plan.plan import Plan
 
     return Plan.read(path).model_copy(update={"settings": settings})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mi_prun.inspection import read_manifest
+from mi_prun.checkpoint.inspection import read_manifest
 from serve.cli import load_format
 
 

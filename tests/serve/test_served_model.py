@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.inspection import read_manifest
-from mi_prun.model import read_config
+from mi_prun.model.model_folder import read_config
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
 
 

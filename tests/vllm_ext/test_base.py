@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from mi_prun.checkpoint.manifest import ConfigEntry, read_config_entry
 from mi_prun.errors import UserError
-from mi_prun.manifest import ConfigEntry, read_config_entry
-from mi_prun.model import read_config
+from mi_prun.model.model_folder import read_config
 from vllm_ext.base import checked_base
 
 

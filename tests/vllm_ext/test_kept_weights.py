@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mi_prun.errors import UserError
-from mi_prun.model import open_model, read_config
+from mi_prun.model.model_folder import open_model, read_config
 from vllm_ext import kept_weights as kept_weights_module
 from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, Reading, kept_weights
 
@@ -102,7 +102,7 @@ def test_the_kernel_counts_kept_bytes_only(sharded: Path) -> None:
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from mi_prun.model import read_config\n"
+        "from mi_prun.model.model_folder import read_config\n"
         "from vllm_ext.kept_weights import Reading, kept_weights\n"
         "folder, kept = Path(sys.argv[1]), eval(sys.argv[2])\n"
         "config = read_config(folder)\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mi_prun.model import open_model
+from mi_prun.model.model_folder import open_model
 
 pytestmark = pytest.mark.engine
 

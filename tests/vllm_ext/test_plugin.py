@@ -14,7 +14,8 @@ import pytest
 
 from mi_prun.process_group import alive
 from vllm_ext import compat
-from vllm_ext.plugin import SERVER_PID, register, register_loader
+from vllm_ext.names import SERVER_PID
+from vllm_ext.plugin import register, register_loader
 
 
 def test_vllm_finds_it() -> None:

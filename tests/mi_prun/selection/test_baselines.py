@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
+from mi_prun.analysis.analysis import Analysis
 from mi_prun.errors import UserError
-from mi_prun.planning import make_context, make_plan, plan_by_hand
+from mi_prun.model.block_model import BlockModel
+from mi_prun.planning.planning import make_context, make_plan, plan_by_hand
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, Propose, choose, method_named

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
-from mi_prun.evaluator import block_runs
-from mi_prun.ratio import blocks_for_ratio
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.model.block_model import BlockModel
+from mi_prun.plan.ratio import blocks_for_ratio
+from mi_prun.quality.evaluator import block_runs
 from mi_prun.selection import context as contexts
 from mi_prun.selection.budget import greedy_runs, most_passes, thrift
 from mi_prun.selection.context import Context

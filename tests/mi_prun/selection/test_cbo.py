@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.model.block_model import BlockModel
 from mi_prun.selection.cbo import Taylor, cbo, cbo_fisher, gated, taylor
 from mi_prun.selection.context import Context
 

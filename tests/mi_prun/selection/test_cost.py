@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
-from mi_prun.boundaries import collect, pair_angles, sample_tokens
-from mi_prun.comparison import compare, parse_methods
-from mi_prun.mutual_information import Gaussian, segment_costs
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
+from mi_prun.analysis.mutual_information import Gaussian, segment_costs
+from mi_prun.comparison.comparison import compare, parse_methods
+from mi_prun.model.block_model import BlockModel
 from mi_prun.selection import context
 from mi_prun.selection.context import Context
 

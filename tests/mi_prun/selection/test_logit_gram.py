@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mi_prun.block_model import BlockModel
 from mi_prun.errors import UserError
-from mi_prun.evaluator import Evaluator
+from mi_prun.model.block_model import BlockModel
+from mi_prun.quality.evaluator import Evaluator
 from mi_prun.selection.logit_gram import logit_gram
 
 WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))

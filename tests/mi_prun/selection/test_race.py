@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
-from mi_prun.evaluator import block_runs
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.model.block_model import BlockModel
+from mi_prun.quality.evaluator import block_runs
 from mi_prun.selection.context import Context, screening_windows, short_windows
 from mi_prun.selection.race import (
     FINALISTS,

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mi_prun.analysis import Analysis
-from mi_prun.block_model import BlockModel
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.model.block_model import BlockModel
 from mi_prun.selection.context import Context
 from mi_prun.selection.objective import best_sets
 from mi_prun.selection.race import first_windows

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mi_prun.process_group import ProcessGroup, free_port
-from serve.ab.observation import Observation, ShadowComparison
+from serve.ab.verdict.event import Observation, ShadowComparison
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 ADMIN_KEY = "admin-key-of-the-tests"

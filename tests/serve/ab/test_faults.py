@@ -305,7 +305,7 @@ def lines_lost(proxy: Any) -> float:
 
 
 def test_200_streaming_clients(proxy: Any) -> None:
-    """For 6 s without an error (`bench.ab_cost soak`: for 60); nothing is kept of an answer once it has been served."""
+    """For 6 s without an error (`bench.studies.ab_cost soak`: for 60); nothing is kept of an answer that was served."""
     process = psutil.Process(proxy.group.process.pid)
     wrong: list[Any] = []
     rss: list[tuple[int, int]] = []  # answers so far, bytes

@@ -1,0 +1,1 @@
+"""Engines under measurement: started, watched, asked."""

@@ -1,0 +1,104 @@
+"""A model on `mi-prun-serve`, as a user starts it: a process group, driven over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.engines.flags import flag_value
+from mi_prun.errors import UserError
+from mi_prun.process_group import ProcessGroup, free_port, open_local
+
+SERVE = (sys.executable, "-m", "serve.cli")
+STARTUP_SECONDS = 900.0
+PORTS_TRIED = 3  # a port that was free a moment ago may be taken by the time the server binds it
+SAMPLE_SECONDS = 2.0  # between looks at its memory, once it is ready
+TAKEN = "cannot listen on"
+LOAD_SECONDS = re.compile(r"Loading weights took ([\d.]+) seconds")
+WEIGHT_GIB = re.compile(r"Model loading took ([\d.]+) GiB")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """startup_s: from the start of the process to the first 200 of /health. load_s, weight_bytes: of reading the
+    weights, and what they take on the device, as the engine says; None where it does not.
+    """
+
+    model: str
+    tokenizer: str
+    base_url: str
+    startup_s: float
+    load_s: float | None
+    weight_bytes: int | None
+    group: ProcessGroup
+
+    def kv_tokens(self) -> int:
+        """Tokens the KV cache holds, as the engine says."""
+        return kv_tokens(self.metrics())
+
+    def metrics(self) -> str:
+        """The Prometheus page. Raises UserError with the end of the log where the engine does not answer any more."""
+        try:
+            with open_local(f"{self.base_url}/metrics", 30.0) as answer:
+                page: str = answer.read().decode()
+                return page
+        except (OSError, http.client.HTTPException) as error:
+            said = self.group.last_lines()
+            raise UserError(f"the engine of {self.model} does not answer at /metrics ({error}): {said}") from error
+
+
+def kv_tokens(metrics: str) -> int:
+    """Read the KV cache's size off a Prometheus page of vLLM."""
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name != "vllm:cache_config_info":
+                continue
+            if (tokens := sample.labels.get("kv_cache_size_tokens", "")).isdecimal():
+                return int(tokens)
+            blocks, size = sample.labels.get("num_gpu_blocks", ""), sample.labels.get("block_size", "")
+            if blocks.isdecimal() and size.isdecimal():
+                return int(blocks) * int(size)
+    raise UserError("the engine's /metrics does not say how large its KV cache is (vllm:cache_config_info)")
+
+
+@contextlib.contextmanager
+def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
+    """Start `mi-prun-serve --model MODEL`, wait until it is ready; no process of it is left at the end.
+
+    Raises UserError with the last lines of its log where it does not start.
+    """
+    tokenizer = flag_value(flags, "--tokenizer") or model
+    with tempfile.TemporaryDirectory(prefix="mi-prun-bench-") as folder, contextlib.ExitStack() as stack:
+        log = Path(folder) / "engine.log"
+        for left in reversed(range(PORTS_TRIED)):
+            port = free_port()
+            base_url = f"http://127.0.0.1:{port}"
+            group = stack.enter_context(ProcessGroup([*SERVE, "--model", model, "--port", str(port), *flags], log))
+            try:
+                startup_s = group.wait_ready(f"{base_url}/health", timeout_seconds=STARTUP_SECONDS)
+                break
+            except UserError as error:
+                if not left or TAKEN not in str(error):
+                    raise UserError(f"the engine for {model} did not start: {error}") from error
+                group.stop()
+        group.sample_seconds = SAMPLE_SECONDS
+        said = log.read_text(errors="replace")
+        load_s = [float(found) for found in LOAD_SECONDS.findall(said)]
+        gib = [float(found) for found in WEIGHT_GIB.findall(said)]
+        yield Engine(
+            model,
+            tokenizer,
+            base_url,
+            startup_s,
+            max(load_s) if load_s else None,
+            round(sum(gib) * 2**30) if gib else None,
+            group,
+        )

@@ -1,0 +1,46 @@
+"""Prompts of loads that bring their own, as files that vLLM's benchmark reads: by a trace's lengths, or of a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.load.prompts import prompts_of
+from bench.load.trace import Request, write_timed_trace
+from bench.records.schema import Load
+from mi_prun.files import write_text
+from mi_prun.model.model_folder import open_model
+
+
+class Prompts:
+    """requests: of the trace. pieces: of the text, for each preset; each is used once, in the order of first need."""
+
+    def __init__(self, requests: list[Request], pieces: dict[str, Sequence[str]]) -> None:
+        self._requests = requests
+        self._rest = {preset: iter(own) for preset, own in pieces.items()}
+        self._by_seed: dict[int, list[str]] = {}
+
+    def write(self, path: Path, load: Load, seed: int) -> None:
+        """The same prompts for the same seed, on whichever engine."""
+        if load.text is None:
+            write_timed_trace(path, self._requests, load.prompts, seed)
+            return
+        if seed not in self._by_seed:
+            self._by_seed[seed] = [next(self._rest[load.preset]) for _ in range(load.prompts)]
+        write_text(path, "".join(json.dumps({"prompt": piece}) + "\n" for piece in self._by_seed[seed]))
+
+
+def text_prompts(dense: str, text: str, loads: Sequence[Load], rounds: int) -> tuple[str, dict[str, Sequence[str]]]:
+    """The short name of a text, and pieces of it for all rounds and warm-ups of the loads, by preset.
+
+    Raises UserError where the text is too short for one of the presets.
+    """
+    folder, name = open_model(dense), ""
+    pieces: dict[str, Sequence[str]] = {}
+    for preset in dict.fromkeys(load.preset for load in loads):
+        own = [load for load in loads if load.preset == preset]
+        count = sum(load.warmups + rounds * load.prompts for load in own)
+        name, (found,) = prompts_of(folder, text, [count], round(own[0].input_tokens))
+        pieces[preset] = found
+    return name, pieces

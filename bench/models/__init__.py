@@ -1,0 +1,1 @@
+"""The models that are measured: their weights, shapes and bounds."""

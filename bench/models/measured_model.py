@@ -1,0 +1,202 @@
+"""The models of a run: one dense, and any number that were made from it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from bench.models.weights import Weights, weights_of
+from bench.records.schema import Arm, Blocks, Dense, MeasuredOn
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import ModelFolder, ModelIdentity, identity_of, open_model
+from mi_prun.plan.plan import Plan, Quality
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure. flags: for its server, beyond the run's own. weight_bytes: by the safetensors headers.
+
+    weights: what a step of it reads; None where that is not known of its family. plan: None for the dense one.
+    """
+
+    arm: Arm
+    weight_bytes: int
+    weights: Weights | None
+    plan: Plan | None = None
+    flags: tuple[str, ...] = ()
+    quality: Quality | None = None
+    quality_measured_on: MeasuredOn | None = None
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """dense stands first in `all`. context: tokens the dense model can hold, where its config says.
+
+    quality_text: what tells the text of `with_quality_on` from others; None where the plans' own figures are kept.
+    """
+
+    dense: Dense
+    all: tuple[Subject, ...]
+    context: int | None
+    quality_text: str | None = None
+
+
+def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> Subjects:
+    """The dense model, pruned folders, and plans that draft for it.
+
+    Raises UserError for what is no model, is named twice, or was made from another model.
+    """
+    for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise UserError(f"{option} {twice[0]} is named twice")
+    subjects, identity = _dense(dense)
+    first = subjects.all[0]
+    made = [_pruned(name, identity, first.weights) for name in pruned]
+    drafted = [_draft(path, identity, first) for path in drafts]
+    return replace(subjects, all=tuple(_told_apart([first, *made, *drafted])))
+
+
+def dense_subjects(dense: str) -> Subjects:
+    """The dense model alone."""
+    return _dense(dense)[0]
+
+
+def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
+    """It is told apart by its weights, which are read for that: once."""
+    folder = open_model(dense)
+    if is_pruned(folder.path):
+        raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
+    identity = identity_of(folder)
+    weights = _weights(folder)
+    none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
+    first = Subject(
+        Arm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
+    )
+    subjects = Subjects(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
+    return subjects, identity
+
+
+def plan_digest(plan: Plan) -> str:
+    """Of all that a plan says, whatever its dense model is called."""
+    said = plan.model_dump(mode="json", exclude={"dense": {"name"}})
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def dense_of(name: str, identity: ModelIdentity) -> Dense:
+    return Dense(
+        name=name,
+        model_type=identity.model_type,
+        shape=None,
+        config_sha256=identity.config_sha256,
+        weights_sha256=identity.weights_sha256,
+    )
+
+
+def open_subject(name: str) -> tuple[Dense, Subject]:
+    """A model, dense or pruned, and the dense one it is or was made from, which need not be at hand."""
+    path = Path(name)
+    if not is_pruned(path):
+        found = dense_subjects(name)
+        return found.dense, found.all[0]
+    identity = Manifest.read(path / MANIFEST_NAME).plan.dense
+    return dense_of(identity.name, identity), _pruned(name, identity, None)
+
+
+def context_of(config: dict[str, object]) -> int | None:
+    text = config.get("text_config")
+    found = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def blocks_of(plan: Plan) -> Blocks:
+    return Blocks(
+        num_blocks=plan.dense.num_blocks,
+        dropped=plan.dropped,
+        block_ratio=plan.block_ratio,
+        parameter_ratio=plan.parameter_ratio,
+        method=plan.method,
+    )
+
+
+def _weights(folder: ModelFolder) -> Weights | None:
+    with contextlib.suppress(UserError):
+        return weights_of(folder)
+    return None
+
+
+def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject:
+    path = Path(name)
+    if not is_pruned(path):
+        raise UserError(f"--pruned {name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
+    manifest = Manifest.read(path / MANIFEST_NAME)
+    plan = manifest.plan
+    plan.check_belongs_to(dense)
+    if manifest.weights == "materialized" and (found := open_model(name).weight_bytes) != manifest.weight_bytes:
+        raise UserError(
+            f"--pruned {name} has {found:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
+            "apply the plan again"
+        )
+    return Subject(
+        arm=Arm(
+            kind="pruned",
+            label=f"{plan.method} {plan.block_ratio:.1%}",
+            model=name,
+            blocks=blocks_of(plan),
+            weights=manifest.weights,
+        ),
+        weight_bytes=manifest.weight_bytes,
+        weights=weights.keep(plan.kept) if weights else None,
+        plan=plan,
+        quality=plan.quality,
+        quality_measured_on="plan" if plan.quality else None,
+    )
+
+
+def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
+    """The dense model with a draft shares its weights: it reads what the dense one has."""
+    plan = Manifest.read(path / MANIFEST_NAME).plan if path.is_dir() else Plan.read(path)
+    plan.check_belongs_to(dense)
+    tokens = plan.settings.get("draft_tokens")
+    return Subject(
+        arm=Arm(
+            kind="draft",
+            label=f"draft {plan.method} {plan.block_ratio:.1%}",
+            model=first.arm.model,
+            blocks=blocks_of(plan),
+            weights="virtual",
+            draft_tokens=tokens if isinstance(tokens, int) else None,
+        ),
+        weight_bytes=first.weight_bytes,
+        weights=None,
+        plan=plan,
+        flags=("--draft", str(path)),
+    )
+
+
+def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path:
+    rounds, engines and quality go by the label.
+    """
+    found = list(subjects)
+    for name_of in (_short_name, _path):
+        labels = [subject.arm.label for subject in found]
+        twice = {label for label in labels if labels.count(label) > 1}
+        for i, subject in enumerate(found):
+            if subject.arm.label in twice:
+                label = f"{subjects[i].arm.label} ({name_of(subject)})"
+                found[i] = replace(subject, arm=subject.arm.model_copy(update={"label": label}))
+    return found
+
+
+def _short_name(subject: Subject) -> str:
+    arm = subject.arm
+    return Path(arm.model).name if arm.kind == "pruned" else f"without {'-'.join(map(str, arm.blocks.dropped))}"
+
+
+def _path(subject: Subject) -> str:
+    return subject.arm.model if subject.arm.kind == "pruned" else subject.flags[-1]

@@ -1,0 +1,1 @@
+"""Perplexity and KL on a text."""

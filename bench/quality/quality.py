@@ -1,0 +1,92 @@
+"""Quality on a text of the user's, measured in a process of its own: what it took on the device is free afterwards.
+
+    python -m bench.quality.quality DENSE TEXT --seed 0 PRUNED...
+
+prints a Quality as JSON for each PRUNED, in a line of its own. PRUNED is a checkpoint's folder, which is run as it is,
+or the blocks to bypass in the dense model, like 2,5,6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bench.models.measured_model import Subject, Subjects
+from mi_prun.console import run_command, say
+from mi_prun.errors import UserError
+from mi_prun.plan.plan import Quality
+from mi_prun.text.text_source import text_digest
+
+
+def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int) -> list[Quality]:
+    """Perplexity and KL(dense || pruned) per token on the held-out part of `text`."""
+    words = [
+        subject.arm.model if subject.arm.weights == "materialized" else ",".join(map(str, subject.arm.blocks.dropped))
+        for subject in pruned
+    ]
+    command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("error: ") if said else f"status {done.returncode}"
+        raise UserError(f"quality on {text}: {reason}")
+    return [Quality.model_validate_json(line) for line in done.stdout.strip().splitlines()[-len(pruned) :]]
+
+
+def with_quality_on(subjects: Subjects, text: str, seed: int) -> Subjects:
+    """Quality on a text of the user's: of the written checkpoint where there is one."""
+    pruned = [subject for subject in subjects.all if subject.arm.kind == "pruned"]
+    say(f"quality on {text}")
+    found = quality_on_text(subjects.dense.name, pruned, text, seed)
+    changed = {
+        subject.arm.label: replace(
+            subject,
+            quality=quality,
+            quality_measured_on="checkpoint" if subject.arm.weights == "materialized" else "plan",
+        )
+        for subject, quality in zip(pruned, found, strict=True)
+    }
+    measured_on = tuple(changed.get(subject.arm.label, subject) for subject in subjects.all)
+    return replace(subjects, all=measured_on, quality_text=text_digest(text))
+
+
+def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:
+    """For each of `pruned`, in order."""
+    from mi_prun.model.model_folder import open_model
+    from mi_prun.quality.evaluator import Evaluator
+    from mi_prun.quality.quality import HELD_OUT_TOKENS, load_with_held_out, measure_quality, quality_of
+
+    bypassed = {word: tuple(map(int, word.split(","))) for word in pruned if word.replace(",", "").isdecimal()}
+    found = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
+    if bypassed:
+        model, calibration = load_with_held_out(
+            open_model(dense), text, tokens=HELD_OUT_TOKENS, window_tokens=None, seed=seed, device=None
+        )
+        evaluator = Evaluator(model, calibration.held_out.tokens)
+        for word, dropped in bypassed.items():
+            found[word] = quality_of(
+                evaluator, dropped, text=calibration.held_out.text, bos=calibration.description.bos
+            )
+    return [found[word] for word in pruned]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("dense", "text"):
+        parser.add_argument(name)
+    parser.add_argument("pruned", nargs="+")
+    parser.add_argument("--seed", type=int, default=0)
+    own = parser.parse_args()
+
+    def measure() -> None:
+        for quality in measured(own.dense, own.text, own.pruned, own.seed):
+            print(quality.model_dump_json())
+
+    sys.exit(run_command(measure))
+
+
+if __name__ == "__main__":
+    main()

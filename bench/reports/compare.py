@@ -1,0 +1,260 @@
+"""`mi-prun-bench compare A B`: what changed between two runs, beyond noise.
+
+Speeds have rounds on either side; they are not pairs, so the interval is Welch's, of the mean logarithms. What a
+machine did differently on the two days is in that figure too: beside it stands the change of the speed-up over the
+dense model of the same run, in which it is not. Perplexity, bytes and tokens have no noise where machine and engine are
+the same. Answers to tasks are pairs, item by item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from statistics import mean, variance
+
+from bench.records.comparable import Comparable, comparable, load_key, protocol_of
+from bench.records.paired import CONFIDENCE
+from bench.records.results import Run, Side
+from bench.records.schema import Arm, Load, PointRecord, Ratio, Round
+from bench.records.task_schema import TaskRecord
+from bench.records.task_summary import comparable_answers, difference_of
+from mi_prun.artefact import Record
+from mi_prun.errors import UserError
+
+SAME = 1e-3  # of figures that have no noise: a smaller change is a matter of rounding
+# One sample a run, no interval: a smaller relative change is not told.
+SHARE_OF_PEAK = 0.05
+SHARE_OF_START = 0.25
+LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", "e2e"))
+
+
+class Change(Record):
+    """B against A. change: B over A, or for tasks B minus A. low, high: its 95 % interval; None for an exact figure.
+
+    beyond_noise: the interval leaves out no change, or an exact figure is another. better: None where it is not beyond.
+    """
+
+    arm: str
+    load: str | None
+    figure: str
+    before: float
+    after: float
+    change: float
+    low: float | None
+    high: float | None
+    beyond_noise: bool
+    better: bool | None
+
+    def line(self) -> str:
+        """For a terminal."""
+        where = f"{self.arm}, {self.load}" if self.load else self.arm
+        form = "+.3f" if self.figure.startswith("task ") else ".3f"
+        width = "" if self.low is None or self.high is None else f" [{self.low:{form}}, {self.high:{form}}]"
+        verdict = {True: "better", False: "worse", None: "within noise"}[self.better]
+        unit = "" if form == "+.3f" else "x"
+        figures = f"{self.figure} {self.before:,.6g} -> {self.after:,.6g}"
+        return f"{where}: {figures}, {self.change:{form}}{unit}{width} {verdict}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """notes: what is not compared and why, and what else differs."""
+
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def beyond_noise(self) -> list[Change]:
+        return [change for change in self.changes if change.beyond_noise]
+
+    def summary(self) -> str:
+        measured = sum(change.low is not None for change in self.changes)
+        return (
+            f"{len(self.changes)} figures compared, {len(self.beyond_noise)} beyond noise; of the {measured} with a "
+            f"95 % interval about {measured * (1 - CONFIDENCE):.0f} would be by chance alone"
+        )
+
+
+def compare(a: Side, b: Side, *, anyway: bool = False) -> Comparison:
+    """Every figure of models and loads that A and B have in common.
+
+    anyway: speed and memory too, though the machines or the engines differ. Raises UserError where nothing compares.
+    """
+    may = comparable(a, b, anyway=anyway)
+    changes: list[Change] = []
+    notes = list(may.notes)
+    if a.run and b.run:
+        changes += _runs(a.run, b.run, may)
+        notes += dict.fromkeys(_other_blocks(a.run, b.run))
+    if may.quality:
+        changes += _tasks(a.tasks, b.tasks)
+    if not changes:
+        reason = "; ".join(notes) or "no model and load, and no task, is in both"
+        raise UserError(f"{a.name} and {b.name} have nothing to compare: {reason}")
+    return Comparison(tuple(changes), tuple(notes))
+
+
+def _other_blocks(a: Run, b: Run) -> Iterator[str]:
+    for before, after in _pairs(a, b):
+        if before.arm.blocks.dropped != after.arm.blocks.dropped:
+            ours, theirs = (", ".join(map(str, point.arm.blocks.dropped)) for point in (before, after))
+            yield f"{before.arm.label} drops other blocks: {ours} -> {theirs}"
+
+
+def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
+    told: set[str] = set()
+    for before, after in _pairs(a, b):
+        if before.arm.label not in told:  # by the first load that both have
+            told.add(before.arm.label)
+            yield from _once(before, after, may)
+        if may.speed:
+            yield from _speeds(before, after)
+
+
+def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
+    """Points of the same kind of model, method and number of blocks, under the same load."""
+
+    def key(arm: Arm, load: Load) -> tuple[object, ...]:
+        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), load_key(load)
+
+    theirs = {key(point.arm, point.load): point for point in b.points}
+    for load in a.loads:
+        for point in a.under(load):
+            if (other := theirs.get(key(point.arm, load))) is not None:
+                yield point, other
+
+
+def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[Change]:
+    """What a model has under any load."""
+    if may.speed:
+        first, second = before.memory, after.memory
+        yield _exact(before.arm, "weight bytes", first.weight_bytes, second.weight_bytes, more=False)
+        yield _exact(before.arm, "KV tokens", first.kv_tokens, second.kv_tokens, more=True)
+        sampled = [
+            ("peak RSS bytes", first.peak_rss_bytes, second.peak_rss_bytes, SHARE_OF_PEAK),
+            ("peak device bytes", first.peak_device_bytes, second.peak_device_bytes, SHARE_OF_PEAK),
+            ("start-up s", before.start_up.startup_s, after.start_up.startup_s, SHARE_OF_START),
+            ("weight loading s", before.start_up.load_s, after.start_up.load_s, SHARE_OF_START),
+        ]
+        for figure, was, becomes, least in sampled:
+            if was is not None and becomes is not None:
+                yield _exact(before.arm, figure, was, becomes, more=False, least=least)
+    if may.quality and before.quality and after.quality and protocol_of(before) == protocol_of(after):
+        ours, theirs = before.quality, after.quality
+        yield _exact(before.arm, "perplexity", ours.pruned_perplexity, theirs.pruned_perplexity, more=False)
+        if before.arm.kind != "dense":
+            yield _exact(before.arm, "KL to dense", ours.kl_nats_per_token, theirs.kl_nats_per_token, more=False)
+
+
+def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
+    def rounds(of: Callable[[Round], float]) -> tuple[list[float], list[float]]:
+        return [of(found) for found in before.speed.rounds], [of(found) for found in after.speed.rounds]
+
+    yield _noisy(before, "tokens/s", *rounds(lambda found: found.output_tokens_per_s), more=True)
+    for title, name in LATENCIES:
+        for percentile in ("p50", "p99"):
+            of = attrgetter(f"{name}.{percentile}_ms")
+            first, second = rounds(of)
+            if min(*first, *second) > 0:
+                yield _noisy(before, f"{title} {percentile} ms", first, second, more=False)
+    first, second = rounds(lambda found: (found.energy_j or 0.0) / found.completed)
+    if min(*first, *second) > 0:
+        yield _noisy(before, "energy J a request", first, second, more=False)
+    if before.paired and after.paired:
+        ours, theirs = before.paired.output_tokens_per_s, after.paired.output_tokens_per_s
+        yield _change_of_ratio(before, ours, theirs)
+
+
+def _exact(arm: Arm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> Change:
+    """more: whether more of it is better. least: a smaller relative change is none."""
+    change = after / before if before else 1.0
+    changed = abs(change - 1) > least
+    return Change(
+        arm=arm.label,
+        load=None,
+        figure=figure,
+        before=before,
+        after=after,
+        change=change,
+        low=None,
+        high=None,
+        beyond_noise=changed,
+        better=(change > 1) == more if changed else None,
+    )
+
+
+def _noisy(point: PointRecord, figure: str, before: Sequence[float], after: Sequence[float], *, more: bool) -> Change:
+    logs = [[math.log(value) for value in side] for side in (before, after)]
+    spreads = [(variance(side) / len(side) if len(side) > 1 else None, len(side)) for side in logs]
+    return _with_interval(point, figure, [math.exp(mean(side)) for side in logs], spreads, more=more)
+
+
+def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> Change:
+    """The intervals are Student's t of log ratios (`paired.py`): their standard errors are read back."""
+    from scipy.stats import t
+
+    def spread(found: Ratio) -> tuple[float | None, int]:
+        if found.low is None or found.high is None or found.pairs < 2:
+            return None, found.pairs
+        half = math.log(found.high / found.low) / 2
+        return (half / float(t.ppf(0.5 + CONFIDENCE / 2, found.pairs - 1))) ** 2, found.pairs
+
+    figures = [before.ratio, after.ratio]
+    return _with_interval(point, "speed-up over dense", figures, [spread(before), spread(after)], more=True)
+
+
+def _with_interval(
+    point: PointRecord, figure: str, means: Sequence[float], spreads: Sequence[tuple[float | None, int]], *, more: bool
+) -> Change:
+    """Welch's t interval of the difference of two mean logarithms. spreads: squared standard error, and of how many."""
+    from scipy.stats import t
+
+    before, after = means
+    (first, count), (second, other_count) = spreads
+    low = high = None
+    if first is not None and second is not None:
+        error2 = first + second
+        parts = first**2 / (count - 1) + second**2 / (other_count - 1)
+        freedom = error2**2 / parts if parts else math.inf
+        half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(error2)
+        low, high = after / before * math.exp(-half), after / before * math.exp(half)
+    changed = low is not None and high is not None and not low <= 1 <= high
+    return Change(
+        arm=point.arm.label,
+        load=point.load.label,
+        figure=figure,
+        before=before,
+        after=after,
+        change=after / before,
+        low=low,
+        high=high,
+        beyond_noise=changed,
+        better=(after > before) == more if changed else None,
+    )
+
+
+def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[Change]:
+    def key(record: TaskRecord) -> tuple[object, ...]:
+        blocks = record.arm.blocks
+        return record.arm.kind, blocks.method, len(blocks.dropped), record.score.task
+
+    theirs = {key(record): record for record in b}
+    for place, record in {key(record): record for record in a}.items():
+        other = theirs.get(place)
+        if other is None or not comparable_answers(record, other):
+            continue
+        found = difference_of(record, other)
+        yield Change(
+            arm=record.arm.label,
+            load=None,
+            figure=f"task {record.score.task} {record.score.metric}",
+            before=record.score.score,
+            after=other.score.score,
+            change=found.mean,
+            low=found.low,
+            high=found.high,
+            beyond_noise=found.beyond_noise,
+            better=found.mean > 0 if found.beyond_noise else None,
+        )

@@ -1,0 +1,1 @@
+"""Studies behind the defaults and the figures in docs. Not part of the wheel."""

@@ -1,0 +1,84 @@
+"""Our checkpoint against mergekit's passthrough of the same slices: every tensor must be byte for byte the same.
+
+    python -m bench.studies.mergekit_equal --mergekit PATH/mergekit-yaml
+
+mergekit lives in an environment of its own (`pip install mergekit`); it is run as a program. The dense model is the
+bundled one. The last line printed is JSON; the exit status is 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.model.model_folder import ModelFolder, identity_of, open_model
+from mi_prun.plan.plan import Plan, kept_blocks
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def slices_of(kept: tuple[int, ...]) -> list[list[int]]:
+    """Runs of kept blocks as [begin, end)."""
+    slices: list[list[int]] = []
+    for block in kept:
+        if slices and slices[-1][1] == block:
+            slices[-1][1] = block + 1
+        else:
+            slices.append([block, block + 1])
+    return slices
+
+
+def recipe(dense: Path, kept: tuple[int, ...]) -> str:
+    """mergekit's passthrough of the kept slices, as YAML."""
+    return "merge_method: passthrough\ndtype: bfloat16\nslices:\n" + "".join(
+        f"- sources:\n  - model: {dense}\n    layer_range: [{begin}, {end}]\n" for begin, end in slices_of(kept)
+    )
+
+
+def contents(model: ModelFolder) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name -> dtype, shape and bytes of every tensor."""
+    found = {}
+    for shard in model.shards:
+        data = shard.path.read_bytes()
+        for name, info in shard.tensors.items():
+            found[name] = (info.dtype, info.shape, data[info.begin : info.end])
+    return found
+
+
+def compare(dense: Path, dropped: tuple[int, ...], mergekit: str, work: Path) -> dict[str, Any]:
+    model = open_model(dense)
+    identity = identity_of(model)
+    plan = Plan(dense=identity, dropped=dropped, kept=kept_blocks(model.num_blocks, dropped), method="by hand")
+    write_checkpoint(model, plan, work / "ours")
+    (work / "recipe.yaml").write_text(recipe(dense.resolve(), plan.kept))
+    subprocess.run([mergekit, str(work / "recipe.yaml"), str(work / "theirs")], check=True, capture_output=True)
+    ours, theirs = contents(open_model(work / "ours")), contents(open_model(work / "theirs"))
+    # mergekit writes a tied head out a second time; the model reads the embedding for it.
+    only_theirs = sorted(theirs.keys() - ours.keys())
+    if model.config.get("tie_word_embeddings") and only_theirs == ["lm_head.weight"]:
+        theirs.pop("lm_head.weight")
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return {"dropped": dropped, "tensors": len(ours), "different": different, "only_in_mergekit": only_theirs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", required=True, metavar="PROGRAM", help="mergekit-yaml of another environment")
+    parser.add_argument("--dense", type=Path, default=REFERENCE, help="a Llama checkpoint in bf16 (default: bundled)")
+    parser.add_argument("--drop", default="3,4,8", help="blocks, 0-based (default 3,4,8)")
+    arguments = parser.parse_args()
+    dropped = tuple(sorted({int(block) for block in arguments.drop.split(",")}))
+    with tempfile.TemporaryDirectory(prefix="mergekit-") as work:
+        found = compare(arguments.dense, dropped, arguments.mergekit, Path(work))
+    print(json.dumps(found))
+    sys.exit(1 if found["different"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,455 @@
+"""The study behind the default selection: every method at every k up to L/2, beside the optimum.
+
+    python -m bench.studies.selection_study MODEL --text books=books.txt --text self -o bench/published/selection
+
+For each text: excerpts of it, all disjoint, make one evaluation text and one calibration text a seed. `self` is sampled
+from the model. All choices are measured on the evaluation text; the optimum on it comes from all C(L, k) sets, where
+they are no more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more
+than three standard errors of the paired difference on more of it, up to the whole.
+
+The best of a thousand sets on some text is also the luckiest on it: `--confirm TOKENS` measures every choice and every
+optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it no further.
+`--pair 2,3,7 2,3,9` with it measures these two sets alone, and prints their difference and its standard error.
+
+Records are JSON lines, appended as they are made; a run that was killed goes on from them.
+`python -m bench.studies.selection_report` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from bench.records.machine import commit, this_machine, versions
+from bench.records.schema import Machine
+from mi_prun.analysis.analysis import Analysis, read_analysis
+from mi_prun.analysis.analyze import analyze
+from mi_prun.artefact import Record
+from mi_prun.comparison.comparison import compare, parse_methods
+from mi_prun.comparison.comparison_row import Row
+from mi_prun.console import progress, run_command
+from mi_prun.errors import UserError
+from mi_prun.files import append_line, write_text
+from mi_prun.model.block_model import BlockModel, load_on, load_tokenizer
+from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.plan.ratio import parse_blocks
+from mi_prun.quality.evaluator import Dropped, Evaluator
+from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
+from mi_prun.selection.context import Context
+from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
+from mi_prun.settings import SELF, AnalyzeSettings
+from mi_prun.text.calibration import CalibrationDescription, load_calibration, tokens_digest
+from mi_prun.text.text_source import text_source
+
+METHODS = (
+    "hybrid,mi-prun:0,mi-prun:24,mi-optimum,logit-gram,cbo,cbo-fisher,segment-loss,bi,angular,greedy-loss,"
+    "tail,tail-but-last,random"
+)
+EXCERPT_CHARACTERS = 3_000
+TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
+ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
+Role = Literal["evaluation", "confirming"] | int  # an int is a seed
+CONFIRMING_SHARE = 1 / 8  # of the confirming text, for sets that are clearly behind by then
+OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
+
+
+class StudyRow(Record):
+    """A choice, measured on the evaluation text. `row` holds the choice; its own figures are of the ranking's sibling
+    text and are not read here. optimum_: the best set of as many blocks on the same evaluation text, where it is known.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    text: str
+    seed: int
+    estimator: str = "gaussian"
+    row: Row
+    perplexity: float
+    kl_nats_per_token: float
+    dense_perplexity: float
+    optimum_perplexity: float | None
+    optimum_dropped: Dropped | None
+    evaluation_tokens: int
+    calibration_tokens: int
+    window_tokens: int
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+    @property
+    def label(self) -> str:
+        """The method, with the estimator of mutual information where it is not the default one."""
+        return self.row.label + ("" if self.estimator == AnalyzeSettings.estimator else f" {self.estimator}")
+
+
+class Confirmed(Record):
+    """Perplexity of each set on the confirming text; keys are the dropped blocks, 0-based, "" the dense model.
+
+    in_part: tokens of each set that was clearly behind on the first part of the text and measured on no more. Its
+    perplexity is that of the best set there, on the whole text, times their ratio on the part.
+    error_nats: the standard error, over windows, of each set's difference a token from the best of as many blocks.
+    """
+
+    schema_version: Literal[1] = 1
+    tokens: int
+    window_tokens: int
+    perplexity: dict[str, float]
+    in_part: dict[str, int] = Field(default_factory=dict)
+    error_nats: dict[str, float] = Field(default_factory=dict)
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+
+class Pair(Record):
+    """Two sets on the confirming text: the first one's cross-entropy above the second's, a token, and the standard
+    error of that difference over windows.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str
+    text: str
+    dropped: tuple[Dropped, Dropped]
+    tokens: int
+    window_tokens: int
+    perplexity: tuple[float, float]
+    difference_nats: float
+    standard_error_nats: float
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None
+
+
+def key_of(dropped: Dropped) -> str:
+    return ",".join(map(str, dropped))
+
+
+def blocks_of(key: str) -> Dropped:
+    return tuple(int(block) for block in key.split(",") if block)
+
+
+class Study:
+    """One model on one text."""
+
+    def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
+        self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
+        self.settings = AnalyzeSettings(
+            calibration=source,
+            scoring_tokens=options.tokens,
+            ranking_tokens=options.ranking_tokens,
+            held_out_tokens=1,
+            window_tokens=options.window,
+            estimator=options.estimator,
+            device=options.device,
+            dtype=options.dtype,
+        )
+        self.model: BlockModel = load_on(folder, options.device, options.dtype)
+        self.path = Path(options.output) / f"{name}.{text}.jsonl"
+        self.known = read_study(self.path)
+
+    def run(self) -> None:
+        evaluation = Evaluator(self.model, self.evaluation_windows())
+        ks = range(self.options.least_blocks, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
+        optimum = self.optimum(evaluation, ks)
+        dense = evaluation.measure([()])[0]
+        for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
+            known = [row.row for row in self.known if row.seed == seed and row.estimator == self.options.estimator]
+            made = {(row.label, len(row.dropped)) for row in known}
+            specs = parse_methods(self.options.methods)
+            self.check_alike(seed, evaluation.predicted_tokens)
+            if made >= {(spec.label, k) for spec in specs for k in ks}:
+                continue
+            context = Context(self.analysis(seed), lambda: self.model, seed)
+            calibrated_on = context.analysis.record.calibration.ranking_tokens
+
+            def keep(
+                row: Row, seed: int = seed, calibrated_on: int = calibrated_on, there: set[tuple[str, int]] = made
+            ) -> None:
+                if (row.label, len(row.dropped)) in there:  # of another machine's analysis: the same settings
+                    return
+                loss = evaluation.measure([row.dropped])[0]
+                best = optimum.get(len(row.dropped))
+                record = StudyRow(
+                    model=self.name,
+                    text=self.text,
+                    seed=seed,
+                    estimator=self.options.estimator,
+                    row=row,
+                    perplexity=math.exp(loss.ce_nats),
+                    kl_nats_per_token=loss.kl_nats,
+                    dense_perplexity=math.exp(dense.ce_nats),
+                    optimum_perplexity=math.exp(evaluation.measure([best])[0].ce_nats) if best else None,
+                    optimum_dropped=best,
+                    evaluation_tokens=evaluation.predicted_tokens,
+                    calibration_tokens=calibrated_on,
+                    window_tokens=self.options.window,
+                    machine=this_machine(),
+                    versions=versions(),
+                    commit=commit(),
+                )
+                append_line(self.path, record.model_dump_json())
+                print(
+                    f"{self.name} {self.text} seed {seed}: {row.label} k={len(row.dropped)} {list(row.dropped)} "
+                    f"perplexity {record.perplexity:.2f}, optimum {record.optimum_perplexity or math.nan:.2f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+            compare(context, specs, list(ks), known=known, keep=keep)
+
+    def check_alike(self, seed: int, evaluation_tokens: int) -> None:
+        """Raises UserError where rows of the seed were made with other settings: they are not rows of this study."""
+        asked = {"window_tokens": self.options.window, "evaluation_tokens": evaluation_tokens}
+        for row in self.known:
+            found = {name: getattr(row, name) for name in asked}
+            if row.seed == seed and found != asked:
+                raise UserError(
+                    f"{self.path} has rows of other settings ({_words(found)}, not {_words(asked)}); "
+                    "give theirs, or another output folder"
+                )
+
+    def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
+        """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
+        path = self.path.with_suffix(".optimum.json")
+        text = tokens_digest(evaluation.windows)
+        best: dict[int, Dropped] = {}
+        counts: dict[int, list[int]] = {}
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if found.get("text_sha256", text) != text:  # older files do not say it
+                raise UserError(f"{path} is of another evaluation text; give its settings, or another output folder")
+            best = {int(k): tuple(dropped) for k, dropped in found["optimum"].items()}
+            counts = {int(k): sets for k, sets in found["sets_measured"].items()}
+        missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT]
+        for k in missing:
+            best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
+            print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
+        if missing or not path.is_file():
+            made = {"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES, "text_sha256": text}
+            write_text(path, json.dumps(made) + "\n")
+        return best
+
+    def confirm(self, tokens: int) -> None:
+        """Measure what was chosen and found on about `tokens` tokens of text of their own."""
+        rows = read_study(self.path)
+        sets = {(), *(row.row.dropped for row in rows), *(row.optimum_dropped or () for row in rows)}
+        evaluator = Evaluator(self.model, self.windows("confirming", tokens))
+        known = self.confirmed(evaluator)
+        left = sorted((dropped for dropped in sets if key_of(dropped) not in known.perplexity), key=len)
+        with progress("confirming", len(left), "sets") as advance:
+            for _, group in groupby(left, key=len):
+                some = list(group)
+                self.confirm_some(evaluator, some, known)
+                advance(len(some))
+                write_text(confirmed_path(self.path), known.model_dump_json(indent=1) + "\n")
+
+    def pair(self, first: Dropped, second: Dropped, tokens: int) -> Pair:
+        """Compare two sets on about `tokens` tokens of the confirming text."""
+        evaluator = Evaluator(self.model, self.windows("confirming", tokens))
+        with progress("confirming", 2 * evaluator.windows.numel(), "tokens") as advance:
+            ce = evaluator.by_window([first, second], advance)[..., 1] / (evaluator.windows.shape[1] - 1)
+        return Pair(
+            model=self.name,
+            text=self.text,
+            dropped=(first, second),
+            tokens=evaluator.predicted_tokens,
+            window_tokens=self.options.window,
+            perplexity=(math.exp(ce[0].mean()), math.exp(ce[1].mean())),
+            difference_nats=float((ce[0] - ce[1]).mean()),
+            standard_error_nats=max(errors(ce)),
+            machine=this_machine(),
+            versions=versions(),
+            commit=commit(),
+        )
+
+    def confirm_some(self, evaluator: Evaluator, sets: Sequence[Dropped], known: Confirmed) -> None:
+        """Sets of as many blocks: the whole text only for those that a part of it leaves in question."""
+        whole = {key: value for key, value in known.perplexity.items() if key not in known.in_part}
+        alike = [key for key in whole if len(blocks_of(key)) == len(sets[0])]
+        compared = [*([blocks_of(min(alike, key=whole.__getitem__))] if alike else []), *sets]
+        windows = min(len(evaluator.windows), max(LEAST_WINDOWS, round(CONFIRMING_SHARE * len(evaluator.windows))))
+        length = evaluator.windows.shape[1] - 1
+        part = evaluator.by_window(compared, windows=windows)[..., 1] / length
+        behind = clearly_behind([part])
+        left = [dropped for dropped, is_behind in zip(compared, behind, strict=True) if not is_behind]
+        ce = evaluator.by_window(left)[..., 1] / length
+        for dropped, own, error in zip(left, ce, errors(ce), strict=True):
+            known.perplexity[key_of(dropped)] = math.exp(own.mean())
+            known.error_nats[key_of(dropped)] = error
+        first = int(part.sum(1).argmin())
+        for dropped, own, error, is_behind in zip(compared, part, errors(part), behind, strict=True):
+            if is_behind and dropped in sets:
+                ratio = math.exp(own.mean() - part[first].mean())
+                known.perplexity[key_of(dropped)] = known.perplexity[key_of(compared[first])] * ratio
+                known.in_part[key_of(dropped)] = windows * length
+                known.error_nats[key_of(dropped)] = error
+
+    def confirmed(self, evaluator: Evaluator) -> Confirmed:
+        """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""
+        path = confirmed_path(self.path)
+        new = Confirmed(
+            tokens=evaluator.predicted_tokens,
+            window_tokens=self.options.window,
+            perplexity={},
+            machine=this_machine(),
+            versions=versions(),
+            commit=commit(),
+        )
+        if not path.is_file():
+            return new
+        found = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
+        dense = math.exp(evaluator.measure([()])[0].ce_nats)
+        if found.tokens != new.tokens or not math.isclose(found.perplexity[""], dense, rel_tol=1e-6):
+            return new
+        update = {name: getattr(found, name) for name in ("perplexity", "in_part", "error_nats")}
+        return new.model_copy(update=update)
+
+    def evaluation_windows(self) -> Tensor:
+        return self.windows("evaluation", self.options.evaluation_tokens)
+
+    def windows(self, role: Literal["evaluation", "confirming"], tokens: int) -> Tensor:
+        """Windows of the text that plays that role."""
+        with tempfile.TemporaryDirectory() as folder:
+            found = load_calibration(
+                self.excerpts(role, Path(folder)),
+                load_tokenizer(self.folder),
+                window_tokens=self.options.window,
+                scoring_tokens=tokens,
+                ranking_tokens=1,
+                held_out_tokens=1,
+                seed=TEXT_SEEDS[role],
+                model=self.model.model,
+                scattered=True,
+            )
+        check_enough(found.description)
+        return found.scoring.tokens
+
+    def analysis(self, seed: int) -> Analysis:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = replace(self.settings, calibration=self.excerpts(seed, Path(folder)), seed=seed)
+            analyze(self.folder, Path(folder) / "analysis", settings, load=lambda: self.model)
+            analysis = read_analysis(Path(folder) / "analysis")
+        check_enough(analysis.record.calibration)
+        return analysis
+
+    def excerpts(self, role: Role, folder: Path) -> str:
+        """A text file of excerpts for a role: the evaluation, the confirmation or a seed. No two roles share one."""
+        if self.source == SELF:
+            return SELF
+        document = "\n".join(text_source(self.source).open())
+        size = EXCERPT_CHARACTERS
+        cells = np.random.default_rng(0).permutation(len(document) // size)
+        confirming, evaluation, calibration = np.split(cells, [round(e * len(cells)) for e in np.cumsum(ROLE_SHARES)])
+        parts = {"confirming": confirming, "evaluation": evaluation}
+        chosen = parts[role] if isinstance(role, str) else np.array_split(calibration, self.options.seeds)[role]
+        path = folder / f"{self.text}.txt"
+        path.write_text("\n".join(document[i * size : (i + 1) * size] for i in sorted(chosen)))
+        return str(path)
+
+
+def check_enough(found: CalibrationDescription) -> None:
+    have = found.scoring_tokens + found.ranking_tokens + found.held_out_tokens
+    if have < found.wanted_tokens:
+        raise UserError(f"text {found.source} has {have:,} of {found.wanted_tokens:,} tokens for a part of the study")
+
+
+def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped, list[int]]:
+    """The set of least cross-entropy, and how many sets were measured on each share of the windows."""
+    left = list(sets)
+    counts = []
+    with progress("optimum", len(left), "sets") as advance:
+        for share in OPTIMUM_SHARES:
+            counts.append(len(left))
+            windows = max(2, round(share * len(evaluator.windows)))
+            ce = evaluator.by_window(left, windows=windows)[:, :, 1]
+            best = int(ce.mean(1).argmin())
+            if share < 1:
+                behind = clearly_behind([ce])
+                advance(int(behind.sum()))
+                left = [dropped for dropped, left_out in zip(left, behind, strict=True) if not left_out]
+        advance(len(left))
+    return left[best], counts
+
+
+def _words(settings: dict[str, int]) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in settings.items())
+
+
+def read_study(path: Path) -> list[StudyRow]:
+    """The records of one file, none where it is missing."""
+    if not path.is_file():
+        return []
+    return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def errors(ce_nats: NDArray[np.float64]) -> list[float]:
+    """The standard error of each set's difference from the best one. ce_nats: (sets, windows), a token's."""
+    difference = ce_nats - ce_nats[ce_nats.mean(1).argmin()]
+    found: list[float] = (difference.std(1, ddof=1) / math.sqrt(ce_nats.shape[1])).tolist()
+    return found
+
+
+def confirmed_path(records: Path) -> Path:
+    return records.with_suffix(".confirmed.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--name", help="of the model in the records; default: its folder's")
+    parser.add_argument("--text", action="append", required=True, help="NAME=FILE, or self")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
+    parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
+    parser.add_argument("--ranking-tokens", type=int, help="of `analyze`; default: as many as it takes")
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--evaluation-tokens", type=int, default=8_192)
+    parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--least-blocks", type=int, default=1, help="the smallest k")
+    parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
+    parser.add_argument("--confirm", type=int, metavar="TOKENS", help="measure the records' sets on other text instead")
+    parser.add_argument("--pair", nargs=2, metavar="BLOCKS", help="with --confirm: compare these two sets alone")
+    parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("-o", "--output", required=True)
+    options = parser.parse_args()
+
+    def run() -> None:
+        if options.pair and not options.confirm:
+            raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        folder = open_model(options.model)
+        Path(options.output).mkdir(parents=True, exist_ok=True)
+        for text in options.text:
+            name, _, source = text.partition("=")
+            study = Study(folder, options.name or folder.path.resolve().name, name, source or name, options)
+            if options.confirm and options.pair:
+                first, second = (parse_blocks(word, folder.num_blocks, "--pair") for word in options.pair)
+                print(study.pair(first, second, options.confirm).model_dump_json())
+            elif options.confirm:
+                study.confirm(options.confirm)
+            else:
+                study.run()
+
+    sys.exit(run_command(run))
+
+
+if __name__ == "__main__":
+    main()

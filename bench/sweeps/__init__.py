@@ -1,0 +1,1 @@
+"""Every ratio measured beside the dense model."""

@@ -1,0 +1,98 @@
+"""How long a sweep will take, about: the roofline of each step at what this machine is seen to do, and start-ups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.models.measured_model import Subject, Subjects
+from bench.models.roofline import Work, decode, prefill
+from bench.records.schema import Load
+from bench.settings import Alive
+from bench.sweeps.sweep_settings import SweepSettings
+from mi_prun.quality.quality import HELD_OUT_TOKENS
+from mi_prun.settings import SELF
+
+START_SECONDS = 45.0  # of an engine on CPU; a GPU engine that compiles takes as long
+SIDE = 1024
+COPY_BYTES = 64 << 20
+STEP_SECONDS = 0.004  # what a step costs beside bytes and FLOPs
+WINDOW_TOKENS = 2048  # at most, where the context is longer
+SAMPLED_AT_ONCE = 16  # windows of text sampled from the model itself
+# Passes over the ranking text, as seen in the selection study: for proposing sets and measuring the last of them, and
+# for each set compared, as most are given up early.
+PROPOSING, A_SET = 5, 1 / 32
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    bytes_per_s: float
+    flops_per_s: float
+
+    def seconds(self, work: Work) -> float:
+        return STEP_SECONDS + max(work.num_bytes / self.bytes_per_s, work.flops / self.flops_per_s)
+
+
+def machine_speed() -> MachineSpeed:
+    """Of this machine's CPU, by a product of matrices and a copy; the better of three."""
+    import numpy as np
+
+    matrix = np.ones((SIDE, SIDE), dtype=np.float32)
+    block = np.ones(COPY_BYTES, dtype=np.uint8)
+    products, copies = [], []
+    for _ in range(3):
+        begun = time.perf_counter()
+        matrix @ matrix
+        products.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        block.copy()
+        copies.append(time.perf_counter() - begun)
+    return MachineSpeed(2 * COPY_BYTES / min(copies), 2 * SIDE**3 / min(products))
+
+
+def sweep_seconds(
+    subjects: Sequence[Subject], loads: Sequence[Load], rounds: int, alive: Alive, speed: MachineSpeed
+) -> float:
+    """Starts, and every round of every load on every subject."""
+    starts = len(subjects) * (1 if alive == "together" else rounds)
+    return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in subjects for load in loads)
+
+
+def choosing_seconds(
+    subjects: Subjects, candidates: Sequence[int], settings: SweepSettings, speed: MachineSpeed
+) -> float:
+    """Of analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
+
+    candidates: sets that are compared for each pruned model, 0 where the first one is taken.
+    """
+    dense = subjects.all[0].weights
+    if dense is None:
+        return 0.0
+    own = settings.analyze
+    window = own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
+    scoring, ranking, held_out = own.part_tokens
+    kept = [1 - s.arm.blocks.block_ratio for s in subjects.all if s.arm.kind == "pruned"]
+    compared = sum(PROPOSING + share * count * A_SET for share, count in zip(kept, candidates, strict=True) if count)
+    judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)
+    pass_work = prefill(dense, 1, window)
+    logits = 2 * (window - 1) * dense.head_elements  # of every token, where a loss is measured
+    a_token = speed.seconds(Work(pass_work.num_bytes, pass_work.flops + logits)) / window
+    seconds = a_token * (scoring + ranking * compared + judged * (1 + sum(kept)))
+    if own.calibration == SELF:
+        steps = (scoring + ranking + held_out) / SAMPLED_AT_ONCE
+        seconds += steps * speed.seconds(decode(dense, SAMPLED_AT_ONCE, window // 2))
+    return seconds
+
+
+def round_seconds(subject: Subject, load: Load, speed: MachineSpeed) -> float:
+    if load.rate_per_s is not None:
+        return load.prompts / load.rate_per_s
+    if subject.weights is None or load.concurrency is None:
+        return load.prompts * load.output_tokens * (STEP_SECONDS + subject.weight_bytes / speed.bytes_per_s)
+    batch, into, out = load.concurrency, round(load.input_tokens), round(load.output_tokens)
+    turns = load.prompts / batch
+    return turns * (
+        batch * speed.seconds(prefill(subject.weights, 1, into))
+        + out * speed.seconds(decode(subject.weights, batch, into + out // 2))
+    )

@@ -1,0 +1,236 @@
+"""`mi-prun-bench sweep`: one analysis, plans, checkpoints, and every ratio measured beside the dense model.
+
+The results folder holds all of it, so that a sweep that was killed goes on where it stopped:
+
+    analysis-*/  plans/*.json  checkpoints/*/     what is measured (shapes/*/ for a shape)
+    rounds.jsonl  points.jsonl                    what was measured (record.py)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from bench.load.workloads import served_context
+from bench.models.measured_model import Subject, Subjects, context_of, dense_subjects, open_subjects
+from bench.models.shape import SHAPES, open_shape, shape_flags, spread, write_shape
+from bench.models.weights import Weights, weights_of_config
+from bench.quality.quality import with_quality_on
+from bench.records.journal import results_folder
+from bench.records.schema import Arm, Blocks, Dense, PointRecord
+from bench.records.task_schema import TaskRecord
+from bench.sweeps.measure import Prepared, measure, prepare
+from bench.sweeps.sweep_settings import SweepSettings
+from bench.tasks.tasks import ask, check_context, check_tasks, open_asked
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.architecture.architecture import Config, check_config, num_blocks
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
+from mi_prun.checkpoint.manifest import Weights as Written
+from mi_prun.console import say
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import free_accelerators
+from mi_prun.model.model_folder import ModelFolder, config_digest, open_model
+from mi_prun.plan.plan import Plan, kept_blocks
+from mi_prun.plan.ratio import parse_ratios
+from mi_prun.settings import SELF, PlanSettings
+from mi_prun.text.text_source import text_source
+from mi_prun.version import __version__
+
+
+def expected(dense: str, settings: SweepSettings) -> Prepared:
+    """A sweep of a model as it will be, before any block is chosen: which ones go makes no difference to bytes.
+
+    Raises UserError for all that can be known to be wrong by then.
+    """
+    from mi_prun.comparison.comparison import parse_methods
+    from mi_prun.selection.methods import check_possible
+
+    if settings.draft and settings.measure.loads.text is None:
+        raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
+    folder = open_model(dense)
+    check_config(folder.config)
+    specs = parse_methods(settings.methods)
+    subjects = dense_subjects(dense)
+    first = subjects.all[0]
+    ks = parse_ratios(settings.ratios, folder.num_blocks, dense=True)
+    for spec in specs:
+        for k in ks:
+            check_possible(folder.config, spec.name, k)
+    made = [
+        _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))
+        for spec in specs
+        for k in ks
+    ]
+    drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
+    everything = replace(subjects, all=(first, *made, *drafts))
+    prepared = _prepared(everything, settings)
+    if settings.tasks is not None:
+        check_tasks(settings.tasks)
+        context = served_context(prepared.settings.serve_flags, subjects.context)
+        if context is not None:
+            check_context(settings.tasks.tasks, dense, context)
+    return prepared
+
+
+def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRecord], list[TaskRecord]]:
+    """Measure a model; raises UserError before anything is started or written for what can be known by then."""
+    expected(dense, settings)
+    with results_folder(out):
+        folders, plans = pruned_folders(open_model(dense), out, settings)
+        free_accelerators()
+        pruned = [str(folder) for folder in folders]
+        subjects = open_subjects(dense, pruned, plans if settings.draft else ())
+        if settings.quality_text is not None:
+            subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
+        prepared = _prepared(subjects, settings)
+        points = measure(prepared, out)
+        if settings.tasks is None:
+            return points, []
+        asked = replace(settings.tasks, serve_flags=prepared.settings.serve_flags)
+        return points, ask(open_asked([dense, *pruned], []), out, asked, again=settings.measure.again)
+
+
+def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tuple[list[Path], list[Path]]:
+    """The checkpoints of each method and ratio and their plans, made where the results folder lacks them."""
+    from mi_prun.checkpoint.checkpoint import write_checkpoint
+    from mi_prun.comparison.comparison import analysis_in, parse_methods
+    from mi_prun.model.block_model import load_on
+    from mi_prun.planning.planning import make_context, make_plan
+
+    for name in ("plans", "checkpoints"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    say(f"{dense.name}: analysis")
+    load = cache(lambda: load_on(dense, settings.analyze.device, settings.analyze.dtype))
+    analysis = analysis_in(out, dense, settings.analyze, load)
+    base = PlanSettings(model=dense.name, seed=settings.analyze.seed, device=settings.analyze.device)
+    context = make_context(analysis, base, load)
+    weights: Written = "materialized" if settings.materialise else "virtual"
+    folders, plans = [], []
+    for spec in parse_methods(settings.methods):
+        for k in parse_ratios(settings.ratios, dense.num_blocks, dense=True):
+            name = f"{spec.label.replace(':', '-')}-{k}"
+            path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
+            plan = Plan.read(path) if path.is_file() else None
+            if plan is None or not _chosen_by(plan, analysis):
+                say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
+                plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
+                plan.write(path)
+            if not is_pruned(folder) or Manifest.read(folder / MANIFEST_NAME).plan != plan:
+                write_checkpoint(dense, plan, folder, virtual=weights == "virtual", force=True)
+            folders.append(folder)
+            plans.append(path)
+    return folders, plans
+
+
+def _chosen_by(plan: Plan, analysis: Analysis) -> bool:
+    """Another release may choose other blocks."""
+    return plan.tool_version == __version__ and plan.settings.get("analysis") == analysis.record.fingerprint
+
+
+def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
+    """A sweep of a shape: the folders are named, not written."""
+    unfit = {
+        "--draft": settings.draft,
+        "--quality-text": settings.quality_text,
+        "--text": settings.measure.loads.text,
+        "--tasks": settings.tasks,
+    }
+    if options := [option for option, value in unfit.items() if value]:
+        raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
+    config = open_shape(name)
+    check_config(config)
+    count, weights = num_blocks(config), weights_of_config(config)
+    title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
+    subjects = [
+        _shape_subject(title, config, weights, spread(count, k), out)
+        for k in (0, *parse_ratios(settings.ratios, count, dense=True))
+    ]
+    found = Subjects(
+        dense=Dense(
+            name=title,
+            model_type=config["model_type"],
+            shape=title,
+            config_sha256=config_digest(config),
+            weights_sha256=None,
+        ),
+        all=tuple(subjects),
+        context=context_of(config),
+    )
+    return _prepared(found, settings)
+
+
+def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
+    """Measure a shape: speed and memory only."""
+    prepared = expected_shape(name, out, settings)
+    config = open_shape(name)
+    with results_folder(out):
+        for subject in prepared.subjects.all:
+            folder = Path(subject.arm.model)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
+        return measure(prepared, out)
+
+
+def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> Subject:
+    count = num_blocks(config)
+    own = weights.keep(kept_blocks(count, dropped))
+    ratio = len(dropped) / count
+    folder = out / "shapes" / f"{Path(name).name}-{count - len(dropped)}-of-{count}"
+    return Subject(
+        arm=Arm(
+            kind="pruned" if dropped else "dense",
+            label=f"{ratio:.1%} dropped" if dropped else "dense",
+            model=str(folder),
+            blocks=Blocks(
+                num_blocks=count,
+                dropped=dropped,
+                block_ratio=ratio,
+                parameter_ratio=1 - own.total_bytes / weights.total_bytes,
+                method="evenly spread" if dropped else None,
+            ),
+            weights="dummy",
+        ),
+        weight_bytes=own.total_bytes,
+        weights=own,
+        flags=tuple(shape_flags(folder)),
+    )
+
+
+def _stand_in(dense: Subject, label: str, dropped: tuple[int, ...]) -> Subject:
+    """For a model that is not made yet: what it will weigh."""
+    count = dense.arm.blocks.num_blocks
+    own = dense.weights.keep(kept_blocks(count, dropped)) if dense.weights else None
+    blocks = dense.arm.blocks.model_copy(update={"dropped": dropped, "block_ratio": len(dropped) / count})
+    return Subject(
+        arm=dense.arm.model_copy(update={"kind": "pruned", "label": label, "blocks": blocks, "weights": "virtual"}),
+        weight_bytes=own.total_bytes if own else dense.weight_bytes,
+        weights=own,
+    )
+
+
+def _draft_arm(pruned: Arm) -> Arm:
+    return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
+
+
+def _prepared(subjects: Subjects, settings: SweepSettings) -> Prepared:
+    prepared = prepare(subjects, settings.measure)
+    shape = subjects.dense.shape is not None
+    return replace(prepared, sweep={"ratios": settings.ratios, **({} if shape else _choosing(settings))})
+
+
+def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
+    """What blocks are chosen and judged by; texts by their names: a record names no folder of the machine."""
+    text = settings.quality_text
+    return {
+        "methods": settings.methods,
+        "calibration": _text_name(settings.analyze.calibration),
+        "scoring_tokens": settings.analyze.scoring_tokens,
+        "materialise": settings.materialise,
+        "quality_text": _text_name(text) if text is not None else None,
+        "seed": settings.analyze.seed,
+    }
+
+
+def _text_name(text: str) -> str:
+    return text if text == SELF else text_source(text).name

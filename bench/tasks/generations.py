@@ -1,0 +1,47 @@
+"""A few prompts continued by each model, with the same seed: what figures do not show, read side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.records.task_schema import Continuation
+from bench.tasks.task_settings import PROMPTS, Sampling
+from mi_prun.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.engines.endpoint import Endpoint
+
+
+def sampling_of(max_tokens: int, temperature: float, seed: int, prompts: tuple[str, ...] | None) -> Sampling | None:
+    """None where no token is asked for."""
+    if max_tokens < 0:
+        raise UserError(f"--generate must be at least 0 tokens, got {max_tokens}")
+    if not 0 <= temperature <= 2:  # what the API takes
+        raise UserError(f"--temperature must be in [0, 2], got {temperature:g}")
+    return Sampling(prompts or PROMPTS, max_tokens, temperature, seed) if max_tokens else None
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """One a line; empty lines are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    found = tuple(line for line in map(str.strip, lines) if line)
+    if not found:
+        raise UserError(f"--prompts {path} has no prompt; write one a line")
+    return found
+
+
+def continuations(endpoint: Endpoint, sampling: Sampling) -> tuple[Continuation, ...]:
+    """Of each prompt, in order."""
+    return tuple(
+        Continuation(
+            prompt=prompt,
+            text=endpoint.complete(
+                prompt, max_tokens=sampling.max_tokens, temperature=sampling.temperature, seed=sampling.seed
+            ),
+        )
+        for prompt in sampling.prompts
+    )

@@ -1,0 +1,265 @@
+"""`mi-prun-bench tasks`: lm-eval's tasks through served endpoints, and a few continuations, for each model in turn.
+
+Everything is opened and checked before the first engine is started. A record is on the disk as soon as its task is
+done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.engines.endpoint import Endpoint, open_endpoint
+from bench.engines.engine import Engine, running
+from bench.engines.flags import check_flags
+from bench.models.measured_model import Subject, context_of, open_subject
+from bench.records.journal import results_folder
+from bench.records.machine import commit, environment, this_machine, versions
+from bench.records.schema import Dense, Provenance, append_record, read_lines
+from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, Origin, TaskRecord
+from bench.records.task_summary import model_key
+from bench.tasks.generations import continuations
+from bench.tasks.harness import Spec, check_installed, scores
+from bench.tasks.logprob_check import check_logprobs, direct_logprobs
+from bench.tasks.task_settings import Sampling, TaskSettings
+from bench.tasks.task_table import TASKS, Task, check_local
+from mi_prun.console import say
+from mi_prun.errors import UserError
+from mi_prun.files import sha256_of
+from mi_prun.model.model_folder import read_config, resolve
+
+ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that will be asked. endpoint: where it is served already; else it is served here."""
+
+    subject: Subject
+    dense: Dense
+    folder: Path
+    endpoint: Endpoint | None
+
+    @property
+    def name(self) -> str:
+        return self.subject.arm.model
+
+
+def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: TaskSettings) -> list[TaskRecord]:
+    """A record of each task of each model, in that order.
+
+    Raises UserError before anything is started for a setting, a file, a model or an endpoint that will not do.
+    """
+    check_tasks(settings)
+    asked = open_asked(models, urls)
+    with results_folder(out):
+        return ask(asked, out, settings)
+
+
+def check_tasks(settings: TaskSettings) -> None:
+    check_installed()
+    for name, value in (("limit", settings.limit), ("concurrency", settings.concurrency)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    check_flags(settings.serve_flags)
+    if settings.tasks_from is not None:
+        check_local(settings.tasks, settings.tasks_from)
+
+
+def ask(asked: Sequence[Asked], out: Path, settings: TaskSettings, *, again: bool = True) -> list[TaskRecord]:
+    """In a `results_folder`. again: else what it holds of the same models and settings is not asked once more."""
+    if settings.missing:
+        say(f"left out, as {settings.tasks_from} lacks them: {', '.join(settings.missing)}")
+    known = [] if again else read_lines(out, TASKS_NAME, TaskRecord)
+    said = [] if again else read_lines(out, GENERATIONS_NAME, GenerationRecord)
+    asking, records = _Asking(uuid.uuid4().hex[:12], out, settings), []
+    keys = {task.name: asking.key(task.name) for task in settings.tasks}
+    for one in asked:
+        done = {r.score.task: r for r in known if asking.same(r, one, keys.get(r.score.task))}
+        generated = any(asking.same(record, one, asking.key(None)) for record in said)
+        left = replace(
+            settings,
+            tasks=tuple(task for task in settings.tasks if task.name not in done),
+            sampling=None if generated else settings.sampling,
+        )
+        if left.tasks or left.sampling:
+            done |= {record.score.task: record for record in _ask(one, replace(asking, settings=left))}
+        records += [done[task.name] for task in settings.tasks]
+    return records
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "machine": this_machine(),
+        "versions": {**versions(), "lm-eval": version("lm_eval")},
+        "commit": commit(),
+        "environment": environment(),
+    }
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What all models of a run have in common. run: its name."""
+
+    run: str
+    out: Path
+    settings: TaskSettings
+    provenance: dict[str, Any] = field(default_factory=_provenance)
+
+    def key(self, task: str | None) -> str:
+        """Digest of all that a task's answers depend on beside the model; None: the continuations'."""
+        settings = self.settings
+        asked: dict[str, Any] = {"task": task, "flags": settings.serve_flags}
+        if task is None:
+            asked["sampling"] = settings.sampling and asdict(settings.sampling)
+        else:
+            file = TASKS[task].file
+            items = sha256_of(settings.tasks_from / file) if settings.tasks_from and file else "hub"
+            asked |= {"limit": settings.limit, "items": items}
+        text = json.dumps([asked, self.provenance], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def same(self, record: Origin, asked: Asked, key: str | None) -> bool:
+        """Whether the record is of that model, asked in that way."""
+        arm = asked.subject.arm
+        model = asked.dense.weights_sha256, arm.kind, arm.blocks.dropped
+        return record.provenance.settings_sha256 == key and not record.endpoint and model_key(record) == model
+
+    def origin(self, asked: Asked, endpoint: Endpoint, context: int, task: str | None) -> dict[str, Any]:
+        """The fields of `task_record.Origin`."""
+        arm, settings = asked.subject.arm, self.settings
+        return {
+            "run": self.run,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "dense": asked.dense,
+            "arm": arm.model_copy(update={"model": endpoint.model}) if asked.endpoint else arm,
+            "context_tokens": context,
+            "endpoint": asked.endpoint is not None,
+            "provenance": Provenance(
+                **self.provenance,
+                serve_flags=settings.serve_flags,
+                seed=settings.sampling.seed if settings.sampling else 0,
+                settings_sha256=self.key(task),
+                engines_alive="alone",
+            ),
+        }
+
+
+def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
+    """Models to serve, or endpoints: with both, the n-th model names what the n-th endpoint serves."""
+    if not models and not urls:
+        raise UserError("name a MODEL, or an endpoint that serves one with --url")
+    if urls and models and len(urls) != len(models):
+        raise UserError(f"{len(models)} models and {len(urls)} --url: with both, each endpoint needs its model")
+    if not urls:
+        return [_asked(name, None) for name in models]
+    asked = []
+    for number, url in enumerate(urls):
+        endpoint = open_endpoint(url)
+        name = models[number] if models else endpoint.root
+        try:
+            asked.append(_asked(name, endpoint))
+        except UserError as error:
+            raise UserError(
+                f"{url} serves {name}: {error}; name its folder or hub id: tasks MODEL --url {url}"
+            ) from error
+        _check_same(endpoint, asked[-1])
+    return asked
+
+
+def _asked(name: str, endpoint: Endpoint | None) -> Asked:
+    dense, subject = open_subject(name)
+    return Asked(subject, dense, resolve(name), endpoint)
+
+
+def _check_same(endpoint: Endpoint, asked: Asked) -> None:
+    """Where the server says what it serves, that is the model named."""
+    said = endpoint.pruning()
+    if said is None:
+        return
+    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.subject.arm.blocks.dropped
+    weights = said.get("dense", {}).get("weights_sha256", asked.dense.weights_sha256)
+    if (theirs, weights) != (ours, asked.dense.weights_sha256):
+        raise UserError(
+            f"{endpoint.url} serves a model without blocks {list(theirs)}, {asked.name} lacks {list(ours)} of "
+            f"{asked.dense.name}; name the model that is served"
+        )
+
+
+@contextlib.contextmanager
+def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engine | None]]:
+    if asked.endpoint is not None:
+        yield asked.endpoint, None
+        return
+    say(f"{asked.subject.arm.label} ({asked.name}): starting")
+    with running(asked.name, flags) as engine:
+        yield open_endpoint(engine.base_url), engine
+
+
+def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
+    label, name, settings = asked.subject.arm.label, asked.name, asking.settings
+    direct = None
+    if settings.logprob_tolerance_nats is not None:
+        say(f"{label} ({name}): log-probabilities by transformers")
+        # Beside an engine that the user started the device has no room.
+        direct = direct_logprobs(name, "cpu" if asked.endpoint else None)
+    with _served(asked, settings.serve_flags) as (endpoint, engine):
+        check = None
+        if direct is not None and settings.logprob_tolerance_nats is not None:
+            check = check_logprobs(endpoint, direct, settings.logprob_tolerance_nats)
+            say(f"{label}: log-probabilities agree, {check.mean_nats:.4f} nats apart on the mean")
+        context = endpoint.context_tokens or context_of(read_config(asked.folder)) or ASSUMED_CONTEXT
+        check_context(settings.tasks, name, context)
+        if settings.sampling is not None:
+            origin = asking.origin(asked, endpoint, context, None)
+            append_record(asking.out, _generated(endpoint, origin, settings.sampling), GENERATIONS_NAME)
+        if not settings.tasks:
+            return
+
+        def alive() -> None:
+            if engine is not None and engine.group.process.poll() is not None:
+                raise UserError(f"the engine of {name} ended: {engine.group.last_lines()}")
+
+        spec = Spec(
+            url=endpoint.url,
+            model=endpoint.model,
+            tokenizer=str(asked.folder),
+            context_tokens=context,
+            concurrency=settings.concurrency,
+            tasks=tuple(task.name for task in settings.tasks),
+            tasks_from=str(settings.tasks_from) if settings.tasks_from else None,
+            limit=settings.limit,
+        )
+        for score in scores(endpoint, spec, alive):
+            origin = asking.origin(asked, endpoint, context, score.task)
+            record = TaskRecord(**origin, limit=settings.limit, logprobs=check, score=score)
+            append_record(asking.out, record, TASKS_NAME)
+            say(f"{label}: {score.task} {score.metric} {score.score:.1%} of {score.items} items")
+            yield record
+
+
+def check_context(tasks: Sequence[Task], name: str, context: int) -> None:
+    for task in tasks:
+        if task.min_context > context:
+            raise UserError(
+                f"task {task.name} needs a context of {task.min_context} tokens, {name} is served with {context}; "
+                "raise --max-model-len in --serve-flags, or leave the task out"
+            )
+
+
+def _generated(endpoint: Endpoint, origin: dict[str, Any], sampling: Sampling) -> GenerationRecord:
+    return GenerationRecord(
+        **origin,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        max_tokens=sampling.max_tokens,
+        continuations=continuations(endpoint, sampling),
+    )

@@ -1,0 +1,1 @@
+"""Small language models, trained from any text."""

@@ -1,0 +1,1 @@
+"""The one pass over calibration text, and what it found."""

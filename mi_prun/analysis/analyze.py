@@ -1,0 +1,183 @@
+"""`mi-prun analyze`: model folder -> analysis. One pass serves every ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from mi_prun.analysis.analysis import AnalysisRecord, arrays_bytes, write_analysis
+from mi_prun.analysis.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
+from mi_prun.analysis.boundaries import collect as collect_whole
+from mi_prun.analysis.mutual_information import check_tokens, data_processing, make_estimator, segment_costs
+from mi_prun.analysis.ranks import joined, local_device
+from mi_prun.analysis.streamed_model import StreamedModel, collect_streamed
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.files import check_output
+from mi_prun.model.block_model import (
+    BlockModel,
+    check_window,
+    context_tokens,
+    hidden_size,
+    load_block_model,
+    load_tokenizer,
+    pick_device,
+    pick_dtype,
+)
+from mi_prun.model.model_folder import ModelFolder, identity_of
+from mi_prun.settings import SELF, AnalyzeSettings, check_seed
+from mi_prun.text.calibration import Calibration, load_calibration, windows_for
+
+
+def analyze(
+    dense: ModelFolder,
+    out: Path,
+    settings: AnalyzeSettings,
+    *,
+    force: bool = False,
+    load: Callable[[], BlockModel] | None = None,
+) -> AnalysisRecord | None:
+    """Run the pass and write the analysis folder. Under torchrun the ranks share the windows; rank 0 writes, and the
+    others give None.
+
+    load: gives the model, on the device and in the dtype of the settings, to a caller that goes on with it.
+    """
+    check_output(out, force=force)
+    check_settings(settings)
+    if dense.num_blocks < 2:
+        raise UserError(f"{dense.name} has one block; there is none to drop")
+    check_window(dense, settings.window_tokens)
+    identity = identity_of(dense)
+    estimator = make_estimator(settings.estimator, settings.noise)
+    dims = min(settings.projection, hidden_size(dense))
+    window = settings.window_tokens or context_tokens(dense)
+    asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
+    check_tokens(min(asked, estimator.max_tokens), dims, estimator)  # before a model is loaded and text sampled from it
+    device = pick_device(local_device(settings.device))
+    dtype = pick_dtype(device, settings.dtype)
+    model: BlockModel | None = None
+    collect: Callable[..., Boundaries]
+    if settings.stream_blocks:
+        collect = partial(collect_streamed, StreamedModel(dense, device=device, dtype=dtype))
+    else:
+        model = load() if load is not None else load_block_model(dense, device=device, dtype=dtype)
+        collect = partial(collect_whole, model)
+    with joined() as ranks:
+        calibration = ranks.from_first(lambda: _calibration(dense, model, settings))
+        windows = calibration.scoring.tokens
+        sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
+        check_tokens(int(sample.sum()), dims, estimator)
+        mine = ranks.share(windows)
+        with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
+
+            def part() -> Boundaries:
+                found = collect(
+                    mine,
+                    sample=ranks.share(sample),
+                    projection=settings.projection,
+                    seed=settings.seed,
+                    batch_tokens=settings.batch_tokens or batch_tokens(device, score_bytes(model, mine.shape[1])),
+                    advance=advance,
+                )
+                return found.cpu() if ranks.size > 1 else found
+
+            parts = ranks.to_first(part)
+    if not ranks.first:
+        return None
+    seen = merged(parts)
+    projections = seen.projections.to(device)
+    mi = estimator.segment_mi(projections, settings.seed)
+    processing = data_processing(mi)
+    arrays = arrays_bytes(
+        {
+            "segment_cost_nats": segment_costs(mi).numpy(),
+            "segment_mi_nats": mi.numpy(),
+            "block_cosine": seen.cosine.numpy(),
+            "pair_angle": pair_angles(projections).numpy(),
+            "scoring": windows.numpy().astype(np.int32),
+            "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
+            "held_out": calibration.held_out.tokens.numpy().astype(np.int32),
+        }
+    )
+    record = AnalysisRecord(
+        dense=identity,
+        calibration=calibration.description,
+        estimator=estimator.name,
+        estimator_settings=estimator.settings,
+        projection=seen.projections.shape[-1],
+        noise=settings.noise,
+        seed=settings.seed,
+        estimated_tokens=seen.projections.shape[1],
+        seen_tokens=seen.tokens,
+        skipped_tokens_per_window=SKIP_TOKENS,
+        dpi_violations=processing.violations,
+        dpi_triples=processing.triples,
+        dpi_worst_nats=processing.worst_nats,
+        ranks=ranks.size,
+        streamed=settings.stream_blocks,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        fingerprint=sha256(arrays).hexdigest(),
+    )
+    write_analysis(record, arrays, out, force=force)
+    return record
+
+
+def _calibration(dense: ModelFolder, model: BlockModel | None, settings: AnalyzeSettings) -> Calibration:
+    if model is None and settings.calibration == SELF:
+        raise UserError(
+            "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
+        )
+    scoring, ranking, held_out = settings.part_tokens
+    return load_calibration(
+        settings.calibration,
+        load_tokenizer(dense),
+        window_tokens=settings.window_tokens or context_tokens(dense),
+        scoring_tokens=scoring,
+        ranking_tokens=ranking,
+        held_out_tokens=held_out,
+        seed=settings.seed,
+        model=None if model is None else model.model,
+        scattered=True,
+    )
+
+
+def score_bytes(model: BlockModel | None, window_tokens: int) -> int:
+    """A token's, of attention that is not fused: its scores on all heads, and what they become, three at a time."""
+    if model is None:
+        return 0
+    whole = cast("Any", model.model)
+    config = whole.config.get_text_config()
+    eager = config._attn_implementation == "eager"
+    return 3 * config.num_attention_heads * window_tokens * whole.dtype.itemsize if eager else 0
+
+
+def batch_tokens(device: torch.device, more_bytes: int = 0) -> int:
+    """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB and so much more each; 4,096 on CPU."""
+    if device.type != "cuda":
+        return 4_096
+    free, _ = torch.cuda.mem_get_info(device)
+    if free < 2**28:
+        raise UserError(f"only {free / 2**20:.0f} MiB of {device} are free; free some or use --device cpu")
+    return max(2_048, min(65_536, free // 4 // (2**18 + more_bytes)))
+
+
+def check_settings(settings: AnalyzeSettings) -> None:
+    """Refuse what cannot be, before a model is loaded."""
+    if settings.scoring_tokens < 1:
+        raise UserError(f"--tokens must be at least 1, got {settings.scoring_tokens}")
+    if settings.projection < 1:
+        raise UserError(f"--projection must be at least 1, got {settings.projection}")
+    if settings.window_tokens is not None and settings.window_tokens <= SKIP_TOKENS + 1:
+        raise UserError(
+            f"--window must be over {SKIP_TOKENS + 1} (the first {SKIP_TOKENS} tokens are left out), "
+            f"got {settings.window_tokens}"
+        )
+    check_seed(settings.seed)
+    make_estimator(settings.estimator, settings.noise)

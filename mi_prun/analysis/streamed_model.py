@@ -1,0 +1,111 @@
+"""A model that does not fit in memory, one block at a time: `mi-prun analyze --stream-blocks`.
+
+Each block is loaded as a model of one block: the config reduced to it by the rules of `architecture.py`, its tensors
+under the names they would have there. So masks, rotary embeddings and the kind of the block are those that a pruned
+checkpoint would have, and there is no second way to load a block. Only the first one gets the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mi_prun.analysis.boundaries import Boundaries, Collector, batches
+from mi_prun.architecture.architecture import block_of, family_of, reduce_config, renamed
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel, check_quantization, loaded
+from mi_prun.model.model_folder import ModelFolder
+
+STUB_VOCABULARY = 8  # of the blocks that get boundary states, not tokens
+
+
+class StreamedModel:
+    """The blocks of a checked model folder, each loaded when it is asked for; 0-based."""
+
+    def __init__(self, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.family = family_of(folder.config)
+        if self.family.text is not None:
+            raise UserError(
+                f"--stream-blocks: a {self.family.model_type} model nests its text model; not supported, load it whole"
+            )
+        check_quantization(folder)
+        for block in range(folder.num_blocks):
+            self._config(block)  # what cannot stand alone is refused before the pass
+
+    def load(self, block: int) -> BlockModel:
+        """A model that has the one block, as its block 0; the embedding is the dense model's for block 0 only."""
+        from safetensors import safe_open
+
+        tensors: dict[str, Tensor] = {}
+        for shard in self.folder.shards:
+            wanted = {name: new for name in shard.tensors if (new := self._name(name, block)) is not None}
+            if wanted:
+                with safe_open(shard.path, framework="pt") as file:
+                    tensors |= {new: file.get_tensor(name) for name, new in wanted.items()}
+        return loaded(
+            self.family,
+            None,
+            self.dtype,
+            self.device,
+            block=block,
+            title=f"block {block} of model {self.folder.path}",
+            config=self._config(block),
+            state_dict=tensors,
+        )
+
+    def _name(self, name: str, block: int) -> str | None:
+        """A tensor's name in the model of one block; None where that does without it."""
+        if block_of(name, self.family) is None:
+            return name if block == 0 and not name.startswith("lm_head.") else None
+        return renamed(name, self.family, (block,))
+
+    def _config(self, block: int) -> dict[str, object]:
+        config = reduce_config(self.folder.config, (block,), assume_uniform=True, for_vllm=False)
+        config["tie_word_embeddings"] = True  # no head of its own: it is not asked for logits
+        if block:
+            config |= {"vocab_size": STUB_VOCABULARY, "pad_token_id": None}
+        return config
+
+
+@torch.inference_mode()
+def collect_streamed(
+    streamed: StreamedModel,
+    windows: Tensor,
+    *,
+    sample: Tensor,
+    projection: int,
+    seed: int,
+    batch_tokens: int = 4096,
+    advance: Callable[[float], None] | None = None,
+) -> Boundaries:
+    """What `boundaries.collect` gives, with one block in memory at a time, beside the boundary states of all windows.
+
+    windows: (windows, window_tokens). The order of batches is the same, so is the result.
+    """
+    count = streamed.folder.num_blocks
+    states: list[Tensor] = []
+    collector: Collector | None = None
+    for block in range(count):
+        model = streamed.load(block)
+        if collector is None:
+            collector = Collector(count, model.hidden_size, projection, sample, seed, model.device)
+        for number, (first, tokens) in enumerate(batches(windows, batch_tokens)):
+            # Zeros of the same shape: what else a block is called with depends on the shape alone.
+            entry = model.embed(tokens if block == 0 else torch.zeros_like(tokens))
+            if block == 0:
+                states.append(entry)
+                collector.see(0, entry, first)
+            before = states[number]
+            states[number] = after = model.run(0, before)
+            collector.see(block + 1, after, first)
+            collector.compare(block, before, after)
+            collector.check()
+            if advance is not None:
+                advance(tokens.numel() / count)
+        del model
+    if collector is None:
+        raise ValueError("a model has at least one block")
+    return collector.result(windows)

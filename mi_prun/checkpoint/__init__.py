@@ -1,0 +1,1 @@
+"""The pruned checkpoint: written, described, verified."""

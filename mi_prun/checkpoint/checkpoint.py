@@ -1,0 +1,154 @@
+"""Dense model + plan -> a checkpoint folder that has only the kept blocks; whole, or not there at all.
+
+Materialised: the bytes of the kept tensors, streamed and renamed; it opens in stock transformers and stock vLLM.
+Virtual: the reduced config and the small files; the weights stay in the dense model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+from mi_prun.architecture.architecture import Config, block_kinds, family_of, reduce_config, renamed
+from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
+from mi_prun.checkpoint.companions import companions
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
+from mi_prun.checkpoint.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.files import check_output, new_folder, sync
+from mi_prun.model.hub import at_commit
+from mi_prun.model.model_folder import INDEX_NAME, ModelFolder, check_quantization_beside, structure_digest
+from mi_prun.plan.block_map import svg_map
+from mi_prun.plan.plan import Plan
+
+SPARE_BYTES = 16 << 20  # for headers, index and card, beyond the tensors and the copied files
+
+
+def write_checkpoint(
+    dense: ModelFolder,
+    plan: Plan,
+    out: Path,
+    *,
+    virtual: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+    force: bool = False,
+    assume_uniform: bool = False,
+) -> Manifest:
+    """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
+
+    Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
+    not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
+    `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
+    """
+    check_output(out, force=force)
+    check_apart(dense.path, out)
+    if max_shard_bytes < 1:
+        raise UserError(f"a shard must hold at least 1 byte, got {max_shard_bytes}")
+    plan.check_belongs_to_folder(dense)
+    check_quantization_beside(dense)
+    config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
+    copies = kept_tensors(dense, plan)
+    weight_bytes = sum(copy.info.num_bytes for copy in copies)
+    weights: Weights = "virtual" if virtual else "materialized"
+    dense_name, base = _names_of(dense)
+    if not virtual:
+        base = dense_name
+    config["mi_prun"] = config_entry(plan, weights, base)
+    shards = [] if virtual else plan_shards(copies, max_shard_bytes)
+    beside = companions(dense.path)
+    _check_space(
+        out, sum(shard.num_bytes for shard in shards) + sum((dense.path / name).stat().st_size for name in beside)
+    )
+
+    with new_folder(out, force=force) as folder:
+        files: dict[str, FileDigest] = {}
+        if shards:
+            metadata = {"format": "pt"} | dense.shards[0].metadata
+            with progress("writing", weight_bytes, "bytes") as advance:
+                files |= write_shards(folder, shards, metadata, advance)
+        if len(shards) > 1:
+            files[INDEX_NAME] = _write(
+                folder, INDEX_NAME, _index(shards, plan.dense.num_parameters - plan.parameters_dropped)
+            )
+        for name in beside:
+            files[name] = _write(folder, name, (dense.path / name).read_bytes())
+        files["config.json"] = _write(folder, "config.json", _json(config))
+        kinds = tuple(block_kinds(dense.config))
+        files[MAP_NAME] = _write(folder, MAP_NAME, svg_map(plan.dense.num_blocks, plan.dropped, kinds).encode())
+        manifest = Manifest(
+            plan=plan,
+            weights=weights,
+            weight_bytes=weight_bytes,
+            dense_weight_bytes=plan.dense.parts.weight_bytes if plan.dense.parts else dense.weight_bytes,
+            files=files,
+            block_kinds=kinds,
+            structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
+            assume_uniform=assume_uniform,
+        )
+        card = model_card(manifest, source=dense.path, name=dense_name, base=base)
+        files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
+        manifest = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+        manifest.write(folder / MANIFEST_NAME)
+    return manifest
+
+
+def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
+    """The tensors of the pruned model under their new names, in the order they lie in the dense model's files."""
+    family = family_of(dense.config)
+    copies = []
+    for shard in dense.shards:
+        for info in shard.tensors.values():
+            if (name := renamed(info.name, family, plan.kept, num_blocks=dense.num_blocks)) is not None:
+                copies.append(TensorCopy(name, shard.path, info))
+    return copies
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """The dense model is never touched: the output may neither be its folder, nor hold it, nor lie in it."""
+    home, target = source.resolve(), out.absolute().resolve()
+    if home == target or home.is_relative_to(target) or target.is_relative_to(home):
+        raise UserError(f"output {out} is, holds or lies in the dense model's folder {source}; choose another place")
+
+
+def _names_of(dense: ModelFolder) -> tuple[str, str]:
+    """How the dense model is called, and where exactly it is: a folder's name and path, or a hub id without and with
+    the commit.
+
+    A materialised folder may be given away: it does not say where it was made.
+    """
+    if Path(dense.name).is_dir():
+        path = dense.path.resolve()
+        return path.name, str(path)
+    return dense.name.partition("@")[0], at_commit(dense.name, dense.path)
+
+
+def _check_space(out: Path, needed: int) -> None:
+    parent = out.absolute().parent
+    free = shutil.disk_usage(parent).free
+    if free < needed + SPARE_BYTES:
+        raise UserError(
+            f"output {out} needs {(needed + SPARE_BYTES) / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk"
+        )
+
+
+def _index(shards: list[ShardPlan], num_parameters: int) -> bytes:
+    total = sum(shard.num_bytes for shard in shards)
+    weight_map = {copy.name: shard.file for shard in shards for copy in shard.copies}
+    metadata = {"total_parameters": num_parameters, "total_size": total}
+    return _json({"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _json(data: Config) -> bytes:
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def _write(folder: Path, name: str, data: bytes) -> FileDigest:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    sync(path)
+    return FileDigest(num_bytes=len(data), sha256=sha256(data).hexdigest())

@@ -1,0 +1,1 @@
+"""From an analysis to a plan: by ratio, by a limit on the loss, or for a draft."""

@@ -1,0 +1,102 @@
+"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: a number of blocks whose loss stays within it, where
+that of one block more does not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mi_prun.errors import UserError
+from mi_prun.quality.evaluator import Dropped
+from mi_prun.selection.baselines import TooManySetsError
+from mi_prun.selection.context import Context
+from mi_prun.selection.methods import Choice, choose
+from mi_prun.selection.race import ranking_losses
+
+
+@dataclass(frozen=True)
+class Limit:
+    """value: a share of the dense perplexity (0.1 is 10 % more), or nats per token of KL(dense || pruned)."""
+
+    kind: Literal["perplexity", "kl"]
+    value: float
+
+    def text(self, value: float) -> str:
+        """A cost in the limit's own words."""
+        return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4f} nats/token"
+
+
+@dataclass(frozen=True)
+class Within:
+    """choice: of k blocks, which cost `cost`; one block more costs `next_cost`, over the limit (None: no more can go).
+
+    forward_passes: all that was evaluated to find k.
+    """
+
+    choice: Choice
+    cost: float
+    next_cost: float | None
+    forward_passes: float
+
+
+def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | None:
+    """The limit that the options name, if any."""
+    if max_ppl_increase is not None:
+        text = max_ppl_increase.strip()
+        try:
+            value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError as error:
+            raise UserError(f"--max-ppl-increase must be like 10% or 0.1, got {max_ppl_increase!r}") from error
+        if not (math.isfinite(value) and value > 0):
+            raise UserError(f"--max-ppl-increase must be over 0, got {max_ppl_increase}")
+        return Limit("perplexity", value)
+    if max_kl is not None:
+        if not (math.isfinite(max_kl) and max_kl > 0):
+            raise UserError(f"--max-kl must be over 0 nats per token, got {max_kl}")
+        return Limit("kl", max_kl)
+    return None
+
+
+def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None) -> Within:
+    """A k whose choice stays within `limit` on the ranking text while that of k + 1 does not, both measured. It is the
+    largest where the cost grows with k; where it falls again beyond k + 1, that is not looked for: each k is a search
+    of its own. Raises UserError where one block is too much, or where k holds and k + 1 is too many sets to measure.
+    """
+    before = context.passes
+    costs: dict[int, float] = {}
+    choices: dict[int, Choice] = {}
+
+    def within(k: int) -> bool:
+        choices[k] = choose(context, method, k, rerank)
+        costs[k] = cost_of(context, limit, choices[k].dropped)
+        return costs[k] <= limit.value
+
+    if not within(1):
+        raise UserError(
+            f"already one block costs {limit.text(costs[1])}, over the limit of {limit.text(limit.value)}; "
+            "allow more, or keep the model dense"
+        )
+    low, high = 1, context.num_blocks  # low holds; high does not, or cannot be measured, or is too many to drop
+    step = 1
+    unknown: dict[int, TooManySetsError] = {}
+    while high - low > 1:
+        k = min(low + step, (low + high) // 2 if high < context.num_blocks else high - 1)
+        try:
+            holds = within(k)
+        except TooManySetsError as error:
+            holds, unknown[k] = False, error
+        if holds:
+            low, step = k, step * 2
+        else:
+            high = k
+    if high in unknown:
+        raise UserError(f"{low} blocks cost {limit.text(costs[low])}, within the limit; of {high} {unknown[high]}")
+    return Within(choices[low], costs[low], costs.get(low + 1), context.passes - before)
+
+
+def cost_of(context: Context, limit: Limit, dropped: Dropped) -> float:
+    """What leaving out `dropped` costs on the ranking text, in the limit's own unit."""
+    dense, pruned = ranking_losses(context, [(), dropped])
+    return pruned.kl_nats if limit.kind == "kl" else math.expm1(pruned.ce_nats - dense.ce_nats)

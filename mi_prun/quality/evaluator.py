@@ -1,0 +1,226 @@
+"""What a model loses without some of its blocks: KL(dense || pruned) and cross-entropy, for many block sets at once.
+
+Sets that begin alike share their first states: the sets of one call are walked as a trie (at each block: run it or skip
+it), so each distinct prefix is run once. Windows come in batches; only one batch's states are alive at a time. What was
+measured is kept by window, so that a set may be measured on a few windows first and on the rest only if it deserves it.
+The cost is counted in block-tokens: one block run over one token.
+
+Evaluators of the same text may share a memory. Each counts what it asked for as if it had been alone: what a method
+costs does not depend on what others measured before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel
+
+Dropped = tuple[int, ...]
+# Of each set: (measured windows, 2), the KL and the cross-entropy summed over a window's predicted tokens, in nats.
+Memory = dict[Dropped, NDArray[np.float64]]
+
+# Of float32 logits alive at a time: what stays in a processor's cache, or fills an accelerator.
+ROW_BYTES = {"cpu": 4 * 2**20}
+ACCELERATOR_ROW_BYTES = 256 * 2**20
+STATE_BYTES = 2 * 2**30  # of final states alive at a time
+MOST_NATS = 700  # a token: there is no perplexity of more, as a float64
+BATCH_TOKENS = 4_096
+# An accelerator is idle between the kernels of a narrow model unless more tokens are run at once: one state's bytes.
+ACCELERATOR_BATCH_BYTES, MOST_BATCH_TOKENS = 64 * 2**20, 32_768
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Means over the predicted tokens, in nats. `kl_nats` is KL(dense || pruned), `ce_nats` the cross-entropy."""
+
+    kl_nats: float
+    ce_nats: float
+
+
+class Evaluator:
+    """Measures block sets on fixed windows (windows, window_tokens); results are remembered.
+
+    batch_tokens: tokens run at once; None fits the device. memory: of an evaluator of the same model and windows.
+    """
+
+    def __init__(
+        self, model: BlockModel, windows: Tensor, *, batch_tokens: int | None = None, memory: Memory | None = None
+    ) -> None:
+        self.model = model
+        self.windows = windows
+        self.batch = max(1, (batch_tokens or tokens_at_once(model)) // windows.shape[1])
+        self.block_tokens = 0
+        self.memory: Memory = {} if memory is None else memory
+        self._asked: dict[Dropped, int] = {}  # windows of each set that are paid for
+
+    @property
+    def predicted_tokens(self) -> int:
+        return self.windows.shape[0] * (self.windows.shape[1] - 1)
+
+    @property
+    def passes(self) -> float:
+        """Cost so far, in passes of the dense model over these windows."""
+        return self.block_tokens / (self.model.num_blocks * self.windows.numel())
+
+    def measure(
+        self,
+        sets: Iterable[Dropped],
+        advance: Callable[[float], None] | None = None,
+        *,
+        windows: int | None = None,
+    ) -> list[Loss]:
+        """Loss of each set, in order, over the first `windows` windows (None: all). The empty set is the dense model:
+        its KL is 0.
+        """
+        by_window = self.by_window(sets, advance, windows=windows)
+        kl, ce = (by_window.mean(1) / (self.windows.shape[1] - 1)).T
+        return [Loss(max(0.0, float(a)), float(b)) for a, b in zip(kl, ce, strict=True)]
+
+    def by_window(
+        self,
+        sets: Iterable[Dropped],
+        advance: Callable[[float], None] | None = None,
+        *,
+        windows: int | None = None,
+    ) -> NDArray[np.float64]:
+        """(sets, windows, 2): KL and cross-entropy, nats summed over each window's predicted tokens."""
+        wanted = list(sets)
+        last = len(self.windows) if windows is None else windows
+        if not 1 <= last <= len(self.windows):
+            raise ValueError(f"there are {len(self.windows)} windows, asked for {last}")
+        group = max(1, STATE_BYTES // (self.windows[: self.batch].numel() * self.model.hidden_size * 4) - 1)
+        for first, new in _behind(wanted, self._asked, last):
+            for start in range(0, len(new), group):  # each group runs the dense model, and what its sets share, again
+                self.count([(), *new[start : start + group]], last - first)
+            self._asked |= dict.fromkeys(new, last)
+        known = {dropped: len(self.memory.get(dropped, ())) for dropped in wanted}
+        for first, new in _behind(wanted, known, last):
+            for start in range(0, len(new), group):
+                self._measure(new[start : start + group], first, last, advance)
+        return np.stack([self.memory[dropped][:last] for dropped in wanted])
+
+    def count(self, sets: Sequence[Dropped], windows: int) -> None:
+        """Add the cost of running `sets` over so many windows."""
+        self.block_tokens += block_runs(sets, self.model.num_blocks) * windows * self.windows.shape[1]
+
+    @torch.inference_mode()
+    def _measure(self, sets: Sequence[Dropped], first: int, last: int, advance: Callable[[float], None] | None) -> None:
+        """Measure `sets` on the windows first..last-1; what is known of them ends at `first`."""
+        found = np.zeros((len(sets), last - first, 2))
+        length = self.windows.shape[1] - 1
+        done = 0
+        for tokens in torch.split(self.windows[first:last], self.batch):
+            rows = torch.zeros(2, len(sets), len(tokens) * length, dtype=torch.float64)
+            at = 0
+            for log_p, target, pruned in self.log_probabilities(tokens, sets):
+                p = log_p.exp()
+                place = slice(at, at + len(target))
+                for i, log_q in enumerate(pruned):
+                    rows[0, i, place] = (p * (log_p - log_q)).sum(-1)
+                    rows[1, i, place] = -log_q.gather(1, target[:, None])[:, 0]
+                at += len(target)
+            by_window = rows.view(2, len(sets), len(tokens), length).sum(-1)
+            found[:, done : done + len(tokens)] = by_window.permute(1, 2, 0).numpy()
+            done += len(tokens)
+            if advance is not None:
+                advance(tokens.numel() * len(sets))
+        for i, dropped in enumerate(sets):
+            if not (abs(found[i]) < MOST_NATS * length).all():  # NaN is not
+                raise self.not_finite(dropped, windows=slice(first, last))
+            before = self.memory.get(dropped)
+            self.memory[dropped] = found[i] if before is None else np.concatenate([before, found[i]])
+
+    @torch.inference_mode()
+    def not_finite(self, dropped: Dropped, windows: slice) -> UserError:
+        """What to raise where the losses of a set are NaN or Inf: the dense model may be what is broken."""
+        of_dense = (
+            log_p
+            for tokens in torch.split(self.windows[windows], self.batch)
+            for log_p, _, _ in self.log_probabilities(tokens, [])
+        )
+        which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
+        return UserError(
+            f"the model {which} gives logits that are not finite, or loses over {MOST_NATS} nats a token; `--method "
+            "mi-prun --rerank 0 --no-quality` measures none"
+        )
+
+    @torch.inference_mode()
+    def log_probabilities(
+        self, tokens: Tensor, sets: Sequence[Dropped], row_bytes: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
+        """For one batch (batch, tokens), chunk by chunk of its predicting positions: the log-probabilities of the dense
+        model (rows, vocabulary), the next tokens (rows,), and those of each set, made as they are asked for.
+
+        row_bytes: of the logits of one set in a chunk.
+        """
+        finals = self.final_states(tokens, [(), *sets])
+        for i, final in enumerate(finals):  # one by one: it is a copy
+            finals[i] = final[:, :-1].flatten(0, 1)  # the last token of a window predicts nothing
+        dense, *pruned = finals  # (batch * (tokens - 1), d)
+        targets = tokens[:, 1:].flatten().to(dense.device)
+        row_bytes = row_bytes or ROW_BYTES.get(dense.device.type, ACCELERATOR_ROW_BYTES)
+        size = max(16, row_bytes // (4 * self.model.vocab_size))
+
+        def log_softmax(state: Tensor) -> Tensor:
+            # Each row a sequence of its own: a model that learned its positions has no more of them than a window.
+            return torch.log_softmax(self.model.logits(state[:, None])[:, 0].float(), dim=-1)
+
+        for start in range(0, len(targets), size):
+            place = slice(start, start + size)
+            log_p = log_softmax(dense[place])
+            # The empty set is the dense model: its logits are there already.
+            others = (
+                log_softmax(state[place]) if dropped else log_p for dropped, state in zip(sets, pruned, strict=True)
+            )
+            yield log_p, targets[place], others
+
+    def final_states(self, tokens: Tensor, sets: Sequence[Dropped]) -> list[Tensor]:
+        """Boundary state L of each set for one batch (batch, tokens): the trie walk."""
+        finals: list[Tensor | None] = [None] * len(sets)
+        last = self.model.num_blocks
+
+        def walk(first: int, hidden: Tensor, members: list[int]) -> None:
+            """On its way it holds a state for each block that was skipped, not for each that was run."""
+            for block in range(first, last):
+                if skip := [member for member in members if block in sets[member]]:
+                    walk(block + 1, hidden, skip)
+                members = [member for member in members if block not in sets[member]]
+                if not members:
+                    return
+                hidden = self.model.run(block, hidden)
+            for member in members:
+                finals[member] = hidden
+
+        walk(0, self.model.embed(tokens), list(range(len(sets))))
+        return [final for final in finals if final is not None]
+
+
+def tokens_at_once(model: BlockModel) -> int:
+    if model.device.type == "cpu":
+        return BATCH_TOKENS
+    return max(BATCH_TOKENS, min(MOST_BATCH_TOKENS, ACCELERATOR_BATCH_BYTES // (4 * model.hidden_size)))
+
+
+def block_runs(sets: Iterable[Dropped], num_blocks: int) -> int:
+    """How many blocks are run for `sets` together: the distinct prefixes that go on with a kept block."""
+    distinct = set(sets)
+    return sum(
+        len({tuple(b for b in dropped if b < block) for dropped in distinct if block not in dropped})
+        for block in range(num_blocks)
+    )
+
+
+def _behind(sets: Iterable[Dropped], windows: Mapping[Dropped, int], last: int) -> list[tuple[int, list[Dropped]]]:
+    """The sets of which less than `last` windows are there, sorted, by how many are."""
+    have = {dropped: windows.get(dropped, 0) for dropped in sets}
+    return [
+        (first, sorted(dropped for dropped, count in have.items() if count == first))
+        for first in sorted({count for count in have.values() if count < last})
+    ]

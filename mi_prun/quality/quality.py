@@ -1,0 +1,125 @@
+"""What pruning costs: perplexity and KL(dense || pruned) per token, and the protocol that gave them.
+
+Protocol: non-overlapping windows, each run alone from its first token; every token but a window's first is predicted
+once; perplexity = exp of the token-weighted mean cross-entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import (
+    BlockModel,
+    check_window,
+    context_tokens,
+    load_block_model,
+    load_on,
+    load_tokenizer,
+    pick_dtype,
+)
+from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.plan.plan import Quality
+from mi_prun.quality.evaluator import Dropped, Evaluator
+from mi_prun.text.calibration import Calibration, load_calibration
+
+HELD_OUT_TOKENS = 8_192
+
+
+def protocol(window_tokens: int, bos: bool) -> str:
+    first = "BOS first in each" if bos else "no BOS"
+    return f"non-overlapping windows of {window_tokens} tokens, {first}, each token but the first predicted once"
+
+
+def quality_of(evaluator: Evaluator, dropped: Dropped, *, text: str, bos: bool) -> Quality:
+    """Quality of the evaluator's model without the blocks `dropped`, on the evaluator's windows."""
+    dense, pruned = evaluator.measure([(), dropped])
+    return _quality(evaluator.windows, text, bos, dense.ce_nats, pruned.ce_nats, pruned.kl_nats)
+
+
+def _quality(windows: Tensor, text: str, bos: bool, dense_ce: float, pruned_ce: float, kl: float) -> Quality:
+    count, length = windows.shape
+    return Quality(
+        text=text,
+        protocol=protocol(length, bos),
+        window_tokens=length,
+        windows=count,
+        predicted_tokens=count * (length - 1),
+        dense_perplexity=math.exp(dense_ce),
+        pruned_perplexity=math.exp(pruned_ce),
+        kl_nats_per_token=kl,
+    )
+
+
+def measure_quality(
+    dense: str | Path,
+    pruned: str | Path,
+    source: str,
+    *,
+    tokens: int = HELD_OUT_TOKENS,
+    window_tokens: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> Quality:
+    """Quality of a written checkpoint against its dense model on any text: both are loaded and run as they are.
+
+    source: as `load_calibration` takes it; its held-out part of about `tokens` tokens is used.
+    """
+    dense_folder, pruned_folder = open_model(dense), open_model(pruned)
+    dense_model, calibration = load_with_held_out(
+        dense_folder, source, tokens=tokens, window_tokens=window_tokens, seed=seed, device=device
+    )
+    windows = calibration.held_out
+    place = dense_model.device
+    pruned_model = load_block_model(pruned_folder, device=place, dtype=pick_dtype(place))
+    figures = compare_models(dense_model, pruned_model, windows.tokens)
+    return _quality(windows.tokens, windows.text, calibration.description.bos, *figures)
+
+
+def load_with_held_out(
+    folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
+) -> tuple[BlockModel, Calibration]:
+    """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
+    check_window(folder, window_tokens)
+    if window_tokens is not None and window_tokens < 2:
+        raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
+    model = load_on(folder, device)
+    length = window_tokens or context_tokens(folder)
+    calibration = load_calibration(
+        source,
+        load_tokenizer(folder),
+        window_tokens=length,
+        scoring_tokens=length,
+        ranking_tokens=length,
+        held_out_tokens=tokens,
+        seed=seed,
+        model=model.model,
+    )
+    return model, calibration
+
+
+@torch.inference_mode()
+def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tuple[float, float, float]:
+    """Cross-entropy of dense, of pruned, and KL(dense || pruned): means over the predicted tokens, nats."""
+    sums = torch.zeros(3, dtype=torch.float64)
+    with progress("quality", windows.numel(), "tokens") as advance:
+        for window in torch.split(windows, 1):
+            tokens = window.to(dense.device)
+            target = tokens[:, 1:, None]
+            log_p, log_q = (
+                torch.log_softmax(model.model(input_ids=tokens, use_cache=False).logits[:, :-1].float(), dim=-1)
+                for model in (dense, pruned)
+            )
+            if log_p.shape != log_q.shape:
+                raise UserError(f"vocabularies differ: {log_p.shape[-1]} and {log_q.shape[-1]} tokens")
+            kl = (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
+            parts = (-log_p.gather(-1, target).sum(), -log_q.gather(-1, target).sum(), kl)
+            sums += torch.tensor([float(part) for part in parts], dtype=torch.float64)
+            advance(window.numel())
+    dense_ce, pruned_ce, kl_nats = (sums / (windows.shape[0] * (windows.shape[1] - 1))).tolist()
+    return dense_ce, pruned_ce, kl_nats

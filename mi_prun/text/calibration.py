@@ -1,0 +1,243 @@
+"""Calibration text, cut into windows, in three parts that never share text: scoring, ranking, held out.
+
+Windows do not overlap. Of a file that is much longer than needed, each window is a passage of its own, drawn by the
+seed, from the first MOST_CHARACTERS: windows that lie side by side say the same again, and a loss measured on them is
+noisier than their number says. Of a shorter one each part is a contiguous region. A data set of the hub is shuffled by
+the seed and read as far as needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_prun.artefact import Record
+from mi_prun.console import progress
+from mi_prun.errors import UserError
+from mi_prun.settings import SELF
+from mi_prun.text.self_text import sample_windows
+from mi_prun.text.text_source import TextSource, text_source
+
+LEAST_RANKING_SHARE = 4
+PARTS = ("scoring", "ranking", "held out")
+BATCH_CHARACTERS = 200_000
+MOST_CHARACTERS = 1 << 25  # of a file that are looked at for passages
+SCATTER_FROM = 3  # times as many passages as windows are wanted: else the beginning of the text is taken
+PASSAGE_MARGIN = 1.5  # a passage has about so many times the tokens of a window
+PASSAGES_AT_ONCE = 256
+MOST_WORD = 40
+
+
+@dataclass(frozen=True)
+class Windows:
+    """tokens: (windows, window_tokens) int64 on CPU. text: what they are, in words."""
+
+    tokens: Tensor
+    text: str
+
+
+class CalibrationDescription(Record):
+    """fingerprint: sha256 of all token ids, in the order of the parts. wanted_tokens is more than the three parts have
+    where the text was shorter than asked for.
+    """
+
+    source: str
+    window_tokens: int
+    scoring_tokens: int
+    ranking_tokens: int
+    held_out_tokens: int
+    wanted_tokens: int
+    bos: bool
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """scoring: boundary states and scores come from it. ranking: candidates are measured on it. held_out: touched only
+    by the final figure of quality.
+    """
+
+    scoring: Windows
+    ranking: Windows
+    held_out: Windows
+    description: CalibrationDescription
+
+
+def load_calibration(
+    source: str,
+    tokenizer: Any,
+    *,
+    window_tokens: int,
+    scoring_tokens: int,
+    ranking_tokens: int,
+    held_out_tokens: int,
+    seed: int,
+    model: Any = None,
+    scattered: bool = False,
+) -> Calibration:
+    """Windows of about the tokens asked for (at least one window a part). `model` is needed for `self` only.
+    scattered: draw passages from all over a long file in place of its beginning.
+
+    Where the text is shorter than asked for, the ranking part shrinks to LEAST_RANKING_SHARE times the scoring part,
+    then all of them in proportion; under three windows it is refused.
+    """
+    wanted = [windows_for(tokens, window_tokens) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)]
+    if source == SELF:
+        if model is None:
+            raise ValueError("sampling text from the model needs the model")
+        tokens = sample_windows(model, tokenizer, windows=sum(wanted), window_tokens=window_tokens, seed=seed)
+        counts, name, bos = wanted, SELF, tokenizer.bos_token_id is not None
+    else:
+        found = text_source(source, seed=seed)
+        bos = begins_with_bos(tokenizer)
+        rows = _passages(found, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
+        if rows is None:
+            rows = _beginning(found, tokenizer, sum(wanted), window_tokens)
+        tokens = with_bos(rows, tokenizer) if bos else rows
+        counts, name = _shrink(wanted, len(tokens)), found.name
+    parts = torch.split(tokens, counts)
+    description = CalibrationDescription(
+        source=name,
+        window_tokens=window_tokens,
+        scoring_tokens=parts[0].numel(),
+        ranking_tokens=parts[1].numel(),
+        held_out_tokens=parts[2].numel(),
+        wanted_tokens=sum(wanted) * window_tokens,
+        bos=bos,
+        seed=seed,
+        fingerprint=tokens_digest(tokens),
+    )
+    scoring, ranking, held_out = (
+        Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
+    )
+    return Calibration(scoring, ranking, held_out, description)
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """sha256 of token ids, whatever the machine's byte order."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def windows_for(tokens: int, window_tokens: int) -> int:
+    """How many windows make about so many tokens."""
+    return max(1, round(tokens / window_tokens))
+
+
+def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> Tensor:
+    """Up to `windows` windows from the beginning of the text: (n, window_tokens), less the place of a BOS."""
+    body = window_tokens - int(begins_with_bos(tokenizer))
+    if body < 1:
+        raise UserError(f"pieces of {window_tokens} tokens hold nothing but the BOS token; ask for longer ones")
+    ids: list[int] = []
+    with progress(f"reading {source.name}", windows * body, "tokens") as advance:
+        for batch in _batches(source.open()):
+            before = len(ids)
+            for document in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+                ids += document
+            advance(len(ids) - before)
+            if len(ids) >= windows * body:
+                break
+    count = min(windows, len(ids) // body)
+    if count < len(PARTS):
+        raise UserError(
+            f"calibration text {source.name} gives {len(ids):,} tokens; {len(PARTS)} windows of {window_tokens} are "
+            f"needed, one each for {', '.join(PARTS)}: give more text or a smaller --window"
+        )
+    return torch.tensor(ids[: count * body]).view(count, body)
+
+
+def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed: int) -> Tensor | None:
+    """`windows` windows (n, body), each the beginning of a passage of its own; None where the text has too few."""
+    if not source.local:
+        return None
+    text = _read(source)
+    first = tokenizer(text[:BATCH_CHARACTERS], add_special_tokens=False, verbose=False)["input_ids"]
+    if not first:
+        return None
+    length = math.ceil(PASSAGE_MARGIN * body * len(text[:BATCH_CHARACTERS]) / len(first))
+    places = len(text) // length
+    if places < SCATTER_FROM * windows:
+        return None
+    order = np.random.default_rng(seed).permutation(places)
+    rows: list[list[int]] = []
+    with progress(f"reading {source.name}", windows, "passages") as advance:
+        for start in range(0, places, PASSAGES_AT_ONCE):
+            cut = [_whole_words(text[i * length : (i + 1) * length]) for i in order[start : start + PASSAGES_AT_ONCE]]
+            found = tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"]
+            enough = [ids[:body] for ids in found if len(ids) >= body][: windows - len(rows)]
+            rows += enough
+            advance(len(enough))
+            if len(rows) == windows:
+                return torch.tensor(rows)
+    return None
+
+
+def _read(source: TextSource) -> str:
+    """The text, up to MOST_CHARACTERS."""
+    pieces: list[str] = []
+    size = 0
+    with progress(f"reading {source.name}", MOST_CHARACTERS, "characters") as advance:
+        for document in source.open():
+            pieces.append(document[: MOST_CHARACTERS - size])
+            advance(len(pieces[-1]) + 1)
+            size += len(pieces[-1]) + 1
+            if size >= MOST_CHARACTERS:
+                break
+    return "\n".join(pieces)
+
+
+def _whole_words(passage: str) -> str:
+    """Without the rest of a word that it begins with."""
+    head, space, rest = passage.partition(" ")
+    return rest if space and len(head) < MOST_WORD else passage
+
+
+def with_bos(windows: Tensor, tokenizer: Any) -> Tensor:
+    """Windows (n, tokens) with BOS before each."""
+    return torch.cat([torch.full((len(windows), 1), tokenizer.bos_token_id), windows], dim=1)
+
+
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself begins a text with BOS."""
+    first = tokenizer("a")["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+
+
+def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
+    """Documents, empty ones left out, in batches of about BATCH_CHARACTERS: the tokenizer works on many at once."""
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        for start in range(0, len(document), BATCH_CHARACTERS):
+            piece = document[start : start + BATCH_CHARACTERS]
+            if not piece.strip():
+                continue
+            batch.append(piece + "\n")
+            size += len(piece)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _shrink(wanted: list[int], found: int) -> list[int]:
+    """Windows a part when only `found` are there: at least one each."""
+    scoring, ranking, held_out = wanted
+    least = min(ranking, LEAST_RANKING_SHARE * scoring)
+    left = found - scoring - held_out
+    if left >= least:
+        return [scoring, min(ranking, left), held_out]
+    whole = scoring + least + held_out
+    ranking, held_out = (max(1, found * part // whole) for part in (least, held_out))
+    held_out = min(held_out, found - 2)
+    ranking = min(ranking, found - held_out - 1)  # one is left to score on
+    return [found - ranking - held_out, ranking, held_out]

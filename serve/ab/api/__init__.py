@@ -1,0 +1,1 @@
+"""The application: its routes, its page, its metrics, its process."""

@@ -1,0 +1,122 @@
+"""The application: the proxied paths, the admin routes, and what else is included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from mi_prun.version import __version__
+from serve.ab.api import admin, metrics_routes, models
+from serve.ab.api.metrics import Metrics
+from serve.ab.api.openapi import describe_proxied
+from serve.ab.api.page import add_page
+from serve.ab.arms import probe
+from serve.ab.arms.arm import Arm, make_arms
+from serve.ab.config import Config
+from serve.ab.experiment.aggregates_store import EvidenceStore
+from serve.ab.experiment.experiment import Experiment
+from serve.ab.experiment.store import Store
+from serve.ab.proxy.parsed_request import PATHS
+from serve.ab.proxy.proxy import Proxy
+from serve.ab.proxy.security import Keys, load_keys
+from serve.ab.proxy.service import Service
+from serve.ab.wire.bodies import BoundedBodies
+
+
+class Application(FastAPI):
+    """Proxied requests go past FastAPI's layers: nothing in them is for these, and each costs time before the first
+    byte.
+    """
+
+    proxy: Proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
+            await self.proxy(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(
+    config: Config,
+    arms: Mapping[str, Arm] | None = None,
+    *,
+    keys: Keys | None = None,
+    reset: bool = False,
+    on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None,
+) -> FastAPI:
+    """Make the application; `app.state.ab` is its Service, `app.state.metrics` its Metrics.
+
+    arms: None makes them from the config, which is enough where all have a URL. on_start: called with the loop that
+    serves.
+    """
+    if arms is None:
+        arms = make_arms(config)
+    store = Store(config.state)
+    service = Service(
+        config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
+    )
+
+    metrics = Metrics(service)
+    service.listeners.append(metrics.observe)
+    kept = EvidenceStore(store, service.judge)
+    if reset:
+        kept.forget()
+    else:
+        kept.load()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        on_start(asyncio.get_running_loop())
+        async with service.upstream:
+            tasks = [
+                asyncio.create_task(service.sweeper.run()),
+                asyncio.create_task(service.access_log.run()),
+                asyncio.create_task(kept.run()),
+                asyncio.create_task(service.experiment.run()),
+                *(asyncio.create_task(probe.watch(arm, service.upstream)) for arm in service.arms.values()),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await service.shadow.close()
+                kept.save(service.judge.state())
+                service.access_log.close()
+                store.close()
+
+    app = Application(title="mi-prun-ab", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.ab = service
+    app.state.metrics = metrics
+    app.add_middleware(BoundedBodies, request_s=config.limits.request_s, spared=frozenset(PATHS))
+    app.proxy = Proxy(service)
+    for path in PATHS:  # what other methods are told
+        app.router.routes.append(Route(path, app.proxy, methods=["POST"]))
+    app.include_router(models.router)
+    app.include_router(admin.router)
+    app.include_router(metrics_routes.router)
+    describe_proxied(app, config.model_name)
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        """A path that several routes share allows the methods of all of them."""
+        found = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
+
+    @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
+    async def health() -> Response:
+        """200 while an arm can be sent requests."""
+        up = any(arm.available for arm in service.arms.values())
+        return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
+
+    add_page(app)
+    return app

@@ -1,0 +1,89 @@
+"""What the page asks for beside the experiment and its verdict: live figures, and what each arm says it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field, ValidationError
+
+from serve.ab.api.admin import REFUSALS
+from serve.ab.arms.arm import Arm
+from serve.ab.proxy.security import require_operator
+from serve.ab.verdict.live_window import Live, LiveFigures
+from serve.ab.wire.upstream import Upstream, UpstreamError
+
+PRUNING_PATH = "/v1/pruning"
+PRUNING_SECONDS = 5.0
+PRUNING_BYTES = 2**20
+Block = Annotated[int, Field(ge=0, lt=100_000)]
+
+
+class Dense(BaseModel):
+    name: str
+
+
+class Quality(BaseModel):
+    dense_perplexity: float
+    pruned_perplexity: float
+    kl_nats_per_token: float
+
+
+class Pruning(BaseModel):
+    """What is used of an arm's `GET /v1/pruning`; blocks are 0-based. Anything else that it says is left out."""
+
+    pruned: bool
+    dropped_blocks: list[Block] = Field(default_factory=list)
+    kept_blocks: list[Block] = Field(default_factory=list)
+    parameter_ratio: float | None = None
+    method: str | None = None
+    weight_bytes: int | None = None
+    dense_weight_bytes: int | None = None
+    dense: Dense | None = None
+    quality: Quality | None = None
+
+
+class ArmPruning(BaseModel):
+    """pruning: None where the arm does not say. error: why not, where it should."""
+
+    name: str
+    pruning: Pruning | None = None
+    error: str | None = None
+
+
+class PruningAnswer(BaseModel):
+    arms: list[ArmPruning]
+
+
+def feed_router(live: Live) -> APIRouter:
+    router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
+
+    @router.get("/live")
+    async def live_figures() -> LiveFigures:
+        return live.figures()
+
+    @router.get("/pruning")
+    async def pruning_of_arms(request: Request) -> PruningAnswer:
+        """Asked of every arm anew. An engine that is not `mi-prun-serve` has no such route, which is no error."""
+        ab = request.app.state.ab
+        return PruningAnswer(arms=await asyncio.gather(*(pruning_of(arm, ab.upstream) for arm in ab.arms.values())))
+
+    return router
+
+
+async def pruning_of(arm: Arm, upstream: Upstream) -> ArmPruning:
+    if arm.base_url is None:
+        return ArmPruning(name=arm.name, error="its engine is not up yet")
+    headers = [(b"accept", b"application/json"), *arm.key_headers]
+    try:
+        async with asyncio.timeout(PRUNING_SECONDS):
+            answer, body = await upstream.get(arm.base_url + PRUNING_PATH, headers, PRUNING_BYTES)
+    except (UpstreamError, TimeoutError):
+        return ArmPruning(name=arm.name, error="its engine does not answer")
+    if answer.status != 200:
+        return ArmPruning(name=arm.name)
+    try:  # a body that was cut is no JSON
+        return ArmPruning(name=arm.name, pruning=Pruning.model_validate_json(body[:PRUNING_BYTES]))
+    except ValidationError:
+        return ArmPruning(name=arm.name, error=f"what its engine says at {PRUNING_PATH} is not what mi-prun-serve says")

@@ -1,0 +1,1 @@
+"""The arms: where they are, whether they are well, the engines behind them."""

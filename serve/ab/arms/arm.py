@@ -1,0 +1,147 @@
+"""An arm while it serves: where it is, and whether it can be sent requests."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from mi_prun.errors import UserError
+from serve.ab.config import ArmConfig, Config, Health
+from serve.ab.verdict.event import Outcome
+
+Circuit = Literal["closed", "open", "half_open"]
+DOWN = "arm_down"
+KEY_REFUSED = (401, 403)
+UNKNOWN = (404, 405)  # a path, or a model
+
+
+class Waiting(Protocol):
+    def arm_down(self, why: str) -> None: ...
+
+
+class Breaker:
+    """Opens after so many failures in a row; after its time lets one trial through, which closes it or opens it again,
+    for twice as long.
+    """
+
+    def __init__(self, health: Health, clock: Callable[[], float] = time.monotonic) -> None:
+        self._health = health
+        self._clock = clock
+        self._failures = 0
+        self._cool_down_s = health.cool_down_s
+        self._until = 0.0
+        self._trial = False
+        self.state: Circuit = "closed"
+
+    def allows(self) -> bool:
+        """Whether a request may be sent now. `start` must follow where one is."""
+        if self.state == "open" and self._clock() >= self._until:
+            self.state, self._trial = "half_open", False
+        return self.state == "closed" or (self.state == "half_open" and not self._trial)
+
+    def start(self) -> None:
+        self._trial = self.state == "half_open"
+
+    def succeeded(self) -> None:
+        self.reset()
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self.state == "half_open":
+            self._cool_down_s = min(2 * self._cool_down_s, self._health.cool_down_max_s)
+        if self.state != "closed" or self._failures >= self._health.failures:
+            self.state, self._until = "open", self._clock() + self._cool_down_s
+
+    def undecided(self) -> None:
+        """A trial that says nothing of the arm: its client went away."""
+        self._trial = False
+
+    def reset(self) -> None:
+        self.state, self._failures, self._trial = "closed", 0, False
+        self._cool_down_s = self._health.cool_down_s
+
+
+class Arm:
+    """base_url: None while its engine is not up. key: what it is asked with. restarts: of its engine.
+
+    waiting: requests that have no first byte of it yet; they are told when it goes down.
+    """
+
+    def __init__(self, name: str, config: ArmConfig, health: Health) -> None:
+        self.name = name
+        self.config = config
+        self.health = health
+        self.base_url: str | None = config.url.rstrip("/") if config.url else None
+        self.key: str | None = None
+        self.healthy = True  # until a probe says otherwise: the first requests find out
+        self.breaker = Breaker(health)
+        self.in_flight = 0
+        self.restarts = 0
+        self.ever_up = False
+        self.waiting: set[Waiting] = set()
+        self._missed = 0
+
+    @property
+    def available(self) -> bool:
+        return self.base_url is not None and self.healthy and self.breaker.allows()
+
+    @property
+    def key_headers(self) -> list[tuple[bytes, bytes]]:
+        """What the proxy's own questions to it carry."""
+        return [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
+
+    def probed(self, answered: bool) -> None:
+        if answered:
+            self._missed, self.healthy = 0, True
+            return
+        self._missed += 1
+        if self._missed >= self.health.failures and self.healthy:
+            self.went_down()
+
+    def went_down(self) -> None:
+        """No more requests; those it has not begun to answer go elsewhere."""
+        self.healthy = False
+        for request in list(self.waiting):
+            request.arm_down(DOWN)
+
+    def ended(self, outcome: Outcome, status: int = 0) -> None:
+        """An attempt is over. A client that went away says nothing of the arm, nor does a refusal that need not be its
+        fault: a gateway's 404 is no sign that an engine stands behind it.
+        """
+        self.in_flight -= 1
+        if outcome == "ok" or (outcome == "client_error" and status not in (*KEY_REFUSED, *UNKNOWN)):
+            self.breaker.succeeded()
+        elif outcome in ("client_gone", "client_error"):
+            self.breaker.undecided()
+        else:
+            self.breaker.failed()
+
+    def came_up(self, base_url: str, key: str | None) -> None:
+        """Its engine was started anew."""
+        self.base_url, self.key, self.ever_up = base_url, key, True
+        self._missed, self.healthy = 0, True
+        self.breaker.reset()
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "available": self.available,
+            "healthy": self.healthy,
+            "circuit": self.breaker.state,
+            "in_flight": self.in_flight,
+            "restarts": self.restarts,
+            "managed": self.config.managed,
+        }
+
+
+def make_arms(config: Config) -> dict[str, Arm]:
+    """Of the whole config. Raises UserError where the variable that shall hold an engine's key is not set."""
+    arms = {name: Arm(name, arm, config.health) for name, arm in config.arms.items()}
+    for name, arm in arms.items():
+        if (variable := arm.config.api_key_env) is not None:
+            arm.key = os.environ.get(variable)
+            if not arm.key:
+                raise UserError(f"arm {name}: the environment variable {variable} (api_key_env) is not set")
+    return arms

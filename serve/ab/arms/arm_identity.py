@@ -1,0 +1,40 @@
+"""Which model an arm is: figures that were collected of one say nothing of the next one under the same name."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+from mi_prun.checkpoint.manifest import MANIFEST_NAME, is_pruned
+from mi_prun.errors import UserError
+from mi_prun.files import sha256_of
+from mi_prun.model.model_folder import config_digest, identity_of, open_model, read_config, structure_digest
+from serve.ab.config import ArmConfig
+
+
+def digest_of(arm: ArmConfig) -> str:
+    """Of where it is and what it is started with, of its plan, and of the model's content where that is a folder here.
+
+    What changes behind a URL or a hub id is not seen.
+    """
+    target = (arm.url, arm.upstream_model, arm.model, arm.plan and sha256_of(arm.plan), arm.flags)
+    content = _content(Path(arm.model)) if arm.model and Path(arm.model).is_dir() else []
+    return sha256(json.dumps([target, content]).encode()).hexdigest()
+
+
+def _content(folder: Path) -> list[str]:
+    """The manifest of a pruned one has the digest of every file; of any other each tensor is sampled."""
+    if is_pruned(folder):
+        return [sha256_of(folder / MANIFEST_NAME)]
+    if not any(folder.glob("*.safetensors")):  # `--load-format dummy` makes them up
+        return [config_digest(read_config(folder))]
+    model = open_model(folder)
+    try:
+        identity = identity_of(model)
+    except UserError:  # a family that only vLLM knows
+        return [
+            config_digest(model.config),
+            structure_digest({name: info for name, (_, info) in model.tensors.items()}),
+        ]
+    return [identity.config_sha256, identity.weights_sha256]

@@ -1,0 +1,1 @@
+"""The running experiment: its weights, its split, its state on disk."""

@@ -1,0 +1,1 @@
+"""The same arms and weights, written for a cluster."""

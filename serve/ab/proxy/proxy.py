@@ -1,0 +1,139 @@
+"""The way in: who asks, what for, and which arm is to answer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from serve.ab.experiment.experiment import Assignment
+from serve.ab.proxy.admitted_request import Call, Receive, Scope, Send
+from serve.ab.proxy.deadline import GONE, AbortedError, Exchange
+from serve.ab.proxy.failover import attempt
+from serve.ab.proxy.parsed_request import ParsedRequest, RefusalError, parse_request
+from serve.ab.proxy.security import Caller
+from serve.ab.proxy.service import Service
+from serve.ab.proxy.stream_response import relay
+from serve.ab.wire import headers as header
+
+CLOSE = (b"connection", b"close")
+JSON = (b"content-type", b"application/json")
+CHALLENGE = (b"www-authenticate", b"Bearer")
+RETRY = (b"retry-after", b"1")
+
+
+class ClientGoneError(Exception):
+    """Before its request was whole."""
+
+
+class Proxy:
+    """An ASGI application for the paths that arms answer."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange()
+        exchanges = self.service.sweeper.exchanges
+        try:
+            if len(exchanges) >= self.service.config.limits.concurrency:
+                raise RefusalError(503, "too many requests at once", "overloaded_error", "concurrency_limit")
+            exchanges.add(exchange)
+            await self._answer(exchange, scope, receive, send)
+        except RefusalError as refusal:
+            # Where the request was not read to its end, its rest must not be taken for the next one.
+            await self._refuse(scope, send, refusal, unread=exchange.phase == "request")
+        except ClientGoneError:
+            pass
+        except asyncio.CancelledError:
+            pass  # the server ends: what there was to say was said (see `relay`), and this is the task's own end
+        finally:
+            exchanges.discard(exchange)
+
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self.service
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        authorization = header.value_of(headers, b"authorization")
+        caller = service.keys.caller(authorization)
+        if caller.role == "nobody":
+            raise RefusalError(401, "an API key is needed", "authentication_error", "invalid_api_key")
+        body = await self._read_body(exchange, headers, receive)
+        exchange.wait_for("first_byte")
+        request = parse_request(scope["path"], body, service.config.model_name, service.arms)
+        passed_on = authorization if service.keys.open and caller.role != "operator" else None
+        call = Call(exchange, request, self._assign(request, caller, headers), headers, passed_on, send)
+        watcher = asyncio.create_task(_watch(receive, exchange))
+        try:
+            begun = await attempt(service, call)
+            if begun is not None:
+                await relay(service, call, begun)
+        finally:
+            watcher.cancel()
+
+    async def _read_body(self, exchange: Exchange, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+        limit = self.service.config.limits.body_bytes
+        content_type = (header.value_of(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+        if content_type != b"application/json":
+            raise RefusalError(415, "the content type must be application/json")
+        too_large = RefusalError(413, f"the body is larger than {limit:,} bytes", code="body_limit")
+        length = header.value_of(headers, b"content-length")
+        if length is not None and int(length) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            with exchange.interruptible():
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    parts.append(message["body"])
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise too_large
+                    if not message["more_body"]:
+                        return b"".join(parts)
+        except AbortedError as aborted:
+            raise RefusalError(408, "the request took too long to come", code="request_timeout") from aborted
+
+    def _assign(self, request: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> Assignment:
+        service = self.service
+        named = header.value_of(headers, header.ARM)
+        explicit = request.arm
+        if named is not None:
+            explicit = named.decode("latin-1")
+            if request.arm not in (None, explicit):
+                raise RefusalError(400, f"the model names arm {request.arm}, the header {header.ARM.decode()} another")
+        if explicit is not None:
+            if caller.role != "operator":
+                raise RefusalError(403, "only the admin key may choose an arm", "permission_error", "arm_choice")
+            if explicit not in service.arms:
+                raise RefusalError(400, f"no such arm; there are {', '.join(service.arms)}")
+        return service.experiment.assign(self._sticky_key(request, caller, headers), explicit)
+
+    def _sticky_key(self, request: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> str | None:
+        """A single API key says nothing of who asks: it would send everything to one arm."""
+        for source in self.service.config.sticky:
+            if source == "header":
+                value = header.value_of(headers, self.service.config.sticky_header.encode())
+                found = value.decode("latin-1") if value else None
+            elif source == "user":
+                found = request.user
+            else:
+                found = caller.identity if self.service.keys.several else None
+            if found:
+                return found
+        return None
+
+    async def _refuse(self, scope: Scope, send: Send, refusal: RefusalError, *, unread: bool) -> None:
+        self.service.refused(scope["path"], refusal)
+        body = refusal.body()
+        headers = [JSON, (b"content-length", str(len(body)).encode())]
+        headers += [CLOSE] if unread else []
+        headers += [CHALLENGE] if refusal.status == 401 else [RETRY] if refusal.status == 503 else []
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _watch(receive: Receive, exchange: Exchange) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.abort(GONE)

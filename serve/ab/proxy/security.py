@@ -1,0 +1,118 @@
+"""Who asks: API keys for clients, an admin key for operators, compared in constant time."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from fastapi import HTTPException, Request
+
+from mi_prun.errors import UserError
+from serve.ab.config import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Config
+
+SHORTEST_KEY = 8
+
+Role = Literal["nobody", "client", "operator"]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """identity: of the API key, to stick by; "" where none was given. It cannot be turned back into the key."""
+
+    role: Role
+    identity: str = ""
+
+
+class Keys:
+    """Without API keys every caller is a client. Without an admin key nobody is an operator."""
+
+    def __init__(self, api_keys: Iterable[str] = (), admin_key: str | None = None) -> None:
+        self._api = [_digest(key) for key in api_keys]
+        self._admin = _digest(admin_key) if admin_key else None
+
+    @property
+    def open(self) -> bool:
+        return not self._api
+
+    @property
+    def several(self) -> bool:
+        return len(self._api) > 1
+
+    @property
+    def has_admin(self) -> bool:
+        return self._admin is not None
+
+    def caller(self, authorization: bytes | None) -> Caller:
+        """authorization: the header's value. Every key is compared, whichever fits, each in constant time."""
+        given = _digest(_bearer(authorization))
+        operator = self._admin is not None and hmac.compare_digest(given, self._admin)
+        fits = [hmac.compare_digest(given, key) for key in self._api]
+        if operator:
+            return Caller("operator")
+        if any(fits):
+            return Caller("client", given.hex()[:16])
+        return Caller("client" if self.open else "nobody")
+
+
+def _digest(key: str | bytes) -> bytes:
+    """Of one length, so that a comparison does not tell how long a key is."""
+    return sha256(key.encode("utf-8") if isinstance(key, str) else key).digest()
+
+
+def _bearer(authorization: bytes | None) -> bytes:
+    scheme, _, key = (authorization or b"").partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def load_keys(config: Config) -> Keys:
+    """From the files that the config names, else from the environment. Raises UserError; never with a key in it."""
+    if config.api_keys_file:
+        api = _lines(config.api_keys_file)
+        if not api:
+            raise UserError(f"{config.api_keys_file} holds no API key: one on each line")
+    else:
+        api = [key for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key]
+    if config.admin_key_file:
+        found = _lines(config.admin_key_file)
+        if len(found) != 1:
+            raise UserError(f"{config.admin_key_file} must hold one admin key, got {len(found)}")
+        admin: str | None = found[0]
+    else:
+        admin = os.environ.get(ADMIN_KEY_VARIABLE) or None
+    for what, keys in (("API key", api), ("admin key", [admin] if admin else [])):
+        if any(len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
+            raise UserError(f"an {what} must have at least {SHORTEST_KEY} printable ASCII characters and no space")
+    if admin in api:
+        raise UserError("the admin key must not be an API key too: every client would be an operator")
+    return Keys(api, admin)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for raw in path.read_text(encoding="utf-8").splitlines() if (line := raw.strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}") from error
+
+
+def caller_of(request: Request) -> Caller:
+    keys: Keys = request.app.state.ab.keys
+    return keys.caller(request.headers.get("authorization", "").encode("latin-1"))
+
+
+def require_operator(request: Request) -> None:
+    """For routes: 403 where no admin key is set, 401 for any other key."""
+    if not request.app.state.ab.keys.has_admin:
+        raise HTTPException(403, "no admin key is set on this server: admin routes are closed")
+    if caller_of(request).role != "operator":
+        raise HTTPException(401, "the admin key is needed", {"WWW-Authenticate": "Bearer"})
+
+
+def require_client(request: Request) -> None:
+    """For routes that show no more than an answer does: an API key or the admin key, where keys are set."""
+    if caller_of(request).role == "nobody":
+        raise HTTPException(401, "an API key is needed", {"WWW-Authenticate": "Bearer"})

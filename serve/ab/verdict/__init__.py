@@ -1,0 +1,1 @@
+"""What the arms did, what that says, and how sure it is."""

@@ -1,0 +1,224 @@
+"""The verdict, out of the evidence."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from serve.ab.verdict.aggregates import ArmEvidence, Evidence
+from serve.ab.verdict.guardrail_check import Guard, bounds_of, standing, value_of
+from serve.ab.verdict.quantities import QUANTITIES
+from serve.ab.verdict.sample_ratio import ALPHA as SAMPLE_RATIO_ALPHA
+from serve.ab.verdict.schema import (
+    ArmFigures,
+    Comparison,
+    Difference,
+    Direction,
+    Figure,
+    GuardrailFigure,
+    Interval,
+    SampleRatioCheck,
+    SampleSize,
+    ShadowFigures,
+    Verdict,
+    VerdictSettings,
+    line,
+)
+from serve.ab.verdict.statistics import Bounds
+from serve.ab.verdict.sums import MIN_REQUESTS, Contrast
+
+
+def make_verdict(experiment: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Verdict:
+    arms = {name: _arm(name, arm, evidence, settings.alpha) for name, arm in evidence.arms.items()}
+    comparisons = [
+        _comparison(arms[name], arms[evidence.control], evidence, settings, guard) for name in evidence.others
+    ]
+    lines = [comparison.text for comparison in comparisons]
+    return Verdict(
+        experiment=experiment,
+        time=time.time(),
+        since=evidence.since,
+        control=evidence.control,
+        alpha=settings.alpha,
+        not_counted=evidence.not_counted,
+        split_changes=evidence.split_changes,
+        arms=list(arms.values()),
+        comparisons=comparisons,
+        notes=_notes(evidence, comparisons),
+        text="\n".join(lines) if lines else f"{evidence.control}: the only arm, nothing to compare it with",
+    )
+
+
+def _interval(bounds: tuple[float, float | None] | None) -> Interval | None:
+    return None if bounds is None else Interval(low=bounds[0], high=bounds[1])
+
+
+def _arm(name: str, arm: ArmEvidence, evidence: Evidence, alpha: float) -> ArmFigures:
+    total = sum(evidence.weights.values())
+    return ArmFigures(
+        arm=name,
+        share=evidence.weights[name] / total if total else 0.0,
+        requests=arm.requests,
+        outcomes=dict(arm.outcomes),
+        finish_reasons=dict(arm.finish_reasons),
+        failed_over=evidence.failovers[name],
+        error_rate=Figure(
+            requests=arm.errors.trials, mean=arm.errors.mean, interval=_interval(arm.errors.bounds(alpha))
+        ),
+        gave_up_rate=Figure(
+            requests=arm.gave_up.trials, mean=arm.gave_up.mean, interval=_interval(arm.gave_up.bounds(alpha))
+        ),
+        figures={figure: _figure(arm, figure, alpha) for figure in QUANTITIES},
+    )
+
+
+def _figure(arm: ArmEvidence, name: str, alpha: float) -> Figure:
+    sums = arm.sums[name]
+    p50, p90, p95, p99 = arm.quantiles[name].quantiles((0.5, 0.9, 0.95, 0.99))
+    return Figure(
+        requests=sums.count,
+        mean=sums.ratio,
+        interval=_interval(Contrast(sums).bounds(alpha, 0.0)),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+    )
+
+
+def _direction(bounds: Bounds | None) -> Direction:
+    if bounds is None:
+        return "unknown"
+    return "lower" if bounds[1] < 0 else "higher" if bounds[0] > 0 else "no different"
+
+
+def _difference(evidence: Evidence, arm: str, figure: str, alpha: float) -> Difference:
+    contrast = evidence.contrast(arm, figure)
+    bounds = contrast.bounds(alpha)
+    return Difference(
+        difference=contrast.estimate() if contrast.known else None,
+        interval=_interval(bounds),
+        ratio=contrast.ratio(),
+        ratio_interval=_interval(contrast.ratio_bounds(alpha)),
+        direction=_direction(bounds),
+    )
+
+
+def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds]) -> Difference:
+    """bounds: of both shares, each at half the level: both hold at the whole one, however few errors there are."""
+    if ours.mean is None or control.mean is None:
+        return Difference(difference=None, interval=None, direction="unknown")
+    between = (bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
+    direction = _direction(between)
+    if direction == "no different" and min(ours.requests, control.requests) < MIN_REQUESTS:
+        direction = "unknown"
+    return Difference(difference=ours.mean - control.mean, interval=_interval(between), direction=direction)
+
+
+def _comparison(
+    ours: ArmFigures, theirs: ArmFigures, evidence: Evidence, settings: VerdictSettings, guard: Guard
+) -> Comparison:
+    name, alpha = ours.arm, settings.alpha
+    arm, control = evidence.arms[name], evidence.arms[evidence.control]
+    differences = {figure: _difference(evidence, name, figure, alpha) for figure in QUANTITIES}
+    half = alpha / 2
+    errors = _rate_difference(
+        ours.error_rate, theirs.error_rate, (arm.errors.bounds(half), control.errors.bounds(half))
+    )
+    gave_up = _rate_difference(
+        ours.gave_up_rate, theirs.gave_up_rate, (arm.gave_up.bounds(half), control.gave_up.bounds(half))
+    )
+    comparison = Comparison(
+        arm=name,
+        text="",
+        differences=differences,
+        error_rate=errors,
+        gave_up_rate=gave_up,
+        shadow=_shadow(name, evidence, alpha),
+        sample_size=_sample_size(name, evidence, settings),
+        sample_ratio=_sample_ratio(name, evidence),
+        guardrails=_guardrails(name, evidence, guard),
+    )
+    return comparison.model_copy(update={"text": line(comparison, ours, theirs, alpha)})
+
+
+def _shadow(name: str, evidence: Evidence, alpha: float) -> ShadowFigures:
+    shadow = evidence.shadows[name]
+    agreement, logprobs = shadow.agreement[alpha], shadow.logprobs
+    return ShadowFigures(
+        comparisons=agreement.count,
+        errors=shadow.errors,
+        agreement=Figure(requests=agreement.count, mean=agreement.mean, interval=_interval(agreement.bounds())),
+        logprob_difference_nats=Figure(
+            requests=logprobs.count,
+            mean=logprobs.ratio,
+            interval=_interval(Contrast(logprobs).bounds(alpha, 0.0)),
+        ),
+    )
+
+
+def _sample_size(name: str, evidence: Evidence, settings: VerdictSettings) -> SampleSize:
+    sums, control = evidence.arms[name].sums[settings.figure], evidence.arms[evidence.control].sums[settings.figure]
+    times = Contrast(sums, control).needed(
+        settings.minimal_effect * (control.ratio or 0.0), settings.alpha, NormalDist().inv_cdf(settings.power)
+    )
+    needed = None if times is None else max(MIN_REQUESTS, math.ceil(times * sums.count))
+    return SampleSize(
+        figure=settings.figure,
+        minimal_effect=settings.minimal_effect,
+        power=settings.power,
+        have=sums.count,
+        needed=needed,
+        reached=needed is not None and sums.count >= needed,
+    )
+
+
+def _sample_ratio(name: str, evidence: Evidence) -> SampleRatioCheck:
+    ratio = evidence.ratios[name]
+    return SampleRatioCheck(
+        clients=ratio.clients,
+        share=ratio.arm_clients / ratio.clients if ratio.clients else None,
+        expected_share=ratio.expected / ratio.clients if ratio.clients else None,
+        p_value=ratio.p_value,
+        alpha=SAMPLE_RATIO_ALPHA,
+        mismatch=ratio.p_value < SAMPLE_RATIO_ALPHA,
+    )
+
+
+def _guardrails(name: str, evidence: Evidence, guard: Guard) -> list[GuardrailFigure]:
+    figures = []
+    for guardrail in guard.guardrails:
+        bounds = bounds_of(guardrail, name, evidence, guard.alpha)
+        broken = guard.found(name, guardrail)
+        figures.append(
+            GuardrailFigure(
+                text=guardrail.text,
+                value=value_of(guardrail, name, evidence, guard.alpha),
+                interval=_interval(bounds and (bounds[0], None if math.isinf(bounds[1]) else bounds[1])),
+                standing="broken" if broken else standing(guardrail, name, evidence, guard.alpha),
+                broken_at=broken.time if broken else None,
+                drained=broken.drained if broken else False,
+            )
+        )
+    return figures
+
+
+def _notes(evidence: Evidence, comparisons: Sequence[Comparison]) -> list[str]:
+    notes = []
+    for comparison in comparisons:
+        check = comparison.sample_ratio
+        if check.mismatch and check.share is not None and check.expected_share is not None:
+            notes.append(
+                f"{comparison.arm} had {check.share:.2%} of {check.clients:,} clients where the split gave it "
+                f"{check.expected_share:.2%} (p = {check.p_value:.2g}): requests are lost in one arm, do not believe "
+                "the differences before that is found"
+            )
+    if evidence.split_changes:
+        times = "once" if evidence.split_changes == 1 else f"{evidence.split_changes} times"
+        notes.append(
+            f"the split was changed {times}: a request counts by the share its arm had then, "
+            "so that both arms speak of the same times"
+        )
+    return notes

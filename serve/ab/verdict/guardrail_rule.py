@@ -1,0 +1,85 @@
+"""What must hold of an arm, or it is given no more requests: `error_rate<1%`, `agreement>0.6`, `ttft_ms<1.2x`.
+
+    guardrail = quantity ("<" | ">") bound
+    quantity  = error_rate | agreement | logprob_difference_nats | ttft_ms | itl_ms | e2e_ms | tokens_per_s
+              | output_tokens | (ttft | e2e) "_p" (50 .. 99) "_ms"
+    bound     = number | number "%" | number "x"
+
+`%` is of shares (error_rate, agreement); `x` is times the control's figure, of the means and of error_rate; a
+percentile takes a number. Only logprob_difference_nats may be below 0. A guardrail is broken when the values that are
+still possible, all looks considered, all break it: with several guardrails or arms the level is shared, so that the
+chance to drain an arm that breaks none is alpha at most, however long it is watched.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mi_prun.errors import UserError
+from serve.ab.verdict.quantities import QUANTITIES
+
+SHARES = ("error_rate", "agreement")
+MIRRORED = ("agreement", "logprob_difference_nats")
+NAMES = ("error_rate", *MIRRORED, *QUANTITIES)
+FORM = re.compile(r"\s*([a-z0-9_]+?)\s*([<>])\s*(-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+))\s*([%x]?)\s*")
+PERCENTILE = re.compile(r"(ttft|e2e)_p([5-9][0-9])_ms")
+HELP = "it is QUANTITY<BOUND or QUANTITY>BOUND, as error_rate<1%, agreement>0.6, ttft_ms<1.2x, e2e_p95_ms<3000"
+
+Standing = Literal["holds", "undecided", "broken"]
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """text: as it was given. bound: a share in [0, 1], a number, or with `relative` a factor of the control's figure.
+
+    percentile: of the values of `quantity`, in (0, 1); None is the mean.
+    """
+
+    text: str
+    quantity: str
+    below: bool
+    bound: float
+    relative: bool = False
+    percentile: float | None = None
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether it is about mirrored requests."""
+        return self.quantity in MIRRORED
+
+    def verdict(self, *, all_above: bool, all_below: bool) -> Standing:
+        """Whether all values that are still possible are above the bound, or all below."""
+        if all_above or all_below:
+            return "holds" if all_below == self.below else "broken"
+        return "undecided"
+
+
+def parse_guardrail(text: str) -> Guardrail:
+    """Raises UserError."""
+    found = FORM.fullmatch(text)
+    if not found:
+        raise UserError(f"guardrail {text!r}: {HELP}")
+    quantity, sign, number, unit = found.groups()
+    bound, below = float(number), sign == "<"
+    if bound < 0 and quantity != "logprob_difference_nats":
+        raise UserError(f"guardrail {text!r}: {quantity} is never below 0")
+    if percentile := PERCENTILE.fullmatch(quantity):
+        if unit:
+            raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
+        return Guardrail(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
+    if quantity not in NAMES:
+        raise UserError(
+            f"guardrail {text!r}: {quantity} is no quantity; there are {', '.join(NAMES)}, "
+            "and percentiles as e2e_p95_ms"
+        )
+    if unit == "%":
+        if quantity not in SHARES:
+            raise UserError(f"guardrail {text!r}: % is of a share ({', '.join(SHARES)}); for a ratio write 1.2x")
+        bound /= 100
+    if unit == "x" and quantity in MIRRORED:
+        raise UserError(f"guardrail {text!r}: {quantity} is of both arms already; x is of every other quantity")
+    if quantity in SHARES and unit != "x" and not 0 <= bound <= 1:
+        raise UserError(f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %)")
+    return Guardrail(text.strip(), quantity, below, bound, relative=unit == "x")

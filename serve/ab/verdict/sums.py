@@ -1,0 +1,220 @@
+"""A figure of an arm as sums in constant memory, and the interval of the difference of two arms.
+
+Every figure is a ratio, sum of y over sum of x: a mean where x = 1, tokens per second where x is seconds. A request
+weighs 1 / p, p the probability with which the split gave it to its arm (Hajek's estimator): while the split stands
+still that is the plain mean; when it is changed on the way, both arms still speak of the same requests, so that a
+busy hour in which one arm had a larger share does not pass for a property of the arm.
+
+The variance of a ratio R is that of the sum of w (y - R x) over the sum of w x. It is taken twice, request by request
+and over buckets of sticky keys, and the larger one counts: the requests of one client are alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.ab.verdict.statistics import Bounds, ratio_bounds, width
+
+BUCKETS = 256
+MIN_REQUESTS = 100  # of each arm, before an interval is given: a skewed sum of fewer is not normal enough
+ACCURACY = 0.01  # relative, of a quantile
+SMALLEST, LARGEST = 1e-6, 1e9
+LOG_BASE = math.log((1 + ACCURACY) / (1 - ACCURACY))
+LOWEST, HIGHEST = (math.ceil(math.log(value) / LOG_BASE) for value in (SMALLEST, LARGEST))
+
+Floats = npt.NDArray[np.float64]
+
+
+class Sums:
+    """y and x of one arm's requests, weighted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._y = self._x = self._yy = self._xy = self._xx = 0.0
+        self._bucket_y = np.zeros(BUCKETS)
+        self._bucket_x = np.zeros(BUCKETS)
+        self.first_variance = 0.0  # of the sum of w (y - R x), when there were MIN_REQUESTS
+
+    def add(self, y: float, x: float, weight: float, bucket: int) -> None:
+        self.count += 1
+        wy, wx = weight * y, weight * x
+        self._y += wy
+        self._x += wx
+        self._yy += wy * wy
+        self._xy += wy * wx
+        self._xx += wx * wx
+        self._bucket_y[bucket] += wy
+        self._bucket_x[bucket] += wx
+        if self.count == MIN_REQUESTS:
+            self.first_variance = self._residual_squares()
+
+    @property
+    def ratio(self) -> float | None:
+        return self._y / self._x if self._x > 0 else None
+
+    @property
+    def size(self) -> float:
+        """Sum of w x: grows in step with the experiment's requests, the same for either arm."""
+        return self._x
+
+    def _residual_squares(self) -> float:
+        ratio = self._y / self._x
+        return max(0.0, self._yy - 2 * ratio * self._xy + ratio * ratio * self._xx)
+
+    @property
+    def variance(self) -> float:
+        """Of the ratio, were all requests independent."""
+        return self._residual_squares() / self._x**2 * self.count / max(1, self.count - 1)
+
+    def residuals(self) -> Floats:
+        """By bucket; they sum to 0, and their squares to the variance of the ratio."""
+        return np.asarray((self._bucket_y - self._y / self._x * self._bucket_x) / self._x)
+
+    def filled(self) -> npt.NDArray[np.bool_]:
+        return np.asarray(self._bucket_x > 0)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            name.lstrip("_"): _packed(value) if isinstance(value, np.ndarray) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Sums:
+        sums = cls()
+        for name, value in vars(sums).items():
+            stored = state[name.lstrip("_")]
+            setattr(sums, name, _unpacked(stored) if isinstance(value, np.ndarray) else stored)
+        return sums
+
+
+def _middle(index: int) -> float:
+    """Of a bucket of `Quantiles`: no value in it is farther off than ACCURACY."""
+    return 2 * math.exp(index * LOG_BASE) / (math.exp(LOG_BASE) + 1)
+
+
+def _packed(array: Floats) -> str:
+    return base64.b64encode(array.astype("<f8").tobytes()).decode("ascii")
+
+
+def _unpacked(text: str) -> Floats:
+    array = np.frombuffer(base64.b64decode(text), dtype="<f8").astype(float)
+    if array.size != BUCKETS:
+        raise ValueError(f"{array.size} buckets, not {BUCKETS}")
+    return array
+
+
+class Contrast:
+    """R_arm - c R_control, with its standard error, for any c. For an arm alone: without a control, c = 0."""
+
+    def __init__(self, arm: Sums, control: Sums | None = None) -> None:
+        self.ready = arm.count >= MIN_REQUESTS and (control is None or control.count >= MIN_REQUESTS)
+        self.known = arm.ratio is not None and (control is None or control.ratio is not None)
+        self._arm = arm.ratio or 0.0
+        self._control = (control.ratio or 0.0) if control else 0.0
+        self._requests = arm.count / MIN_REQUESTS
+        if not self.ready:
+            return
+        ours, filled = arm.residuals(), arm.filled()
+        theirs = np.zeros(BUCKETS)
+        self._variances = (arm.variance, 0.0)
+        # Relative to the clock, so that the two arms' first variances are of the same time.
+        self._first = (arm.first_variance / arm.size**2, 0.0)
+        if control:
+            theirs, filled = control.residuals(), filled | control.filled()
+            self._variances = (arm.variance, control.variance)
+            self._first = (self._first[0], control.first_variance / control.size**2)
+        groups = int(filled.sum())
+        spread = groups / max(1, groups - 1)
+        self._bucket = tuple(spread * float(product) for product in (ours @ ours, ours @ theirs, theirs @ theirs))
+
+    def variance(self, c: float) -> float:
+        independent = self._variances[0] + c * c * self._variances[1]
+        clustered = self._bucket[0] - 2 * c * self._bucket[1] + c * c * self._bucket[2]
+        return max(independent, clustered)
+
+    def margin(self, c: float, alpha: float) -> float:
+        variance = self.variance(c)
+        first = self._first[0] + c * c * self._first[1]
+        return math.sqrt(variance) * width(variance / first if first > 0 else self._requests, alpha)
+
+    def estimate(self, c: float = 1.0) -> float:
+        return self._arm - c * self._control
+
+    def bounds(self, alpha: float, c: float = 1.0) -> Bounds | None:
+        if not self.ready:
+            return None
+        estimate, margin = self.estimate(c), self.margin(c, alpha)
+        return estimate - margin, estimate + margin
+
+    def ratio(self) -> float | None:
+        return self._arm / self._control if self._control > 0 else None
+
+    def ratio_bounds(self, alpha: float) -> tuple[float, float | None] | None:
+        ratio = self.ratio()
+        if not self.ready or ratio is None:
+            return None
+        return ratio_bounds(lambda c: abs(self.estimate(c)) <= self.margin(c, alpha), ratio)
+
+    def needed(self, effect: float, alpha: float, z_power: float) -> float | None:
+        """How many times the requests would show a difference of `effect`. z_power: normal quantile of the power."""
+        if not self.ready or effect <= 0:
+            return None
+        variance = self.variance(1.0)
+        first = self._first[0] + self._first[1]
+
+        def shown(times: float) -> bool:
+            clock = times * (variance / first if first > 0 else self._requests)
+            return math.sqrt(variance / times) * (width(clock, alpha) + z_power) <= effect
+
+        low, high = 1e-6, 1e9
+        if not shown(high):
+            return None
+        for _ in range(80):
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if shown(middle) else (middle, high)
+        return high
+
+
+class Quantiles:
+    """Weighted counts in buckets that widen by a constant factor (as DDSketch, Masson et al., VLDB 2019): any quantile
+    within 1 %, in some 1,700 numbers whatever comes.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(HIGHEST - LOWEST + 1)
+
+    def add(self, values: Sequence[float], weight: float) -> None:
+        if len(values) == 1:
+            value = min(max(values[0], SMALLEST), LARGEST)
+            self._counts[math.ceil(math.log(value) / LOG_BASE) - LOWEST] += weight
+        elif values:
+            logs = np.log(np.clip(np.asarray(values, dtype=float), SMALLEST, LARGEST))
+            np.add.at(self._counts, np.ceil(logs / LOG_BASE).astype(int) - LOWEST, weight)
+
+    def quantile(self, share: float) -> float | None:
+        """The value that this share of the weight is at or below."""
+        return self.quantiles([share])[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float | None]:
+        passed = np.cumsum(self._counts)
+        if passed[-1] <= 0:
+            return [None] * len(shares)
+        indices = np.searchsorted(passed, np.asarray(shares) * passed[-1]) + LOWEST
+        return [0.0 if index <= LOWEST else _middle(index) for index in indices.tolist()]
+
+    def state(self) -> list[list[float]]:
+        filled = np.flatnonzero(self._counts)
+        return [filled.tolist(), self._counts[filled].tolist()]
+
+    @classmethod
+    def restored(cls, state: list[list[float]]) -> Quantiles:
+        quantiles = cls()
+        quantiles._counts[np.array(state[0], dtype=int)] = state[1]
+        return quantiles

@@ -1,0 +1,1 @@
+"""HTTP as it is on the wire, towards clients and towards arms."""

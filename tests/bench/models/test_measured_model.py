@@ -1,0 +1,97 @@
+"""The models of a run: opened, told apart, and refused where they do not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.models.measured_model import open_subjects
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import identity_of, open_model
+
+Prune = Callable[..., Path]
+
+
+def refused(dense: Path, pruned: list[Path], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_subjects(str(dense), [str(path) for path in pruned])
+
+
+def test_models_that_will_not_do(tmp_path: Path, dense: Path, other_dense: Path, prune: Prune) -> None:
+    own = prune(dense, tmp_path / "p1", [1])
+    other = prune(other_dense, tmp_path / "p2", [1])
+    refused(tmp_path / "absent", [own], "no such folder")
+    refused(tmp_path, [own], r"has no config\.json")
+    refused(own, [own], "is itself a pruned model; name the dense one")
+    refused(dense, [other_dense], r"is not a folder that `mi-prun apply` wrote")
+    refused(dense, [own, other], r"the plan was made for .*other and .*dense is another model \(its weights")
+    refused(dense, [own, own], "is named twice")
+    (own / "model.safetensors").write_bytes((own / "model.safetensors").read_bytes()[:-8])
+    refused(dense, [own], r"model\.safetensors")
+    with pytest.raises(UserError, match="is another model"):
+        open_subjects(str(dense), (), [other])
+
+
+def test_a_manifest_beside_weights_of_another_size(tmp_path: Path, dense: Path, prune: Prune) -> None:
+    pruned, smaller = prune(dense, tmp_path / "p1", [1]), prune(dense, tmp_path / "p2", [1, 2])
+    (smaller / "model.safetensors").replace(pruned / "model.safetensors")
+    refused(dense, [pruned], "apply the plan again")
+
+
+def test_subjects_say_what_they_lack(tmp_path: Path, dense: Path, prune: Prune) -> None:
+    written, virtual = prune(dense, tmp_path / "p", [1, 2]), prune(dense, tmp_path / "v", [3], virtual=True)
+    plan = tmp_path / "plan.json"
+    read_manifest(virtual).plan.write(plan)
+    subjects = open_subjects(str(dense), [str(written), str(virtual)], [plan])
+    first, second, third, drafted = subjects.all
+    identity = identity_of(open_model(dense))
+    assert [subject.arm.label for subject in subjects.all] == [
+        "dense",
+        "by hand 50.0%",
+        "by hand 25.0%",
+        "draft by hand 25.0%",
+    ]
+    assert [subject.arm.weights for subject in subjects.all] == [None, "materialized", "virtual", "virtual"]
+    assert (subjects.dense.weights_sha256, subjects.context) == (identity.weights_sha256, 64)
+    assert first.arm.blocks.dropped == ()
+    assert second.arm.blocks.dropped == (1, 2)
+    assert second.arm.blocks.parameter_ratio == pytest.approx(
+        sum(identity.block_parameters[1:3]) / identity.num_parameters
+    )
+    block_bytes = (first.weight_bytes - second.weight_bytes) // 2
+    assert first.weight_bytes - third.weight_bytes == block_bytes == 4 * identity.block_parameters[1]
+    for subject in (first, second, third):
+        assert subject.weights is not None
+        assert subject.weights.total_bytes == subject.weight_bytes
+    assert drafted.flags == ("--draft", str(plan))
+    assert drafted.weight_bytes == first.weight_bytes
+
+
+def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Prune) -> None:
+    one, two = prune(dense, tmp_path / "one", [1]), prune(dense, tmp_path / "two", [2])
+    labels = [subject.arm.label for subject in open_subjects(str(dense), [str(one), str(two)], [one, two]).all]
+    assert labels[1:] == [
+        "by hand 25.0% (one)",
+        "by hand 25.0% (two)",
+        "draft by hand 25.0% (without 1)",
+        "draft by hand 25.0% (without 2)",
+    ]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, dense: Path, prune: Prune) -> None:
+    """Rounds, engines and quality go by the label: two of one would be measured as one."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = prune(dense, tmp_path / "a" / "same", [1]), prune(dense, tmp_path / "b" / "same", [1])
+    labels = [subject.arm.label for subject in open_subjects(str(dense), [str(one), str(two)], [one, two]).all]
+    assert labels[1:] == [
+        f"by hand 25.0% ({one})",
+        f"by hand 25.0% ({two})",
+        f"draft by hand 25.0% ({one})",
+        f"draft by hand 25.0% ({two})",
+    ]
+    with pytest.raises(UserError, match=r"--draft .* is named twice"):
+        open_subjects(str(dense), [], [one, one])

@@ -1,0 +1,62 @@
+"""Paired ratios: what drifts in both models of a pair is in neither's favour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from bench.records.paired import paired, ratio_of
+from bench.records.schema import PointRecord, Round
+
+Point = Callable[..., PointRecord]
+
+
+def test_a_drift_of_the_machine_cancels_out() -> None:
+    found = ratio_of([130, 65, 26], [100, 50, 20])
+    assert (found.ratio, found.low, found.high) == pytest.approx((1.3, 1.3, 1.3))
+    assert found.pairs == 3
+
+
+def test_the_interval_is_students_of_the_log_ratios() -> None:
+    found = ratio_of([1.2, 1.3, 1.4], [1, 1, 1])
+    logs = [math.log(value) for value in (1.2, 1.3, 1.4)]
+    mean = sum(logs) / 3
+    error = math.sqrt(sum((log - mean) ** 2 for log in logs) / 2 / 3)
+    assert found.low is not None
+    assert found.high is not None
+    assert math.log(found.ratio) == pytest.approx(mean)
+    assert math.log(found.high) - mean == pytest.approx(4.302653 * error, rel=1e-6)  # t, 2 degrees of freedom, 97.5 %
+    assert mean - math.log(found.low) == pytest.approx(4.302653 * error, rel=1e-6)
+
+
+def test_one_pair_has_no_interval() -> None:
+    found = ratio_of([3], [2])
+    assert (found.ratio, found.low, found.high, found.pairs) == (pytest.approx(1.5), None, None, 1)
+
+
+def scaled(one: Round, factor: float) -> Round:
+    """Every throughput times `factor`, every latency over it."""
+    parts = {
+        name: getattr(one, name) * factor for name in ("output_tokens_per_s", "total_tokens_per_s", "requests_per_s")
+    }
+    for name in ("ttft", "tpot", "itl", "e2e"):
+        values = getattr(one, name).model_dump()
+        parts[name] = getattr(one, name).model_copy(update={key: value / factor for key, value in values.items()})
+    return one.model_copy(update=parts)
+
+
+def test_above_one_is_faster_for_throughputs_and_latencies(point: Point) -> None:
+    dense = point().speed.rounds
+    found = paired([scaled(one, 1.25) for one in dense], dense)
+    for name in type(found).model_fields:
+        assert getattr(found, name).ratio == pytest.approx(1.25), name
+
+
+def test_answers_of_one_token_have_no_time_between_tokens(point: Point) -> None:
+    none = {"tpot": point().speed.tpot.model_copy(update={"p50_ms": 0.0})}
+    rounds = [one.model_copy(update=none) for one in point().speed.rounds]
+    found = paired(rounds, rounds)
+    assert found.tpot is None
+    assert found.itl is not None

@@ -1,0 +1,204 @@
+"""The ratio to take: the fastest, or the least loss, of those that fit; and what is nearest where none does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.records.flat_rows import rows_of
+from bench.records.results import Run, read_side
+from bench.records.schema import PointRecord, append_record
+from bench.records.task_schema import TaskRecord
+from bench.reports.recommend import Recommendation, parse_limits, parse_memory, recommend
+from mi_prun.errors import UserError
+
+Point = Callable[..., PointRecord]
+
+
+@pytest.fixture
+def run(one_sweep: list[PointRecord]) -> Run:
+    """Without 0, 1, 2, 4 of 8 blocks: 1, 1.125, 1.25, 1.5 times the speed; perplexity 50, 60, 70, 90; at most 1 GiB."""
+    return Run("run-1", tuple(one_sweep))
+
+
+def taken(run: Run, ppl: str | None = None, speedup: float | None = None, memory: str | None = None) -> Recommendation:
+    return recommend(run, parse_limits(ppl, speedup, memory))
+
+
+@pytest.mark.parametrize(
+    ("limits", "arm"),
+    [
+        ({"ppl": "20%"}, "hybrid 12.5%"),
+        ({"ppl": "0.45"}, "hybrid 25.0%"),  # the fastest within it
+        ({"ppl": "5%"}, "dense"),  # nothing else is within it
+        ({"speedup": 1.1}, "hybrid 12.5%"),  # the least loss
+        ({"speedup": 1.0}, "dense"),
+        ({"memory": "2GiB"}, "dense"),
+        ({"memory": "1GiB"}, "hybrid 12.5%"),  # 0.9 GiB of room, 0.875 GiB of weights
+        ({"memory": "700MiB"}, "hybrid 50.0%"),
+        ({"ppl": "100%", "speedup": 1.2, "memory": "900MiB"}, "hybrid 50.0%"),
+        ({"ppl": "45%", "speedup": 1.2}, "hybrid 25.0%"),
+    ],
+)
+def test_what_fits(run: Run, limits: dict[str, object], arm: str) -> None:
+    found = taken(run, **limits)  # type: ignore[arg-type]
+    assert found.fits
+    assert found.arm == arm
+    assert found.line().startswith(f"take {arm}: the ")
+    assert f"{found.x_output_tokens_per_s:.2f}x tokens/s" in found.why
+
+
+@pytest.mark.parametrize(
+    ("limits", "arm", "said"),
+    [
+        ({"speedup": 2.0}, "hybrid 50.0%", "1.50x tokens/s of 2x"),
+        ({"memory": "100MiB"}, "hybrid 50.0%", "weights of 0.50 GiB, 0.09 GiB of room"),
+        ({"ppl": "10%", "speedup": 1.12}, "hybrid 12.5%", "perplexity +20.0%, 10% allowed"),
+    ],
+)
+def test_where_none_fits_the_nearest_is_named(run: Run, limits: dict[str, object], arm: str, said: str) -> None:
+    found = taken(run, **limits)  # type: ignore[arg-type]
+    assert not found.fits
+    assert found.arm == arm
+    assert found.line().startswith(f"none fits; nearest is {arm}: {said}; it has ")
+
+
+def test_an_interval_that_reaches_below_is_said(run: Run) -> None:
+    assert "its interval reaches below 1.24x" in taken(run, speedup=1.24).why
+    assert "interval reaches" not in taken(run, speedup=1.2).why
+
+
+def test_a_draft_is_no_candidate(run: Run, point: Point) -> None:
+    draft = point((2, 3), kind="draft")
+    draft = draft.model_copy(update={"arm": draft.arm.model_copy(update={"label": "draft"})})
+    assert taken(Run("run-1", (*run.points, draft)), speedup=1.2).arm == "hybrid 25.0%"
+
+
+def test_answers_to_tasks_are_told(run: Run, task: Callable[..., TaskRecord]) -> None:
+    tasks = [
+        task(dropped, right, task=name)
+        for name in ("boolq", "piqa")
+        for dropped, right in (((), [True] * 8), ((3,), [True, False] * 4))
+    ]
+    found = recommend(run, parse_limits("20%", None, None), tasks)
+    assert ", -50.0 [" in found.why
+    assert found.why.endswith("points on 2 tasks")
+
+
+def test_each_model_is_judged_by_the_dense_model_on_its_own_text(point: Point) -> None:
+    """Plans may be of several texts: another text's dense perplexity says nothing."""
+
+    def judged(dropped: tuple[int, ...], dense: float, pruned: float) -> PointRecord:
+        quality = point(dropped).quality
+        assert quality is not None
+        return point(
+            dropped, quality=quality.model_copy(update={"dense_perplexity": dense, "pruned_perplexity": pruned})
+        )
+
+    blind = point((), quality=None, quality_measured_on=None)  # as it is where there is no one text
+    mixed = Run("run-1", (blind, judged((3,), 7.0, 8.0), judged((2, 3), 12.0, 13.0)))
+    assert [row.x_perplexity for row in rows_of(mixed)] == [None, pytest.approx(8 / 7), pytest.approx(13 / 12)]
+    assert taken(mixed, ppl="10%").arm == "hybrid 25.0%"
+    assert taken(mixed, speedup=1.1).arm == "hybrid 25.0%"  # the least loss
+
+
+def test_quality_that_was_not_measured(point: Point) -> None:
+    blind = Run("run-1", tuple(point(d, quality=None, quality_measured_on=None) for d in ((), (3,), (2, 3))))
+    with pytest.raises(UserError, match="did not measure quality"):
+        taken(blind, ppl="10%")
+    assert taken(blind, speedup=1.1).arm == "hybrid 12.5%"  # fewest blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((None, None, None), "give at least one of --max-ppl-increase"),
+        (("x", None, None), "--max-ppl-increase must be like 10%"),
+        ((None, -1.0, None), "--min-speedup must be over 0, got -1"),
+        ((None, None, "24"), "--memory must be like 24GiB or 500MB, got '24'"),
+        ((None, None, "-2GiB"), "--memory must be like"),
+        ((None, None, "GiB"), "--memory must be like"),
+    ],
+)
+def test_limits_that_are_none(options: tuple[str | None, float | None, str | None], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_limits(*options)
+
+
+def test_memory_is_in_bytes() -> None:
+    assert parse_memory("24GiB") == 24 * 2**30
+    assert parse_memory(" 1.5 gb") == 1_500_000_000
+
+
+def test_exit_status(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.cli import app
+    from mi_prun.console import run_app
+
+    for point in one_sweep:
+        append_record(tmp_path, point)
+
+    def status(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), *words])
+        try:
+            return run_app(app)
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+
+    assert status("--min-speedup", "1.2") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dropped"] == [2, 3]
+    assert status("--min-speedup", "3") == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"] is False
+    assert status() == 2
+
+
+def test_of_several_runs_one_that_was_judged_is_taken_and_the_others_are_named(
+    tmp_path: Path, one_sweep: list[PointRecord], point: Point
+) -> None:
+    """A model, then a shape of which nobody knows the quality."""
+    shape = point().dense.model_copy(update={"name": "qwen", "shape": "qwen", "weights_sha256": None})
+    unjudged = {"run": "run-2", "dense": shape, "quality": None, "quality_measured_on": None}
+    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, found)
+    place = str(tmp_path)
+
+    def judged(run: Run) -> bool:
+        return run.judged
+
+    newest, by_quality = read_side(place), read_side(place, judged)
+    assert newest.run is not None
+    assert by_quality.run is not None
+    assert (newest.run.name, newest.others) == ("run-2", (f"{place}@run-1",))
+    assert (by_quality.run.name, by_quality.others) == ("run-1", (f"{place}@run-2",))
+    assert read_side(f"{place}@run-2", judged).run == newest.run  # as the user says
+    assert read_side(f"{place}@run-2").others == ()
+
+
+def test_the_command_on_a_folder_of_several_runs(
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    point: Point,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bench.cli import app
+    from mi_prun.console import run_app
+
+    unjudged = {"run": "run-2", "quality": None, "quality_measured_on": None}
+    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, found)
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), "--max-ppl-increase", "45%"])
+    assert run_app(app) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == f"note: of run run-1, owner/dense; beside it: {tmp_path}@run-2"
+    assert json.loads(last)["arm"] == "hybrid 25.0%"
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", f"{tmp_path}@run-2", "--max-ppl-increase", "45%"])
+    assert run_app(app) == 2
+    assert "run run-2 did not measure quality" in capsys.readouterr().err

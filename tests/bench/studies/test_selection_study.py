@@ -1,0 +1,266 @@
+"""The study on the bundled model, small: records, resuming, the optimum's race, and the page that reads them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+import bench.studies.selection_study as study
+from bench.studies.selection_report import main as report
+from bench.studies.selection_report import read_groups
+from bench.studies.selection_study import best_of_all, read_study
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
+from mi_prun.quality.evaluator import Evaluator
+
+REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
+METHODS = "hybrid:3,bi,greedy-loss,tail"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "harbour.txt"
+    path.write_text(" ".join(f"In the year {n} there were {n * n % 97} ships in the harbour." for n in range(8_000)))
+    return path
+
+
+def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 12)  # the optimum of one block only
+    words = [
+        "--most-blocks",
+        "2",
+        "--methods",
+        METHODS,
+        "--seeds",
+        "2",
+        "--tokens",
+        "256",
+        "--evaluation-tokens",
+        "512",
+        "--ranking-tokens",
+        "512",
+        "--window",
+        "32",
+    ]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(text, out, monkeypatch)
+    return out
+
+
+@pytest.fixture
+def made(records: Path, text: Path) -> study.Study:
+    options = argparse.Namespace(
+        output=str(records),
+        methods=METHODS,
+        estimator="gaussian",
+        seeds=2,
+        seed=None,
+        tokens=256,
+        ranking_tokens=512,
+        evaluation_tokens=512,
+        window=32,
+        device="cpu",
+        dtype="float32",
+    )
+    return study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
+
+
+def test_every_choice_is_measured_on_the_same_text_beside_the_optimum(records: Path) -> None:
+    rows = read_study(records / "reference.harbour.jsonl")
+    assert len(rows) == 4 * 2 * 2  # methods, numbers of blocks, seeds
+    assert len({row.dense_perplexity for row in rows}) == 1
+    assert len({row.row.analysis for row in rows}) == 2  # a text of its own for each seed
+    for row in rows:
+        if len(row.row.dropped) == 1:
+            assert row.optimum_perplexity is not None
+            assert row.perplexity >= row.optimum_perplexity * (1 - 1e-9)
+        else:
+            assert row.optimum_perplexity is None
+    optimum = json.loads((records / "reference.harbour.optimum.json").read_text())
+    assert optimum["sets_measured"]["1"][0] == 12
+
+
+def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = records / "reference.harbour.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-3]))
+    monkeypatch.setattr(study.Study, "optimum", lambda self, evaluation, ks: {1: read_study(path)[0].optimum_dropped})
+    run(text, records, monkeypatch)
+
+    def choices(lines: str) -> list[tuple[object, ...]]:
+        found = (json.loads(line) for line in lines.splitlines())
+        return [(row["seed"], row["row"]["method"], row["row"]["dropped"], row["perplexity"]) for row in found]
+
+    assert choices(path.read_text()) == choices(whole)
+
+
+def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:
+    found = made.pair((2, 3), (0, 1), 512)
+    losses = Evaluator(made.model, made.windows("confirming", 512)).measure([(2, 3), (0, 1)])
+    assert found.perplexity == pytest.approx([math.exp(loss.ce_nats) for loss in losses])
+    assert found.difference_nats == pytest.approx(losses[0].ce_nats - losses[1].ce_nats)
+    assert found.difference_nats < -3 * found.standard_error_nats < 0
+    same = made.pair((2, 3), (2, 3), 512)
+    assert same.difference_nats == same.standard_error_nats == 0
+
+
+def test_the_optimum_is_found_where_it_is_missing_and_only_of_the_same_text(
+    made: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 66)
+    windows = made.evaluation_windows()
+    known = json.loads(made.path.with_suffix(".optimum.json").read_text())
+    made.path = tmp_path / "reference.harbour.jsonl"
+    path = made.path.with_suffix(".optimum.json")
+    path.write_text(json.dumps(known))
+    found = made.optimum(Evaluator(made.model, windows), [1, 2])
+    assert found[1] == tuple(known["optimum"]["1"])
+    assert len(found[2]) == 2
+    assert json.loads(path.read_text())["sets_measured"]["2"][0] == 66
+    with pytest.raises(UserError, match="is of another evaluation text"):
+        made.optimum(Evaluator(made.model, windows[:-1]), [1])
+
+
+def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["report", str(records), "-o", str(tmp_path / "page.md")])
+    with pytest.raises(SystemExit) as ended:
+        report()
+    assert ended.value.code == 0
+    page = (tmp_path / "page.md").read_text()
+    (group,) = read_groups(records)
+    assert "## reference (12 blocks), harbour" in page
+    assert "k=1 |" in page
+    assert "k=2* |" in page  # whose optimum is not known
+    for label in group.labels:
+        found = re.search(rf"\| {label} \| (\d\.\d+) ± \d\.\d+ \((\d)\)", page)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(group.mean(label, 1), abs=1e-3)
+    assert min(group.mean(label, 2) for label in group.labels) >= 1
+    assert group.rank("tail:0", 2) == 4
+
+
+def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
+    """By the plain way: every set on every window."""
+    evaluator = Evaluator(made.model, made.evaluation_windows())
+    sets = list(combinations(range(2, 8), 2))
+    best, counts = best_of_all(evaluator, sets)
+    losses = Evaluator(made.model, evaluator.windows).measure(sets)
+    assert best == min(zip(losses, sets, strict=True), key=lambda pair: pair[0].ce_nats)[1]
+    assert counts[0] == 15
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: Path) -> None:
+    texts = []
+    roles: tuple[study.Role, ...] = ("evaluation", "confirming", 0, 1)
+    for role in roles:
+        folder = tmp_path / str(role)
+        folder.mkdir()
+        texts.append(Path(made.excerpts(role, folder)).read_text())
+    sentences = [set(re.findall(r"In the year \d+ there were \d+ ships in the harbour\.", t)) for t in texts]
+    assert all(sentences)
+    assert not any(a & b for a, b in combinations(sentences, 2))
+
+
+def test_a_pair_without_a_text_to_compare_it_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the whole study would begin."""
+    words = ["--text", "self", "--pair", "2,3", "2,4", "-o", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    assert "error: --pair needs --confirm TOKENS" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_other_settings_are_not_gone_on_with(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(records, out)
+    before = (out / "reference.harbour.jsonl").read_text()
+    words = ["--methods", METHODS, "--seeds", "2", "--tokens", "256", "--window", "32", "--most-blocks", "2"]
+    words += ["--ranking-tokens", "512", "--evaluation-tokens", "256"]  # 512 before
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
+    (out / "reference.harbour.optimum.json").unlink()
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 0)
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    assert "has rows of other settings (32 window tokens, 496 evaluation tokens, not 32" in capsys.readouterr().err
+    assert (out / "reference.harbour.jsonl").read_text() == before
+
+
+def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) -> None:
+    with pytest.raises(UserError, match=r"has [\d,]+ of [\d,]+ tokens for a part of the study"):
+        made.windows("confirming", 10_000_000)
+
+
+def test_what_was_found_is_measured_once_more_on_text_of_its_own(
+    made: study.Study, records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "confirmed"
+    shutil.copytree(records, out)
+    words = ["--text", f"harbour={text}", "--seeds", "2", "--tokens", "256", "--window", "32", "--confirm", "1024"]
+    words += ["--ranking-tokens", "512"]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words, "-o", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 0
+    (plain,), (group,) = read_groups(records), read_groups(out)
+    assert group.confirmed is not None
+    assert plain.confirmed is None
+    assert group.tokens == 32 * 31
+    rows = read_study(out / "reference.harbour.jsonl")
+    assert set(group.confirmed.perplexity) >= {study.key_of(row.row.dropped) for row in rows} | {""}
+    assert {group.perplexity(row) for row in rows} != {row.perplexity for row in rows}
+    assert min(group.mean(label, 1) for label in group.labels) >= 1
+
+    path = out / "reference.harbour.confirmed.json"
+    found = json.loads(path.read_text())
+    evaluator = Evaluator(made.model, made.windows("confirming", 1024))
+    assert set(found["in_part"].values()) == {8 * 31}  # those far behind: from their ratio to the best there
+    for own in found["in_part"]:
+        alike = [other for other in found["perplexity"] if other.count(",") == own.count(",")]
+        ce = evaluator.by_window(map(study.blocks_of, alike), windows=8)[..., 1].sum(1) / (8 * 31)
+        expected = found["perplexity"][alike[ce.argmin()]] * math.exp(ce[alike.index(own)] - ce.min())
+        assert found["perplexity"][own] == pytest.approx(expected, rel=1e-6)
+    assert found["error_nats"].keys() == found["perplexity"].keys()
+    whole = [key for key in found["perplexity"] if key.count(",") == 1 and key not in found["in_part"]]
+    ce = evaluator.by_window(map(study.blocks_of, whole))[..., 1] / 31
+    apart = ce - ce[ce.mean(1).argmin()]
+    errors = apart.std(1, ddof=1) / 32**0.5
+    assert [found["error_nats"][key] for key in whole] == pytest.approx(list(errors), rel=1e-4, abs=1e-9)
+    assert max(errors) > 0 or len(whole) == 1
+    key = next(key for key in found["perplexity"] if key and key not in found["in_part"])
+    measured = found["perplexity"][key]
+
+    def again() -> float:
+        path.write_text(json.dumps(found))
+        with pytest.raises(SystemExit):
+            study.main()
+        perplexity: float = json.loads(path.read_text())["perplexity"][key]
+        return perplexity
+
+    found["perplexity"][key] = 1.0
+    assert again() == 1.0  # what is there is not measured again
+    found["perplexity"][""] *= 2
+    assert again() == pytest.approx(measured, rel=1e-6)  # but it is where the text was another

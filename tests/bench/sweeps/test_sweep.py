@@ -1,0 +1,265 @@
+"""What a sweep will be, said before it is made; and what it makes once only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.engines import memory_check
+from bench.settings import LoadSettings, MeasureSettings
+from bench.sweeps import sweep as sweeping
+from bench.sweeps.dry_run import describe
+from bench.sweeps.estimate import MachineSpeed, choosing_seconds, sweep_seconds
+from bench.sweeps.sweep import expected, expected_shape, pruned_folders, sweep, sweep_shape
+from bench.sweeps.sweep_settings import SweepSettings
+from bench.tasks.task_settings import TaskSettings
+from bench.tasks.task_table import parse_tasks
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
+from mi_prun.plan.plan import Plan
+from mi_prun.settings import AnalyzeSettings
+
+SETTINGS = SweepSettings(
+    ratios="0,.25,.5",
+    methods="bi:0",
+    analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
+    measure=MeasureSettings(LoadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
+)
+
+
+def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
+    def seconds(candidates: int, **changed: Any) -> float:
+        settings = replace(SETTINGS, **changed)
+        return choosing_seconds(subjects, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
+
+    subjects = expected(str(reference), SETTINGS).subjects
+    text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
+    # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
+    passes = 1000 + 2000 * (1 + 0.75 + 0.5)
+    assert seconds(0, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
+    passes += 16000 * sum(5 + share * 24 / 32 for share in (0.75, 0.5))
+    assert seconds(24, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
+    assert seconds(0, **text, quality_text="x") > seconds(0, **text) + 8000 * 2 * 9.3e6 / 1e10
+    sampled = {"analyze": AnalyzeSettings(calibration="self", scoring_tokens=1000)}
+    assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
+
+
+def prompts_from(folder: Path, settings: MeasureSettings) -> MeasureSettings:
+    """The same, with prompts that are pieces of a text, as a draft needs them."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "text.txt"
+    path.write_text("Once upon a time a cat sat on a mat and looked at the rain. " * 20_000)
+    return replace(settings, loads=replace(settings.loads, text=str(path)))
+
+
+def test_a_sweep_is_described_before_it_is_made(
+    reference: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    measure = prompts_from(tmp_path_factory.mktemp("text"), SETTINGS.measure)
+    prepared = expected(str(reference), replace(SETTINGS, draft=True, measure=measure))
+    assert [subject.arm.label for subject in prepared.subjects.all] == [
+        "dense",
+        "bi 25.0%",
+        "bi 50.0%",
+        "draft bi 25.0%",
+        "draft bi 50.0%",
+    ]
+    lines = list(describe(prepared, SETTINGS))
+    assert "5 models, 10 loads, 3 rounds, engines alone" in lines[0]
+    assert any("9 of 12 blocks, weights 13.8 MiB" in line for line in lines)
+    assert any(
+        line.startswith("  decode-heavy, 2 requests/s: 256 requests a round, 64 tokens in, 256 out") for line in lines
+    )
+    assert re.fullmatch(r"about \d+ minutes for analysis, plans and quality, where they are not there yet", lines[-3])
+    assert " minutes under load and starting" in lines[-2]
+    said = json.loads(lines[-1])
+    assert (said["models"], said["loads"]) == (5, 10)
+    assert said["about_s"] > 0
+    assert not any("tasks" in line for line in lines)
+    asked = TaskSettings(tuple(parse_tasks("boolq,piqa")), Path("items"), ("hellaswag.jsonl",), limit=50)
+    lines = list(describe(prepared, replace(SETTINGS, tasks=asked)))
+    assert "  tasks, the first 50 items of each: boolq, piqa, by 3 models in turn" in lines  # no draft
+    assert "  left out, as items lacks them: hellaswag.jsonl" in lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_can_be_known_to_be_wrong_is_said_first(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(reference)
+    for fields, said in (
+        ({"methods": "magic"}, "magic"),
+        ({"ratios": "2"}, "--ratios"),
+        ({"draft": True}, "--draft needs --text: a draft foresees nothing of random tokens"),
+        ({"measure": MeasureSettings(LoadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
+    ):
+        with pytest.raises(UserError, match=said):
+            expected(model, replace(SETTINGS, **fields))
+    asked = TaskSettings(tuple(parse_tasks("boolq")))
+    for fields, option in (
+        ({"draft": True}, "--draft"),
+        ({"quality_text": "x"}, "--quality-text"),
+        ({"tasks": asked}, "--tasks"),
+    ):
+        with pytest.raises(UserError, match=f"{option} does not go with --shape"):
+            expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("M", (), {"available": 2**33}))
+    with pytest.raises(UserError, match=r"too little memory for dense: its weights \(14\.96 GiB\)"):
+        expected_shape("llama-3.1-8b", tmp_path, SETTINGS)
+
+
+def test_tasks_that_cannot_be_asked_are_said_first(reference: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    short = replace(SETTINGS.measure, serve_flags=("--max_model_len=400",))
+    for asked, measure, said in (
+        (TaskSettings(tuple(parse_tasks("boolq")), tmp_path), SETTINGS.measure, "has no boolq.jsonl"),
+        (TaskSettings(tuple(parse_tasks("boolq")), limit=0), SETTINGS.measure, "--limit must be at least 1"),
+        (TaskSettings(tuple(parse_tasks("gsm8k"))), short, "gsm8k needs a context of 512 tokens, .* served with 400"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sweep(str(reference), tmp_path / "out", replace(SETTINGS, tasks=asked, measure=measure))
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_the_points_the_models_are_asked(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: Callable[..., Any]
+) -> None:
+    pytest.importorskip("lm_eval")
+    done: list[Any] = []
+
+    def measured(prepared: Any, out: Path) -> list[Any]:
+        done.append([subject.arm.kind for subject in prepared.subjects.all])
+        done.append(prepared.sweep)
+        return [point()]
+
+    def ask(asked: Any, out: Path, settings: TaskSettings, *, again: bool) -> list[Any]:
+        done.append([(one.name, one.subject.arm.kind) for one in asked])
+        done.append((settings.serve_flags, again))
+        return []
+
+    monkeypatch.setattr(sweeping, "measure", measured)
+    monkeypatch.setattr(sweeping, "ask", ask)
+    asked = TaskSettings(tuple(parse_tasks("boolq")))
+    short = replace(prompts_from(tmp_path / "text", SETTINGS.measure), serve_flags=("--max-model-len", "512"))
+    out = tmp_path / "out"
+    points, answers = sweep(
+        str(reference), out, replace(SETTINGS, ratios=".25", draft=True, tasks=asked, measure=short)
+    )
+    assert (len(points), answers) == (1, [])
+    checkpoint = str(out / "checkpoints" / "bi-0-3-virtual")
+    assert done == [
+        ["dense", "pruned", "draft"],
+        {
+            "ratios": ".25",
+            "methods": "bi:0",
+            "calibration": "self",
+            "scoring_tokens": 64,
+            "materialise": False,
+            "quality_text": None,
+            "seed": 0,
+        },
+        [(str(reference), "dense"), (checkpoint, "pruned")],  # the draft answers as the dense model does
+        (("--max-model-len", "512"), False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "nope"], "--tasks 'nope': there is no task 'nope'; the known ones are arc_easy"),
+        (["--tasks", "boolq", "--task-limit", "0"], "--task-limit must be at least 1, got 0"),
+        (["--task-limit", "5"], "--tasks-from and --task-limit go with --tasks"),
+        (["--tasks", "default", "--tasks-from", "."], "--tasks-from . has none of boolq.jsonl"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+    ],
+)
+def test_the_commands_errors(
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    from bench.cli import app
+    from mi_prun.console import run_app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "sweep", "--dense", str(reference), "-o", "out", *words])
+    assert run_app(app) == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:
+    flags = expected_shape("qwen3-0.6b", tmp_path, SETTINGS).settings.serve_flags
+    assert flags == ("--max-model-len", "4096")
+    given = replace(SETTINGS.measure, serve_flags=("--max-model-len=512",))
+    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=given)).settings.serve_flags == (
+        "--max-model-len=512",
+    )
+    long = replace(SETTINGS.measure, loads=replace(SETTINGS.measure.loads, input_tokens=8000, output_tokens=100))
+    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=long)).settings.serve_flags[-1] == "8100"
+    assert expected(str(reference), SETTINGS).settings.serve_flags == ()  # 512 tokens are few
+
+
+def test_a_shape_by_its_config(tmp_path: Path, dense: Path) -> None:
+    measure = MeasureSettings(LoadSettings(input_tokens=8, output_tokens=4), alive="alone")
+    prepared = expected_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
+    assert prepared.subjects.dense.shape == "config"
+    assert [subject.arm.blocks.dropped for subject in prepared.subjects.all] == [(), (2,), (1, 3)]
+    assert [subject.arm.label for subject in prepared.subjects.all] == ["dense", "25.0% dropped", "50.0% dropped"]
+    assert prepared.subjects.all[0].weight_bytes == open_model(dense).weight_bytes
+    assert prepared.subjects.all[1].flags[:2] == ("--load-format", "dummy")
+
+
+def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) -> None:
+    folder = open_model(reference)
+    folders, plans = pruned_folders(folder, tmp_path, SETTINGS)
+    assert [path.name for path in plans] == ["bi-0-3.json", "bi-0-6.json"]
+    assert [len(Plan.read(path).dropped) for path in plans] == [3, 6]
+    assert [read_manifest(each).weights for each in folders] == ["virtual", "virtual"]
+    times = [path.stat().st_mtime_ns for path in (*plans, *(each / "mi_prun.json" for each in folders))]
+    assert pruned_folders(folder, tmp_path, SETTINGS) == (folders, plans)
+    assert times == [path.stat().st_mtime_ns for path in (*plans, *(each / "mi_prun.json" for each in folders))]
+    # A plan of another analysis is made anew.
+    stale = json.loads(plans[0].read_text())
+    stale["settings"]["analysis"] = "0" * 64
+    plans[0].write_text(json.dumps(stale))
+    pruned_folders(folder, tmp_path, SETTINGS)
+    assert Plan.read(plans[0]).settings["analysis"] == Plan.read(plans[1]).settings["analysis"]
+    # So is one of another release, which may choose other blocks.
+    older = json.loads(plans[0].read_text()) | {"tool_version": "0.0.1"}
+    plans[0].write_text(json.dumps(older))
+    pruned_folders(folder, tmp_path, SETTINGS)
+    assert Plan.read(plans[0]).tool_version == Plan.read(plans[1]).tool_version
+
+
+def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:
+    (tmp_path / "points.jsonl").write_text('{"schema_version": 1}\n')
+    for measure in (
+        lambda: sweep(str(reference), tmp_path, SETTINGS),
+        lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
+    ):
+        with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
+            measure()
+    assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
+
+
+def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
+    prepared = expected_shape("qwen3-0.6b", tmp_path, SETTINGS)
+    speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
+    subjects, loads = prepared.subjects.all, prepared.closed
+    once = sweep_seconds(subjects, loads, 1, "together", speed)
+    assert once > 3 * 45
+    assert sweep_seconds(subjects, loads[:1], 1, "together", speed) < once
+    assert sweep_seconds(subjects, loads, 2, "alone", speed) == pytest.approx(2 * once)
+    assert sweep_seconds(subjects, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)

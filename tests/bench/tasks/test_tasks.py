@@ -1,0 +1,279 @@
+"""Tasks on a real engine: the scores are those that transformers gives, and another model is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.engines.endpoint import Endpoint, open_endpoint
+from bench.engines.engine import Engine, running
+from bench.records.journal import results_folder
+from bench.records.schema import append_record, read_lines
+from bench.records.task_schema import (
+    GENERATIONS_NAME,
+    TASKS_NAME,
+    Continuation,
+    GenerationRecord,
+    TaskRecord,
+    TaskScore,
+)
+from bench.records.task_summary import task_rows
+from bench.tasks import tasks
+from bench.tasks.generations import read_prompts, sampling_of
+from bench.tasks.logprob_check import check_logprobs, measure
+from bench.tasks.task_settings import TaskSettings
+from bench.tasks.task_table import parse_tasks
+from bench.tasks.tasks import ask, open_asked, run_tasks
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import load_block_model, load_tokenizer
+from mi_prun.model.model_folder import open_model
+
+REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
+DROPPED = [2, 3, 7]
+ARC = [
+    {"query": "Question: Who opened the door?", "choices": ["The old man", "A cloud", "Seven"], "gold": 0},
+    {"query": "Question: Where did the ship sail?", "choices": ["Into the teapot", "Over the sea"], "gold": 1},
+    {"query": "Question: What does the king wear?", "choices": ["A crown", "A river", "The week"], "gold": 0},
+    {"query": "Question: What is the colour of snow?", "choices": ["Loud", "White as a sheet", "Of"], "gold": 1},
+]
+LAMBADA = [
+    {"context": "He took her by the hand and they went out. She did not let go of his", "continuation": "hand"},
+    {"context": "It was the first of", "continuation": "all"},
+]
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("items")
+    for name, rows in (("arc_easy", ARC), ("lambada_openai", LAMBADA)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def virtual(prune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prune(REFERENCE, tmp_path_factory.mktemp("tasks") / "p25", DROPPED, virtual=True)
+
+
+@pytest.fixture(scope="module")
+def engine(virtual: Path) -> Iterator[Engine]:
+    flags = ("--enforce-eager", "--max-model-len", "128", "--max-num-seqs", "4", "--dtype", "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        with running(str(virtual), flags) as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def pruned_logprob() -> Callable[[str, str], float]:
+    """`pruned_logprob(context, continuation)`: computed directly, with the blocks bypassed in transformers."""
+    folder = open_model(REFERENCE)
+    model = load_block_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    tokenizer = load_tokenizer(folder)
+
+    def logprob(context: str, continuation: str) -> float:
+        ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])
+        start = len(tokenizer(context)["input_ids"])
+        with model.without(DROPPED) as whole, torch.inference_mode():
+            scores = torch.log_softmax(whole(input_ids=ids).logits[0, :-1], dim=-1)
+        return float(scores.gather(-1, ids[0, 1:, None])[start - 1 :].sum())
+
+    return logprob
+
+
+@pytest.mark.engine
+def test_scores_are_those_of_transformers(
+    tmp_path: Path, items: Path, engine: Engine, virtual: Path, pruned_logprob: Callable[[str, str], float]
+) -> None:
+    pytest.importorskip("lm_eval")
+    command = [sys.executable, "-m", "bench.cli", "tasks", "--url", engine.base_url, "--generate", "8"]
+    command += ["--tasks", "arc_easy,lambada_openai", "--tasks-from", str(items), "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    arc, lambada = read_lines(tmp_path, TASKS_NAME, TaskRecord)
+    assert arc.arm.blocks.dropped == tuple(DROPPED)
+    assert (arc.arm.model, arc.arm.weights, arc.endpoint, arc.context_tokens) == (str(virtual), "virtual", True, 128)
+    assert "lm-eval" in arc.provenance.versions
+
+    # An engine in float32 and transformers agree closely; the record says how closely.
+    assert arc.logprobs is not None
+    assert arc.logprobs.mean_nats < 1e-3
+    assert arc.logprobs.tokens > 80
+
+    expected = []
+    for row in ARC:
+        totals = [pruned_logprob(f"{row['query']}\nAnswer:", f" {choice}") for choice in row["choices"]]
+        normed = [total / len(str(choice)) for total, choice in zip(totals, row["choices"], strict=True)]
+        expected.append(normed.index(max(normed)) == row["gold"])
+    assert arc.score.answers() == expected
+    assert arc.score.score == sum(expected) / len(ARC)
+    assert (arc.score.items, arc.score.truncated_items, arc.score.fewshot) == (len(ARC), 0, 0)
+    mean = sum(pruned_logprob(str(row["context"]), f" {row['continuation']}") for row in LAMBADA) / len(LAMBADA)
+    assert lambada.score.scores["perplexity"] == pytest.approx(float(torch.exp(torch.tensor(-mean))), rel=1e-3)
+
+    (generated,) = read_lines(tmp_path, GENERATIONS_NAME, GenerationRecord)
+    assert len(generated.continuations) == 4
+    assert all(found.text for found in generated.continuations)
+    assert json.loads(done.stdout.splitlines()[-1])["records"] == 2
+
+
+@pytest.mark.engine
+def test_another_model_than_the_one_served_is_refused(engine: Engine, items: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    settings = TaskSettings(tuple(parse_tasks("arc_easy")), tasks_from=items, sampling=None)
+    with pytest.raises(UserError, match=r"serves a model without blocks \[2, 3, 7\], .* lacks \[\] of "):
+        run_tasks([str(REFERENCE)], [engine.base_url], tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    # Where the server does not say what it serves, its log-probabilities do.
+    with pytest.raises(UserError, match="are not those of the model"):
+        check_logprobs(open_endpoint(engine.base_url), measure(str(REFERENCE), "cpu"))
+
+
+def test_a_virtual_checkpoint_is_computed_as_the_written_one(
+    prune: Callable[..., Path], virtual: Path, tmp_path: Path
+) -> None:
+    written = prune(REFERENCE, tmp_path / "written", DROPPED)
+    direct = [measure(str(path), "cpu") for path in (virtual, written, REFERENCE)]
+    assert direct[0].tokens == direct[1].tokens == direct[2].tokens
+    flat = [torch.tensor([value for row in found.logprobs for value in row]) for found in direct]
+    torch.testing.assert_close(flat[0], flat[1], rtol=0, atol=1e-4)
+    assert (flat[0] - flat[2]).abs().mean() > 0.2  # dropping three blocks is no rounding
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"concurrency": 0}, "--concurrency must be at least 1"),
+        ({"serve_flags": ("--port", "80")}, "--serve-flags may not hold --port"),
+        ({"tasks_from": Path("absent")}, "--tasks-from absent: no such folder"),
+    ],
+)
+def test_settings_that_will_not_do(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    pytest.importorskip("lm_eval")
+    with pytest.raises(UserError, match=said):
+        run_tasks([str(REFERENCE)], [], tmp_path / "out", TaskSettings(tuple(parse_tasks("boolq")), **settings))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_lm_eval_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tasks.harness.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tasks need lm-eval: pip install 'lm-eval\[api\]'"):
+        run_tasks([str(REFERENCE)], [], tmp_path / "out", TaskSettings(tuple(parse_tasks("boolq"))))
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch, task: Callable[..., TaskRecord]) -> list[str]:
+    """No engine and no lm-eval: what was started and asked, in order; every item is answered right."""
+    pytest.importorskip("lm_eval")
+    found: list[str] = []
+
+    @contextlib.contextmanager
+    def running(model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
+        found.append(f"{Path(model).name} {' '.join(flags)}".strip())
+        yield SimpleNamespace(base_url=model, group=None)
+
+    def scores(endpoint: Endpoint, spec: Any, alive: Any) -> Iterator[TaskScore]:
+        for name in spec.tasks:
+            if name == "piqa" and "piqa breaks" in found:
+                raise KeyboardInterrupt
+            found.append(name)
+            yield task((), [True] * 4, task=name).score
+
+    def generated(endpoint: Endpoint, sampling: Any) -> tuple[Continuation, ...]:
+        found.append("continuations")
+        return (Continuation(prompt="a", text="b"),)
+
+    monkeypatch.setattr(tasks, "running", running)
+    monkeypatch.setattr(tasks, "open_endpoint", lambda url: Endpoint(url, "m", url, 128))
+    monkeypatch.setattr(tasks, "scores", scores)
+    monkeypatch.setattr(tasks, "continuations", generated)
+    return found
+
+
+def test_what_was_answered_is_not_asked_again_in_a_sweep(
+    tmp_path: Path, answering: list[str], dense: Path, prune: Callable[..., Path]
+) -> None:
+    pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "out"
+    asked = open_asked([str(dense), str(pruned)], [])
+    settings = TaskSettings(tuple(parse_tasks("boolq,piqa")), logprob_tolerance_nats=None, serve_flags=("--seed=1",))
+
+    def answers(changed: TaskSettings = settings, *, again: bool = False) -> list[str]:
+        answering.clear()
+        with results_folder(out):
+            records = ask(asked, out, changed, again=again)
+        names = [task.name for task in changed.tasks]
+        assert [(r.arm.kind, r.score.task) for r in records] == [(k, n) for k in ("dense", "pruned") for n in names]
+        return list(answering)
+
+    answering.append("piqa breaks")
+    with results_folder(out), pytest.raises(KeyboardInterrupt):
+        ask(asked, out, settings, again=False)
+    assert answering == ["piqa breaks", "dense --seed=1", "continuations", "boolq"]
+    # Killed, it goes on: the dense model's first task and its continuations are there.
+    assert answers() == ["dense --seed=1", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]
+    assert answers() == []
+    more = replace(settings, tasks=(*settings.tasks, *parse_tasks("arc_easy")))
+    assert answers(more) == ["dense --seed=1", "arc_easy", "p25 --seed=1", "arc_easy"]
+    both = ["dense --seed=1", "boolq", "piqa", "p25 --seed=1", "boolq", "piqa"]
+    assert answers(replace(settings, limit=3)) == both
+    everything = ["dense --seed=1", "continuations", "boolq", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]
+    assert answers(again=True) == everything
+    flags = replace(settings, serve_flags=("--seed=2",))
+    assert answers(flags) == [word.replace("=1", "=2") for word in everything]
+    # Items of a file are told apart by what it holds.
+    for text in ("first", "second"):
+        for name in ("boolq", "piqa"):
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        assert answers(replace(settings, tasks_from=tmp_path)) == both
+        assert answers(replace(settings, tasks_from=tmp_path)) == []
+
+
+def test_models_and_addresses(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name a MODEL, or an endpoint"):
+        open_asked([], [])
+    with pytest.raises(UserError, match="2 models and 1 --url"):
+        open_asked(["a", "b"], ["http://127.0.0.1:9"])
+    with pytest.raises(UserError, match="no such folder"):
+        open_asked([str(tmp_path / "absent")], [])
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("Once upon a time\n\n  The sea \n")
+    assert read_prompts(file) == ("Once upon a time", "The sea")
+    file.write_text("\n")
+    with pytest.raises(UserError, match="has no prompt"):
+        read_prompts(file)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_prompts(tmp_path)
+    assert sampling_of(0, 0.7, 0, None) is None
+    for tokens, temperature, said in ((-1, 0.7, "--generate must be"), (8, 3.0, r"--temperature must be in \[0, 2\]")):
+        with pytest.raises(UserError, match=said):
+            sampling_of(tokens, temperature, 0, None)
+
+
+def test_a_record_of_each_model_pairs_with_dense(tmp_path: Path, task: Callable[..., TaskRecord]) -> None:
+    for record in (task(), task((3,), [False, False, True, True])):
+        append_record(tmp_path, record, TASKS_NAME)
+    rows = task_rows(read_lines(tmp_path, TASKS_NAME, TaskRecord))
+    assert rows[1].difference is not None
+    assert (rows[1].difference.gained, rows[1].difference.lost) == (0, 1)
+
+
+def test_an_endpoint_of_no_known_context_takes_the_configs(virtual: Path) -> None:
+    from bench.models.measured_model import context_of
+    from mi_prun.model.model_folder import read_config
+
+    assert Endpoint("http://x", "m", "m", None).context_tokens is None
+    assert context_of(read_config(virtual)) == 512

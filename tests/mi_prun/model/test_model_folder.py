@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mi_prun.checkpoint.companions import companions
+from mi_prun.errors import UserError
+from mi_prun.model.hub import HUB_IGNORED, HUB_PATTERNS
+from mi_prun.model.model_folder import INDEX_NAME, differing_part, identity_of, open_model
+
+
+@pytest.fixture
+def dense(tiny) -> Path:
+    path = tiny("llama", max_shard_size="40KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return path
+
+
+def edit(path: Path, **fields: object) -> None:
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in (data | fields).items() if v is not None}))
+
+
+def remap(path: Path, change) -> None:
+    index = json.loads((path / INDEX_NAME).read_text())
+    change(index["weight_map"])
+    (path / INDEX_NAME).write_text(json.dumps(index))
+
+
+def first_shard(path: Path) -> Path:
+    return sorted(path.glob("*.safetensors"))[0]
+
+
+def truncate(path: Path) -> None:
+    shard = first_shard(path)
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def pickles_only(path: Path) -> None:
+    for file in path.glob("*.safetensors*"):
+        file.unlink()
+    (path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def link_outside(path: Path) -> None:
+    shard = first_shard(path)
+    shutil.move(shard, path.parent / "elsewhere.safetensors")
+    shard.symlink_to(path.parent / "elsewhere.safetensors")
+
+
+def outside(path: Path) -> None:
+    shutil.copy(first_shard(path), path.parent / "outside.safetensors")
+    remap(path, lambda names: names.update({next(iter(names)): "../outside.safetensors"}))
+
+
+def without_weights(path: Path) -> None:
+    for file in path.glob("*.safetensors*"):
+        file.unlink()
+
+
+FAULTS = {
+    "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
+    "config is not JSON": (lambda p: (p / "config.json").write_text("{"), "cannot be read as JSON"),
+    "config is not text": (lambda p: (p / "config.json").write_bytes(b"\xff\xfe\0"), "cannot be read as JSON"),
+    "half a character": (
+        lambda p: (p / "config.json").write_text(r'{"layer_types": ["\ud800"]}'),
+        "surrogates not allowed",
+    ),
+    "config is a list": (lambda p: (p / "config.json").write_text("[]"), "is not a JSON object"),
+    "config nests too deep": (lambda p: (p / "config.json").write_text("[" * 99_999), "cannot be read as JSON"),
+    "no weights": (without_weights, "has no weights"),
+    "pickles": (pickles_only, r"only pickled weights \(pytorch_model.bin\)"),
+    "no index": (lambda p: (p / INDEX_NAME).unlink(), "the index is missing"),
+    "shard missing": (lambda p: first_shard(p).unlink(), "named in the index but missing"),
+    "shard truncated": (truncate, "is truncated"),
+    "shard not in the index": (
+        lambda p: remap(p, lambda names: [names.pop(n) for n in list(names) if names[n] == first_shard(p).name]),
+        "is not named in model.safetensors.index.json",
+    ),
+    "tensor not in the index": (lambda p: remap(p, lambda names: names.pop("model.norm.weight")), "not in the index"),
+    "tensor only in the index": (
+        lambda p: remap(p, lambda names: names.update({"ghost": next(iter(names.values()))})),
+        "says 'ghost' lies in",
+    ),
+    "index leads outside": (outside, "leads outside the model folder"),
+    "index names an absolute path": (
+        lambda p: remap(p, lambda names: names.update({"x": str(first_shard(p))})),
+        "leads outside the model folder",
+    ),
+    "index names a pickle": (lambda p: remap(p, lambda names: names.update({"x": "a.bin"})), "not a safetensors file"),
+    "index names a number": (lambda p: remap(p, lambda names: names.update({"x": 7})), "not a safetensors file"),
+    "index without a map": (lambda p: (p / INDEX_NAME).write_text('{"weight_map": {}}'), "has no weight_map"),
+    "shard links outside": (link_outside, "is a link that leads outside the folder"),
+    "no block tensors": (
+        lambda p: edit(p / "config.json", num_hidden_layers=9),
+        r"no tensor of block 6 \(model.layers.6",
+    ),
+    "too many blocks": (lambda p: edit(p / "config.json", num_hidden_layers=3), "but the config has 3 blocks"),
+    "no block count": (lambda p: edit(p / "config.json", num_hidden_layers=None), "'num_hidden_layers' must be"),
+    "block count is no number": (lambda p: edit(p / "config.json", num_hidden_layers=True), "got True"),
+    "unknown family": (lambda p: edit(p / "config.json", model_type="bert"), "model_type 'bert' is not supported"),
+    "no family": (lambda p: edit(p / "config.json", model_type=None), "model_type None is not supported"),
+    "other head": (
+        lambda p: edit(p / "config.json", architectures=["LlamaForSequenceClassification"]),
+        "only LlamaForCausalLM is",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_not_right_is_refused_in_one_line(dense, fault):
+    break_it, message = FAULTS[fault]
+    break_it(dense)
+    with pytest.raises(UserError, match=message) as caught:
+        identity_of(open_model(dense))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("no-such-folder", "not a hub id"),
+        ("./a/b", "not a hub id"),
+        ("../up", "not a hub id"),
+        ("/etc/passwd", "is a file"),
+        ("a/b/c", "not a hub id"),
+    ],
+)
+def test_a_name_that_leads_nowhere(reference, message):
+    with pytest.raises(UserError, match=message):
+        open_model(reference)
+
+
+def test_identity_tells_weights_and_config_apart_but_not_the_place(dense, tmp_path):
+    was = identity_of(open_model(dense))
+    assert was.num_blocks == 6
+    assert was.num_parameters == sum(was.block_parameters) + 2 * 97 * 32 + 32
+    moved = shutil.copytree(dense, tmp_path / "moved")
+    assert was.same_model(identity_of(open_model(moved)))
+    edit(moved / "config.json", rms_norm_eps=1e-3)
+    changed = identity_of(open_model(moved))
+    assert changed.config_sha256 != was.config_sha256
+    assert changed.weights_sha256 == was.weights_sha256
+    shard = first_shard(dense)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    assert identity_of(open_model(dense)).weights_sha256 != was.weights_sha256
+
+
+def test_identity_does_not_depend_on_the_sharding(tiny):
+    many, one = tiny("qwen2", max_shard_size="40KB"), tiny("qwen2", folder="one")
+    assert identity_of(open_model(many)).same_model(identity_of(open_model(one)))
+
+
+def test_a_single_shard_that_links_outside_is_refused(tiny, tmp_path):
+    dense = tiny("llama")
+    (dense / "model.safetensors").rename(tmp_path / "elsewhere")
+    (dense / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link that leads outside the folder"):
+        open_model(dense)
+
+
+def test_links_of_the_hub_cache_are_followed(dense, tmp_path):
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    shutil.move(dense, cache / "blobs")
+    for file in (cache / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert open_model(snapshot).num_blocks == 6
+
+
+def test_what_is_taken_from_the_hub(tmp_path):
+    """Config, weights, and whatever a pruned checkpoint takes along; not the same weights twice, no code, no pickle."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    along = [
+        "tokenizer.model.v3", "qwen.tiktoken", "spiece.model", "merges.txt", "bpe.codes", "tekken.json",
+        "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "generation_config.json",
+        "preprocessor_config.json", "LICENSE", "licence.md", "Notice.txt", "COPYING", "USE_POLICY.md",
+    ]  # fmt: skip
+    for name in along:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert companions(tmp_path) == sorted(along)
+    weights = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md"]
+    behind = ["original/model.safetensors", "consolidated.safetensors", "modeling_x.py", "pytorch_model.bin", "x.gguf"]
+    taken = filter_repo_objects(
+        [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
+    )
+    assert set(taken) == {*along, *weights}
+
+
+def test_of_blocks_that_are_not_kept_no_byte_is_read(tiny):
+    """By the kernel's count of what this process asked for: the samples of the other tensors, and nothing more."""
+    model = open_model(tiny("llama", tie_word_embeddings=False))
+    identity, kept = identity_of(model), (0, 3, 4)
+
+    def asked_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = asked_bytes()
+    nothing = asked_bytes() - before
+    before = asked_bytes()
+    assert differing_part(model, identity, kept) is None
+    found = asked_bytes() - before - nothing
+    gone = tuple(f"model.layers.{block}." for block in (1, 2, 5))
+    sampled = {name: 2 * min(1024, info.num_bytes) for name, (_, info) in model.tensors.items()}
+    assert found == sum(count for name, count in sampled.items() if not name.startswith(gone))
+
+
+def test_only_kept_blocks_tell_a_model_apart(tiny):
+    dense = tiny("llama", tie_word_embeddings=False)
+    identity = identity_of(open_model(dense))
+    for name, kept, differs in (
+        ("model.layers.2.mlp.up_proj.weight", (0, 1), None),
+        ("model.layers.2.mlp.up_proj.weight", (0, 2), "weights"),
+        ("model.norm.weight", (0, 1), "weights"),
+    ):
+        path, info = open_model(dense).tensors[name]
+        was = path.read_bytes()
+        path.write_bytes(was[: info.begin] + bytes([was[info.begin] ^ 1]) + was[info.begin + 1 :])
+        assert differing_part(open_model(dense), identity, kept) == differs
+        path.write_bytes(was)

@@ -1,0 +1,75 @@
+"""What a plan compares sets by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel
+from mi_prun.plan.plan import Plan
+from mi_prun.plan.ratio import Amount
+from mi_prun.planning.planning import make_context, plan_for
+from mi_prun.quality.evaluator import Memory
+from mi_prun.selection.context import Context
+from mi_prun.settings import SELF, PlanSettings
+from mi_prun.text.calibration import CalibrationDescription
+
+SETTINGS = PlanSettings(method="exhaustive", quality=False)
+
+
+@pytest.fixture(scope="module")
+def planned(
+    reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]
+) -> Callable[..., tuple[Context, Plan]]:
+    model = load(reference)
+    memories: dict[str, Memory] = {}  # what was measured serves every test
+
+    def make(
+        criterion: str | None = None, source: str = "text.txt", method: str = "exhaustive", **amount: object
+    ) -> tuple[Context, Plan]:
+        calibration = reference_analysis.record.calibration.model_copy(update={"source": source})
+        assert isinstance(calibration, CalibrationDescription)
+        record = reference_analysis.record.model_copy(update={"calibration": calibration})
+        settings = replace(SETTINGS, criterion=criterion, method=method)
+        context = replace(
+            make_context(replace(reference_analysis, record=record), settings, lambda: model), memories=memories
+        )
+        return context, plan_for(context, Amount(**amount), settings)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("criterion", "source", "used"),
+    [(None, "text.txt", "ce"), (None, SELF, "kl"), ("kl", "text.txt", "kl"), ("ce", SELF, "ce")],
+)
+def test_sets_are_compared_by_the_criterion(
+    planned: Callable[..., tuple[Context, Plan]], criterion: str | None, source: str, used: str
+) -> None:
+    context, plan = planned(criterion, source, num_blocks=2)
+    assert plan.settings["criterion"] == used
+    every = list(combinations(range(12), 2))
+    losses = [(loss.kl_nats if used == "kl" else loss.ce_nats) for loss in context.ranking.measure(every)]
+    assert plan.dropped == every[losses.index(min(losses))]
+
+
+def test_the_two_criteria_do_not_take_the_same_set(planned: Callable[..., tuple[Context, Plan]]) -> None:
+    """Else the test above would say little."""
+    assert planned("kl", num_blocks=2)[1].dropped != planned("ce", num_blocks=2)[1].dropped
+
+
+def test_under_a_limit_of_kl_it_is_kl_unless_told(planned: Callable[..., tuple[Context, Plan]]) -> None:
+    assert planned(method="tail", max_kl=0.2)[1].settings["criterion"] == "kl"
+    assert planned("ce", method="tail", max_kl=0.2)[1].settings["criterion"] == "ce"
+    assert planned(method="tail", max_ppl_increase="20%")[1].settings["criterion"] == "ce"
+
+
+def test_a_criterion_that_is_none_is_refused(reference_analysis: Analysis) -> None:
+    with pytest.raises(UserError, match="--criterion must be one of ce, kl, got 'mse'"):
+        make_context(reference_analysis, replace(SETTINGS, criterion="mse"))

@@ -1,0 +1,77 @@
+"""Lines are written away from the event loop, and none goes missing on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from serve.ab.proxy import access_log
+from serve.ab.proxy.access_log import MOST_WAITING, AccessLog
+
+
+def test_lines_that_come_while_others_are_written_are_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_log, "FLUSH_S", 0.0)
+    log = AccessLog(tmp_path / "log")
+
+    async def serve() -> None:
+        writer = asyncio.create_task(log.run())
+        for number in range(20_000):
+            log.write(number=number, nothing=None)
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        writer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await writer
+
+    asyncio.run(serve())
+    log.close()
+    assert log.lost == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert lines == [{"number": number} for number in range(20_000)]
+
+
+def test_what_cannot_be_written_or_kept_is_counted(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "log")
+    for number in range(MOST_WAITING + 3):
+        log.write(number=number)
+    assert log.lost == 3
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._file)
+    os.close(full)
+    log.close()
+    assert log.lost == MOST_WAITING + 3
+
+
+def test_the_file_is_not_closed_while_a_thread_writes_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number would be another file's by then."""
+    log = AccessLog(tmp_path / "log")
+    writing, go_on, write = threading.Event(), threading.Event(), os.write
+
+    def slow(file: int, data: bytes) -> int:
+        writing.set()
+        assert go_on.wait(10)
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    flush = threading.Thread(target=log.flush, args=(["{}"],))
+    flush.start()
+    assert writing.wait(10)
+    close = threading.Thread(target=log.close)
+    close.start()
+    close.join(0.2)
+    assert close.is_alive()
+    go_on.set()
+    flush.join(10)
+    close.join(10)
+    assert (tmp_path / "log").read_text() == "{}\n"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log._file)
+    log.flush(["{}", "{}"])
+    assert log.lost == 2
+    assert (tmp_path / "log").read_text() == "{}\n"

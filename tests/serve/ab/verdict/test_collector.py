@@ -1,0 +1,195 @@
+"""The verdict as it is asked for: its line, its figures, and that a restart keeps it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from serve.ab.verdict.collector import Judge
+from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.schema import Verdict, VerdictSettings
+
+WEIGHTS = {"dense": 50.0, "pruned": 50.0}
+Observed = Callable[..., Observation]
+Compared = Callable[..., ShadowComparison]
+
+
+def feed(judge: Judge, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88) -> None:
+    rng = np.random.default_rng(18)
+    for place in range(count):
+        mine = bool(rng.random() < 0.5)
+        pace = faster if mine else 1.0
+        judge.observe(
+            observed(
+                "pruned" if mine else "dense",
+                key_hash=f"{rng.integers(2**63):016x}",
+                reason="sticky",
+                ttft_s=float(rng.gamma(16, 0.01 / 16)) * pace,
+                itl_s=tuple((rng.gamma(4, 0.005 / 4, 19) * pace).tolist()),
+                e2e_s=float(rng.gamma(50, 0.3 / 50)) * pace,
+            )
+        )
+        if place % 5 == 0:
+            judge.observe(compared(float(rng.beta(7, 3)), logprob_difference_nats=float(rng.normal(-0.1, 0.05))))
+
+
+def test_the_verdict(observed: Observed, compared: Compared) -> None:
+    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
+    feed(judge, observed, compared)
+    found = judge.verdict()
+    comparison = found.comparisons[0]
+    assert comparison.arm == "pruned"
+    ratio = comparison.differences["ttft_ms"].ratio_interval
+    assert ratio is not None
+    assert ratio.low < 0.88 < ratio.high  # type: ignore[operator]
+    assert comparison.differences["ttft_ms"].direction == "lower"
+    assert comparison.differences["tokens_per_s"].direction == "higher"
+    assert comparison.differences["output_tokens"].direction == "no different"
+    assert comparison.error_rate.direction == "no different"
+    assert comparison.shadow.agreement.mean == pytest.approx(0.7, abs=0.05)
+    assert comparison.shadow.logprob_difference_nats.mean == pytest.approx(-0.1, abs=0.02)
+    assert comparison.shadow.logprob_difference_nats.interval is not None
+    assert not comparison.sample_ratio.mismatch
+    assert comparison.sample_size.reached
+    assert found.arms[0].figures["ttft_ms"].p50 == pytest.approx(10, rel=0.1)
+    assert found.arms[1].finish_reasons == {"stop": found.arms[1].requests}
+    assert found.notes == []
+    assert Verdict.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
+    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
+    assert judge.verdict().text == "pruned: no counted request yet"
+    judge.observe(observed("pruned", ttft_s=0.01))
+    judge.observe(observed("dense", ttft_s=0.01))
+    assert judge.verdict().text.endswith("n=1, too few to say how many are needed")
+    feed(judge, observed, compared)
+    text = judge.verdict().text
+    size = judge.verdict().comparisons[0].sample_size
+    assert size.needed is not None
+    assert not size.reached
+    assert text.startswith("pruned: TTFT 1")
+    assert " % lower (95 % CI " in text
+    assert "errors no different (0.00% against 0.00%), agreement 0." in text
+    assert text.endswith(f"n={size.have:,} of {size.needed:,} needed")
+    assert "\n" not in text
+
+
+def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed: Observed) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    rng = np.random.default_rng(19)
+    for draw, lost in rng.random((1500, 2)):
+        if draw < 0.5 and lost < 0.4:
+            continue
+        judge.observe(observed("pruned" if draw < 0.5 else "dense"))
+    found = judge.verdict()
+    assert found.comparisons[0].sample_ratio.mismatch
+    assert "do not believe the differences" in found.notes[0]
+    assert found.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
+
+
+def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    judge.split_changed(900.0, {"dense": 95.0, "pruned": 5.0})
+    found = judge.verdict()
+    assert found.split_changes == 1
+    assert "the split was changed once" in found.notes[0]
+    assert [arm.share for arm in found.arms] == [0.95, 0.05]
+
+
+def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
+    judge = Judge("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
+    judge.observe(observed("dense"))
+    assert judge.verdict().comparisons == []
+    assert "the only arm" in judge.verdict().text
+
+
+def test_a_restart_goes_on(observed: Observed, compared: Compared) -> None:
+    guardrails = ("error_rate<1%", "agreement>0.9")
+    judge = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
+    feed(judge, observed, compared)
+    again = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
+    again.restore(judge.state())
+    assert again.verdict().model_copy(update={"time": 0.0}) == judge.verdict().model_copy(update={"time": 0.0})
+    assert again.guard.breaks
+    assert again.guard.breaks == judge.guard.breaks
+
+
+def test_another_model_begins_anew_with_guardrails_that_act(
+    observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before it was drained: that must not silence the guardrail for the next one under the same name."""
+    drained: list[str] = []
+
+    def drain(arm: str, reason: str) -> bool:
+        drained.append(arm)
+        return True
+
+    def of(model: str) -> Judge:
+        identities = {"dense": "d", "pruned": model}
+        return Judge("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
+
+    first = of("one")
+    for _ in range(50):
+        first.observe(observed("pruned", outcome="timeout"))
+    assert drained == ["pruned"]
+    same = of("one")
+    same.restore(first.state())
+    assert same.guard.breaks[0].drained
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        other = of("two")
+        other.restore(first.state())
+    (line,) = caplog.records
+    assert "begun anew: the figures kept are of another model: pruned has changed" in line.getMessage()
+    assert (other.guard.breaks, other.evidence.arms["pruned"].requests) == ([], 0)
+    for _ in range(50):
+        other.observe(observed("pruned", outcome="timeout"))
+    assert drained == ["pruned"] * 2
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:50], lambda text: "{}", lambda text: '{"evidence": {}}', lambda text: "[]"]
+)
+def test_a_state_that_cannot_be_read_is_said_and_left(
+    observed: Observed, compared: Compared, caplog: pytest.LogCaptureFixture, spoil: Callable[[str], str]
+) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    judge.observe(observed())
+    with caplog.at_level(logging.WARNING):
+        judge.restore(spoil(judge.state()))
+    assert "begun anew" in caplog.text
+    assert judge.verdict().arms[0].requests == 1
+
+
+def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
+    observed: Observed, compared: Compared
+) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    feed(judge, observed, compared, count=50)
+    other = Judge("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
+    other.restore(judge.state())
+    assert other.verdict().arms[0].requests == 0
+    moved = Judge("trial", "dense", {"dense": 1.0, "pruned": 3.0})
+    moved.restore(judge.state())
+    assert moved.verdict().split_changes == 1
+    assert moved.verdict().arms[0].requests == judge.verdict().arms[0].requests
+    json.loads(moved.state())
+
+
+@pytest.mark.parametrize(("failures", "direction"), [(0, "no different"), (3, "no different"), (60, "higher")])
+def test_few_errors_more_are_no_difference(observed: Observed, failures: int, direction: str) -> None:
+    judge = Judge("trial", "dense", WEIGHTS)
+    for place in range(300):
+        judge.observe(observed("dense"))
+        judge.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
+    found = judge.verdict().comparisons[0].error_rate
+    assert found.direction == direction
+    assert found.difference == pytest.approx(failures / 300)
+    assert found.interval is not None
+    assert found.interval.low < failures / 300 < found.interval.high  # type: ignore[operator]
+    assert found.interval.high - found.interval.low > 0.01  # type: ignore[operator]
