@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: demo test test-plain test-engine-load test-engine-serve lint ruff mypy imports lock clean
+.PHONY: demo test test-all test-plain test-engine test-numeric lint lock clean
 
 .venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
@@ -10,34 +11,27 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/python -m bench.demo
 
-# Side by side: an engine's start leaves most of two cores idle.
-test: .venv/.installed ruff imports
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target test-plain test-engine-load test-engine-serve
+test: .venv/.installed
+	@$(BIN)/python tests/run.py
 
-PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m pytest -p no:cacheprovider
+test-all: .venv/.installed
+	@$(BIN)/python tests/run.py --all
 
-# The three take about as long as each other.
 test-plain: .venv/.installed
-	$(PYTEST) -m "not engine" --ignore=tests/serve
+	$(PYTEST) -m "not engine"
 
-test-engine-load: .venv/.installed mypy
-	$(PYTEST) -m engine tests/mi_prun tests/vllm_ext tests/serve/ab
-	$(PYTEST) -m "not engine" tests/serve
+test-engine: .venv/.installed
+	$(PYTEST) -m engine
 
-test-engine-serve: .venv/.installed
-	$(PYTEST) -m engine --ignore=tests/serve/ab tests/serve tests/bench
+# The cheap numeric tests under other instruction sets and numbers of threads.
+test-numeric: .venv/.installed
+	@$(BIN)/python tests/run.py --numeric
 
-lint: ruff mypy imports
-
-ruff: .venv/.installed
+lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-mypy: .venv/.installed
-	$(BIN)/mypy
-
-imports: .venv/.installed
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 lock: .venv/.installed
 	$(BIN)/python requirements/lock.py
