@@ -1,6 +1,6 @@
 """Mutated headers, indexes, configs and plans end in a right result or in one line, never in a traceback.
 
-12,400 of them in `make test-all`: the sum of the `many`s below. `make test` takes the share that MI_PRUN_FUZZ_SHARE says.
+12,400 of them in `make test-all`: the sum of the `many`s below. `make test` takes the share in MI_PRUN_FUZZ_SHARE.
 """
 
 from __future__ import annotations
