@@ -92,7 +92,7 @@ def serve(arguments: list[str]) -> None:
 
 
 def load_format(rest: list[str]) -> str | None:
-    """Of vLLM's own flags, before vLLM parses them."""
+    """Return the --load-format among vLLM's own flags, before vLLM parses them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--load-format", "--load_format")
     value: str | None = parser.parse_known_args(rest)[0].load_format
@@ -100,7 +100,7 @@ def load_format(rest: list[str]) -> str | None:
 
 
 def open_served(own: argparse.Namespace, scratch: Path, *, dummy: bool = False) -> ServedModel:
-    """Whatever is wrong with the model, the plan or the draft is found here."""
+    """Check the model, the plan and the draft; whatever is wrong with them is said here."""
     if own.plan:
         return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
     if own.draft:

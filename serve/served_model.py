@@ -33,7 +33,7 @@ class Draft:
 
     @property
     def speculative_config(self) -> dict[str, Any]:
-        """What vLLM's `--speculative-config` takes."""
+        """Return what vLLM's `--speculative-config` takes."""
         return {"method": "draft_model", "model": str(self.folder), "num_speculative_tokens": self.tokens}
 
 
@@ -51,7 +51,7 @@ class ServedModel:
 
     @property
     def needs_loader(self) -> bool:
-        """Whether vLLM's own load formats cannot do it: weights that lie elsewhere, or that two models share."""
+        """Tell whether vLLM's own load formats cannot do it: weights that lie elsewhere, or that two models share."""
         return self.draft is not None or (self.manifest is not None and self.manifest.weights == "virtual")
 
     def describe(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _on_hub(reference: str, revision: str | None) -> ServedModel:
 
 
 def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: bool = False) -> ServedModel:
-    """The dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`."""
+    """Return the dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`."""
     read = Plan.read(plan)
     _check_is_dense(reference, "--plan")
     folder = scratch / "pruned"
@@ -140,7 +140,7 @@ def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: 
 def drafted_model(
     reference: str, draft: Path, tokens: int | None, scratch: Path, *, assume_uniform: bool = False
 ) -> ServedModel:
-    """The dense model `reference`, and a draft: those of its blocks that a plan, or a pruned folder, keeps.
+    """Return the dense model `reference` and a draft: those of its blocks that a plan, or a pruned folder, keeps.
 
     Of a hub id vLLM gets the folder that was fetched: of a branch that moves on it would fetch another model than the
     draft's, which could then share nothing.
@@ -202,8 +202,8 @@ def _check_base(folder: Path, manifest: Manifest, base: str) -> None:
         raise UserError(f"{folder}: its dense model cannot be used: {error}") from error
     wanted = reduce_config(dense.config, manifest.plan.kept, assume_uniform=manifest.assume_uniform)
     wanted["mi_prun"] = config_entry(manifest.plan, manifest.weights, base)
-    found = read_config(folder)
-    if differing := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+    written = read_config(folder)
+    if differing := sorted(name for name in wanted.keys() | written.keys() if wanted.get(name) != written.get(name)):
         raise UserError(
             f"{folder}: config field {differing[0]!r} is not what the kept blocks of {base} need; apply the plan again"
         )

@@ -21,7 +21,7 @@ CPU_KV_CACHE_GIB = "2"
 
 
 def quiet_environment() -> None:
-    """No usage reports; on CPU a KV cache that leaves room for the weights. What the user set stays."""
+    """Turn usage reports off; on a CPU take a KV cache that leaves room for the weights. What the user set stays."""
     for name, value in {**QUIET, "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}.items():
         os.environ.setdefault(name, value)
 
@@ -89,7 +89,7 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
 
 
 def refused_by_vllm(error: ValueError | TypeError) -> UserError:
-    """What vLLM finds wrong with its flags, or with the configuration that it makes of them, as one line.
+    """Say in one line what vLLM finds wrong with its flags or with the configuration that it makes of them.
 
     The stack trace is logged at level DEBUG (VLLM_LOGGING_LEVEL).
     """
@@ -140,7 +140,7 @@ def choose(served: ServedModel, args: Any) -> None:
 
 
 def pruning_router(served: ServedModel) -> Any:
-    """Under /v1, so that vLLM's --api-key guards it like the rest."""
+    """Add `GET /v1/pruning`: under /v1, so that vLLM's --api-key guards it like the rest."""
     from fastapi import APIRouter
 
     router = APIRouter()

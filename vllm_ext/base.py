@@ -1,4 +1,4 @@
-"""Whether the dense model behind a virtual folder is the one it was made of, whoever started the engine.
+"""Checks that the dense model behind a virtual folder is the one it was made of, whoever started the engine.
 
 By config, index and headers, in each process that loads: no tensor is read for it. `mi-prun-serve` has looked at a part
 of each kept tensor before.
@@ -16,7 +16,7 @@ from mi_prun.model.model_folder import config_digest, open_model, structure_dige
 
 
 def checked_base(virtual: Path, entry: ConfigEntry) -> Path:
-    """The folder of the dense model that a virtual folder points to; of a hub id, fetched as far as it is kept.
+    """Return the dense model's folder that a virtual folder points to; a hub id is fetched as far as it is kept.
 
     Raises UserError where `entry` is not what the manifest says, or the dense model has another config or a kept tensor
     of another name, dtype or shape.
@@ -37,7 +37,7 @@ def checked_base(virtual: Path, entry: ConfigEntry) -> Path:
 
 
 def check_entry(folder: Path, entry: ConfigEntry | None, manifest: Manifest) -> ConfigEntry:
-    """The entry of the config; refused where somebody changed what it says of us."""
+    """Return our entry of the config. Raises UserError where somebody changed it."""
     if entry is None or (entry.kept, entry.weights) != (manifest.plan.kept, manifest.weights):
         raise UserError(
             f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"

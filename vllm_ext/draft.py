@@ -28,12 +28,12 @@ _targets: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
 
 
 def remember_target(reference: str, model: nn.Module) -> None:
-    """A dense model was loaded in this process; a draft of it may follow. It is not kept alive by this."""
+    """Remember a dense model that this process loaded; a draft of it may follow. It is not kept alive by this."""
     _targets[_key(reference)] = model
 
 
 def target_of(base: str) -> nn.Module | None:
-    """The dense model named `base`, if this process has loaded it."""
+    """Return the dense model named `base`, if this process has loaded it."""
     return _targets.get(_key(base))
 
 
@@ -46,20 +46,20 @@ def _key(reference: str) -> str:
 
 
 def has_draft(vllm_config: Any) -> bool:
-    """Whether one model drafts for another in this engine."""
+    """Tell whether one model drafts for another in this engine."""
     speculative = vllm_config.speculative_config
     return speculative is not None and speculative.method == "draft_model"
 
 
 def is_draft(vllm_config: Any, model_config: Any) -> bool:
-    """Whether the model is loaded as the draft of another."""
+    """Tell whether the model is loaded as the draft of another."""
     return has_draft(vllm_config) and bool(
         vllm_config.speculative_config.draft_model_config.model == model_config.model
     )
 
 
 def shared_model(vllm_config: Any, model_config: Any, prefix: str, target: nn.Module, kept: Sequence[int]) -> nn.Module:
-    """The draft that has the blocks `kept` of `target` (0-based), without weights of its own.
+    """Return the draft that has the blocks `kept` of `target` (0-based), without weights of its own.
 
     prefix: of the names that its attention layers have in vLLM's forward context.
     """
@@ -72,7 +72,7 @@ def shared_model(vllm_config: Any, model_config: Any, prefix: str, target: nn.Mo
 
 
 def own_tensors(model: nn.Module, target: nn.Module) -> Iterator[torch.Tensor]:
-    """The parameters and buffers of `model` whose memory is not the target's."""
+    """Return the parameters and buffers of `model` whose memory is not the target's."""
     shared = {tensor.data_ptr() for tensor in chain(target.parameters(), target.buffers())}
     return (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.data_ptr() not in shared)
 
@@ -94,15 +94,15 @@ def _blocks(model: nn.Module, target: nn.Module, kept: Sequence[int]) -> str:
     lists: dict[str, int] = {
         path: len(module) for path, module in target.named_modules() if isinstance(module, nn.ModuleList)
     }
-    found: list[str] = [
+    lists_of_blocks: list[str] = [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == len(kept) and lists.get(path, 0) > max(kept)
     ]
-    if not found:
+    if not lists_of_blocks:
         raise UserError(f"the draft cannot share the weights of the served model: no list of {len(kept)} blocks found")
     # Of a tower beside the text model nothing is dropped; experts are a list inside a block, and come later.
-    return next((path for path in found if lists[path] > len(kept)), found[0])
+    return next((path for path in lists_of_blocks if lists[path] > len(kept)), lists_of_blocks[0])
 
 
 def _adopt(model: nn.Module, target: nn.Module, path: str, blocks: str, kept: Sequence[str]) -> None:

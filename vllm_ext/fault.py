@@ -1,4 +1,4 @@
-"""Why an engine did not start, said by whichever of its processes found out to the one that the user sees.
+"""Passes on why an engine did not start, from whichever of its processes knows it to the one that the user sees.
 
 vLLM's API process learns of a fault in a worker only that there was one. `mi-prun-serve` names a file in its
 environment, which its children inherit; the first that finds a fault writes one line there, and ends without a stack
@@ -28,7 +28,7 @@ def report(message: str) -> bool:
 
 
 def reported(path: Path) -> str | None:
-    """What was reported, if anything."""
+    """Return the line that was reported, if any."""
     try:
         return path.read_text(encoding="utf-8") or None
     except OSError:

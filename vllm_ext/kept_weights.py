@@ -39,8 +39,8 @@ Wanted = Callable[[str], bool]
 
 
 @dataclass
-class Reading:
-    """What has been read so far. last: the name and shape of the tensor handed out last, for errors."""
+class LoadProgress:
+    """Progress of a load. last: the name and shape of the tensor that was handed out last, for errors."""
 
     tensors: int = 0
     tensors_skipped: int = 0
@@ -60,12 +60,12 @@ def kept_weights(
     folder: Path,
     config: Config,
     kept: Sequence[int] | None,
-    reading: Reading,
+    reading: LoadProgress,
     wanted: Wanted = lambda name: True,
     *,
     mapped: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the pruned model, tensor on CPU) of each wanted tensor in `folder`, whose config.json is `config`.
+    """Yield (name in the pruned model, tensor on CPU) of each wanted tensor in `folder`, whose config.json is `config`.
 
     kept: the blocks of `folder` that the pruned model has (ascending, 0-based); None where the folder has only those.
     mapped: map the files into memory, as vLLM's own loader does; for a folder of which everything is wanted.
@@ -76,8 +76,8 @@ def kept_weights(
     check_kept(blocks, count)
 
     def new_name(name: str) -> str | None:
-        found = renamed(name, family, blocks, num_blocks=count)
-        return found if found is not None and wanted(found) else None
+        renumbered = renamed(name, family, blocks, num_blocks=count)
+        return renumbered if renumbered is not None and wanted(renumbered) else None
 
     buffers = Buffers()
     for file, names in _files(folder).items():
@@ -91,10 +91,10 @@ def kept_weights(
             raise UserError(f"model {folder}: the index says {absent[0]!r} lies in {file}, but it does not")
         with shard.path.open("rb", buffering=0) as source, safe_open(shard.path, framework="pt") as library:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-            found = {info.name: new for info in shard.tensors.values() if (new := new_name(info.name)) is not None}
-            reading.tensors_skipped += len(shard.tensors) - len(found)
-            for info in _fetched_ahead(source, [shard.tensors[name] for name in found]):
-                new = found[info.name]
+            new_names = {info.name: new for info in shard.tensors.values() if (new := new_name(info.name)) is not None}
+            reading.tensors_skipped += len(shard.tensors) - len(new_names)
+            for info in _fetched_ahead(source, [shard.tensors[name] for name in new_names]):
+                new = new_names[info.name]
                 reading.last = f"{new!r} of shape {list(info.shape)}"
                 reading.tensors += 1
                 reading.bytes += info.num_bytes
@@ -107,7 +107,7 @@ def kept_weights(
 
 
 def _fetched_ahead(source: io.FileIO, infos: Sequence[TensorInfo]) -> Iterator[TensorInfo]:
-    """The tensors in turn, while the kernel fetches those after them from the disk: theirs and no other bytes."""
+    """Yield the tensors in turn, while the kernel fetches those after them from the disk: theirs and no other bytes."""
     asked = iter(infos)
     ahead = 0
     for info in infos:
@@ -127,7 +127,7 @@ class Buffers:
         self._arrays: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[np.uint8]]]] = []  # and who has it
 
     def take(self, num_bytes: int) -> NDArray[np.uint8]:
-        """An array of so many bytes. A tensor made of it keeps it, so that it is not handed out again before."""
+        """Return an array of so many bytes. A tensor made of it keeps it, so that it is not handed out again before."""
         for i, (array, user) in enumerate(self._arrays):
             if len(array) >= num_bytes and user() is None:
                 given = array[:num_bytes]
@@ -156,7 +156,7 @@ def _read(source: io.FileIO, path: Path, info: TensorInfo, dtype: torch.dtype, b
 
 
 def _files(folder: Path) -> dict[str, list[str]]:
-    """File -> names of its tensors, by the index; where there is only one file its header says the names."""
+    """Map each file to its tensors' names: by the index, or by the header where there is only one file."""
     weight_map = read_weight_map(folder)
     if weight_map is None:
         if not (folder / SINGLE_NAME).is_file():

@@ -29,7 +29,7 @@ from mi_prun.model.hub import fetch
 from mi_prun.model.model_folder import read_config, resolve
 from vllm_ext import compat, draft, fault
 from vllm_ext.base import checked_base
-from vllm_ext.kept_weights import Reading, kept_weights
+from vllm_ext.kept_weights import LoadProgress, kept_weights
 from vllm_ext.names import LOAD_FORMAT
 
 # vLLM's log handlers hang on the logger `vllm`.
@@ -43,7 +43,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
     def __init__(self, load_config: Any) -> None:
         # The parent knows its own formats only.
         super().__init__(dataclasses.replace(load_config, load_format="auto"))
-        self.reading = Reading()
+        self.reading = LoadProgress()
 
     def download_model(self, model_config: Any) -> None:
         entry = entry_of(model_config)
@@ -69,7 +69,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """A dense model comes here too, as the target of a draft."""
-        self.reading = Reading()
+        self.reading = LoadProgress()
         self.counter_before_loading_weights = time.perf_counter()  # the parent logs how long it took from there
         with fault_reported(f"model {model_config.model}", self.reading):
             super().load_weights(model, model_config)
@@ -97,7 +97,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             yield from self._get_weights_iterator(source)
 
     def _is_elsewhere(self, name: str, config: Config, model: nn.Module, missing: set[int]) -> bool:
-        """Whether this rank has no place for a tensor: another one of the pipeline, or of expert parallelism, has."""
+        """Tell whether a tensor belongs to another rank of the pipeline or of expert parallelism."""
         is_unused = getattr(model, "is_unused_checkpoint_weight", None)
         return (
             block_of(name, family_of(config)) in missing
@@ -108,18 +108,18 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
 
 
 def entry_of(model_config: Any) -> ConfigEntry | None:
-    """The `mi_prun` entry of the config that vLLM read; None for a model that is not ours."""
+    """Return the `mi_prun` entry of the config that vLLM read; None for a model that is not ours."""
     return read_config_entry(getattr(model_config.hf_config, "mi_prun", None), origin=str(model_config.model))
 
 
 def folder_of(model_config: Any) -> Path:
-    """The folder with the config that vLLM read; of a hub id, its small files."""
+    """Return the folder with the config that vLLM read; of a hub id, its small files."""
     path = Path(model_config.model)
     return path if path.is_dir() else fetch(str(model_config.model), (), revision=model_config.revision)
 
 
 def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:
-    """Blocks that other ranks of the pipeline have (0-based, of the pruned model)."""
+    """Return the blocks that other ranks of the pipeline have (0-based, of the pruned model)."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
             missing = {index for index, block in enumerate(module) if isinstance(block, PPMissingLayer)}
@@ -129,7 +129,7 @@ def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:
 
 
 @contextlib.contextmanager
-def fault_reported(what: str, reading: Reading | None = None) -> Iterator[None]:
+def fault_reported(what: str, reading: LoadProgress | None = None) -> Iterator[None]:
     """An error inside becomes one line for the server, and the end of this process; it goes on where there is none.
 
     The stack trace is logged at level DEBUG (VLLM_LOGGING_LEVEL).

@@ -1,4 +1,4 @@
-"""What vLLM calls, in the API process, the engine core and each worker (entry point group `vllm.general_plugins`)."""
+"""The functions that vLLM calls in each of its processes (entry point group `vllm.general_plugins`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register() -> None:
 
 
 def register_loader() -> None:
-    """A vLLM that this release was not written for keeps its own formats, and one line says so."""
+    """Register the load format. A vLLM that this release was not written for keeps its own; one line says so."""
     from mi_prun.errors import UserError
     from vllm_ext.compat import check_version
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model, read_config
 from vllm_ext import kept_weights as kept_weights_module
-from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, Reading, kept_weights
+from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, LoadProgress, kept_weights
 
 DROPPED = (1, 2, 5)
 KEPT = (0, 3, 4)
@@ -26,8 +26,8 @@ KEPT = (0, 3, 4)
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4}
 
 
-def read(folder: Path, kept: Sequence[int] | None, **options: Any) -> tuple[dict[str, torch.Tensor], Reading]:
-    reading = Reading()
+def read(folder: Path, kept: Sequence[int] | None, **options: Any) -> tuple[dict[str, torch.Tensor], LoadProgress]:
+    reading = LoadProgress()
     found = {name: t.clone() for name, t in kept_weights(folder, read_config(folder), kept, reading, **options)}
     return found, reading
 
@@ -56,7 +56,7 @@ def test_a_tensor_that_is_kept_is_not_written_over(sharded: Path) -> None:
     """Memory is used again only when no tensor lies in it, a view of one included."""
     wanted, _ = read(sharded, KEPT)
     held: dict[str, torch.Tensor] = {}
-    for name, tensor in kept_weights(sharded, read_config(sharded), KEPT, Reading()):
+    for name, tensor in kept_weights(sharded, read_config(sharded), KEPT, LoadProgress()):
         if len(held) < 6 or len(name) % 2:
             held[name] = tensor[1:]
     assert len(held) > 6
@@ -103,7 +103,7 @@ def test_the_kernel_counts_kept_bytes_only(sharded: Path) -> None:
         "import os, sys\n"
         "from pathlib import Path\n"
         "from mi_prun.model.model_folder import read_config\n"
-        "from vllm_ext.kept_weights import Reading, kept_weights\n"
+        "from vllm_ext.kept_weights import LoadProgress, kept_weights\n"
         "folder, kept = Path(sys.argv[1]), eval(sys.argv[2])\n"
         "config = read_config(folder)\n"
         "for file in folder.glob('*.safetensors'):\n"
@@ -114,7 +114,7 @@ def test_the_kernel_counts_kept_bytes_only(sharded: Path) -> None:
         "def counters():\n"
         "    lines = Path('/proc/self/io').read_text().splitlines()\n"
         "    return {name: int(value) for name, value in (line.split(': ') for line in lines)}\n"
-        "before, reading = counters(), Reading()\n"
+        "before, reading = counters(), LoadProgress()\n"
         "for name, tensor in kept_weights(folder, config, kept, reading):\n"
         "    tensor.clone()\n"
         "after = counters()\n"
@@ -154,7 +154,7 @@ def test_the_wanted_byte_ranges_and_no_other_are_asked_for_ahead(
     monkeypatch.setattr(kept_weights_module, "AHEAD_BYTES", ahead_bytes)
     dense = open_model(sharded)
     count = 0
-    for count, _ in enumerate(kept_weights(sharded, read_config(sharded), KEPT, Reading()), start=1):
+    for count, _ in enumerate(kept_weights(sharded, read_config(sharded), KEPT, LoadProgress()), start=1):
         assert len(asked) >= count
     gone = tuple(f"model.layers.{block}." for block in DROPPED)
     wanted = [(path.name, i.begin, i.num_bytes) for n, (path, i) in dense.tensors.items() if not n.startswith(gone)]
