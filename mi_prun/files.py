@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mi_prun.errors import UserError
 
@@ -183,6 +185,20 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def read_json_object(path: Path, missing: str) -> dict[str, Any]:
+    """Return the object in a JSON file. missing: the error if there is no such file."""
+    if not path.is_file():
+        raise UserError(missing)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # "\ud800", half a character, cannot be written again
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return data
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import escapes
+from mi_prun.model.weight_files import escapes
 
 PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",

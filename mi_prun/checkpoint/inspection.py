@@ -8,7 +8,8 @@ from mi_prun.architecture.architecture import num_blocks, reduce_config
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
-from mi_prun.model.model_folder import identity_of, open_model, read_config, structure_digest
+from mi_prun.model.identity import structure_digest
+from mi_prun.model.model_folder import open_model, read_config
 from mi_prun.plan.block_map import text_map
 from mi_prun.plan.plan import Plan
 
@@ -124,7 +125,7 @@ def _verify_config(folder: Path, manifest: Manifest) -> None:
 
 def _verify_tensors(folder: Path, manifest: Manifest) -> None:
     pruned = open_model(folder)
-    plan, found = manifest.plan, identity_of(pruned)
+    plan, found = manifest.plan, pruned.identity
     wanted = tuple(plan.dense.block_parameters[block] for block in plan.kept)
     if found.block_parameters != wanted:
         raise UserError(f"{folder}: the blocks have {found.block_parameters} parameters, the plan keeps {wanted}")

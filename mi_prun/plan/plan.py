@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from mi_prun.artefact import Artefact, Record
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelFolder, ModelIdentity, differing_part, identity_of, open_model
+from mi_prun.model.identity import ModelIdentity
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.version import __version__
 
 
@@ -99,8 +100,8 @@ class Plan(Artefact):
         By all of them where an older release made the plan.
         """
         if self.dense.parts is None:
-            self.check_belongs_to(identity_of(dense))
-        elif which := differing_part(dense, self.dense, self.kept):
+            self.check_belongs_to(dense.identity)
+        elif which := dense.differing_part(self.dense, self.kept):
             self._refuse(dense.name, which)
 
     def _refuse(self, name: str, which: str) -> NoReturn:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import (
-    BlockModel,
-    context_tokens,
-    load_block_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-)
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import open_model
 
 TOKENS = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -67,8 +61,8 @@ def test_sizes_are_the_configs(tiny: Callable[..., Path]) -> None:
     path = tiny("llama")
     model = load(path)
     assert (model.num_blocks, model.hidden_size, model.vocab_size) == (6, 32, 97)
-    assert context_tokens(open_model(path)) == 64
-    assert context_tokens(open_model(path), cap=16) == 16
+    assert open_model(path).context_tokens() == 64
+    assert open_model(path).context_tokens(cap=16) == 16
 
 
 def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
@@ -82,7 +76,7 @@ def test_devices_and_dtypes_that_are_not_there_are_refused() -> None:
 
 def test_a_folder_without_a_tokenizer_is_refused(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="has no usable tokenizer"):
-        load_tokenizer(open_model(tiny("llama")))
+        _ = open_model(tiny("llama")).tokenizer
 
 
 def test_the_cap_of_attention_scores_is_kept(tiny: Callable[..., Path]) -> None:
