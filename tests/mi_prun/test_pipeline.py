@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mi_prun import pipeline
-from mi_prun.analysis.analysis import read_analysis
+from mi_prun.analysis.analysis import ARRAYS, read_analysis
 from mi_prun.analysis.analyze import analyze, make_analysis
 from mi_prun.errors import UserError
 from mi_prun.model import model_folder, weight_files
@@ -138,15 +138,7 @@ def test_it_is_analyze_plan_and_apply(
     read, made = read_analysis(tmp_path / "analysis"), make_analysis(dense, settings)
     assert made is not None
     assert made.record == read.record
-    for name in (
-        "segment_cost_nats",
-        "segment_mi_nats",
-        "block_cosine",
-        "pair_angle",
-        "scoring",
-        "ranking",
-        "held_out",
-    ):
+    for name in ARRAYS:
         wanted, array = getattr(read, name), getattr(made, name)
         assert array.dtype == wanted.dtype
         assert (array == wanted).all()

@@ -123,11 +123,14 @@ def two_shards(path: Path) -> None:
     (path / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": homes}))
 
 
+def tensors_in(path: Path) -> dict[str, torch.Tensor]:
+    files = sorted(path.glob("model*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def other_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder, one of them another."""
-    tensors = {
-        name: tensor for file in sorted(path.glob("model*.safetensors")) for name, tensor in load_file(file).items()
-    }
+    tensors = tensors_in(path)
     return tensors | {CHANGED: tensors[CHANGED] * 2}
 
 
@@ -182,7 +185,7 @@ def test_other_weights_in_the_folder_are_left_alone(
     add(both)
     alone, beside = open_model(dense), open_model(both)
     assert beside.identity.weights_sha256 == alone.identity.weights_sha256
-    wanted = {name: tensor for file in dense.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    wanted = tensors_in(dense)
     loaded = load(both).model.state_dict()
     assert loaded.keys() == wanted.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items())

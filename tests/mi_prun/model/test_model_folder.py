@@ -135,26 +135,6 @@ def test_a_name_that_leads_nowhere(reference, message):
         open_model(reference)
 
 
-def test_identity_tells_weights_and_config_apart_but_not_the_place(dense, tmp_path):
-    was = open_model(dense).identity
-    assert was.num_blocks == 6
-    assert was.num_parameters == sum(was.block_parameters) + 2 * 97 * 32 + 32
-    moved = shutil.copytree(dense, tmp_path / "moved")
-    assert was.same_model(open_model(moved).identity)
-    edit(moved / "config.json", rms_norm_eps=1e-3)
-    changed = open_model(moved).identity
-    assert changed.config_sha256 != was.config_sha256
-    assert changed.weights_sha256 == was.weights_sha256
-    shard = first_shard(dense)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
-    assert open_model(dense).identity.weights_sha256 != was.weights_sha256
-
-
-def test_identity_does_not_depend_on_the_sharding(tiny):
-    many, one = tiny("qwen2", max_shard_size="40KB"), tiny("qwen2", folder="one")
-    assert open_model(many).identity.same_model(open_model(one).identity)
-
-
 def test_a_single_shard_that_links_outside_is_refused(tiny, tmp_path):
     dense = tiny("llama")
     (dense / "model.safetensors").rename(tmp_path / "elsewhere")
@@ -192,37 +172,3 @@ def test_what_is_taken_from_the_hub(tmp_path):
         [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
     )
     assert set(taken) == {*along, *weights}
-
-
-def test_of_blocks_that_are_not_kept_no_byte_is_read(tiny):
-    """By the kernel's count of what this process asked for: the samples of the other tensors, and nothing more."""
-    dense = tiny("llama", tie_word_embeddings=False)
-    identity, kept = open_model(dense).identity, (0, 3, 4)
-    model = open_model(dense)  # not the one that was digested: it knows the digests already
-
-    def asked_bytes() -> int:
-        return int(Path("/proc/self/io").read_text().split()[1])
-
-    before = asked_bytes()
-    nothing = asked_bytes() - before
-    before = asked_bytes()
-    assert model.differing_part(identity, kept) is None
-    found = asked_bytes() - before - nothing
-    gone = tuple(f"model.layers.{block}." for block in (1, 2, 5))
-    sampled = {name: 2 * min(1024, info.num_bytes) for name, (_, info) in model.tensors.items()}
-    assert found == sum(count for name, count in sampled.items() if not name.startswith(gone))
-
-
-def test_only_kept_blocks_tell_a_model_apart(tiny):
-    dense = tiny("llama", tie_word_embeddings=False)
-    identity = open_model(dense).identity
-    for name, kept, differs in (
-        ("model.layers.2.mlp.up_proj.weight", (0, 1), None),
-        ("model.layers.2.mlp.up_proj.weight", (0, 2), "weights"),
-        ("model.norm.weight", (0, 1), "weights"),
-    ):
-        path, info = open_model(dense).tensors[name]
-        was = path.read_bytes()
-        path.write_bytes(was[: info.begin] + bytes([was[info.begin] ^ 1]) + was[info.begin + 1 :])
-        assert open_model(dense).differing_part(identity, kept) == differs
-        path.write_bytes(was)

@@ -117,7 +117,7 @@ def test_what_a_library_raises_is_one_line() -> None:
             raise error
     with pytest.raises(KeyboardInterrupt), library_errors("model m"):
         raise KeyboardInterrupt
-    with pytest.raises(UserError, match="^ours$"), library_errors("model m"):
+    with pytest.raises(UserError, match=r"^ours$"), library_errors("model m"):
         raise UserError("ours")
     with pytest.raises(UserError, match=r"config\.json of x cannot be loaded by transformers: "):
         pretrained_config({"model_type": "llama", "hidden_size": "32"}, "config.json of x")
