@@ -81,7 +81,7 @@ class BlockModel:
             yield self.model
 
     def _skip(self, state: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """A block's `forward` that does nothing."""
+        """Stand in for a block's `forward`, and do nothing."""
         return self._output(state)
 
     @contextlib.contextmanager

@@ -37,7 +37,7 @@ MAX_WINDOW_TOKENS = 2048
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked model folder, opened once and handed down. What is derived from it is computed once, when first asked.
+    """A checked model folder, opened once and handed down. Each property is computed at most once, when first asked.
 
     config: config.json as a dict.
     shards: the only source of weights. Digests, the loaded model and the written checkpoint all read these files.

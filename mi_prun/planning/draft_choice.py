@@ -84,7 +84,7 @@ class DraftChoice:
 
 
 def expected_speedup(acceptance: float, relative_cost: float, tokens: int) -> float:
-    """The formula above.
+    """Return speed-up(n) for n = `tokens`, by the formula above.
 
     >>> round(expected_speedup(0.8, 0.2, 3), 3)
     1.845
