@@ -13,7 +13,7 @@ from mi_prun.files import write_text
 
 
 class Record(BaseModel):
-    """A part of an artefact: frozen, and closed to fields it does not know."""
+    """A part of an artefact. It is frozen, and refuses fields that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,14 +36,14 @@ class Artefact(Record):
 
     @classmethod
     def parse(cls, text: str, *, origin: str) -> Self:
-        """Raises UserError with the first fault; `origin` names the file in the message."""
+        """Check the text of a file. Raises UserError with the first fault. origin: names the file in the message."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{origin} is not JSON: {error}") from error
         if not isinstance(data, dict) or data.get("mi_prun_schema") != cls.schema_name:
-            found = data.get("mi_prun_schema") if isinstance(data, dict) else type(data).__name__
-            raise UserError(f"{origin} is not a {cls.schema_name} file (found {found!r})")
+            schema = data.get("mi_prun_schema") if isinstance(data, dict) else type(data).__name__
+            raise UserError(f"{origin} is not a {cls.schema_name} file (found {schema!r})")
         if data.get("schema_version") != cls.schema_latest:
             raise UserError(
                 f"{origin} has schema version {data.get('schema_version')!r}, this release reads {cls.schema_latest}; "
@@ -58,6 +58,7 @@ class Artefact(Record):
 
     @classmethod
     def read(cls, path: Path) -> Self:
+        """Read a file. Raises UserError if it cannot be read, or is not what it should be."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +66,9 @@ class Artefact(Record):
         return cls.parse(text, origin=str(path))
 
     def to_json(self) -> str:
+        """Return the text of the file."""
         return self.model_dump_json(indent=2) + "\n"
 
     def write(self, path: Path) -> None:
+        """Write the file atomically."""
         write_text(path, self.to_json())

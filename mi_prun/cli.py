@@ -1,11 +1,9 @@
-"""The `mi-prun` command: parse, call, say what came out. Heavy imports happen inside the commands that need them."""
+"""The `mi-prun` command: parse, call, print what came out. Heavy imports happen inside the commands that need them."""
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +41,8 @@ from mi_prun.options import (
     Virtual,
     Window,
 )
-from mi_prun.settings import AnalyzeSettings, PlanSettings
+from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
+from mi_prun.sizes import parse_size
 from mi_prun.version import __version__
 
 app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
@@ -132,15 +131,15 @@ def plan(
 
     check_output(output, force=force, folder=False)
     settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
-    found = read_analysis(analysis)
+    analyzed = read_analysis(analysis)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
-    made = (
-        plan_for(make_context(found, settings), amount, settings)
+    chosen = (
+        plan_for(make_context(analyzed, settings), amount, settings)
         if purpose is None
-        else draft_for(found, settings, purpose, amount)
+        else draft_for(analyzed, settings, purpose, amount)
     )
-    made.write(output)
-    summary.plan(made, output)
+    chosen.write(output)
+    summary.plan(chosen, output)
 
 
 @app.command()
@@ -163,11 +162,11 @@ def apply(
     from mi_prun.plan.plan import Plan, open_dense
 
     check_output(output, force=force)  # before a model is fetched
-    shard_bytes = parse_size(max_shard_size)
-    read = Plan.read(plan)
+    shard_bytes = parse_size(max_shard_size, "--max-shard-size")
+    chosen = Plan.read(plan)
     manifest = write_checkpoint(
-        open_dense(model, read),
-        read,
+        open_dense(model, chosen),
+        chosen,
         output,
         virtual=virtual,
         max_shard_bytes=shard_bytes,
@@ -208,61 +207,29 @@ def prune(
 
     Example: mi-prun prune meta-llama/Llama-3.1-8B --ratio 0.25 -o pruned/
     """
-    from mi_prun import summary
-    from mi_prun.analysis.analysis import read_analysis
-    from mi_prun.analysis.analyze import analyze as run
-    from mi_prun.architecture.architecture import check_config
-    from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
-    from mi_prun.files import check_output
-    from mi_prun.model.block_model import load_on
-    from mi_prun.model.model_folder import check_quantization_beside, identity_of, open_model
+    from mi_prun import pipeline, summary
     from mi_prun.plan.ratio import Amount
-    from mi_prun.planning.limit import parse_limit
-    from mi_prun.planning.planning import check_settings, make_context, plan_for
-    from mi_prun.selection.methods import check_possible
 
-    check_output(output, force=force)
-    shard_bytes = parse_size(max_shard_size)
-    dense = open_model(model)
-    # Refused before the long pass, not after.
-    check_apart(dense.path, output)
-    check_quantization_beside(dense)
-    plan_settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
-    check_settings(plan_settings)
-    amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
-    wanted = amount.blocks(identity_of(dense))
-    if wanted is None:
-        parse_limit(max_ppl_increase, max_kl)
-    if not assume_uniform:
-        check_config(dense.config)
-    check_possible(dense.config, method, wanted)
-    analyze_settings = AnalyzeSettings(
-        calibration=calibration,
-        scoring_tokens=tokens,
-        window_tokens=window,
-        estimator=estimator,
-        projection=projection,
-        noise=noise,
-        seed=seed,
-        device=device,
-    )
-    load = cache(lambda: load_on(dense, device))  # for the pass and for what is measured
-    with tempfile.TemporaryDirectory(prefix="mi-prun-") as folder:
-        run(dense, Path(folder) / "analysis", analyze_settings, load=load)
-        found = read_analysis(Path(folder) / "analysis")
-    made = plan_for(make_context(found, plan_settings, load), amount, plan_settings)
-    load.cache_clear()  # writing reads the files
-    manifest = write_checkpoint(
-        dense,
-        made,
+    pruned = pipeline.prune(
+        model,
         output,
-        virtual=virtual,
-        max_shard_bytes=shard_bytes,
+        Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl),
+        AnalyzeSettings(
+            calibration=calibration,
+            scoring_tokens=tokens,
+            window_tokens=window,
+            estimator=estimator,
+            projection=projection,
+            noise=noise,
+            seed=seed,
+            device=device,
+        ),
+        PlanSettings(method, rerank, not no_quality, None, seed, device, criterion),
+        WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform),
         force=force,
-        assume_uniform=assume_uniform,
     )
-    summary.plan(made, None)
-    summary.checkpoint(manifest, output)
+    summary.plan(pruned.plan, None)
+    summary.checkpoint(pruned.manifest, output)
 
 
 @app.command()
@@ -308,7 +275,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="a pruned folder or a plan.json")],
     verify: Annotated[bool, typer.Option("--verify", help="read every byte and compare it with the manifest")] = False,
 ) -> None:
-    """Say what was dropped, what it cost, and whether the folder is whole.
+    """Print what was dropped, what it cost, and whether the folder is whole.
 
     Example: mi-prun inspect pruned/ --verify
     """
@@ -327,17 +294,6 @@ def methods() -> None:
 
     for name, method in METHODS.items():
         print(f"{name:14} {method.summary}")
-
-
-def parse_size(text: str) -> int:
-    """`5GB`, `500MB`, `10KB` or a number of bytes (powers of ten, as the hub counts)."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
-    upper = text.strip().upper()
-    unit = next((unit for unit in units if upper.endswith(unit)), "")
-    number = upper.removesuffix(unit).strip()
-    if not number.isdecimal() or int(number) == 0:
-        raise UserError(f"--max-shard-size must be like 5GB or 500MB, got {text!r}")
-    return int(number) * units.get(unit, 1)
 
 
 def main() -> None:

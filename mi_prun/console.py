@@ -1,4 +1,4 @@
-"""What a command says while it works and when it fails: progress on a terminal only, one-line errors, exit status 2."""
+"""The console of a command: progress on a terminal only, errors in one line, exit status 2."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Advance]:
-    """A progress bar on stderr with a rate in `unit`/s; silent where stderr is not a terminal, or not `shown`.
+    """Show a progress bar on stderr with a rate in `unit`/s. It is silent if stderr is no terminal, or not `shown`.
 
-    Yields a function that is called with the number of units done since the last call.
+    Yields a function to call with the number of units done since the last call.
     """
     if not (shown and sys.stderr.isatty()):
         yield lambda amount: None
@@ -47,7 +47,7 @@ def progress(description: str, total: float, unit: str, *, shown: bool = True) -
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command. Exit status: 2 for UserError (said in one line), 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a command and return its exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
 
     SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed.
     """
@@ -77,7 +77,7 @@ def run_command(command: Callable[[], object]) -> int:
 
 
 def new_app(purpose: str) -> Typer:
-    """A typer application as all our commands are: plain help, no completion, our own way with errors."""
+    """Return a typer application with plain help, no completion and our own way with errors."""
     from typer import Typer
 
     return Typer(
@@ -90,7 +90,7 @@ def new_app(purpose: str) -> Typer:
 
 
 def run_app(app: Typer) -> int:
-    """`run_command` for a typer application; a wrong option is one line too."""
+    """Run a typer application as `run_command` runs a command. A wrong option is one line too."""
     from typer import Abort
     from typer.exceptions import TyperException
 

@@ -1,8 +1,8 @@
-"""What the user can mend."""
+"""The error of everything that the user can mend."""
 
 
 class UserError(Exception):
-    """A fault of the input, said in one line: the value, the rule and the way out.
+    """A fault of the input, in one line: the value, the rule and the way out.
 
     Every command prints it without a traceback and exits with status 2.
     """
@@ -11,7 +11,7 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))  # a name out of a file may hold line breaks
 
 
-def first_line(error: Exception) -> str:
-    """Of what another library says, for one of ours; an ImportError of transformers begins with an empty line."""
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of a third-party error, for use in a UserError."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mi_prun.errors import UserError
 
@@ -21,8 +23,8 @@ ABANDONED_SECONDS = 10.0  # between a folder's making and its lock
 def check_output(path: Path, *, force: bool = False, folder: bool = True) -> None:
     """Refuse an output path that would overwrite something, before any work is done.
 
-    A folder that exists and is empty is fine. With `force` whatever is there is replaced whole, except for a folder
-    that holds a `.git`, the working folder or one of its parents. folder: whether one is written; else a file.
+    A folder that exists and is empty is fine. force: let whatever is there be replaced whole, except a folder that
+    holds a `.git`, the working folder or one of its parents. folder: True if a folder is written, False for a file.
     """
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -47,6 +49,7 @@ def check_output(path: Path, *, force: bool = False, folder: bool = True) -> Non
 
 
 def partial_sibling(path: Path) -> Path:
+    """Return a new hidden name beside `path`, for what is being written."""
     return path.absolute().parent / f".{path.name}.partial-{uuid.uuid4().hex[:12]}"
 
 
@@ -74,7 +77,7 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _take_place(partial: Path, path: Path) -> None:
-    """After it `path` is what `partial` was, and what was at `path` before is at `partial`."""
+    """Put `partial` in the place of `path`. What was at `path` before is then at `partial`."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         partial.rename(path)
         return
@@ -91,7 +94,7 @@ def _take_place(partial: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths in one step, so that a kill at any moment finds one of them whole; False where that cannot be."""
+    """Swap two paths in one step: a kill at any moment leaves one of them whole. Return False if that cannot be."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -102,7 +105,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Mark a folder as being written; the mark goes with the process, however it ends."""
+    """Mark a folder as being written. The mark goes with the process, however it ends."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -113,7 +116,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what a killed run for the same path has left: its siblings that no living process holds."""
+    """Remove what a killed run for the same path left: siblings that no living process holds."""
     for sibling in path.absolute().parent.iterdir():
         if not sibling.name.startswith(f".{path.name}.partial-") or sibling.is_symlink() or not sibling.is_dir():
             continue
@@ -155,7 +158,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """One whole line in one write, on the disk before this returns: a kill leaves it whole or not there."""
+    """Append one whole line in one write. It is on the disk before this returns; a kill leaves all of it or nothing."""
     data = (line + "\n").encode()
     with one_line_os_errors(path):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -169,7 +172,7 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def one_line_os_errors(path: Path) -> Iterator[None]:
-    """A full disk, a read-only target, a quota: one line, not a traceback."""
+    """Turn errors of the disk (full, read-only, quota) into a UserError."""
     try:
         yield
     except OSError as error:
@@ -185,6 +188,21 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def read_json_object(path: Path, missing: str) -> dict[str, Any]:
+    """Return the object in a JSON file. missing: the error if there is no such file."""
+    if not path.is_file():
+        raise UserError(missing)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(data, ensure_ascii=False).encode()  # "\ud800", half a character, cannot be written again
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return data
+
+
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The options that commands of `mi-prun` share: names, help, defaults out of `settings.py`."""
+"""The options that commands of `mi-prun` share: names, help, and the defaults of `settings.py`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Calibration = Annotated[
 ]
 Tokens = Annotated[
     int,
-    typer.Option("--tokens", help="that boundary states are taken from; 16 times as many are there to rank sets on"),
+    typer.Option("--tokens", help="tokens that boundary states are taken from; 16 times as many serve to rank sets"),
 ]
-Estimator = Annotated[str, typer.Option(help="of mutual information: gaussian, ksg or renyi")]
+Estimator = Annotated[str, typer.Option(help="estimator of mutual information: gaussian, ksg or renyi")]
 Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]
 Noise = Annotated[float, typer.Option(help="variance of the observation noise, in mean variances of a state")]
 Window = Annotated[
     int | None, typer.Option("--window", help="tokens in a window; default: the model's context, capped")
 ]
-Seed = Annotated[int, typer.Option(help="of sampling, projection and ties")]
+Seed = Annotated[int, typer.Option(help="seed of sampling, projection and ties")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA where there is one")]
 Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
 Rerank = Annotated[
@@ -78,4 +78,4 @@ For = Annotated[
     ),
 ]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
-ShardSize = Annotated[str, typer.Option("--max-shard-size", help="of the written weights: 5GB, 500MB")]
+ShardSize = Annotated[str, typer.Option("--max-shard-size", help="size of a file of written weights: 5GB, 500MB")]

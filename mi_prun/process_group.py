@@ -1,8 +1,8 @@
-"""A command in a process group of its own: started, waited for, measured, and ended with all its children.
+"""A command in a process group of its own: it is started, waited for, measured, and ended with all its children.
 
-An engine is several processes: an API server, an engine core, workers. Whoever starts one here gets them all ended, and
-a parent that is killed takes its child with it (Linux: the kernel's parent-death signal). That signal is sent when the
-*thread* that started the command ends, so start it from one that lives as long as the command shall.
+An engine is several processes: an API server, an engine core, workers. All of them are ended together. A parent that is
+killed takes its child with it (Linux: the kernel's parent-death signal). The kernel sends that signal when the *thread*
+that started the command ends, so start it from a thread that lives as long as the command shall.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SAMPLE_SECONDS = 0.25
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -44,11 +44,12 @@ def free_port() -> int:
 
 
 class ProcessGroup:
-    """`with ProcessGroup(command, log) as group:` the command runs; at the end no process of it is left.
+    """A command that runs inside `with ProcessGroup(command, log) as group:`. At the end no process of it is left.
 
-    Output of the command goes to `log`; `stdin` is as `subprocess` has it. Peak memory is sampled every
-    `sample_seconds`: looking at all processes takes time from what is measured, so a bench asks for fewer.
-    Raises UserError where this is not Linux.
+    log: takes the command's output. stdin: as `subprocess` has it.
+    Peak memory is sampled every `sample_seconds`. Looking at all processes takes time from what is measured, so a
+    bench samples less often.
+    Raises UserError if this is not Linux.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class ProcessGroup:
         self.stop()
 
     def wait_ready(self, url: str, *, timeout_seconds: float = 600.0) -> float:
-        """Wait until `url` answers 200; returns the seconds it took.
+        """Wait until `url` answers 200, and return the seconds it took.
 
-        Raises UserError with the last lines of the log where the command ends first, or time runs out.
+        Raises UserError with the last lines of the log if the command ends first, or time runs out.
         """
         start = time.monotonic()
         while time.monotonic() - start < timeout_seconds:
@@ -106,19 +107,19 @@ class ProcessGroup:
         raise UserError(f"{url} did not answer within {timeout_seconds:.0f} s: {self.last_lines()}")
 
     def last_lines(self) -> str:
-        """The end of the log, its lines joined by ` | `; lines that say what went wrong are preferred."""
+        """Return the end of the log, lines joined by ` | `. Lines that say what went wrong are preferred."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("error:") or "Error: " in line or "Error:" in line]
         return " | ".join((said or lines)[-LOG_LINES if not said else -2 :]) or "it printed nothing"
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of the group, those that descend from it, and those that carry its mark."""
+        """Return all living processes of the group, those that descend from it and those that carry its mark."""
         with self._lock:
             self._look()
             return [process for process in self._known.values() if alive(process)]
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """SIGTERM to the leader, then to what it left, then SIGKILL to what is deaf. Safe to call twice."""
+        """Send SIGTERM to the leader, then to what it left, then SIGKILL to what is deaf. Safe to call twice."""
         self.processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -141,7 +142,7 @@ class ProcessGroup:
         self._watcher.join()
 
     def _look(self) -> None:
-        """Remember each process of the group (one whose parent dies would be lost to a later look), and weigh them."""
+        """Remember each process of the group, and add up their memory. A later look misses one whose parent died."""
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
                 if process.pid in self._known or self._foreign.get(process.pid) == process.create_time():
@@ -167,19 +168,19 @@ class ProcessGroup:
 
 
 def open_local(url: str, timeout_s: float) -> Any:
-    """As `urllib.request.urlopen`, past any `http_proxy`: what runs on this machine is asked itself."""
+    """Open a URL of this machine past any `http_proxy`."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
 
 
 def local_addresses_direct() -> dict[str, str]:
-    """Variables for a process that asks servers of this machine: no proxy can reach those."""
+    """Return the variables for a process that asks servers of this machine, which no proxy can reach."""
     told = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     names = ",".join(dict.fromkeys([*(name for name in told.split(",") if name), "127.0.0.1", "localhost"]))
     return {"no_proxy": names, "NO_PROXY": names}
 
 
 def answers(url: str, timeout_s: float = 5.0) -> bool:
-    """Whether a server of this machine answers there with status 200."""
+    """Return True if a server of this machine answers there with status 200."""
     try:
         with open_local(url, timeout_s) as answer:
             return bool(answer.status == 200)
@@ -188,7 +189,7 @@ def answers(url: str, timeout_s: float = 5.0) -> bool:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie does not."""
+    """Return True if a process still runs. A zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
@@ -196,7 +197,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent dies; now, where it is dead already."""
+    """Have the kernel send this process a signal when its parent dies; at once if it is dead already."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)

@@ -1,4 +1,4 @@
-"""The settings of `mi-prun analyze` and `mi-prun plan`, and their defaults: the one place they live."""
+"""The settings of `mi-prun analyze`, `plan` and `apply`, and their defaults."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from mi_prun.errors import UserError
 
 MOST_SEED = 2**31 - 1  # the annealer's bound
 SELF = "self"  # calibration text that is sampled from the model
-# Of the tokens to score on.
-RANKING_SHARE, HELD_OUT_SHARE = 16, 2
+RANKING_SHARE, HELD_OUT_SHARE = 16, 2  # times the tokens to score on
 
 
 @dataclass(frozen=True)
 class AnalyzeSettings:
-    """projection: dimensions p each boundary state is projected to. noise: variance of the observation noise, in mean
-    variances per dimension of the observed state. window_tokens: None takes the model's context, capped.
-    batch_tokens: None fits the device. ranking_tokens: None takes 16 times as many as scoring_tokens, as a loss is
-    noisier than a covariance. held_out_tokens: None takes twice as many. stream_blocks: have one block in memory at a
-    time.
+    """How a model is analyzed.
+
+    ranking_tokens: None takes 16 times scoring_tokens, because a loss is noisier than a covariance.
+    held_out_tokens: None takes 2 times scoring_tokens.
+    window_tokens: None takes the model's context, capped.
+    projection: dimensions p that each boundary state is projected to.
+    noise: variance of the observation noise, in mean variances per dimension of the observed state.
+    batch_tokens: None fits the device.
+    stream_blocks: keep one block in memory at a time.
     """
 
     calibration: str = SELF
@@ -37,19 +40,21 @@ class AnalyzeSettings:
 
     @property
     def part_tokens(self) -> tuple[int, int, int]:
-        """Tokens to score on, to rank on, and to hold out."""
+        """The tokens to score on, to rank on and to hold out."""
         scoring = self.scoring_tokens
         return scoring, self.ranking_tokens or RANKING_SHARE * scoring, self.held_out_tokens or HELD_OUT_SHARE * scoring
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """rerank: sets compared by their measured loss, 0 takes the first one that the method proposes; None takes the
-    method's own number. `mi-prun` with 0 is the paper's way. Why these defaults: docs/selection.md.
+    """How blocks are chosen. docs/selection.md says why these are the defaults.
+
+    rerank: how many sets are compared by their measured loss. 0 takes the first one that the method proposes; the
+    method `mi-prun` with 0 is the paper's. None takes the method's own number.
     quality: measure the choice on held-out text.
-    model: where the dense model is, if not where the analysis found it.
-    criterion: the loss that sets are compared by, ce or kl; None: ce, but kl on text sampled from the model (where its
-    expectation is the same, less a constant), and under a limit of KL.
+    model: where the dense model is, if it is not where the analysis was made of it.
+    criterion: the loss that sets are compared by, ce or kl. None takes ce, but kl under a limit of KL and on text
+    sampled from the model, where both have the same expectation less a constant.
     """
 
     method: str = "hybrid"
@@ -61,6 +66,20 @@ class PlanSettings:
     criterion: str | None = None
 
 
+@dataclass(frozen=True)
+class WriteSettings:
+    """How a checkpoint is written.
+
+    virtual: write no weights, point to the dense model.
+    assume_uniform: let config fields pass that are not known and may be per block.
+    """
+
+    virtual: bool = False
+    max_shard_bytes: int = 5_000_000_000
+    assume_uniform: bool = False
+
+
 def check_seed(seed: int) -> None:
+    """Refuse a seed that the annealer does not take."""
     if not 0 <= seed <= MOST_SEED:
         raise UserError(f"--seed must be in 0..{MOST_SEED}, got {seed}")

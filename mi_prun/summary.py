@@ -1,4 +1,4 @@
-"""What the commands say of what they made."""
+"""What the commands print about their output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mi_prun.plan.plan import Plan
 
 
 def analysis(record: AnalysisRecord, output: Path) -> None:
+    """Print the model, the text and the estimates of an analysis."""
     print(
         f"{output}: {record.dense.name}, {record.dense.num_blocks} blocks, {record.dense.num_parameters:,} parameters"
     )
@@ -27,25 +28,27 @@ def analysis(record: AnalysisRecord, output: Path) -> None:
     )
 
 
-def plan(made: Plan, output: Path | None) -> None:
+def plan(chosen: Plan, output: Path | None) -> None:
+    """Print the blocks that a plan drops, and what was measured. output: where it was written, if it was."""
     if output is not None:
-        print(f"{output}: {made.method} for {made.dense.name}")
-    blocks = f"{len(made.dropped)} of {made.dense.num_blocks} blocks ({made.block_ratio:.1%})"
-    parameters = f"{made.parameters_dropped:,} parameters ({made.parameter_ratio:.1%})"
-    print(f"dropped blocks (0-based): {', '.join(map(str, made.dropped))}: {blocks}, {parameters}")
-    if made.objective is not None:
+        print(f"{output}: {chosen.method} for {chosen.dense.name}")
+    blocks = f"{len(chosen.dropped)} of {chosen.dense.num_blocks} blocks ({chosen.block_ratio:.1%})"
+    parameters = f"{chosen.parameters_dropped:,} parameters ({chosen.parameter_ratio:.1%})"
+    print(f"dropped blocks (0-based): {', '.join(map(str, chosen.dropped))}: {blocks}, {parameters}")
+    if chosen.objective is not None:
+        objective = chosen.objective
         print(
-            f"J: {made.objective.chosen_nats:.4g} nats, {made.objective.beside()} (gap {made.objective.gap_nats:.4g}); "
-            f"measured with {made.forward_passes:.1f} forward passes"
+            f"J: {objective.chosen_nats:.4g} nats, {objective.beside()} (gap {objective.gap_nats:.4g}); "
+            f"measured with {chosen.forward_passes:.1f} forward passes"
         )
-    if "limit" in made.settings:
-        more = made.settings["cost_of_one_block_more"]
+    if "limit" in chosen.settings:
+        more = chosen.settings["cost_of_one_block_more"]
         print(
-            f"limit: {made.settings['limit']}: {len(made.dropped)} blocks cost {made.settings['cost']}; "
+            f"limit: {chosen.settings['limit']}: {len(chosen.dropped)} blocks cost {chosen.settings['cost']}; "
             + (f"one more would cost {more}, over it" if more else "no more can go")
         )
-    if made.quality is not None:
-        quality = made.quality
+    if chosen.quality is not None:
+        quality = chosen.quality
         print(
             f"perplexity {quality.dense_perplexity:.2f} -> {quality.pruned_perplexity:.2f}, KL(dense || pruned) "
             f"{quality.kl_nats_per_token:.4f} nats/token on {quality.text}: {quality.predicted_tokens:,} tokens, "
@@ -54,6 +57,7 @@ def plan(made: Plan, output: Path | None) -> None:
 
 
 def checkpoint(manifest: Manifest, output: Path) -> None:
+    """Print the size of a written checkpoint."""
     print(
         f"{output}: {manifest.weights}, {manifest.weight_bytes / 2**20:,.1f} MiB of weights, "
         f"dense {manifest.dense_weight_bytes / 2**20:,.1f} MiB"

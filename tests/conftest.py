@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from mi_prun.checkpoint.checkpoint import write_checkpoint
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import alive
 
@@ -157,7 +157,7 @@ def prune() -> Callable[..., Path]:
 
     def make(source: Path, out: Path, dropped: Sequence[int], *, virtual: bool = False) -> Path:
         folder = open_model(source)
-        identity = identity_of(folder)
+        identity = folder.identity
         kept = kept_blocks(identity.num_blocks, dropped)
         plan = Plan(dense=identity, dropped=tuple(dropped), kept=kept, method="by hand")
         write_checkpoint(folder, plan, out, virtual=virtual)

@@ -12,7 +12,8 @@ from mi_prun.checkpoint.checkpoint import kept_tensors
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, ConfigEntry, Manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import config_digest, open_model, structure_digest
+from mi_prun.model.identity import config_digest, structure_digest
+from mi_prun.model.model_folder import open_model
 
 
 def checked_base(virtual: Path, entry: ConfigEntry) -> Path:

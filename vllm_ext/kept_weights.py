@@ -22,8 +22,8 @@ from safetensors import safe_open
 
 from mi_prun.architecture.architecture import Config, check_kept, family_of, num_blocks, renamed
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import SINGLE_NAME, read_weight_map
 from mi_prun.model.shard import TensorInfo, read_shard
+from mi_prun.model.weight_files import SINGLE_NAME, read_weight_map
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,

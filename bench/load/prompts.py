@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_tokenizer
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF
 from mi_prun.text.calibration import load_calibration
@@ -24,7 +23,7 @@ def prompts_of(folder: ModelFolder, text: str, counts: Sequence[int], tokens: in
     wanted = sum(counts)
     found = load_calibration(
         text,
-        tokenizer := load_tokenizer(folder),
+        tokenizer := folder.tokenizer,
         window_tokens=tokens,
         scoring_tokens=wanted * tokens,
         ranking_tokens=1,

@@ -13,7 +13,8 @@ from bench.models.weights import Weights, weights_of
 from bench.records.schema import Arm, Blocks, Dense, MeasuredOn
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelFolder, ModelIdentity, identity_of, open_model
+from mi_prun.model.identity import ModelIdentity
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, Quality
 
 
@@ -71,7 +72,7 @@ def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
     folder = open_model(dense)
     if is_pruned(folder.path):
         raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
-    identity = identity_of(folder)
+    identity = folder.identity
     weights = _weights(folder)
     none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
     first = Subject(

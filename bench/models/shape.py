@@ -13,8 +13,8 @@ from typing import Any
 
 from mi_prun.architecture.architecture import Config, family_of, num_blocks, reduce_config
 from mi_prun.errors import UserError
-from mi_prun.files import new_folder, sync
-from mi_prun.model.model_folder import read_config, read_json_object
+from mi_prun.files import new_folder, read_json_object, sync
+from mi_prun.model.model_folder import read_config
 
 TOKENIZER = "tokenizer"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mi_prun.architecture.architecture import Config, block_kinds, block_of, family_of, num_blocks
 from mi_prun.architecture.config_rules import DENSE, MOE
-from mi_prun.errors import UserError, first_line
+from mi_prun.errors import UserError
 from mi_prun.model.model_folder import ModelFolder
 
 BYTES_OF_DTYPE = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
@@ -83,17 +83,13 @@ def weights_of_config(config: Config) -> Weights:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mi_prun.model.block_model import NO_CONFIG
+    from mi_prun.model.pretrained import library_errors
 
     family_of(config)
     fields = {name: value for name, value in config.items() if name != "model_type"}
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
-    except (*NO_CONFIG, RuntimeError) as error:
-        raise UserError(
-            f"transformers makes no model of this {config['model_type']} config: {first_line(error)}"
-        ) from error
+    refused = library_errors(f"transformers makes no model of this {config['model_type']} config")
+    with refused, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
     size = element_bytes(config)
     named = ((name, tuple(found.shape)) for name, found in model.named_parameters())
     return weigh(config, (Tensor(name, shape, math.prod(shape) * size) for name, shape in named))

@@ -6,7 +6,7 @@ import math
 
 from mi_prun.artefact import Record
 from mi_prun.console import progress
-from mi_prun.model.block_model import pick_dtype
+from mi_prun.model.loading import pick_dtype
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import load_with_held_out, protocol

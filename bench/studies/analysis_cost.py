@@ -30,7 +30,8 @@ from bench.records.machine import commit, this_machine, versions
 from bench.studies.writer import HIDDEN, VOCABULARY, block_shapes, config_of
 from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
 from mi_prun.analysis.mutual_information import Gaussian, segment_costs
-from mi_prun.model.block_model import BlockModel, pick_device, pick_dtype
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import pick_device, pick_dtype
 from mi_prun.selection.fast_block_select import fast_block_select
 from mi_prun.selection.objective import best_sets
 from mi_prun.settings import AnalyzeSettings

@@ -27,7 +27,7 @@ from typing import Any
 from bench.records.machine import commit, this_machine, versions
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.files import write_text
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 
 SHAPE = {
@@ -114,7 +114,7 @@ def make_folders(folder: Path) -> tuple[Path, Path]:
         folder / "dense"
     )
     dense = open_model(folder / "dense")
-    identity = identity_of(dense)
+    identity = dense.identity
     kept = kept_blocks(identity.num_blocks, DROPPED)
     plan = Plan(dense=identity, dropped=DROPPED, kept=kept, method="by-hand")
     for name in ("written", "virtual"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mi_prun.checkpoint.checkpoint import write_checkpoint
-from mi_prun.model.model_folder import ModelFolder, identity_of, open_model
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -53,7 +53,7 @@ def contents(model: ModelFolder) -> dict[str, tuple[str, tuple[int, ...], bytes]
 
 def compare(dense: Path, dropped: tuple[int, ...], mergekit: str, work: Path) -> dict[str, Any]:
     model = open_model(dense)
-    identity = identity_of(model)
+    identity = model.identity
     plan = Plan(dense=identity, dropped=dropped, kept=kept_blocks(model.num_blocks, dropped), method="by hand")
     write_checkpoint(model, plan, work / "ours")
     (work / "recipe.yaml").write_text(recipe(dense.resolve(), plan.kept))

@@ -44,7 +44,8 @@ from mi_prun.comparison.comparison_row import Row
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, write_text
-from mi_prun.model.block_model import BlockModel, load_on, load_tokenizer
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Dropped, Evaluator
@@ -326,7 +327,7 @@ class Study:
         with tempfile.TemporaryDirectory() as folder:
             found = load_calibration(
                 self.excerpts(role, Path(folder)),
-                load_tokenizer(self.folder),
+                self.folder.tokenizer,
                 window_tokens=self.options.window,
                 scoring_tokens=tokens,
                 ranking_tokens=1,

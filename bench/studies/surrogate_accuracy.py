@@ -27,7 +27,7 @@ from mi_prun.analysis.analysis import read_analysis
 from mi_prun.analysis.analyze import analyze
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_on
+from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.selection.context import Context
 from mi_prun.selection.hybrid import ROUNDS, few_windows, gram_of, ranked_sets

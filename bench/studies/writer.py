@@ -27,7 +27,7 @@ from typing import Any
 from bench.records.machine import commit, this_machine
 from bench.studies.mergekit_equal import recipe
 from mi_prun.files import sync
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.version import __version__
 
@@ -164,7 +164,7 @@ def measure(work: Path, gigabytes: float, rounds: int, max_shard_bytes: int, mer
     dense = work / "dense"
     dense.mkdir()
     blocks = make_checkpoint(dense, gigabytes)
-    identity = identity_of(open_model(dense))
+    identity = open_model(dense).identity
     dropped = tuple(range(DROP_EVERY - 1, blocks, DROP_EVERY))
     plan = Plan(dense=identity, dropped=dropped, kept=kept_blocks(blocks, dropped), method="by hand")
     plan.write(work / "plan.json")

@@ -29,8 +29,9 @@ from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.checkpoint.manifest import Weights as Written
 from mi_prun.console import say
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import free_accelerators
-from mi_prun.model.model_folder import ModelFolder, config_digest, open_model
+from mi_prun.model.identity import config_digest
+from mi_prun.model.loading import free_accelerators
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_ratios
 from mi_prun.settings import SELF, PlanSettings
@@ -95,7 +96,7 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     """The checkpoints of each method and ratio and their plans, made where the results folder lacks them."""
     from mi_prun.checkpoint.checkpoint import write_checkpoint
     from mi_prun.comparison.comparison import analysis_in, parse_methods
-    from mi_prun.model.block_model import load_on
+    from mi_prun.model.loading import load_on
     from mi_prun.planning.planning import make_context, make_plan
 
     for name in ("plans", "checkpoints"):

@@ -80,7 +80,7 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
 def measure(model: str, device_name: str | None) -> Direct:
     """Of a dense model, a pruned checkpoint or a virtual one."""
     from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
-    from mi_prun.model.block_model import load_block_model, load_tokenizer, pick_device, pick_dtype
+    from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
     from mi_prun.text.calibration import begins_with_bos
 
     manifest = Manifest.read(Path(model) / MANIFEST_NAME) if is_pruned(Path(model)) else None
@@ -90,7 +90,7 @@ def measure(model: str, device_name: str | None) -> Direct:
     dtype = pick_dtype(device)
     check_memory(folder, device, dtype)
     loaded = load_block_model(folder, device=device, dtype=dtype)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = folder.tokenizer
     first = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
     tokens = [(*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS]
     logprobs = []

@@ -32,7 +32,7 @@ from mi_prun.checkpoint.card import table
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_file, new_folder, one_line_os_errors, sync, write_text
-from mi_prun.model.block_model import load_block_model, pick_device
+from mi_prun.model.loading import load_block_model, pick_device
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import protocol

@@ -1,1 +1,1 @@
-"""The one pass over calibration text, and what it found."""
+"""The analysis: one pass over calibration text, and what it gave."""

@@ -1,15 +1,16 @@
-"""analysis/: what one pass over the calibration text found. It serves every ratio and every method.
+"""The analysis: what one pass over the calibration text gave. It serves every ratio and every method.
 
-`analysis.json` says of which model, from which text and how; `analysis.safetensors` holds the arrays, among them the
-token windows themselves (scoring, ranking, held out), so that a plan measures on the same text without reading or
-sampling it again.
+`analysis.json` names the model, the text and the settings. `analysis.safetensors` holds the arrays. Among them are the
+token windows (scoring, ranking, held out), so that a plan measures on the same text without reading it again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from safetensors.numpy import load, save
 from mi_prun.artefact import Artefact
 from mi_prun.errors import UserError
 from mi_prun.files import new_folder, sync
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 from mi_prun.text.calibration import CalibrationDescription
 from mi_prun.version import __version__
 
@@ -30,11 +31,13 @@ ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", 
 
 
 class AnalysisRecord(Artefact):
-    """dpi_violations: of `dpi_triples` triples of boundaries, those whose estimates break the data processing
-    inequality; dpi_worst_nats: by how much the worst one does. No triples: an older release counted by an inequality
-    that need not hold.
-    estimator_settings: what the estimator has beside projection and noise. ranks: processes that shared the windows.
-    streamed: one block was in memory at a time. fingerprint: sha256 of analysis.safetensors; a plan names it.
+    """What an analysis was made of, and how.
+
+    estimator_settings: the estimator's settings beside projection and noise.
+    dpi_violations: how many of `dpi_triples` triples of boundaries break the data processing inequality.
+    dpi_worst_nats: by how much the worst one breaks it. With no triples an older release counted, by another rule.
+    ranks: processes that shared the windows. streamed: one block was in memory at a time.
+    fingerprint: sha256 of analysis.safetensors; a plan names it.
     """
 
     schema_name: ClassVar[str] = "analysis"
@@ -62,10 +65,11 @@ class AnalysisRecord(Artefact):
 
 @dataclass(frozen=True)
 class Analysis:
-    """The record and its arrays. L blocks, 0-based.
+    """A record and its arrays. There are L blocks, 0-based.
 
-    segment_cost_nats, segment_mi_nats: (L+1, L+1); pair_angle: (L+1, L+1) arccos(cos(h_i, h_j)) / pi;
-    block_cosine: (L,) cos(h_i, h_{i+1});
+    segment_cost_nats, segment_mi_nats: (L+1, L+1).
+    pair_angle: (L+1, L+1) arccos(cos(h_i, h_j)) / pi.
+    block_cosine: (L,) cos(h_i, h_{i+1}).
     scoring, ranking, held_out: (windows, window_tokens) token ids.
     """
 
@@ -84,26 +88,30 @@ class Analysis:
 
     @property
     def passes(self) -> float:
-        """What the one pass evaluated, in passes of the dense model over the ranking text."""
+        """The cost of the one pass, in passes of the dense model over the ranking text."""
         return self.scoring.size / self.ranking.size
 
 
-def arrays_bytes(arrays: dict[str, NDArray[np.generic]]) -> bytes:
+def arrays_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return `analysis.safetensors` of the ARRAYS; the same bytes for the same arrays."""
     return save({name: np.ascontiguousarray(arrays[name]) for name in ARRAYS})
 
 
-def write_analysis(record: AnalysisRecord, arrays: bytes, out: Path, *, force: bool = False) -> None:
+def fingerprint_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the sha256 that `analysis.safetensors` of these arrays has."""
+    return sha256(arrays_bytes(arrays)).hexdigest()
+
+
+def write_analysis(analysis: Analysis, out: Path, *, force: bool = False) -> None:
     """Write the folder whole or not at all."""
     with new_folder(out, force=force) as folder:
-        (folder / ARRAYS_NAME).write_bytes(arrays)
+        (folder / ARRAYS_NAME).write_bytes(arrays_bytes(vars(analysis)))
         sync(folder / ARRAYS_NAME)
-        record.write(folder / JSON_NAME)
+        analysis.record.write(folder / JSON_NAME)
 
 
 def read_analysis(path: Path) -> Analysis:
-    """Read an analysis back; refuses one whose arrays are not those it was written with."""
-    from hashlib import sha256
-
+    """Read an analysis back. Raises UserError if its arrays are not those it was written with."""
     if not (path / JSON_NAME).is_file():
         raise UserError(f"{path} is not an analysis folder (no {JSON_NAME}); make one with `mi-prun analyze`")
     record = AnalysisRecord.read(path / JSON_NAME)
@@ -115,11 +123,11 @@ def read_analysis(path: Path) -> Analysis:
         raise UserError(f"{path / ARRAYS_NAME} does not belong to {JSON_NAME} (its digest differs); analyze again")
     try:
         arrays = load(data)
-        found = {name: arrays[name] for name in ARRAYS}
+        known = {name: arrays[name] for name in ARRAYS}
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path / ARRAYS_NAME} cannot be read: {error}") from error
     size = record.dense.num_blocks + 1
     for name in ("segment_cost_nats", "segment_mi_nats", "pair_angle"):
-        if found[name].shape != (size, size):
-            raise UserError(f"{path / ARRAYS_NAME}: {name} has shape {found[name].shape}, expected {(size, size)}")
-    return Analysis(record, **found)
+        if known[name].shape != (size, size):
+            raise UserError(f"{path / ARRAYS_NAME}: {name} has shape {known[name].shape}, expected {(size, size)}")
+    return Analysis(record, **known)

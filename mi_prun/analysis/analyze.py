@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from mi_prun.analysis.analysis import AnalysisRecord, arrays_bytes, write_analysis
+from mi_prun.analysis.analysis import Analysis, AnalysisRecord, fingerprint_of, write_analysis
 from mi_prun.analysis.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
 from mi_prun.analysis.boundaries import collect as collect_whole
 from mi_prun.analysis.mutual_information import check_tokens, data_processing, make_estimator, segment_costs
@@ -20,17 +19,9 @@ from mi_prun.analysis.streamed_model import StreamedModel, collect_streamed
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output
-from mi_prun.model.block_model import (
-    BlockModel,
-    check_window,
-    context_tokens,
-    hidden_size,
-    load_block_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-)
-from mi_prun.model.model_folder import ModelFolder, identity_of
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
+from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.text.calibration import Calibration, load_calibration, windows_for
 
@@ -43,22 +34,29 @@ def analyze(
     force: bool = False,
     load: Callable[[], BlockModel] | None = None,
 ) -> AnalysisRecord | None:
-    """Run the pass and write the analysis folder. Under torchrun the ranks share the windows; rank 0 writes, and the
-    others give None.
+    """Run the pass and write the analysis folder.
 
-    load: gives the model, on the device and in the dtype of the settings, to a caller that goes on with it.
+    Under torchrun the ranks share the windows: rank 0 writes, the others return None. load: see `make_analysis`.
     """
     check_output(out, force=force)
-    check_settings(settings)
-    if dense.num_blocks < 2:
-        raise UserError(f"{dense.name} has one block; there is none to drop")
-    check_window(dense, settings.window_tokens)
-    identity = identity_of(dense)
+    analysis = make_analysis(dense, settings, load=load)
+    if analysis is None:
+        return None
+    write_analysis(analysis, out, force=force)
+    return analysis.record
+
+
+def make_analysis(
+    dense: ModelFolder, settings: AnalyzeSettings, *, load: Callable[[], BlockModel] | None = None
+) -> Analysis | None:
+    """Run the pass and return the analysis; None on every rank of torchrun but the first.
+
+    load: gives the model on the device and in the dtype of the settings, to a caller that goes on with it.
+    """
+    check_analyzable(dense, settings)
+    identity = dense.identity
     estimator = make_estimator(settings.estimator, settings.noise)
-    dims = min(settings.projection, hidden_size(dense))
-    window = settings.window_tokens or context_tokens(dense)
-    asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
-    check_tokens(min(asked, estimator.max_tokens), dims, estimator)  # before a model is loaded and text sampled from it
+    dims = min(settings.projection, dense.hidden_size)
     device = pick_device(local_device(settings.device))
     dtype = pick_dtype(device, settings.dtype)
     model: BlockModel | None = None
@@ -73,48 +71,46 @@ def analyze(
         windows = calibration.scoring.tokens
         sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
         check_tokens(int(sample.sum()), dims, estimator)
-        mine = ranks.share(windows)
-        with progress("boundary states", mine.numel(), "tokens", shown=ranks.first) as advance:
+        own_windows = ranks.share(windows)
+        with progress("boundary states", own_windows.numel(), "tokens", shown=ranks.first) as advance:
 
             def part() -> Boundaries:
-                found = collect(
-                    mine,
+                boundaries = collect(
+                    own_windows,
                     sample=ranks.share(sample),
                     projection=settings.projection,
                     seed=settings.seed,
-                    batch_tokens=settings.batch_tokens or batch_tokens(device, score_bytes(model, mine.shape[1])),
+                    batch_tokens=settings.batch_tokens or batch_tokens(device, score_bytes(model, windows.shape[1])),
                     advance=advance,
                 )
-                return found.cpu() if ranks.size > 1 else found
+                return boundaries.cpu() if ranks.size > 1 else boundaries
 
             parts = ranks.to_first(part)
     if not ranks.first:
         return None
-    seen = merged(parts)
-    projections = seen.projections.to(device)
+    boundaries = merged(parts)
+    projections = boundaries.projections.to(device)
     mi = estimator.segment_mi(projections, settings.seed)
     processing = data_processing(mi)
-    arrays = arrays_bytes(
-        {
-            "segment_cost_nats": segment_costs(mi).numpy(),
-            "segment_mi_nats": mi.numpy(),
-            "block_cosine": seen.cosine.numpy(),
-            "pair_angle": pair_angles(projections).numpy(),
-            "scoring": windows.numpy().astype(np.int32),
-            "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
-            "held_out": calibration.held_out.tokens.numpy().astype(np.int32),
-        }
-    )
+    arrays: dict[str, Any] = {
+        "segment_cost_nats": segment_costs(mi).numpy(),
+        "segment_mi_nats": mi.numpy(),
+        "block_cosine": boundaries.cosine.numpy(),
+        "pair_angle": pair_angles(projections).numpy(),
+        "scoring": windows.numpy().astype(np.int32),
+        "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
+        "held_out": calibration.held_out.tokens.numpy().astype(np.int32),
+    }
     record = AnalysisRecord(
         dense=identity,
         calibration=calibration.description,
         estimator=estimator.name,
         estimator_settings=estimator.settings,
-        projection=seen.projections.shape[-1],
+        projection=boundaries.projections.shape[-1],
         noise=settings.noise,
         seed=settings.seed,
-        estimated_tokens=seen.projections.shape[1],
-        seen_tokens=seen.tokens,
+        estimated_tokens=boundaries.projections.shape[1],
+        seen_tokens=boundaries.tokens,
         skipped_tokens_per_window=SKIP_TOKENS,
         dpi_violations=processing.violations,
         dpi_triples=processing.triples,
@@ -123,22 +119,37 @@ def analyze(
         streamed=settings.stream_blocks,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        fingerprint=sha256(arrays).hexdigest(),
+        fingerprint=fingerprint_of(arrays),
     )
-    write_analysis(record, arrays, out, force=force)
-    return record
+    return Analysis(record, **arrays)
 
 
-def _calibration(dense: ModelFolder, model: BlockModel | None, settings: AnalyzeSettings) -> Calibration:
-    if model is None and settings.calibration == SELF:
+def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
+    """Refuse what cannot be analyzed before weights are loaded and text is read or sampled."""
+    check_settings(settings)
+    if dense.num_blocks < 2:
+        raise UserError(f"{dense.name} has one block; there is none to drop")
+    dense.check_window(settings.window_tokens)
+    window = settings.window_tokens or dense.context_tokens()
+    asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
+    estimator = make_estimator(settings.estimator, settings.noise)
+    check_tokens(min(asked, estimator.max_tokens), min(settings.projection, dense.hidden_size), estimator)
+    if settings.stream_blocks and settings.calibration == SELF:
         raise UserError(
             "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
         )
+    known = (dense.tokenizer.bos_token_id, dense.tokenizer.eos_token_id)
+    start = next((token for token in known if token is not None), None)
+    if settings.calibration == SELF and start is not None:  # each sampled text begins with it
+        dense.check_tokens(torch.tensor([start]))
+
+
+def _calibration(dense: ModelFolder, model: BlockModel | None, settings: AnalyzeSettings) -> Calibration:
     scoring, ranking, held_out = settings.part_tokens
-    return load_calibration(
+    calibration = load_calibration(
         settings.calibration,
-        load_tokenizer(dense),
-        window_tokens=settings.window_tokens or context_tokens(dense),
+        dense.tokenizer,
+        window_tokens=settings.window_tokens or dense.context_tokens(),
         scoring_tokens=scoring,
         ranking_tokens=ranking,
         held_out_tokens=held_out,
@@ -146,10 +157,13 @@ def _calibration(dense: ModelFolder, model: BlockModel | None, settings: Analyze
         model=None if model is None else model.model,
         scattered=True,
     )
+    for part in (calibration.scoring, calibration.ranking, calibration.held_out):
+        dense.check_tokens(part.tokens)
+    return calibration
 
 
 def score_bytes(model: BlockModel | None, window_tokens: int) -> int:
-    """A token's, of attention that is not fused: its scores on all heads, and what they become, three at a time."""
+    """Return the bytes per token of eager attention: three live copies of all heads' scores. 0 if it is fused."""
     if model is None:
         return 0
     whole = cast("Any", model.model)
@@ -159,7 +173,10 @@ def score_bytes(model: BlockModel | None, window_tokens: int) -> int:
 
 
 def batch_tokens(device: torch.device, more_bytes: int = 0) -> int:
-    """Tokens run at once: a quarter of an accelerator's free memory at 256 KiB and so much more each; 4,096 on CPU."""
+    """Return the tokens to run at once: 4,096 on CPU.
+
+    On an accelerator a quarter of its free memory is used, at 256 KiB + `more_bytes` for each token.
+    """
     if device.type != "cuda":
         return 4_096
     free, _ = torch.cuda.mem_get_info(device)
@@ -169,7 +186,7 @@ def batch_tokens(device: torch.device, more_bytes: int = 0) -> int:
 
 
 def check_settings(settings: AnalyzeSettings) -> None:
-    """Refuse what cannot be, before a model is loaded."""
+    """Refuse settings that no model can be analyzed with."""
     if settings.scoring_tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {settings.scoring_tokens}")
     if settings.projection < 1:

@@ -1,10 +1,12 @@
-"""The one pass: boundary states of calibration windows, seen by hooks on the blocks and never kept whole.
+"""The one pass: hooks on the blocks see the boundary states of calibration windows. No state is kept whole.
 
-What comes out, per boundary: a fixed random projection of sampled tokens to p dimensions (L+1, n, p), and the cosine
-of adjacent boundary states, mean over all tokens.
+What comes out for each boundary:
+- a fixed random projection of sampled tokens to p dimensions, (L+1, n, p);
+- the cosine of adjacent boundary states, mean over all tokens.
+
 The first tokens of each window are left out: attention sinks carry activations a thousand times larger than the rest.
-
-Hooks, not `output_hidden_states`: its last entry comes after the final norm and spoils the last block's score.
+Hooks are used in place of `output_hidden_states`: its last entry comes after the final norm, which would spoil the
+last block's score.
 """
 
 from __future__ import annotations
@@ -24,22 +26,26 @@ SKIP_TOKENS = 4
 
 @dataclass(frozen=True)
 class Boundaries:
-    """projections: (L+1, n, p) float32. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU."""
+    """What the pass gives.
+
+    projections: (L+1, n, p) float32. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU.
+    """
 
     projections: Tensor
     cosine: Tensor
     tokens: int
 
     def cpu(self) -> Boundaries:
-        """For another process."""
+        """Return a copy on the CPU, for another process."""
         return replace(self, projections=self.projections.cpu())
 
 
 class Collector:
-    """Takes boundary states as the pass goes. One instance serves whole-model and block-by-block passes alike.
+    """Takes boundary states as the pass goes, of whole-model and block-by-block passes alike.
 
-    sample: (windows, window_tokens) bool, the tokens whose projections are kept. Nothing here waits for an accelerator:
-    what is kept stays there, and `check` says once a batch whether all was finite.
+    sample: (windows, window_tokens) bool, the tokens whose projections are kept.
+    Nothing here waits for an accelerator. What is kept stays there, and `check` looks once a batch whether all was
+    finite.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class Collector:
         self._last: tuple[Tensor, Tensor] | None = None  # what the block before gave, and its lengths
 
     def see(self, boundary: int, state: Tensor, first_window: int) -> None:
-        """A boundary state (batch, tokens, d) of the windows from `first_window` on."""
+        """Take a boundary state (batch, tokens, d) of the windows from `first_window` on."""
         if self._places is None or self._places[0] != first_window:
             chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
             self._places = first_window, chosen.to(state.device)
@@ -64,13 +70,13 @@ class Collector:
         self.kept[boundary].append(self._projected(state).flatten(0, 1)[self._places[1]])
 
     def _projected(self, state: Tensor) -> Tensor:
-        """(batch, tokens, p) float32."""
+        """Return the projection (batch, tokens, p), float32."""
         if state.dtype == torch.bfloat16:  # no float32 copy of the state; float16's sums could overflow
             return (state @ self._rounded).float()
         return state.float() @ self.directions
 
     def compare(self, block: int, before: Tensor, after: Tensor) -> None:
-        """Adjacent boundary states (batch, tokens, d): the cosine of BI (ShortGPT)."""
+        """Add the cosine of adjacent boundary states (batch, tokens, d), which BI (ShortGPT) uses."""
         known = self._last[1] if self._last is not None and self._last[0] is before else None
         lengths = self._lengths(block, before) if known is None else known
         self._last = after, self._lengths(block + 1, after)
@@ -83,7 +89,7 @@ class Collector:
         self.cosine[block] += (dot / (lengths * self._last[1]).clamp(min=1e-30)).sum(dtype=torch.float64)
 
     def check(self) -> None:
-        """Raises UserError where a state was not finite, for the first one; lets go of the last state seen."""
+        """Refuse the first boundary whose state was not finite, and let go of the last state seen."""
         self._last = None
         if len(broken := (~torch.isfinite(self.length_sums)).nonzero()):
             boundary = int(broken[0])
@@ -93,12 +99,13 @@ class Collector:
             )
 
     def _lengths(self, boundary: int, state: Tensor) -> Tensor:
-        """(batch, tokens - SKIP_TOKENS), Euclidean, float32."""
+        """Return Euclidean lengths (batch, tokens - SKIP_TOKENS), float32."""
         lengths: Tensor = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
         self.length_sums[boundary] += lengths.sum(dtype=torch.float64)  # of all tokens: the first ones overflow first
         return lengths[:, SKIP_TOKENS:]
 
     def result(self, windows: Tensor) -> Boundaries:
+        """Return what the pass over `windows` gave."""
         self.check()
         tokens, cosine = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS), self.cosine.cpu()
         if not tokens:  # a rank without windows
@@ -107,12 +114,12 @@ class Collector:
 
 
 def made_by(boundary: int) -> str:
-    """What gives a boundary state."""
+    """Return the name of what gives a boundary state."""
     return "the embedding" if boundary == 0 else f"block {boundary - 1}"
 
 
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:
-    """(d, p) with orthonormal columns, scaled so that squared lengths keep their expectation."""
+    """Return (d, p) with orthonormal columns, scaled so that squared lengths keep their expectation."""
     if projection < 1:
         raise UserError(f"--projection must be at least 1, got {projection}")
     projection = min(projection, hidden)
@@ -123,7 +130,7 @@ def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:
 
 
 def sample_tokens(windows: Tensor, count: int, seed: int) -> Tensor:
-    """(windows, window_tokens) bool: `count` tokens drawn without replacement, none of the first ones of a window."""
+    """Draw `count` tokens without replacement, none of a window's first ones: (windows, window_tokens) bool."""
     usable = torch.ones(windows.shape, dtype=torch.bool)
     usable[:, :SKIP_TOKENS] = False
     places = usable.flatten().nonzero()[:, 0]
@@ -146,9 +153,9 @@ def collect(
     batch_tokens: int = 4096,
     advance: Callable[[float], None] | None = None,
 ) -> Boundaries:
-    """One forward pass over `windows` (windows, window_tokens) of the whole model, with hooks on its blocks.
+    """Run the whole model over `windows` (windows, window_tokens) once, with hooks on its blocks.
 
-    sample: of `sample_tokens`, the tokens whose projections are kept.
+    sample: the tokens whose projections are kept, drawn by `sample_tokens`.
     """
     collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed, model.device)
     first = 0
@@ -178,21 +185,21 @@ def collect(
 
 
 def batches(windows: Tensor, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
-    """(first, windows from `first` on) of at most `batch_tokens` tokens; none where a rank has no windows."""
+    """Yield (first, windows from `first` on), at most `batch_tokens` tokens at once; nothing without windows."""
     size = max(1, batch_tokens // windows.shape[1])
     for first in range(0, len(windows), size):
         yield first, windows[first : first + size]
 
 
 def merged(parts: Sequence[Boundaries]) -> Boundaries:
-    """What one pass over the windows of all parts, in this order, would have given."""
+    """Merge parts into what one pass over all their windows, in this order, would have given."""
     tokens = sum(part.tokens for part in parts)
     cosine = torch.stack([part.cosine * part.tokens for part in parts]).sum(0) / tokens
     return Boundaries(torch.cat([part.projections for part in parts], dim=1), cosine, tokens)
 
 
 def pair_angles(projections: Tensor) -> Tensor:
-    """`arccos(cos(h_i, h_j)) / pi`, mean over tokens, (L+1, L+1), from projections (L+1, n, p) of uncentred states."""
+    """Return `arccos(cos(h_i, h_j)) / pi`, mean over tokens, (L+1, L+1). projections: (L+1, n, p), uncentred."""
     unit = torch.nn.functional.normalize(projections, dim=-1)
     count = len(unit)
     angles = torch.zeros(count, count, dtype=torch.float64, device=unit.device)

@@ -26,7 +26,7 @@ PATIENCE = timedelta(hours=24)  # ranks wait for each other while one samples te
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size`; a process on its own is rank 0 of 1."""
+    """This process among `size` processes. A process on its own is rank 0 of 1."""
 
     rank: int = 0
     size: int = 1
@@ -36,11 +36,14 @@ class Ranks:
         return self.rank == 0
 
     def share(self, windows: Tensor) -> Tensor:
-        """This rank's windows: shares are contiguous, so that in the order of ranks they are `windows` again."""
+        """Return this rank's windows. Shares are contiguous: in the order of ranks they are `windows` again."""
         return torch.tensor_split(windows, self.size)[self.rank]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on rank 0, for all. What it refuses there, all refuse: none waits for a rank that ended."""
+        """Call `make` on rank 0 and return the result on all ranks.
+
+        If it raises UserError there, all ranks raise it: none waits for a rank that ended.
+        """
         box = [_tried(make) if self.first else None]
         if self.size > 1:
             torch.distributed.broadcast_object_list(box)
@@ -51,21 +54,22 @@ class Ranks:
         return box[0]
 
     def to_first(self, make: Callable[[], T]) -> list[T]:
-        """What `make` gives on each, in the order of ranks, for rank 0; nothing for the others. What one refuses, it
-        and rank 0 refuse, after all have come so far.
+        """Call `make` on each rank. Rank 0 gets the results in the order of ranks, the others get nothing.
+
+        If one rank raises UserError, that rank and rank 0 raise it, after all ranks have come here.
         """
         if self.size == 1:
             return [make()]
         mine = _tried(make)
         box: list[T | UserError | None] = [None] * self.size
         torch.distributed.gather_object(mine, box if self.first else None)
-        found: list[T] = []
-        for one in box if self.first else [mine]:
-            if isinstance(one, UserError):
-                raise one
-            if one is not None:
-                found.append(one)
-        return found if self.first else []
+        results: list[T] = []
+        for result in box if self.first else [mine]:
+            if isinstance(result, UserError):
+                raise result
+            if result is not None:
+                results.append(result)
+        return results if self.first else []
 
 
 def _tried(make: Callable[[], T]) -> T | UserError:
@@ -76,7 +80,7 @@ def _tried(make: Callable[[], T]) -> T | UserError:
 
 
 def world_size() -> int:
-    """As torchrun says it; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not (text.isdecimal() and int(text) >= 1):
         raise UserError(f"environment variable WORLD_SIZE must be a whole number of at least 1, got {text!r}")
@@ -84,7 +88,7 @@ def world_size() -> int:
 
 
 def local_device(name: str | None) -> str | None:
-    """The device of this process: with several on a machine and none named, each takes a GPU of its own."""
+    """Return the device of this process. With several processes and no name each takes a GPU of its own."""
     local = os.environ.get("LOCAL_RANK", "")
     if name in (None, "cuda") and world_size() > 1 and local.isdecimal() and torch.cuda.is_available():
         return f"cuda:{int(local) % torch.cuda.device_count()}"
@@ -93,7 +97,7 @@ def local_device(name: str | None) -> str | None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """The processes that torchrun started, or this one on its own."""
+    """Join the processes that torchrun started; without torchrun, this one on its own."""
     if world_size() == 1:
         yield Ranks()
         return

@@ -1,8 +1,8 @@
-"""A model that does not fit in memory, one block at a time: `mi-prun analyze --stream-blocks`.
+"""A model that does not fit in memory, run one block at a time: `mi-prun analyze --stream-blocks`.
 
-Each block is loaded as a model of one block: the config reduced to it by the rules of `architecture.py`, its tensors
-under the names they would have there. So masks, rotary embeddings and the kind of the block are those that a pruned
-checkpoint would have, and there is no second way to load a block. Only the first one gets the embedding.
+Each block is loaded as a model of one block. Its config is reduced by the rules of `architecture.py`, its tensors get
+the names that they have in such a model. So a block has the masks, rotary embeddings and kind that it would have in a
+pruned checkpoint, and there is one way to load a block. Only the first block gets the embedding.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 
 from mi_prun.analysis.boundaries import Boundaries, Collector, batches
-from mi_prun.architecture.architecture import block_of, family_of, reduce_config, renamed
+from mi_prun.architecture.architecture import block_of, reduce_config, renamed
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import BlockModel, check_quantization, loaded
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import check_quantization, load_tensors
 from mi_prun.model.model_folder import ModelFolder
+from mi_prun.model.pretrained import pretrained_config
 
-STUB_VOCABULARY = 8  # of the blocks that get boundary states, not tokens
+STUB_VOCABULARY = 8  # rows of the embedding of blocks that get boundary states, not tokens
 
 
 class StreamedModel:
-    """The blocks of a checked model folder, each loaded when it is asked for; 0-based."""
+    """The blocks of a checked model folder (0-based), each loaded when it is asked for."""
 
     def __init__(self, folder: ModelFolder, *, device: torch.device, dtype: torch.dtype) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
-        self.family = family_of(folder.config)
+        self.family = folder.family
         if self.family.text is not None:
             raise UserError(
                 f"--stream-blocks: a {self.family.model_type} model nests its text model; not supported, load it whole"
@@ -36,7 +38,7 @@ class StreamedModel:
             self._config(block)  # what cannot stand alone is refused before the pass
 
     def load(self, block: int) -> BlockModel:
-        """A model that has the one block, as its block 0; the embedding is the dense model's for block 0 only."""
+        """Return a model that has the one block, as its block 0. Only block 0 gets the dense model's embedding."""
         from safetensors import safe_open
 
         tensors: dict[str, Tensor] = {}
@@ -45,19 +47,12 @@ class StreamedModel:
             if wanted:
                 with safe_open(shard.path, framework="pt") as file:
                     tensors |= {new: file.get_tensor(name) for name, new in wanted.items()}
-        return loaded(
-            self.family,
-            None,
-            self.dtype,
-            self.device,
-            block=block,
-            title=f"block {block} of model {self.folder.path}",
-            config=self._config(block),
-            state_dict=tensors,
-        )
+        title = f"block {block} of model {self.folder.path}"
+        config = pretrained_config(self._config(block), title)
+        return load_tensors(tensors, self.family, config, self.dtype, self.device, title=title, block=block)
 
     def _name(self, name: str, block: int) -> str | None:
-        """A tensor's name in the model of one block; None where that does without it."""
+        """Return a tensor's name in the model of one block; None if that model does without it."""
         if block_of(name, self.family) is None:
             return name if block == 0 and not name.startswith("lm_head.") else None
         return renamed(name, self.family, (block,))
@@ -81,9 +76,10 @@ def collect_streamed(
     batch_tokens: int = 4096,
     advance: Callable[[float], None] | None = None,
 ) -> Boundaries:
-    """What `boundaries.collect` gives, with one block in memory at a time, beside the boundary states of all windows.
+    """Return what `boundaries.collect` returns, with one block in memory at a time.
 
-    windows: (windows, window_tokens). The order of batches is the same, so is the result.
+    The boundary states of all windows stay in memory. windows: (windows, window_tokens). Batches come in the same
+    order, so the result is the same.
     """
     count = streamed.folder.num_blocks
     states: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""README.md of a pruned checkpoint: from what it was made, how, what it cost, and how to load it."""
+"""The model card (README.md) of a pruned checkpoint: what it was made of, how, what it cost, and how to load it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LICENSE_FIELDS = ("license", "license_name", "license_link", "language")
 
 
 def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str:
-    """Markdown with YAML front matter.
+    """Return the card as Markdown with YAML front matter.
 
-    name: of the dense model, a hub id or its folder's name. base: where exactly it is. source: its folder, whose
-    licence is kept.
+    name: the dense model's hub id or folder name. base: its exact place.
+    source: its folder, whose licence is kept.
     """
     plan = manifest.plan
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -52,20 +52,20 @@ def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str
 
 
 def _license(source: Path) -> list[str]:
-    """The licence lines of the dense model's own card, where it has one: plain `key: value` lines only."""
+    """Return the licence lines of the dense model's own card, if it has one: plain `key: value` lines only."""
     try:
         text = (source / CARD_NAME).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
     front = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
     lines = front[1].splitlines() if front else []
-    found = []
+    kept_lines = []
     for field in LICENSE_FIELDS:
         for line in lines:
             if value := re.fullmatch(rf"{field}:\s*([^\s:#\[\]{{}}&*!|>'\"%@`][\w./:\- ]*)", line):
-                found.append(f"{field}: {json.dumps(value[1].strip())}")
+                kept_lines.append(f"{field}: {json.dumps(value[1].strip())}")
                 break
-    return found
+    return kept_lines
 
 
 def _method(plan: Plan) -> str:
@@ -120,5 +120,6 @@ def _cell(value: object) -> str:
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows)]
     return "\n".join(lines)

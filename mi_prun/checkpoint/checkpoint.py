@@ -1,7 +1,7 @@
-"""Dense model + plan -> a checkpoint folder that has only the kept blocks; whole, or not there at all.
+"""Dense model + plan -> a checkpoint folder that has only the kept blocks. It is whole, or not there at all.
 
-Materialised: the bytes of the kept tensors, streamed and renamed; it opens in stock transformers and stock vLLM.
-Virtual: the reduced config and the small files; the weights stay in the dense model's folder.
+Materialised: it holds the bytes of the kept tensors, and opens in stock transformers and stock vLLM.
+Virtual: it holds the reduced config and the small files. The weights stay in the dense model's folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from mi_prun.architecture.architecture import Config, block_kinds, family_of, reduce_config, renamed
+from mi_prun.architecture.architecture import Config, reduce_config, renamed
 from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
 from mi_prun.checkpoint.companions import companions
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
@@ -20,7 +20,9 @@ from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
 from mi_prun.model.hub import at_commit
-from mi_prun.model.model_folder import INDEX_NAME, ModelFolder, check_quantization_beside, structure_digest
+from mi_prun.model.identity import structure_digest
+from mi_prun.model.model_folder import ModelFolder, check_quantization_beside
+from mi_prun.model.weight_files import INDEX_NAME
 from mi_prun.plan.block_map import svg_map
 from mi_prun.plan.plan import Plan
 
@@ -39,9 +41,9 @@ def write_checkpoint(
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
-    Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
-    not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
-    `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
+    assume_uniform: let config fields pass that are not known and may be per block. The manifest records it.
+    Raises UserError, with nothing written, if the plan belongs to another model, the family or a config field is not
+    supported, `out` is taken (`force` replaces it whole), or the disk is too small.
     """
     check_output(out, force=force)
     check_apart(dense.path, out)
@@ -76,7 +78,7 @@ def write_checkpoint(
         for name in beside:
             files[name] = _write(folder, name, (dense.path / name).read_bytes())
         files["config.json"] = _write(folder, "config.json", _json(config))
-        kinds = tuple(block_kinds(dense.config))
+        kinds = dense.block_kinds
         files[MAP_NAME] = _write(folder, MAP_NAME, svg_map(plan.dense.num_blocks, plan.dropped, kinds).encode())
         manifest = Manifest(
             plan=plan,
@@ -96,28 +98,26 @@ def write_checkpoint(
 
 
 def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
-    """The tensors of the pruned model under their new names, in the order they lie in the dense model's files."""
-    family = family_of(dense.config)
+    """Return the tensors of the pruned model under their new names, in the order of the dense model's files."""
     copies = []
     for shard in dense.shards:
         for info in shard.tensors.values():
-            if (name := renamed(info.name, family, plan.kept, num_blocks=dense.num_blocks)) is not None:
+            if (name := renamed(info.name, dense.family, plan.kept, num_blocks=dense.num_blocks)) is not None:
                 copies.append(TensorCopy(name, shard.path, info))
     return copies
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """The dense model is never touched: the output may neither be its folder, nor hold it, nor lie in it."""
+    """Refuse an output that is the dense model's folder, holds it or lies in it: the dense model is never touched."""
     home, target = source.resolve(), out.absolute().resolve()
     if home == target or home.is_relative_to(target) or target.is_relative_to(home):
         raise UserError(f"output {out} is, holds or lies in the dense model's folder {source}; choose another place")
 
 
 def _names_of(dense: ModelFolder) -> tuple[str, str]:
-    """How the dense model is called, and where exactly it is: a folder's name and path, or a hub id without and with
-    the commit.
+    """Return the dense model's name and its exact place: a folder's name and path, or a hub id without and with commit.
 
-    A materialised folder may be given away: it does not say where it was made.
+    A materialised folder may be given away: only its name is written there, not where it was made.
     """
     if Path(dense.name).is_dir():
         path = dense.path.resolve()

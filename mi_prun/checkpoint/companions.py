@@ -1,7 +1,7 @@
-"""What comes along with the weights: tokenizer, chat template, generation and processor settings, licence, notices.
+"""The files that come along with the weights: tokenizer, chat template, settings, licence, notices.
 
-Only what is named here: optimizer states, logs, remote code, other formats of the weights and settings that state the
-dense number of blocks (`params.json`) stay behind.
+Only the files named here are copied. Optimizer states, logs, remote code and other formats of the weights stay behind,
+and so do settings that state the dense number of blocks (`params.json`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import escapes
+from mi_prun.model.weight_files import escapes
 
 PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",
@@ -24,15 +24,18 @@ NEVER = ("*.py", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl")
 
 
 def companions(folder: Path) -> list[str]:
-    """Names, relative to `folder`, of the files to copy; sorted. Raises UserError for a link that leads outside."""
-    found = []
+    """Return the sorted names, relative to `folder`, of the files to copy.
+
+    Raises UserError for a link that leads outside.
+    """
+    names = []
     for file in sorted((*folder.glob("*"), *folder.glob("additional_chat_templates/*"))):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and _comes_along(name):
             if escapes(file, folder):
                 raise UserError(f"model {folder}: {name} is a link that leads outside the folder; refused")
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _comes_along(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""`mi-prun inspect`: what was dropped, what it cost, and whether the folder is whole."""
+"""`mi-prun inspect`: describe what was dropped and what it cost, and check that the folder is whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from mi_prun.architecture.architecture import num_blocks, reduce_config
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
-from mi_prun.model.model_folder import identity_of, open_model, read_config, structure_digest
+from mi_prun.model.identity import structure_digest
+from mi_prun.model.model_folder import open_model, read_config
 from mi_prun.plan.block_map import text_map
 from mi_prun.plan.plan import Plan
 
@@ -16,7 +17,7 @@ WEIGHTS_AND_CODE = (".safetensors", ".bin", ".pt", ".pth", ".py")
 
 
 def describe(path: Path) -> str:
-    """A few lines for people, of a pruned folder or a plan.json. Raises UserError where it is neither."""
+    """Describe a pruned folder or a plan.json in a few lines. Raises UserError if it is neither."""
     if path.is_dir():
         manifest = read_manifest(path)
         return "\n".join(
@@ -33,7 +34,7 @@ def describe(path: Path) -> str:
 
 
 def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
-    """Lines on what a plan drops, how it was chosen, what it cost."""
+    """Return the lines that say what a plan drops, how it was chosen and what it cost."""
     count = plan.dense.num_blocks
     lines = [
         f"dense model  {plan.dense.name} ({plan.dense.model_type}, {count} blocks, "
@@ -59,6 +60,7 @@ def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a pruned folder. Raises UserError if it is none, or a file name leads outside."""
     if not (folder / MANIFEST_NAME).is_file():
         raise UserError(f"{folder} is not a pruned checkpoint (no {MANIFEST_NAME}); make one with `mi-prun apply`")
     manifest = Manifest.read(folder / MANIFEST_NAME)
@@ -105,7 +107,7 @@ def verify(folder: Path) -> None:
 
 
 def verify_structure(folder: Path, manifest: Manifest) -> None:
-    """Config and tensors against the plan, by the headers alone. Raises UserError with the first fault."""
+    """Compare config and tensors with the plan, by the headers alone. Raises UserError with the first fault."""
     _verify_config(folder, manifest)
     if manifest.weights == "materialized":
         _verify_tensors(folder, manifest)
@@ -124,13 +126,13 @@ def _verify_config(folder: Path, manifest: Manifest) -> None:
 
 def _verify_tensors(folder: Path, manifest: Manifest) -> None:
     pruned = open_model(folder)
-    plan, found = manifest.plan, identity_of(pruned)
+    plan, identity = manifest.plan, pruned.identity
     wanted = tuple(plan.dense.block_parameters[block] for block in plan.kept)
-    if found.block_parameters != wanted:
-        raise UserError(f"{folder}: the blocks have {found.block_parameters} parameters, the plan keeps {wanted}")
+    if identity.block_parameters != wanted:
+        raise UserError(f"{folder}: the blocks have {identity.block_parameters} parameters, the plan keeps {wanted}")
     rest = plan.dense.num_parameters - plan.parameters_dropped
-    if found.num_parameters != rest:
-        raise UserError(f"{folder}: the shards hold {found.num_parameters} parameters, the plan keeps {rest}")
+    if identity.num_parameters != rest:
+        raise UserError(f"{folder}: the shards hold {identity.num_parameters} parameters, the plan keeps {rest}")
     structure = structure_digest({name: info for name, (_, info) in pruned.tensors.items()})
     if manifest.structure_sha256 not in (None, structure):
         raise UserError(f"{folder}: a tensor's name, dtype or shape is not as it was written; apply the plan again")

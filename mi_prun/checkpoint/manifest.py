@@ -1,6 +1,6 @@
-"""mi_prun.json, beside the weights of a pruned checkpoint: what it is, from what, and the digest of each file.
+"""The manifest of a pruned checkpoint, `mi_prun.json`: what it was made of, and the digest of each file.
 
-`config.json` carries a short `mi_prun` entry beside it (`config_entry`), which every vLLM process sees.
+A short `mi_prun` entry stands in `config.json` too (`config_entry`): every vLLM process sees that one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ class FileDigest(Record):
 
 
 class Manifest(Artefact):
-    """`files` names every file of the folder but the manifest itself.
+    """The description of a pruned folder.
 
-    weight_bytes: of the tensors that the pruned model has, whether they lie in the folder or in the dense model's.
+    files: every file of the folder but the manifest itself.
+    weight_bytes: size of the pruned model's tensors, whether they lie in the folder or in the dense model's.
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
-    structure_sha256: of every tensor's name, dtype and shape in the pruned model (`model.structure_digest`).
-    assume_uniform: config fields that are not known passed, on the user's word that all blocks are alike.
+    structure_sha256: `structure_digest` of the pruned model's tensors.
+    assume_uniform: unknown config fields were let pass, because the user said that all blocks are alike.
     """
 
     schema_name: ClassVar[str] = "manifest"
@@ -48,12 +49,15 @@ class Manifest(Artefact):
 
 
 def config_entry(plan: Plan, weights: Weights, base: str) -> dict[str, Any]:
-    """The `mi_prun` entry of a pruned config.json."""
+    """Return the `mi_prun` entry of a pruned config.json."""
     return {"base": base, "dropped": list(plan.dropped), "kept": list(plan.kept), "weights": weights}
 
 
 class ConfigEntry(Record):
-    """The same, read back. base: the dense model's folder or hub id; of a materialised checkpoint, only its name."""
+    """The `mi_prun` entry of a config.json, read back.
+
+    base: the dense model's folder or hub id; of a materialised checkpoint, only its name.
+    """
 
     base: str
     dropped: tuple[int, ...]
@@ -62,7 +66,7 @@ class ConfigEntry(Record):
 
 
 def read_config_entry(entry: object, *, origin: str) -> ConfigEntry | None:
-    """The `mi_prun` entry of a config.json that was read by whoever; None where there is none."""
+    """Check the `mi_prun` entry of a config.json; None if there is none. origin: names the folder in the error."""
     if entry is None:
         return None
     try:
@@ -74,4 +78,5 @@ def read_config_entry(entry: object, *, origin: str) -> ConfigEntry | None:
 
 
 def is_pruned(folder: Path) -> bool:
+    """Return True if the folder has a manifest."""
     return (folder / MANIFEST_NAME).is_file()

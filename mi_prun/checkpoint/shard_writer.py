@@ -1,9 +1,11 @@
 """Safetensors shards written as a stream: bytes go from file to file as they are, and are hashed on the way.
 
-A buffer is read, then written and hashed at the same time in two threads (hashlib and the system calls release the
-interpreter's lock); the kernel is told to bring what was written to the disk at once, so that the fsync at the end
-finds little to do; several shards are written side by side, for one SHA-256 is slower than a fast disk. No tensor is
-decoded, and memory stays at a few buffers whatever the size of a tensor.
+- A buffer is read, then written and hashed at the same time in two threads: hashlib and the system calls release the
+  interpreter's lock.
+- The kernel is told to start bringing what was written to the disk, so that the fsync at the end has little to do.
+- Several shards are written side by side: one SHA-256 is slower than a fast disk.
+
+No tensor is decoded. Memory stays at a few buffers, whatever the size of a tensor.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class ShardPlan:
         return sum(copy.info.num_bytes for copy in self.copies)
 
     def header(self, metadata: dict[str, str]) -> bytes:
-        """The 8 bytes of length and the JSON, padded so that the data begins at a multiple of 8."""
+        """Return the 8 bytes of length and the JSON, padded so that the data begins at a multiple of 8."""
         entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
         position = 0
         for copy in self.copies:
@@ -71,7 +73,7 @@ class ShardPlan:
 
 
 def plan_shards(copies: Sequence[TensorCopy], max_shard_bytes: int) -> list[ShardPlan]:
-    """Fill shards in the order given, each up to `max_shard_bytes` of tensors; a larger tensor has a shard of its own.
+    """Fill shards in the order given, each up to `max_shard_bytes` of tensors. A larger tensor gets its own shard.
 
     Within a shard wide dtypes come first, so that every tensor begins at a multiple of its element size.
     """
@@ -96,7 +98,7 @@ def plan_shards(copies: Sequence[TensorCopy], max_shard_bytes: int) -> list[Shar
 def write_shards(
     folder: Path, shards: Sequence[ShardPlan], metadata: dict[str, str], advance: Advance
 ) -> dict[str, FileDigest]:
-    """Write and fsync every shard; returns size and sha256 of each file. `advance` is told the bytes written."""
+    """Write and fsync every shard, and return size and sha256 of each file. `advance` is told the bytes written."""
     stop = Event()
     with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1, len(shards))) as writers:
         try:
@@ -153,13 +155,13 @@ def _write_shard(path: Path, shard: ShardPlan, metadata: dict[str, str], advance
 
 
 def _start_flush(out: int, begin: int, count: int) -> None:
-    """Start writing a range to the disk without waiting for it (Linux); fsync alone is as safe, and slower."""
+    """Start writing a range to the disk, without waiting for it (Linux). fsync alone is as safe, but slower."""
     if _sync_file_range is not None:
         _sync_file_range(out, ctypes.c_int64(begin), ctypes.c_int64(count), ctypes.c_uint(2))  # SYNC_FILE_RANGE_WRITE
 
 
 def _extents(copies: Sequence[TensorCopy]) -> Iterator[tuple[Path, int, int]]:
-    """(file, begin, end) of the bytes to copy, neighbours joined: small tensors do not cost a call each."""
+    """Yield (file, begin, end) of the bytes to copy. Neighbours are joined: small tensors do not cost a call each."""
     run: tuple[Path, int, int] | None = None
     for copy in copies:
         if run and run[0] == copy.source and run[2] == copy.info.begin:

@@ -27,8 +27,9 @@ from mi_prun.comparison.comparison_row import COMPUTED, MethodSpec, Row
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, one_line_os_errors, write_text
-from mi_prun.model.block_model import BlockModel, check_window, load_on
-from mi_prun.model.model_folder import ModelFolder, identity_of
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_on
+from mi_prun.model.model_folder import ModelFolder
 from mi_prun.plan.ratio import parse_ratios
 from mi_prun.planning.planning import make_context
 from mi_prun.quality.quality import protocol
@@ -64,16 +65,16 @@ def compare_model(
     """
     ks = parse_ratios(ratios, dense.num_blocks)
     check_settings(settings)
-    check_window(dense, settings.window_tokens)
+    dense.check_window(settings.window_tokens)
     left_out = [reason for k in ks for spec in specs if (reason := too_many(spec, dense.num_blocks, k))]
     if len(left_out) == len(ks) * len(specs):
         raise UserError(f"nothing is left to compare: {'; '.join(left_out)}")
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     known = [row for row in read_rows(out) if row.tool_version == __version__]
-    base = PlanSettings(model=dense.name, seed=settings.seed, device=settings.device)
+    base = PlanSettings(seed=settings.seed, device=settings.device)
     load = cache(lambda: load_on(dense, settings.device, settings.dtype))
-    context = make_context(analysis_in(out, dense, settings, load), base, load)
+    context = make_context(analysis_in(out, dense, settings, load), base, load, dense)
     rows = compare(
         context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
     )
@@ -86,7 +87,7 @@ def analysis_in(
 ) -> Analysis:
     """The analysis in `out`, made anew where it is missing or was made of something else. load: as `analyze`."""
     text = {"calibration": text_digest(settings.calibration)}
-    asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings) | text, __version__]
+    asked = [dense.identity.model_dump(exclude={"name"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         analyze(dense, folder, settings, load=load)

@@ -1,1 +1,1 @@
-"""A dense model: its folder, its identity, its weights on disk and in memory."""
+"""A model: its folder, its identity, its weights on disk and in memory."""

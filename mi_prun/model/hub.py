@@ -1,6 +1,6 @@
-"""A model on the hub: which of its files are fetched, into huggingface_hub's cache.
+"""A model on the hub: which of its files are fetched into huggingface_hub's cache.
 
-It is named `owner/name`, or `owner/name@commit`: what points to a model that may change names the commit.
+A model is named `owner/name` or `owner/name@commit`. What we write down names the commit, because a model may change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mi_prun.errors import UserError, first_line
 
-# Config, weights, and all that comes along (`companions`). The hub tells cases apart.
+# Config, weights, and all that comes along (`companions`). The hub's patterns are case-sensitive.
 SMALL_PATTERNS = (
     "*.json", "*.txt", "*.model*", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "README*",
     *(f"{case}*" for word in ("license", "licence", "notice", "copying")
@@ -25,10 +25,11 @@ HUB_ID = re.compile(r"(?P<name>[^/.~@][^/@]*/[^/@]+)(@(?P<commit>[0-9a-f]{40}))?
 
 
 def fetch(reference: str, weights: Sequence[str] | None = None, *, revision: str | None = None) -> Path:
-    """The cache's folder of a hub id, with the files of weights that are named; None: with all of them.
+    """Fetch a hub id and return its folder in the cache.
 
-    revision: a branch, tag or commit, where `reference` names none.
-    Raises UserError for what is no hub id, or cannot be had.
+    weights: the files of weights to fetch; None: all of them.
+    revision: a branch, tag or commit, if `reference` names none.
+    Raises UserError for what is no hub id, or cannot be fetched.
     """
     named = HUB_ID.fullmatch(reference)
     if named is None:
@@ -45,12 +46,12 @@ def fetch(reference: str, weights: Sequence[str] | None = None, *, revision: str
                 ignore_patterns=list(HUB_IGNORED),
             )
         )
-    except Exception as error:  # its own, those of the HTTP library that it is built on just now, and the disk's
+    except Exception as error:  # its own, its HTTP library's and the disk's
         first = first_line(error)
         raise UserError(f"model {reference}: no such folder, and the hub did not give it: {first}") from error
 
 
 def at_commit(reference: str, folder: Path) -> str:
-    """The hub id of exactly what lies in `folder`, which `fetch` gave: `owner/name@commit`."""
+    """Return `owner/name@commit`, the hub id of exactly what lies in `folder`, which `fetch` gave."""
     exact = f"{reference.partition('@')[0]}@{folder.name}"
     return exact if HUB_ID.fullmatch(exact) else reference

@@ -1,4 +1,4 @@
-"""A safetensors file, by its header: where each tensor's bytes lie. No byte of a tensor is read here.
+"""The header of a safetensors file: where each tensor's bytes lie. No byte of a tensor is read here.
 
 The format (safetensors documentation): 8 bytes little-endian header length N, N bytes of JSON
 `{name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {str: str}}`, then the data section, which
@@ -59,7 +59,7 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Read and check a header. Raises UserError where the file is not a whole and honest safetensors file."""
+    """Read and check a header. Raises UserError if the file is not a whole and honest safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -102,10 +102,10 @@ def read_shard(path: Path) -> Shard:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    return entries
 
 
 def _no_constant(text: str) -> object:
@@ -113,7 +113,7 @@ def _no_constant(text: str) -> object:
 
 
 def _encodable(text: str) -> bool:
-    """JSON can spell half a surrogate pair, which no other file can hold."""
+    """Return False for half a surrogate pair, which JSON can spell but no other file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:

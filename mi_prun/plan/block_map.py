@@ -1,4 +1,4 @@
-"""Which blocks stay and which go, drawn: for a terminal, and as SVG for the model card. Indices are 0-based."""
+"""The block map: kept and dropped blocks drawn for a terminal, and as SVG for the model card. Indices are 0-based."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CELL = 18
 
 
 def text_map(num_blocks: int, dropped: Collection[int], kinds: Sequence[str] = ()) -> str:
-    """Rows of one character a block: `#` kept, `.` dropped; with several kinds a letter, upper case where kept."""
+    """Draw one character a block: `#` kept, `.` dropped. With several kinds a letter, in upper case if kept."""
     gone = set(dropped)
     letters = _letters(kinds)
     several = len(letters) > 1
@@ -37,7 +37,7 @@ def text_map(num_blocks: int, dropped: Collection[int], kinds: Sequence[str] = (
 
 
 def svg_map(num_blocks: int, dropped: Collection[int], kinds: Sequence[str] = ()) -> str:
-    """A picture of the same: filled cells are kept, crossed outlines dropped; the colour is the kind."""
+    """Draw one cell a block as SVG: filled if kept, a crossed outline if dropped. The colour is the kind."""
     gone = set(dropped)
     names = list(_letters(kinds)) or ["block"]
     rows = -(-num_blocks // BLOCKS_PER_ROW)
@@ -82,7 +82,7 @@ def _cell(x: int, y: int, colour: str, gone: bool) -> str:
 
 
 def _letters(kinds: Sequence[str]) -> dict[str, str]:
-    """A letter for each kind, in the order they come: the first of its own letters that is free."""
+    """Return a letter for each kind, in the order they come: the first of its own letters that is free."""
     letters: dict[str, str] = {}
     for kind in kinds:
         if kind in letters:

@@ -1,4 +1,4 @@
-"""plan.json: which blocks of which dense model go, chosen how, and what it cost on held-out text."""
+"""The plan, plan.json: the blocks of a dense model that go, how they were chosen, and what they cost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pydantic import Field, model_validator
 
 from mi_prun.artefact import Artefact, Record
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelFolder, ModelIdentity, differing_part, identity_of, open_model
+from mi_prun.model.identity import ModelIdentity
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.version import __version__
 
 
 class Quality(Record):
-    """Perplexity and KL(dense || pruned) on text that was not used to choose, with the protocol that gave them."""
+    """Perplexity and KL(dense || pruned) on text that was not used to choose, and the protocol that gave them."""
 
     text: str
     protocol: str
@@ -28,8 +29,10 @@ class Quality(Record):
 
 
 class Objective(Record):
-    """J of the chosen set, the least J that any set of as many blocks has (dynamic programme), and J of what
-    Fast-Block-Select takes as published (None: of an older release's plan), in nats.
+    """J of the chosen set beside others of as many blocks, in nats.
+
+    optimum_nats: the least J of any such set, by a dynamic programme.
+    fbs_nats: J of the set that Fast-Block-Select takes as published; None in an older release's plan.
     """
 
     chosen_nats: float
@@ -42,16 +45,16 @@ class Objective(Record):
         return self.chosen_nats - self.optimum_nats
 
     def beside(self) -> str:
-        """What the chosen set's J is to be compared with, in words."""
+        """Return in words what the chosen set's J is to be compared with."""
         fbs = "" if self.fbs_nats is None else f"Fast-Block-Select's {self.fbs_nats:.4g}, "
         return f"{fbs}least possible {self.optimum_nats:.4g}"
 
 
 class Plan(Artefact):
-    """Block indices are 0-based and ascending; `dropped` and `kept` together are all blocks of `dense`.
+    """The blocks of a dense model to drop and to keep. Indices are 0-based and ascending; together they are all blocks.
 
-    forward_passes: what the choice cost beyond the analysis: blocks x tokens evaluated, over the blocks x tokens of one
-    pass of the dense model over the ranking text; a backward counts as two forwards.
+    forward_passes: what the choice cost beyond the analysis. It is the blocks x tokens evaluated, over those of one
+    pass of the dense model over the ranking text. A backward counts as two forwards.
     """
 
     schema_name: ClassVar[str] = "plan"
@@ -88,19 +91,19 @@ class Plan(Artefact):
         return self.parameters_dropped / self.dense.num_parameters
 
     def check_belongs_to(self, dense: ModelIdentity) -> None:
-        """Refuse a model that is not the one the plan was made for."""
+        """Refuse an identity that is not that of the plan's dense model."""
         if not self.dense.same_model(dense):
             which = "config" if self.dense.config_sha256 != dense.config_sha256 else "weights"
             self._refuse(dense.name, which)
 
     def check_belongs_to_folder(self, dense: ModelFolder) -> None:
-        """The same, of a folder, by its kept blocks: nothing is read of the others.
+        """Refuse a folder that is not the plan's dense model. Only the kept blocks are read.
 
-        By all of them where an older release made the plan.
+        All blocks are read if an older release made the plan.
         """
         if self.dense.parts is None:
-            self.check_belongs_to(identity_of(dense))
-        elif which := differing_part(dense, self.dense, self.kept):
+            self.check_belongs_to(dense.identity)
+        elif which := dense.differing_part(self.dense, self.kept):
             self._refuse(dense.name, which)
 
     def _refuse(self, name: str, which: str) -> NoReturn:
@@ -111,13 +114,14 @@ class Plan(Artefact):
 
 
 def open_dense(reference: str | Path, plan: Plan) -> ModelFolder:
-    """The dense model of a plan; of a hub id only the files that hold tensors of kept blocks are fetched.
+    """Open the dense model of a plan. Of a hub id only the files that hold tensors of kept blocks are fetched.
 
-    All of them where an older release made the plan: it does not tell the model by its kept blocks alone.
+    All files are fetched if an older release made the plan: it cannot tell the model by its kept blocks alone.
     """
     return open_model(reference, plan.kept if plan.dense.parts else None)
 
 
 def kept_blocks(num_blocks: int, dropped: Sequence[int]) -> tuple[int, ...]:
+    """Return the blocks that are not dropped, ascending."""
     gone = set(dropped)
     return tuple(block for block in range(num_blocks) if block not in gone)

@@ -1,4 +1,4 @@
-"""How many blocks go: by a share of blocks, by a number, by a share of parameters, named by hand, or by a limit."""
+"""The amount to drop: a share of blocks, a number, a share of parameters, blocks named by hand, or a limit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 
 
 @dataclass(frozen=True)
 class Amount:
-    """What the user said of how many blocks go; exactly one of the fields is given."""
+    """The amount that the user asked for. Exactly one field is given."""
 
     ratio: float | None = None
     num_blocks: int | None = None
@@ -21,7 +21,7 @@ class Amount:
     max_kl: float | None = None
 
     def blocks(self, dense: ModelIdentity) -> int | tuple[int, ...] | None:
-        """The number of blocks to choose, the blocks themselves where they are named, None where a limit decides."""
+        """Return the number of blocks to choose, the blocks if they are named, or None if a limit decides."""
         only_one({f"--{name.replace('_', '-')}": value for name, value in vars(self).items()})
         if self.ratio is not None:
             return blocks_for_ratio(self.ratio, dense.num_blocks)
@@ -33,7 +33,7 @@ class Amount:
 
 
 def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> int:
-    """k = round(ratio * L); a ratio that rounds to no block or to all of them is refused."""
+    """Return k = round(ratio * L). A ratio that rounds to no block or to all blocks is refused."""
     check_ratio(ratio, option)
     k = math.floor(ratio * num_blocks + 0.5)
     if k == 0 or k == num_blocks:
@@ -46,25 +46,26 @@ def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> 
 
 
 def parse_ratios(text: str, num_blocks: int, *, dense: bool = False) -> list[int]:
-    """`.1,.25,.4` as numbers of blocks, ascending, each once. dense: a 0 may stand among them, and is left out."""
+    """Return the numbers of blocks of `.1,.25,.4`, ascending, each once. dense: let a 0 pass, which is left out."""
     try:
         ratios = [float(word) for word in text.split(",")]
     except ValueError as error:
         raise UserError(f"--ratios {text!r} must be numbers between 0 and 1, like .1,.25,.4") from error
-    found = {blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios if ratio != 0 or not dense}
-    if not found:
+    counts = {blocks_for_ratio(ratio, num_blocks, "--ratios") for ratio in ratios if ratio != 0 or not dense}
+    if not counts:
         raise UserError(f"--ratios {text!r} names only the dense model; name a share of blocks to drop")
-    return sorted(found)
+    return sorted(counts)
 
 
 def blocks_for_number(k: int, num_blocks: int) -> int:
+    """Return k, refused if it is no block or all blocks."""
     if not 1 <= k < num_blocks:
         raise UserError(f"--num-blocks must be in 1..{num_blocks - 1} for a model of {num_blocks} blocks, got {k}")
     return k
 
 
 def blocks_for_param_ratio(ratio: float, dense: ModelIdentity) -> int:
-    """The largest k whose dropped parameters cannot pass `ratio` of the whole, whichever blocks they are."""
+    """Return the largest k for which no choice of k blocks has more than `ratio` of the parameters."""
     check_ratio(ratio, "--param-ratio")
     budget = ratio * dense.num_parameters
     k, dropped = 0, 0
@@ -80,12 +81,13 @@ def blocks_for_param_ratio(ratio: float, dense: ModelIdentity) -> int:
 
 
 def check_ratio(ratio: float, option: str) -> None:
+    """Refuse a ratio outside (0, 1)."""
     if not (math.isfinite(ratio) and 0 < ratio < 1):
         raise UserError(f"{option} must be in (0, 1), got {ratio:g}")
 
 
 def parse_blocks(text: str, num_blocks: int, option: str = "--drop") -> tuple[int, ...]:
-    """`5,6,9` or `5-7,9`: block indices, 0-based, both ends of a range included."""
+    """Return the block indices (0-based) of `5,6,9` or `5-7,9`. Both ends of a range are included."""
     blocks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -105,9 +107,9 @@ def parse_blocks(text: str, num_blocks: int, option: str = "--drop") -> tuple[in
 
 
 def only_one(options: dict[str, object]) -> str:
-    """The one option that is given, of those that exclude each other."""
+    """Return the one option that is given. Refuses none, and more than one."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
-        found = " and ".join(given) if given else "none"
-        raise UserError(f"give exactly one of {', '.join(options)}; found {found}")
+        names = " and ".join(given) if given else "none"
+        raise UserError(f"give exactly one of {', '.join(options)}; found {names}")
     return given[0]

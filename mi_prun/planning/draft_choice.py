@@ -1,15 +1,15 @@
-"""`mi-prun plan --for draft`: the blocks, and the number of tokens drafted at a time, with the best expected speed-up.
+"""`mi-prun plan --for draft`: choose the blocks and the draft length with the best expected speed-up.
 
-The pruned model drafts n tokens, the dense one checks them in one pass. With a the chance that a drafted token is
-accepted, a pass yields `(1 - a^(n+1)) / (1 - a)` tokens on average (Leviathan et al. 2023, arXiv 2211.17192, eq. 1),
-and it costs n draft steps and one dense step:
+The pruned model drafts n tokens, the dense model checks them in one pass. Let a be the chance that a drafted token is
+accepted. A pass yields `(1 - a^(n+1)) / (1 - a)` tokens on average (Leviathan et al. 2023, arXiv 2211.17192, eq. 1).
+It costs n draft steps and one dense step:
 
     speed-up(n) = (1 - a^(n+1)) / ((1 - a) (n c + 1))
 
-with c the cost of a step of the draft over one of the dense model. a is measured on the ranking text, each token
-drafted in the dense context; c is measured as the time of a step of one token through the model's own blocks and head.
-Both leave out an engine's work around a step and what n + 1 tokens cost over one in the dense pass: the figure is a
-bound for batch size 1, where a step is bound by reading the weights.
+c is the cost of a draft step over that of a dense step. a is measured on the ranking text, each token drafted in the
+dense context. c is measured as the time of a step of one token through the model's own blocks and head. Both leave out
+an engine's work around a step, and what n + 1 tokens cost over one in the dense pass. So the figure is a bound for
+batch size 1, where reading the weights takes the time.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ STEPS = 20  # timed, of which the median counts
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Chances that a drafted token is accepted, means over the predicted tokens.
+    """The chances that a drafted token is accepted, means over the predicted tokens.
 
-    greedy: the likeliest token is the same. sampled: the sum over the vocabulary of min(dense, draft), at temperature 1
-    with a draft that samples.
+    greedy: at temperature 0, the likeliest token is the same.
+    sampled: at temperature 1 with a draft that samples, the sum over the vocabulary of min(dense, draft).
     """
 
     greedy: float
@@ -50,13 +50,13 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step of one token: of each block, and of what is around the blocks."""
+    """Seconds of a step of one token: in each block, and in what is around the blocks."""
 
     blocks_s: tuple[float, ...]
     rest_s: float
 
     def relative(self, dropped: Dropped) -> float:
-        """c: the cost of a step without the blocks `dropped`, over one with all."""
+        """Return c, the cost of a step without the blocks `dropped` over one with all blocks."""
         gone = sum(self.blocks_s[block] for block in dropped)
         total = sum(self.blocks_s) + self.rest_s
         return (total - gone) / total
@@ -64,7 +64,10 @@ class StepCost:
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """tokens: drafted at a time. speedup: expected, over the dense model alone, at temperature 0."""
+    """A draft with its expected gain.
+
+    tokens: drafted at a time. speedup: expected over the dense model alone, at temperature 0.
+    """
 
     dropped: Dropped
     tokens: int
@@ -81,7 +84,7 @@ class DraftChoice:
 
 
 def expected_speedup(acceptance: float, relative_cost: float, tokens: int) -> float:
-    """The formula above.
+    """Return speed-up(n) for n = `tokens`, by the formula above.
 
     >>> round(expected_speedup(0.8, 0.2, 3), 3)
     1.845
@@ -91,13 +94,13 @@ def expected_speedup(acceptance: float, relative_cost: float, tokens: int) -> fl
 
 
 def best_tokens(acceptance: float, relative_cost: float) -> int:
-    """The number of drafted tokens with the best expected speed-up."""
+    """Return the number of drafted tokens with the best expected speed-up."""
     return max(range(1, MAX_TOKENS + 1), key=lambda n: expected_speedup(acceptance, relative_cost, n))
 
 
 @torch.inference_mode()
 def measure_acceptance(evaluator: Evaluator, sets: Sequence[Dropped]) -> list[Acceptance]:
-    """Acceptance of each set as the draft of the dense model, on the evaluator's windows."""
+    """Measure each set's acceptance as the draft of the dense model, on the evaluator's windows."""
     sums = torch.zeros(len(sets), 2, dtype=torch.float64)
     with progress("acceptance", evaluator.windows.numel(), "tokens") as advance:
         for tokens in torch.split(evaluator.windows, evaluator.batch):
@@ -112,7 +115,7 @@ def measure_acceptance(evaluator: Evaluator, sets: Sequence[Dropped]) -> list[Ac
 
 @torch.inference_mode()
 def measure_step_cost(model: BlockModel) -> StepCost:
-    """Time one token through each block, and through embedding, norm and head; medians of STEPS rounds."""
+    """Time one token through each block, and through embedding, norm and head: medians of STEPS rounds."""
     token = torch.zeros(1, 1, dtype=torch.long)
 
     def clock() -> float:
@@ -137,7 +140,7 @@ def measure_step_cost(model: BlockModel) -> StepCost:
 
 
 def choose_draft(sets: Sequence[Dropped], acceptances: Sequence[Acceptance], cost: StepCost) -> list[DraftChoice]:
-    """Each set with its best number of tokens; the best set first."""
+    """Return each set with its best number of tokens, the best set first."""
     choices = []
     for dropped, acceptance in zip(sets, acceptances, strict=True):
         relative = cost.relative(dropped)
@@ -148,7 +151,7 @@ def choose_draft(sets: Sequence[Dropped], acceptances: Sequence[Acceptance], cos
 
 
 def draft_for(analysis: Analysis, settings: PlanSettings, purpose: str, amount: Amount) -> Plan:
-    """The plan for a draft; says what was found of each ratio that was tried: all RATIOS where none is given."""
+    """Return the plan for a draft, and print each ratio that was tried: all RATIOS if none is given."""
     if purpose != "draft":
         raise UserError(f"--for must be draft, got {purpose!r}")
     wanted = amount.blocks(analysis.record.dense) if amount != Amount() else ()
@@ -160,10 +163,10 @@ def draft_for(analysis: Analysis, settings: PlanSettings, purpose: str, amount: 
 def plan_draft(
     analysis: Analysis, settings: PlanSettings, ks: Sequence[int], say: Callable[[DraftChoice], object]
 ) -> Plan:
-    """The plan of the best draft among those that drop `ks` blocks; all RATIOS if none. `say` hears of each, the best
-    first.
+    """Return the plan of the best draft among those that drop `ks` blocks; no `ks`: all RATIOS.
 
-    Raises UserError where no draft is expected to be faster than the dense model alone.
+    say: called with each draft, the best first.
+    Raises UserError if no draft is expected to be faster than the dense model alone.
     """
     count = analysis.num_blocks
     wanted = sorted({k for k in ks or (round(ratio * count) for ratio in RATIOS) if 1 <= k < count})
@@ -180,7 +183,7 @@ def plan_draft(
             f"time, is expected to reach {best.speedup:.2f}x; serve the dense model alone, or a pruned one"
         )
     plan = plans[best.dropped]
-    found: dict[str, str | int | float | bool | None] = {
+    draft_settings: dict[str, str | int | float | bool | None] = {
         "for": "draft",
         "draft_tokens": best.tokens,
         "acceptance_greedy": round(best.acceptance.greedy, 4),
@@ -189,4 +192,4 @@ def plan_draft(
         "expected_speedup": round(best.speedup, 4),
     }
     quality = held_out_quality(context, plan.dropped) if settings.quality else None
-    return plan.model_copy(update={"settings": plan.settings | found, "quality": quality})
+    return plan.model_copy(update={"settings": plan.settings | draft_settings, "quality": quality})

@@ -1,6 +1,4 @@
-"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: a number of blocks whose loss stays within it, where
-that of one block more does not.
-"""
+"""`--max-ppl-increase 10%` or `--max-kl 0.05` in place of a ratio: as many blocks as cost no more than that."""
 
 from __future__ import annotations
 
@@ -18,20 +16,24 @@ from mi_prun.selection.race import ranking_losses
 
 @dataclass(frozen=True)
 class Limit:
-    """value: a share of the dense perplexity (0.1 is 10 % more), or nats per token of KL(dense || pruned)."""
+    """A limit of what dropping blocks may cost.
+
+    value: a share of the dense perplexity (0.1 is 10 % more), or nats per token of KL(dense || pruned).
+    """
 
     kind: Literal["perplexity", "kl"]
     value: float
 
     def text(self, value: float) -> str:
-        """A cost in the limit's own words."""
+        """Return a cost in the limit's own words."""
         return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4f} nats/token"
 
 
 @dataclass(frozen=True)
 class Within:
-    """choice: of k blocks, which cost `cost`; one block more costs `next_cost`, over the limit (None: no more can go).
+    """A choice of k blocks that stays within a limit.
 
+    cost: what these k blocks cost. next_cost: what k + 1 blocks cost, over the limit; None if no more can go.
     forward_passes: all that was evaluated to find k.
     """
 
@@ -42,7 +44,7 @@ class Within:
 
 
 def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | None:
-    """The limit that the options name, if any."""
+    """Return the limit that the options name, if any."""
     if max_ppl_increase is not None:
         text = max_ppl_increase.strip()
         try:
@@ -60,9 +62,11 @@ def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | N
 
 
 def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None) -> Within:
-    """A k whose choice stays within `limit` on the ranking text while that of k + 1 does not, both measured. It is the
-    largest where the cost grows with k; where it falls again beyond k + 1, that is not looked for: each k is a search
-    of its own. Raises UserError where one block is too much, or where k holds and k + 1 is too many sets to measure.
+    """Find a k whose choice stays within `limit` on the ranking text while that of k + 1 does not. Both are measured.
+
+    It is the largest k if the cost grows with k. If the cost falls again beyond k + 1, that is not looked for: each k
+    is a search of its own.
+    Raises UserError if one block is too much, or if k holds and k + 1 is too many sets to measure.
     """
     before = context.passes
     costs: dict[int, float] = {}
@@ -97,6 +101,6 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
 
 
 def cost_of(context: Context, limit: Limit, dropped: Dropped) -> float:
-    """What leaving out `dropped` costs on the ranking text, in the limit's own unit."""
+    """Return what leaving out `dropped` costs on the ranking text, in the limit's own unit."""
     dense, pruned = ranking_losses(context, [(), dropped])
     return pruned.kl_nats if limit.kind == "kl" else math.expm1(pruned.ce_nats - dense.ce_nats)

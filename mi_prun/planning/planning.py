@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from mi_prun.analysis.analysis import Analysis
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import BlockModel, load_on
-from mi_prun.model.model_folder import ModelFolder, identity_of, open_model
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_on
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, Quality, kept_blocks
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.limit import most_blocks, parse_limit
@@ -20,36 +21,46 @@ from mi_prun.selection.methods import Choice, check_rerank, choose, method_named
 from mi_prun.settings import PlanSettings, check_seed
 
 
-def make_context(analysis: Analysis, settings: PlanSettings, load: Callable[[], BlockModel] | None = None) -> Context:
-    """A context that loads the analysis's dense model when it is first needed. Another one is refused: a model that the
-    user named at once, whether it is needed or not.
+def make_context(
+    analysis: Analysis,
+    settings: PlanSettings,
+    load: Callable[[], BlockModel] | None = None,
+    dense: ModelFolder | None = None,
+) -> Context:
+    """Return a context that loads the analysis's dense model when it is first needed.
 
-    load: gives that model where the caller has it already.
+    dense: that model's folder, if the caller has opened it. load: gives the model, if the caller shares it.
+    Raises UserError if `dense` or `settings.model` is another model than the one analyzed.
     """
     check_settings(settings)
-    named = None if settings.model is None else _dense(analysis, settings.model)
+    if dense is None and settings.model is not None:
+        dense = open_model(settings.model)
+    if dense is not None:
+        _check_analyzed(analysis, dense)
 
-    def open_dense() -> BlockModel:
-        return load_on(named or _dense(analysis, None), settings.device)
+    def load_dense() -> BlockModel:
+        return load_on(dense or _dense_of(analysis), settings.device)
 
-    return Context(analysis, load or open_dense, settings.seed, _criterion(settings))
+    return Context(analysis, load or load_dense, settings.seed, _criterion(settings))
 
 
-def _dense(analysis: Analysis, reference: str | None) -> ModelFolder:
-    """The analysis's dense model: as the user names it now, or as it was named then."""
+def _dense_of(analysis: Analysis) -> ModelFolder:
+    """Open the analysis's dense model where it was."""
     try:
-        dense = open_model(analysis.record.dense.name if reference is None else reference)
+        dense = open_model(analysis.record.dense.name)
     except UserError as error:
-        if reference is not None:
-            raise
         raise UserError(f"{error}. The analysis was made of it; say where it is now with --model") from error
-    if not identity_of(dense).same_model(analysis.record.dense):
-        raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
+    _check_analyzed(analysis, dense)
     return dense
 
 
+def _check_analyzed(analysis: Analysis, dense: ModelFolder) -> None:
+    if not dense.identity.same_model(analysis.record.dense):
+        raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
+
+
 def check_settings(settings: PlanSettings) -> None:
-    """Refuse what cannot be, before anything is computed."""
+    """Refuse settings that no plan can be made with, before anything is computed."""
     method_named(settings.method)
     check_rerank(settings.rerank)
     check_seed(settings.seed)
@@ -57,14 +68,14 @@ def check_settings(settings: PlanSettings) -> None:
 
 
 def _criterion(settings: PlanSettings) -> Criterion | None:
-    found = next((known for known in CRITERIA if known == settings.criterion), None)
-    if found is None and settings.criterion is not None:
+    criterion = next((known for known in CRITERIA if known == settings.criterion), None)
+    if criterion is None and settings.criterion is not None:
         raise UserError(f"--criterion must be one of {', '.join(CRITERIA)}, got {settings.criterion!r}")
-    return found
+    return criterion
 
 
 def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
-    """The plan for what the user asked for."""
+    """Return the plan for the amount that the user asked for."""
     wanted = amount.blocks(context.analysis.record.dense)
     if isinstance(wanted, tuple):
         return plan_by_hand(context, wanted, settings)
@@ -76,22 +87,26 @@ def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
     if limit.kind == "kl" and settings.criterion is None:
         context = context.fresh("kl")
     within = most_blocks(context, limit, settings.method, settings.rerank)
-    said = {
+    about_limit = {
         "limit": f"{limit.text(limit.value)} at most, on the ranking text",
         "cost": limit.text(within.cost),
         "cost_of_one_block_more": None if within.next_cost is None else limit.text(within.next_cost),
     }
-    return _plan(context, within.choice, settings, within.forward_passes, said)
+    return _plan(context, within.choice, settings, within.forward_passes, about_limit)
 
 
 def make_plan(context: Context, k: int, settings: PlanSettings) -> Plan:
-    """Choose k blocks and measure the choice."""
+    """Choose k blocks, measure the choice and return its plan."""
     choice = choose(context, settings.method, k, settings.rerank)
     return _plan(context, choice, settings, choice.forward_passes, {})
 
 
 def _plan(
-    context: Context, choice: Choice, settings: PlanSettings, forward_passes: float, said: dict[str, str | None]
+    context: Context,
+    choice: Choice,
+    settings: PlanSettings,
+    forward_passes: float,
+    about_limit: dict[str, str | None],
 ) -> Plan:
     record = context.analysis.record
     return Plan(
@@ -108,7 +123,7 @@ def _plan(
             "noise": record.noise,
             "calibration": record.calibration.source,
             "analysis": record.fingerprint,
-            **said,
+            **about_limit,
         },
         objective=choice.objective,
         forward_passes=forward_passes,
@@ -117,7 +132,7 @@ def _plan(
 
 
 def plan_by_hand(context: Context, dropped: tuple[int, ...], settings: PlanSettings) -> Plan:
-    """A plan for blocks that the user named."""
+    """Return the plan for blocks that the user named."""
     record = context.analysis.record
     return Plan(
         dense=record.dense,
@@ -131,6 +146,7 @@ def plan_by_hand(context: Context, dropped: tuple[int, ...], settings: PlanSetti
 
 
 def held_out_quality(context: Context, dropped: tuple[int, ...]) -> Quality:
+    """Measure the model without the blocks `dropped` on the held-out text of the analysis."""
     calibration = context.analysis.record.calibration
     text = f"{calibration.source}, held-out part"
     return quality_of(context.held_out, dropped, text=text, bos=calibration.bos)

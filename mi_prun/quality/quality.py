@@ -14,15 +14,8 @@ from torch import Tensor
 
 from mi_prun.console import progress
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import (
-    BlockModel,
-    check_window,
-    context_tokens,
-    load_block_model,
-    load_on,
-    load_tokenizer,
-    pick_dtype,
-)
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model, load_on, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Quality
 from mi_prun.quality.evaluator import Dropped, Evaluator
@@ -85,14 +78,14 @@ def load_with_held_out(
     folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
 ) -> tuple[BlockModel, Calibration]:
     """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
-    check_window(folder, window_tokens)
+    folder.check_window(window_tokens)
     if window_tokens is not None and window_tokens < 2:
         raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
     model = load_on(folder, device)
-    length = window_tokens or context_tokens(folder)
+    length = window_tokens or folder.context_tokens()
     calibration = load_calibration(
         source,
-        load_tokenizer(folder),
+        folder.tokenizer,
         window_tokens=length,
         scoring_tokens=length,
         ranking_tokens=length,
@@ -100,6 +93,8 @@ def load_with_held_out(
         seed=seed,
         model=model.model,
     )
+    for part in (calibration.scoring, calibration.ranking, calibration.held_out):
+        folder.check_tokens(part.tokens)
     return model, calibration
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze
-from mi_prun.model.block_model import BlockModel, load_block_model
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import ProcessGroup
 from mi_prun.settings import AnalyzeSettings
@@ -38,7 +39,7 @@ def load() -> Callable[[Path], BlockModel]:
 @pytest.fixture
 def make_plan() -> Callable[[Path, Sequence[int]], Plan]:
     def make(path: Path, dropped: Sequence[int]) -> Plan:
-        dense = identity_of(open_model(path))
+        dense = open_model(path).identity
         return Plan(dense=dense, dropped=tuple(dropped), kept=kept_blocks(dense.num_blocks, dropped), method="by hand")
 
     return make

@@ -14,7 +14,7 @@ import torch
 
 from mi_prun.cli import app
 from mi_prun.console import run_app, run_command
-from mi_prun.model import block_model
+from mi_prun.model import loading
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan
 from mi_prun.planning import draft_choice
@@ -98,8 +98,8 @@ def test_from_a_model_to_a_checkpoint(
     status, out, _ = run("inspect", pruned, "--verify")
     assert status == 0
     assert "verified" in out
-    one_step, loads, load = tmp_path / "one-step", [], block_model.loaded
-    monkeypatch.setattr(block_model, "loaded", lambda *words, **more: loads.append(words) or load(*words, **more))
+    one_step, loads, load = tmp_path / "one-step", [], loading.load_tensors
+    monkeypatch.setattr(loading, "load_tensors", lambda *words, **more: loads.append(words) or load(*words, **more))
     assert run("prune", reference, "--ratio", 0.25, "-o", one_step, "--rerank", 4, *text)[0] == 0
     assert len(loads) == 1
     assert (one_step / "model.safetensors").read_bytes() == (pruned / "model.safetensors").read_bytes()

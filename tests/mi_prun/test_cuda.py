@@ -14,7 +14,8 @@ import torch
 
 from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze
-from mi_prun.model.block_model import BlockModel, load_block_model
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.planning.planning import make_context, make_plan
 from mi_prun.quality.evaluator import Evaluator

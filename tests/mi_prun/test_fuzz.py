@@ -25,8 +25,10 @@ from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.inspection import verify
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import INDEX_NAME, ModelIdentity, identity_of, open_model
+from mi_prun.model.identity import ModelIdentity
+from mi_prun.model.model_folder import open_model
 from mi_prun.model.shard import read_shard
+from mi_prun.model.weight_files import INDEX_NAME
 from mi_prun.plan.plan import Plan, kept_blocks
 
 HEADER = {
@@ -179,7 +181,7 @@ def test_index_and_config_of_a_folder(folder, which, data):
     (folder / "config.json").write_text(json.dumps(config))
     try:
         model = open_model(folder)
-        identity = identity_of(model)
+        identity = model.identity
     except UserError as error:
         assert_one_line(error)
         return
@@ -199,7 +201,7 @@ def test_a_checkpoint_is_written_right_or_not_at_all(folder, which, dropped, dat
     shutil.rmtree(out, ignore_errors=True)
     try:
         model = open_model(folder)
-        identity = identity_of(model)
+        identity = model.identity
         kept = kept_blocks(identity.num_blocks, dropped)
         try:
             plan = Plan(dense=identity, dropped=dropped, kept=kept, method="m")

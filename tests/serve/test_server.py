@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mi_prun.checkpoint.inspection import read_manifest
-from mi_prun.model.model_folder import INDEX_NAME
+from mi_prun.model.weight_files import INDEX_NAME
 from serve.scratch import PREFIX
 
 pytestmark = pytest.mark.engine

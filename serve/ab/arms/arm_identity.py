@@ -9,7 +9,8 @@ from pathlib import Path
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
-from mi_prun.model.model_folder import config_digest, identity_of, open_model, read_config, structure_digest
+from mi_prun.model.identity import config_digest, structure_digest
+from mi_prun.model.model_folder import open_model, read_config
 from serve.ab.config import ArmConfig
 
 
@@ -31,7 +32,7 @@ def _content(folder: Path) -> list[str]:
         return [config_digest(read_config(folder))]
     model = open_model(folder)
     try:
-        identity = identity_of(model)
+        identity = model.identity
     except UserError:  # a family that only vLLM knows
         return [
             config_digest(model.config),

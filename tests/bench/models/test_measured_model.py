@@ -10,7 +10,7 @@ import pytest
 from bench.models.measured_model import open_subjects
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 
 Prune = Callable[..., Path]
 
@@ -47,7 +47,7 @@ def test_subjects_say_what_they_lack(tmp_path: Path, dense: Path, prune: Prune) 
     read_manifest(virtual).plan.write(plan)
     subjects = open_subjects(str(dense), [str(written), str(virtual)], [plan])
     first, second, third, drafted = subjects.all
-    identity = identity_of(open_model(dense))
+    identity = open_model(dense).identity
     assert [subject.arm.label for subject in subjects.all] == [
         "dense",
         "by hand 50.0%",

@@ -35,7 +35,7 @@ from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import parse_tasks
 from bench.tasks.tasks import ask, open_asked, run_tasks
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_block_model, load_tokenizer
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 
 REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
@@ -79,7 +79,7 @@ def pruned_logprob() -> Callable[[str, str], float]:
     """`pruned_logprob(context, continuation)`: computed directly, with the blocks bypassed in transformers."""
     folder = open_model(REFERENCE)
     model = load_block_model(folder, device=torch.device("cpu"), dtype=torch.float32)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = folder.tokenizer
 
     def logprob(context: str, continuation: str) -> float:
         ids = torch.tensor([tokenizer(context + continuation)["input_ids"]])

@@ -17,13 +17,13 @@ from mi_prun.analysis.analysis import Analysis, AnalysisRecord, read_analysis
 from mi_prun.analysis.analyze import analyze
 from mi_prun.analysis.mutual_information import DPI_TOLERANCE_NATS, make_estimator
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.settings import SELF, AnalyzeSettings
 
 
 def test_it_holds_what_the_pass_saw(reference_analysis: Analysis, reference: Path) -> None:
     record = reference_analysis.record
-    assert record.dense == identity_of(open_model(reference))
+    assert record.dense == open_model(reference).identity
     assert reference_analysis.num_blocks == 12
     assert reference_analysis.scoring.shape == (4, 64)
     assert reference_analysis.ranking.shape == (16, 64)

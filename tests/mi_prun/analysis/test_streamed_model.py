@@ -16,7 +16,8 @@ from mi_prun.analysis.analyze import analyze
 from mi_prun.analysis.boundaries import Collector, collect, sample_tokens
 from mi_prun.analysis.streamed_model import StreamedModel, collect_streamed
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import BlockModel, load_block_model
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.settings import AnalyzeSettings
 

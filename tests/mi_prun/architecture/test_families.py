@@ -162,7 +162,7 @@ def test_the_analysis_runs_the_blocks_one_by_one(tiny, logits_without, model_typ
     """What is scored is the model that is written: embed, each kept block, norm and head give the same logits."""
     import torch
 
-    from mi_prun.model.block_model import load_block_model
+    from mi_prun.model.loading import load_block_model
 
     dense = tiny(model_type, **fields)
     model = load_block_model(open_model(dense), device=torch.device("cpu"), dtype=torch.float32)

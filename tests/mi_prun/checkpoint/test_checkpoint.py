@@ -20,7 +20,7 @@ from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.inspection import verify
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4}
 CASES = [
@@ -86,7 +86,7 @@ def test_bytes_and_dtypes_are_those_of_the_source(tiny, make_plan, tmp_path):
     index = json.loads((tmp_path / "same/model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in now.values())
     assert index["weight_map"].keys() == now.keys()
-    assert identity_of(open_model(tmp_path / "same")).weights_sha256 == identity_of(open_model(dense)).weights_sha256
+    assert open_model(tmp_path / "same").identity.weights_sha256 == open_model(dense).identity.weights_sha256
 
 
 def test_a_tied_head_that_the_source_holds_is_written_once(tiny, make_plan, assert_same_as_skipping, tmp_path):

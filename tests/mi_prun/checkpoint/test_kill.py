@@ -15,7 +15,7 @@ import pytest
 
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.inspection import read_manifest, verify
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 
 MOMENTS = 20
@@ -64,7 +64,7 @@ def child(dense: Path, plan: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def plan_of(dense: Path, dropped: tuple[int, ...]) -> Plan:
-    identity = identity_of(open_model(dense))
+    identity = open_model(dense).identity
     return Plan(dense=identity, dropped=dropped, kept=kept_blocks(BLOCKS, dropped), method="by hand")
 
 

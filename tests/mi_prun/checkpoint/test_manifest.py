@@ -4,7 +4,7 @@ import pytest
 
 from mi_prun.checkpoint.manifest import FileDigest, Manifest, config_entry, is_pruned
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 from mi_prun.plan.plan import Plan
 
 DENSE = ModelIdentity(

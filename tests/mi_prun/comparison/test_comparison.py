@@ -15,7 +15,7 @@ from mi_prun.comparison.comparison import parse_methods, read_rows
 from mi_prun.comparison.comparison_row import MethodSpec, Row
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.version import __version__
 
 METHODS = "hybrid:6,mi-prun:0,bi,tail,exhaustive"
@@ -48,7 +48,7 @@ def test_a_row_for_each_method_and_ratio(compared: Path, reference: Path) -> Non
     }
     assert len({row.dense_perplexity for row in rows}) == 1
     by_label = {row.label: row for row in rows if len(row.dropped) == 2}
-    weights = identity_of(open_model(reference))
+    weights = open_model(reference).identity
     assert by_label["tail:0"].parameter_ratio == sum(weights.block_parameters[-2:]) / weights.num_parameters
     assert by_label["tail:0"].passes == 0
     assert by_label["bi:0"].passes == by_label["bi:0"].analysis_passes == 1 / 16

@@ -15,7 +15,7 @@ from mi_prun.checkpoint.inspection import read_manifest, verify
 from mi_prun.checkpoint.manifest import Manifest, read_config_entry
 from mi_prun.errors import UserError
 from mi_prun.model.hub import HUB_ID
-from mi_prun.model.model_folder import identity_of, open_model, read_config, resolve
+from mi_prun.model.model_folder import open_model, read_config, resolve
 from mi_prun.plan.plan import Plan, kept_blocks, open_dense
 from serve.served_model import served_model
 from vllm_ext.kept_weights import Reading, kept_weights
@@ -34,7 +34,7 @@ def dense(tiny: Callable[..., Path], hub: Any) -> Path:
 
 @pytest.fixture
 def plan(dense: Path) -> Plan:
-    identity = identity_of(open_model(dense))
+    identity = open_model(dense).identity
     return Plan(dense=identity, dropped=DROPPED, kept=kept_blocks(identity.num_blocks, DROPPED), method="by hand")
 
 

@@ -9,7 +9,8 @@ import pytest
 from mi_prun.checkpoint.companions import companions
 from mi_prun.errors import UserError
 from mi_prun.model.hub import HUB_IGNORED, HUB_PATTERNS
-from mi_prun.model.model_folder import INDEX_NAME, differing_part, identity_of, open_model
+from mi_prun.model.model_folder import open_model
+from mi_prun.model.weight_files import INDEX_NAME
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_folder_that_is_not_right_is_refused_in_one_line(dense, fault):
     break_it, message = FAULTS[fault]
     break_it(dense)
     with pytest.raises(UserError, match=message) as caught:
-        identity_of(open_model(dense))
+        _ = open_model(dense).identity
     assert "\n" not in str(caught.value)
 
 
@@ -132,26 +133,6 @@ def test_a_folder_that_is_not_right_is_refused_in_one_line(dense, fault):
 def test_a_name_that_leads_nowhere(reference, message):
     with pytest.raises(UserError, match=message):
         open_model(reference)
-
-
-def test_identity_tells_weights_and_config_apart_but_not_the_place(dense, tmp_path):
-    was = identity_of(open_model(dense))
-    assert was.num_blocks == 6
-    assert was.num_parameters == sum(was.block_parameters) + 2 * 97 * 32 + 32
-    moved = shutil.copytree(dense, tmp_path / "moved")
-    assert was.same_model(identity_of(open_model(moved)))
-    edit(moved / "config.json", rms_norm_eps=1e-3)
-    changed = identity_of(open_model(moved))
-    assert changed.config_sha256 != was.config_sha256
-    assert changed.weights_sha256 == was.weights_sha256
-    shard = first_shard(dense)
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
-    assert identity_of(open_model(dense)).weights_sha256 != was.weights_sha256
-
-
-def test_identity_does_not_depend_on_the_sharding(tiny):
-    many, one = tiny("qwen2", max_shard_size="40KB"), tiny("qwen2", folder="one")
-    assert identity_of(open_model(many)).same_model(identity_of(open_model(one)))
 
 
 def test_a_single_shard_that_links_outside_is_refused(tiny, tmp_path):
@@ -191,36 +172,3 @@ def test_what_is_taken_from_the_hub(tmp_path):
         [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
     )
     assert set(taken) == {*along, *weights}
-
-
-def test_of_blocks_that_are_not_kept_no_byte_is_read(tiny):
-    """By the kernel's count of what this process asked for: the samples of the other tensors, and nothing more."""
-    model = open_model(tiny("llama", tie_word_embeddings=False))
-    identity, kept = identity_of(model), (0, 3, 4)
-
-    def asked_bytes() -> int:
-        return int(Path("/proc/self/io").read_text().split()[1])
-
-    before = asked_bytes()
-    nothing = asked_bytes() - before
-    before = asked_bytes()
-    assert differing_part(model, identity, kept) is None
-    found = asked_bytes() - before - nothing
-    gone = tuple(f"model.layers.{block}." for block in (1, 2, 5))
-    sampled = {name: 2 * min(1024, info.num_bytes) for name, (_, info) in model.tensors.items()}
-    assert found == sum(count for name, count in sampled.items() if not name.startswith(gone))
-
-
-def test_only_kept_blocks_tell_a_model_apart(tiny):
-    dense = tiny("llama", tie_word_embeddings=False)
-    identity = identity_of(open_model(dense))
-    for name, kept, differs in (
-        ("model.layers.2.mlp.up_proj.weight", (0, 1), None),
-        ("model.layers.2.mlp.up_proj.weight", (0, 2), "weights"),
-        ("model.norm.weight", (0, 1), "weights"),
-    ):
-        path, info = open_model(dense).tensors[name]
-        was = path.read_bytes()
-        path.write_bytes(was[: info.begin] + bytes([was[info.begin] ^ 1]) + was[info.begin + 1 :])
-        assert differing_part(open_model(dense), identity, kept) == differs
-        path.write_bytes(was)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 from mi_prun.plan.plan import Objective, Plan, kept_blocks
 
 DENSE = ModelIdentity(

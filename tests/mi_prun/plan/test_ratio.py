@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import ModelIdentity
+from mi_prun.model.identity import ModelIdentity
 from mi_prun.plan.ratio import (
     blocks_for_number,
     blocks_for_param_ratio,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import BlockModel, load_block_model
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 

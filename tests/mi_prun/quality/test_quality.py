@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_block_model
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import compare_models, load_with_held_out, measure_quality, quality_of

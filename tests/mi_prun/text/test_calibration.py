@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_tokenizer
 from mi_prun.model.model_folder import open_model
 from mi_prun.text.calibration import Calibration, begins_with_bos, load_calibration
 
@@ -21,7 +20,7 @@ TEXT = " ".join(f"The year {n} brought {n * n % 97} ships to the harbour." for n
 
 @pytest.fixture
 def tokenizer(reference: Path) -> Any:
-    return load_tokenizer(open_model(reference))
+    return open_model(reference).tokenizer
 
 
 @pytest.fixture

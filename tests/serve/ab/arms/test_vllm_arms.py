@@ -13,7 +13,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mi_prun.model.model_folder import identity_of, open_model
+from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import free_port
 
@@ -34,7 +34,7 @@ def ab(
 ) -> Iterator[Any]:
     """Two engines, started once for all tests here; at the end none of their processes is left."""
     folder = tmp_path_factory.mktemp("ab")
-    dense = identity_of(open_model(reference))
+    dense = open_model(reference).identity
     kept = kept_blocks(dense.num_blocks, DROPPED)
     Plan(dense=dense, dropped=DROPPED, kept=kept, method="by hand").write(folder / "plan.json")
     words = ["--arm", f"dense={reference}", "--arm", f"pruned={folder / 'plan.json'}", "--split", "dense=50,pruned=50"]

@@ -1,0 +1,89 @@
+"""`mi-prun prune`: dense model -> analysis -> plan -> checkpoint, in one process.
+
+The model is opened once and handed down. Its weights are loaded once, for the pass and for what is measured. The
+analysis stays in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mi_prun.analysis.analyze import check_analyzable, make_analysis
+from mi_prun.architecture.architecture import check_config
+from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
+from mi_prun.checkpoint.manifest import Manifest
+from mi_prun.files import check_output
+from mi_prun.model.loading import load_on
+from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
+from mi_prun.plan.plan import Plan
+from mi_prun.plan.ratio import Amount
+from mi_prun.planning.limit import parse_limit
+from mi_prun.planning.planning import check_settings, make_context, plan_for
+from mi_prun.selection.methods import check_possible
+from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` made: the plan, and the manifest of the folder that was written."""
+
+    plan: Plan
+    manifest: Manifest
+
+
+def prune(
+    reference: str | Path,
+    out: Path,
+    amount: Amount,
+    analyze_settings: AnalyzeSettings,
+    plan_settings: PlanSettings,
+    write_settings: WriteSettings,
+    *,
+    force: bool = False,
+) -> Pruned:
+    """Choose the blocks of the dense model `reference` that go, and write the checkpoint without them into `out`.
+
+    Raises UserError, with nothing written. What can be known before the long pass is refused before it.
+    """
+    check_output(out, force=force)  # before a model is fetched
+    dense = open_model(reference)
+    check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
+    load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
+    analysis = make_analysis(dense, analyze_settings, load=load)
+    if analysis is None:
+        raise ValueError("prune runs as one process")
+    plan = plan_for(make_context(analysis, plan_settings, load, dense), amount, plan_settings)
+    load.cache_clear()  # writing reads the files
+    manifest = write_checkpoint(
+        dense,
+        plan,
+        out,
+        virtual=write_settings.virtual,
+        max_shard_bytes=write_settings.max_shard_bytes,
+        force=force,
+        assume_uniform=write_settings.assume_uniform,
+    )
+    return Pruned(plan, manifest)
+
+
+def check_prunable(
+    dense: ModelFolder,
+    out: Path,
+    amount: Amount,
+    analyze_settings: AnalyzeSettings,
+    plan_settings: PlanSettings,
+    write_settings: WriteSettings,
+) -> None:
+    """Refuse what a later step would refuse, before weights are loaded and text is read or sampled."""
+    check_apart(dense.path, out)
+    check_quantization_beside(dense)
+    check_settings(plan_settings)
+    blocks = amount.blocks(dense.identity)
+    if blocks is None:
+        parse_limit(amount.max_ppl_increase, amount.max_kl)
+    if not write_settings.assume_uniform:
+        check_config(dense.config)
+    check_possible(dense.config, plan_settings.method, blocks)
+    check_analyzable(dense, analyze_settings)

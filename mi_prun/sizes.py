@@ -1,0 +1,24 @@
+"""Sizes in bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from mi_prun.errors import UserError
+
+UNITS = {f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))} | {
+    f"{prefix}IB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)
+}
+SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([KMGT]?I?B)?", re.ASCII)
+
+
+def parse_size(text: str, option: str, example: str = "5GB or 500MB", *, needs_unit: bool = False) -> int:
+    """Return the bytes of `5GB`, `1.5 GiB` or `500000`: powers of ten, or of two with an `i`; at least 1 byte.
+
+    option: names the option in the error. needs_unit: refuse a bare number.
+    """
+    size = SIZE.fullmatch(text.strip().upper())
+    num_bytes = round(float(size[1]) * UNITS.get(size[2] or "B", 0)) if size else 0
+    if num_bytes < 1 or (needs_unit and size and size[2] is None):
+        raise UserError(f"{option} must be like {example}, got {text!r}")
+    return num_bytes
