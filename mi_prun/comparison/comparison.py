@@ -17,8 +17,6 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze, check_settings
 from mi_prun.checkpoint.card import table
@@ -27,6 +25,7 @@ from mi_prun.comparison.comparison_row import COMPUTED, MethodSpec, Row
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, one_line_os_errors, write_text
+from mi_prun.json_lines import read_lines, remove_cut_line
 from mi_prun.model.block_model import BlockModel, check_window, load_on
 from mi_prun.model.model_folder import ModelFolder, identity_of
 from mi_prun.plan.ratio import parse_ratios
@@ -70,6 +69,7 @@ def compare_model(
         raise UserError(f"nothing is left to compare: {'; '.join(left_out)}")
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    remove_cut_line(out / ROWS_NAME)
     known = [row for row in read_rows(out) if row.tool_version == __version__]
     base = PlanSettings(model=dense.name, seed=settings.seed, device=settings.device)
     load = cache(lambda: load_on(dense, settings.device, settings.dtype))
@@ -164,25 +164,8 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Rows made so far. A last line that a kill has cut short is left out; any other fault is refused."""
-    path = folder / ROWS_NAME
-    if not path.is_file():
-        return []
-    with one_line_os_errors(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        write_text(path, "".join(whole))
-    rows = []
-    for number, line in enumerate(whole, 1):
-        try:
-            rows.append(Row.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}, line {number}: field {'.'.join(map(str, first['loc']))}: {first['msg']}; move the file away"
-            ) from error
-    return rows
+    """Return the rows made so far."""
+    return read_lines(folder / ROWS_NAME, Row)
 
 
 def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_out: Sequence[str] = ()) -> list[Path]:
