@@ -96,7 +96,7 @@ def load_calibration(
         tokens = sample_windows(model, tokenizer, windows=sum(wanted), window_tokens=window_tokens, seed=seed)
         counts, name, bos = wanted, SELF, tokenizer.bos_token_id is not None
     else:
-        found = text_source(source, seed=seed)
+        found = text_source(source, seed=seed, tokenizer=tokenizer)
         bos = begins_with_bos(tokenizer)
         rows = _passages(found, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
         if rows is None:

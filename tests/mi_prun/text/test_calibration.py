@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from itertools import combinations
@@ -142,3 +143,15 @@ def test_windows_begin_with_bos_where_the_tokenizer_begins_a_text_with_it(text: 
     assert (tokens[:, 0] == tokenizer.bos_token_id).all()
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
     assert tokens[:, 1:].flatten().tolist() == ids[: 20 * 31]
+
+
+def test_chat_turns_are_calibration_text_in_the_words_of_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": TEXT[::-1]}]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in (turns, None, turns)))
+    tokenizer.chat_template = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }} {% endfor %}"
+    chat = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert chat.startswith("[user] The year")
+    (tmp_path / "chat.txt").write_text(f"{chat}\n\n\n{chat}")
+    made, wanted = load(path, tokenizer), load(tmp_path / "chat.txt", tokenizer)
+    assert made.description.fingerprint == wanted.description.fingerprint
