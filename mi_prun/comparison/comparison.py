@@ -1,7 +1,7 @@
 """`mi-prun compare`: methods x numbers of blocks, each choice measured on the same held-out text.
 
-The output folder holds the analysis, the rows as JSON lines (appended as they are made: a killed run goes on from
-them), and what is derived from them: comparison.md, .csv, .json, quality.svg and segments.svg.
+The output folder holds the analysis and the rows, as JSON lines. Each row is appended as soon as it is made, so a
+killed run goes on from there. Derived from the rows are comparison.md, .csv, .json, quality.svg and segments.svg.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROWS_NAME = "rows.jsonl"
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """`hybrid,mi-prun:0,bi` as specs; a plain name takes the method's own number of sets."""
+    """Parse `hybrid,mi-prun:0,bi`. A plain name takes the method's own number of sets."""
     specs = []
     for word in text.split(","):
         name, colon, number = word.strip().partition(":")
@@ -56,10 +56,10 @@ def parse_methods(text: str) -> list[MethodSpec]:
 def compare_model(
     dense: ModelFolder, specs: Sequence[MethodSpec], ratios: str, settings: AnalyzeSettings, out: Path
 ) -> str:
-    """Compare on a model; everything is kept in the folder `out`, whose path and table are given back as text.
+    """Compare methods on a model; return the table and the paths of what was written, as text.
 
-    An analysis of the same model, text and settings that is there already is used again, and so are rows: those of
-    this release only.
+    Everything is kept in the folder `out`. An analysis of the same model, text and settings that is there already is
+    used again, and so are rows that this release made.
     """
     ks = parse_ratios(ratios, dense.num_blocks)
     check_settings(settings)
@@ -84,7 +84,7 @@ def compare_model(
 def analysis_in(
     out: Path, dense: ModelFolder, settings: AnalyzeSettings, load: Callable[[], BlockModel] | None = None
 ) -> Analysis:
-    """The analysis in `out`, made anew where it is missing or was made of something else. load: as `analyze`."""
+    """Return the analysis in `out`; make it where there is none of this model and text. load: see `analyze`."""
     text = {"calibration": text_digest(settings.calibration)}
     asked = [identity_of(dense).model_dump(exclude={"name"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
@@ -101,9 +101,10 @@ def compare(
     known: Sequence[Row] = (),
     keep: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """A row for each method and number of blocks, those of `known` taken as they are; `keep` is given each new one.
+    """Return a row for each method and number of blocks.
 
-    A method whose proposals are too many to measure (exhaustive) is left out at that k.
+    known: rows made before; they are taken as they are. keep: called with each new row.
+    A method that has too many sets to measure at some k (exhaustive) has no row there.
     """
     made = {row.key: row for row in known}
     rows = []
@@ -124,7 +125,7 @@ def compare(
 
 
 def too_many(spec: MethodSpec, num_blocks: int, k: int) -> str | None:
-    """Why a method has no row at k, if it has none."""
+    """Return why a method has no row at k; None where it has one."""
     from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT
 
     sets = math.comb(num_blocks, k)
@@ -169,7 +170,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_out: Sequence[str] = ()) -> list[Path]:
-    """The tables and pictures of `rows`; returns their paths."""
+    """Write the tables and pictures of `rows`; return their paths."""
     texts = {
         "comparison.md": markdown(context, rows, left_out),
         "comparison.csv": csv_text(rows),
@@ -183,7 +184,7 @@ def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_o
 
 
 def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
-    """A table, best perplexity first within each number of blocks. left_out: which methods have no row, and why."""
+    """Return a table, the best perplexity first for each number of blocks. left_out: methods without a row, and why."""
     record, calibration = context.analysis.record, context.analysis.record.calibration
     cells = [
         (
@@ -218,6 +219,7 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
 
 
 def csv_text(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV with a header."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*Row.model_fields, *COMPUTED])
