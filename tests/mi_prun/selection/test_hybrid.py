@@ -83,7 +83,7 @@ def make_context(
 
 
 def test_the_blocks_that_do_nothing_are_the_ones_chosen(make_context: MakeContext) -> None:
-    """Without them the model says the same: no other set of three loses as little, whatever proposed it."""
+    """The model says the same without them: no other set of three loses as little, whatever proposed it."""
     own = make_context(idle=IDLE)
     assert choose(own.fresh(), "hybrid", 3).dropped == IDLE
     assert choose(own.fresh(), "hybrid", 3, 0).dropped == IDLE  # it is the first one proposed, too
@@ -93,7 +93,7 @@ def test_the_blocks_that_do_nothing_are_the_ones_chosen(make_context: MakeContex
 
 
 def test_of_what_it_proposes_the_measured_best_is_chosen(make_context: MakeContext) -> None:
-    """On the whole ranking text, by a plain loop over all it proposes."""
+    """A plain loop over all it proposes, on the whole ranking text, finds none better."""
     own = make_context(idle=(2,), windows=12)
     sets = hybrid(own.fresh(), 3, 8)
     losses = dict(zip(sets, own.fresh().ranking.measure(sets), strict=True))
@@ -138,7 +138,7 @@ def test_kl_and_the_criterion_rank_in_turn(make_context: MakeContext, criterion:
 
 
 def test_candidates_are_measured_on_a_quarter_neighbours_on_an_eighth(make_context: MakeContext) -> None:
-    """Of the screening text; of no other, and the text that is held out is not looked at."""
+    """Both are of the screening text. No other text is measured on, the held-out one least of all."""
     own = make_context(windows=128)
     proposed = hybrid(own, 3, 12)
     assert set(own.memories) == {"screening"}
@@ -155,7 +155,7 @@ def test_candidates_are_measured_on_a_quarter_neighbours_on_an_eighth(make_conte
 
 
 def test_the_seed_alone_decides(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With so many sets that they are annealed, not enumerated; in two contexts that share nothing."""
+    """Two contexts share nothing, and the sets are so many that they are annealed, not enumerated."""
     assert comb(22, 8) > quadratic.ENUMERABLE
     monkeypatch.setattr(quadratic, "READS", 10)
     one, other = (make_context(22, seed=3, windows=8) for _ in range(2))

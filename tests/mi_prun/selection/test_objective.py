@@ -25,9 +25,9 @@ def test_the_best_sets_are_those_of_the_enumeration(num_blocks: int, data: st.Da
     count = data.draw(st.integers(1, 6))
     cost = random_costs(num_blocks, seed)
     every = sorted((objective(cost, dropped), dropped) for dropped in combinations(range(num_blocks), k))
-    found = best_sets(cost, k, count)
-    assert [dropped for _, dropped in found] == [dropped for _, dropped in every[:count]]
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in every[:count]])
+    lowest = best_sets(cost, k, count)
+    assert [dropped for _, dropped in lowest] == [dropped for _, dropped in every[:count]]
+    assert [value for value, _ in lowest] == pytest.approx([value for value, _ in every[:count]])
 
 
 @pytest.mark.parametrize("k", [0, 6])

@@ -223,7 +223,7 @@ rows_of_values = st.lists(
 
 
 def right_text(value: Any) -> list[str] | None:
-    """By the rule in one line each: [] of nothing, None where it is to be refused."""
+    """What the rule makes of a value: [] where it says nothing, None where it is to be refused."""
     if value is None or value == []:
         return []
     if isinstance(value, list) and all(

@@ -140,7 +140,7 @@ def test_a_nul_among_much_text_is_text(tmp_path: Path) -> None:
 
 
 def test_one_giant_line(tmp_path: Path) -> None:
-    """Without a break a text comes in pieces, and a row whole; nothing is lost."""
+    """A text without a break comes in pieces, and a row whole; nothing is lost."""
     text = "ships €" * 500_000
     (tmp_path / "ships.txt").write_text(text)
     pieces = list(text_source(str(tmp_path / "ships.txt")).open())
