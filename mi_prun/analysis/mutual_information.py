@@ -189,7 +189,9 @@ class Renyi(Estimator):
 
     def _gram(self, x: Tensor) -> Tensor:
         """Return the Gram matrix (n, n), ones on the diagonal; `entropy` divides by its trace n."""
-        squared = torch.cdist(x.float(), x.float()) ** 2
+        # Distances come from a product of matrices: in float32, far from the mean, they would be its rounding.
+        centred = x.double() - x.double().mean(0)
+        squared = torch.cdist(centred, centred).square().float()
         upper = squared[torch.triu_indices(len(x), len(x), 1, device=x.device).unbind()]
         width = upper.median().clamp(min=1e-30) * self.bandwidth**2
         return torch.exp(-squared / (2 * width))

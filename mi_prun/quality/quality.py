@@ -118,9 +118,8 @@ def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tu
             )
             if log_p.shape != log_q.shape:
                 raise UserError(f"vocabularies differ: {log_p.shape[-1]} and {log_q.shape[-1]} tokens")
-            kl = (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
-            parts = (-log_p.gather(-1, target).sum(), -log_q.gather(-1, target).sum(), kl)
-            sums += torch.tensor([float(part) for part in parts], dtype=torch.float64)
+            terms = (-log_p.gather(-1, target), -log_q.gather(-1, target), log_p.exp() * (log_p - log_q))
+            sums += torch.tensor([float(term.sum(dtype=torch.float64)) for term in terms], dtype=torch.float64)
             advance(window.numel())
     dense_ce, pruned_ce, kl_nats = (sums / (windows.shape[0] * (windows.shape[1] - 1))).tolist()
     return dense_ce, pruned_ce, kl_nats

@@ -22,6 +22,8 @@ from mi_prun.analysis.mutual_information import (
 )
 from mi_prun.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 NO_NOISE = 1e-9
 
 
@@ -102,6 +104,16 @@ def test_no_estimator_sees_a_shift_or_the_scale_of_a_state(name: str) -> None:
     assert float(estimator.segment_mi(moved)[0, 1]) == pytest.approx(
         float(estimator.segment_mi(states)[0, 1]), abs=5e-3
     )
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+def test_a_mean_far_from_zero_is_not_lost_in_rounding(name: str) -> None:
+    """Some models give every token the same large activation: thousands of times what tells tokens apart."""
+    states = correlated(0.7, 4, 1_200)
+    far = (states.double() + 3_000.0).float()
+    estimator = make_estimator(name, 1e-6)
+    centred = (far.double() - 3_000.0).float()  # what float32 keeps of the states there
+    assert float(estimator.segment_mi(far)[0, 1]) == pytest.approx(float(estimator.segment_mi(centred)[0, 1]), abs=5e-3)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "renyi"])

@@ -13,6 +13,8 @@ from mi_prun.model.block_model import BlockModel, load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
 
 

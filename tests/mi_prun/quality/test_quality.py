@@ -15,6 +15,8 @@ from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import compare_models, load_with_held_out, measure_quality, quality_of
 
+pytestmark = pytest.mark.numeric
+
 DROPPED = (3, 4, 8)
 
 

@@ -14,6 +14,8 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.selection.cbo import Taylor, cbo, cbo_fisher, gated, taylor
 from mi_prun.selection.context import Context
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(8))
 
 

@@ -15,6 +15,8 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.selection.logit_gram import logit_gram
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
 
 

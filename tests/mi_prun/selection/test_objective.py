@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mi_prun.selection.objective import best_sets, objective, runs
 
+pytestmark = pytest.mark.numeric
+
 
 def random_costs(num_blocks: int, seed: int) -> np.ndarray:
     return np.triu(np.random.default_rng(seed).random((num_blocks + 1, num_blocks + 1)), 1)

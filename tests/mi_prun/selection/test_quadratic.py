@@ -9,6 +9,8 @@ import pytest
 
 from mi_prun.selection import quadratic
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -14,6 +14,8 @@ from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import energy, low_states
 from mi_prun.selection.surrogate import corrected, neighbours
 
+pytestmark = pytest.mark.numeric
+
 
 def gram_of(num_blocks: int, seed: int = 0) -> LogitGram:
     """A Gram of random changes; each single removal costs half its diagonal, as it does to second order."""

@@ -13,6 +13,8 @@ import torch
 from mi_prun.errors import UserError
 from mi_prun.text.self_text import kv_elements, sample_windows
 
+pytestmark = pytest.mark.numeric
+
 TOKENIZER = SimpleNamespace(bos_token_id=1, eos_token_id=2)
 
 
