@@ -1,13 +1,13 @@
 """Mutual information between boundary states, in nats: three estimators behind one protocol.
 
-For a deterministic continuous map MI is infinite, so what is estimated is `I(h_i ; h_j + e)`, the later state observed
-through isotropic Gaussian noise e whose variance is `noise` times the mean variance per dimension of h_j itself: a
-block reads its input through a norm, so what counts is what is told apart at a given relative precision. (Noise scaled
-to h_i would reward segments that merely amplify.) It gives MI a finite value and J a natural zero: `I(h_i ; h_i + e)`,
-what a segment that changes nothing would keep.
+MI of a deterministic continuous map is infinite. So `I(h_i ; h_j + e)` is estimated: the later state is observed
+through isotropic Gaussian noise e. The noise's variance is `noise` times the mean variance per dimension of h_j. It is
+relative to h_j because a block reads its input through a norm: what counts is what can be told apart at a given
+relative precision. (Noise scaled to h_i would reward segments that only amplify.) The noise makes MI finite, and gives
+J a natural zero: `I(h_i ; h_i + e)`, what a segment that changes nothing would keep.
 
-All take projections of the boundary states, `states` of shape (L+1, n, p): L+1 boundaries, n tokens, p dimensions; and
-give a matrix (L+1, L+1) whose entry [i, j], i <= j, is the estimate. Entries below the diagonal are 0.
+Every estimator takes projections of the boundary states, `states` (L+1, n, p): L+1 boundaries, n tokens, p dimensions.
+It gives a matrix (L+1, L+1): entry [i, j], i <= j, is the estimate; entries below the diagonal are 0.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mi_prun.errors import UserError
 from mi_prun.settings import AnalyzeSettings
 
 NOISE = AnalyzeSettings.noise
-ROUNDING = 1e-6  # of the mean variance: a covariance made in float32 says nothing below it
-STILL = 1e-6  # spread of a state over its largest magnitude, below which it is float32's rounding
+ROUNDING = 1e-6  # share of the mean variance below which a float32 covariance is rounding
+STILL = 1e-6  # spread of a state, over its largest magnitude, below which it is float32 rounding
 DPI_TOLERANCE_NATS = 1e-3
 
 
 class Estimator(ABC):
-    """Estimates the mutual information of every pair of boundary states.
+    """An estimator of the mutual information of every pair of boundary states.
 
-    max_tokens: how many tokens are worth giving; the cost of `ksg` and `renyi` grows with the square of it.
+    max_tokens: how many tokens are worth giving; the cost of `ksg` and `renyi` grows with its square.
     """
 
     name: str
@@ -44,17 +44,17 @@ class Estimator(ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, float]:
-        """What this estimator has beside projection, noise and seed; the analysis records it."""
+        """The settings it has beside projection, noise and seed; the analysis records them."""
 
     @abstractmethod
     def least_tokens(self, dims: int) -> int:
-        """How many tokens are needed for states of `dims` dimensions; with fewer any estimate is noise."""
+        """Return how many tokens states of `dims` dimensions need; with fewer any estimate is noise."""
 
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
-        """MI (L+1, L+1) in nats, float64, of `states` (L+1, n, p).
+        """Estimate MI (L+1, L+1), nats in float64, of `states` (L+1, n, p).
 
-        A state that equals the one before it bit for bit is that state, so its row and column are the same too. Then a
-        block that changes nothing costs exactly 0 nats, in whatever order a processor sums.
+        A state that equals the one before it bit for bit gets that one's row and column. So a block that changes
+        nothing costs exactly 0 nats, in whatever order a processor sums.
         """
         _check(states, self)
         changed = torch.tensor([True, *(not torch.equal(before, after) for before, after in pairwise(states))])
@@ -64,15 +64,15 @@ class Estimator(ABC):
 
     @abstractmethod
     def _mi(self, states: Tensor, seed: int) -> Tensor:
-        """MI of checked states, of which no two neighbours are equal."""
+        """Estimate the MI of checked states, of which no two neighbours are equal."""
 
 
 @dataclass(frozen=True)
 class Gaussian(Estimator):
-    """Canonical correlations: `MI = -1/2 sum_c log(1 - rho_c^2)`, exact where the states are jointly Gaussian.
+    """MI by canonical correlations: `MI = -1/2 sum_c log(1 - rho_c^2)`, exact where the states are jointly Gaussian.
 
     With `A = S_xx^-1/2 S_xy S_yy^-1/2`, `sum log(1 - rho^2) = log det(I - A A^T)`: one Cholesky factor a pair, no SVD.
-    Biased upwards by about p^2 / (2 n) nats, the same for every pair of one analysis.
+    The bias is about p^2 / (2 n) nats upwards, the same for every pair of one analysis.
     """
 
     noise: float = NOISE
@@ -110,9 +110,9 @@ class Gaussian(Estimator):
 
 
 def _whitening(covariances: Tensor) -> Tensor:
-    """Matrices W (n, p, p) with `W S W^T = I` on the directions that have variance, and 0 on those that have none.
+    """Return matrices W (n, p, p): `W S W^T = I` on the directions that have variance, 0 on those that have none.
 
-    Repetitive text has fewer different tokens than dimensions: boundary state 0 is then of less than full rank.
+    Repetitive text has fewer different tokens than dimensions: boundary state 0 then has less than full rank.
     """
     variances, directions = torch.linalg.eigh(covariances)
     scale = torch.where(variances > ROUNDING * variances.mean(1, keepdim=True), variances, torch.inf).rsqrt()
@@ -122,10 +122,10 @@ def _whitening(covariances: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KSG(Estimator):
-    """k-nearest-neighbour MI (Kraskov, Stoegbauer, Grassberger 2004, eq. 8), maximum norm, on sampled tokens.
+    """MI by k nearest neighbours (Kraskov, Stoegbauer, Grassberger 2004, eq. 8), maximum norm, on sampled tokens.
 
-    `MI = psi(k) + psi(n) - mean(psi(n_x + 1) + psi(n_y + 1))`. Saturates near log(n): it ranks, it does not measure,
-    where states are almost the same. Dimensions are scaled to unit variance first, which leaves MI as it is.
+    `MI = psi(k) + psi(n) - mean(psi(n_x + 1) + psi(n_y + 1))`. It saturates near log(n): where states are almost the
+    same it ranks and does not measure. Dimensions are scaled to unit variance first, which does not change MI.
     """
 
     neighbours: int = 3
@@ -159,7 +159,7 @@ class KSG(Estimator):
 
 @dataclass(frozen=True)
 class Renyi(Estimator):
-    """Matrix-based Renyi entropy (Sanchez Giraldo, Rao, Principe 2015), alpha = 2, Gaussian kernel.
+    """MI by matrix-based Renyi entropy (Sanchez Giraldo, Rao, Principe 2015), alpha = 2, Gaussian kernel.
 
     `I(x; y) = S(A_x) + S(A_y) - S(A_x o A_y / tr)`, `S(A) = -log tr(A^2)`; A the Gram matrix over its trace, o the
     entrywise product. Kernel width: `bandwidth` times the median distance between tokens, for each boundary.
@@ -188,15 +188,17 @@ class Renyi(Estimator):
         return result
 
     def _gram(self, x: Tensor) -> Tensor:
-        """(n, n), ones on the diagonal; the trace n is divided out in `entropy`."""
-        squared = torch.cdist(x.float(), x.float()) ** 2
+        """Return the Gram matrix (n, n), ones on the diagonal; `entropy` divides by its trace n."""
+        # Distances come from a product of matrices: in float32, far from the mean, they would be its rounding.
+        centred = x.double() - x.double().mean(0)
+        squared = torch.cdist(centred, centred).square().float()
         upper = squared[torch.triu_indices(len(x), len(x), 1, device=x.device).unbind()]
         width = upper.median().clamp(min=1e-30) * self.bandwidth**2
         return torch.exp(-squared / (2 * width))
 
     @staticmethod
     def entropy(gram: Tensor) -> Tensor:
-        """`-log tr((K/n)^2)` of a Gram matrix K (n, n) with ones on the diagonal."""
+        """Return `-log tr((K/n)^2)` of a Gram matrix K (n, n) with ones on the diagonal."""
         return -torch.log((gram.double() ** 2).mean()).cpu()
 
 
@@ -208,7 +210,7 @@ ESTIMATORS: dict[str, Callable[[float], Estimator]] = {
 
 
 def make_estimator(name: str, noise: float = NOISE) -> Estimator:
-    """An estimator by its name."""
+    """Make an estimator by its name. Raises UserError for an unknown name, or a noise that will not do."""
     if name not in ESTIMATORS:
         raise UserError(f"--estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
     if not (math.isfinite(noise) and 0 < noise <= 10):
@@ -217,14 +219,16 @@ def make_estimator(name: str, noise: float = NOISE) -> Estimator:
 
 
 def segment_costs(mi: Tensor) -> Tensor:
-    """`cost[i, j] = I(h_i ; h_i + e) - I(h_i ; h_j + e)` in nats, (L+1, L+1), 0 at i = j: what segment [i, j) loses."""
+    """Return what each segment [i, j) loses, (L+1, L+1) nats: `cost[i, j] = I(h_i ; h_i + e) - I(h_i ; h_j + e)`."""
     return torch.triu(mi.diagonal()[:, None] - mi)
 
 
 @dataclass(frozen=True)
 class DataProcessing:
-    """violations: of `triples` triples of boundaries, those whose estimates break the data processing inequality by
-    more than the tolerance; worst_nats: by how much the worst one does, 0 where none.
+    """How well estimates keep the data processing inequality.
+
+    violations: how many of the `triples` triples of boundaries break it by more than the tolerance. worst_nats: by how
+    much the worst one does; 0 where none does.
     """
 
     violations: int
@@ -235,7 +239,7 @@ class DataProcessing:
 def data_processing(mi: Tensor, tolerance_nats: float = DPI_TOLERANCE_NATS) -> DataProcessing:
     """Check `I(h_i; h_k + e) <= I(h_j; h_k + e)` for all i < j < k: h_i -> h_j -> h_k + e is a chain.
 
-    Not `I(h_i; h_k + e_k) <= I(h_i; h_j + e_j)`: each state has a noise of its own, so that is no chain.
+    `I(h_i; h_k + e_k) <= I(h_i; h_j + e_j)` need not hold: each state has a noise of its own, so that is no chain.
     """
     count = len(mi)
     excess = [mi[:j, k] - mi[j, k] for k in range(count) for j in range(1, k)]
@@ -245,7 +249,7 @@ def data_processing(mi: Tensor, tolerance_nats: float = DPI_TOLERANCE_NATS) -> D
 
 
 def check_tokens(tokens: int, dims: int, estimator: Estimator) -> None:
-    """Raises UserError where there are too few tokens for states of `dims` dimensions."""
+    """Raise UserError where there are too few tokens for states of `dims` dimensions."""
     needed = estimator.least_tokens(dims)
     if tokens < needed:
         more = "more calibration text or --tokens, or " if needed <= estimator.max_tokens else ""
@@ -269,14 +273,14 @@ def _check(states: Tensor, estimator: Estimator) -> None:
 
 
 def _observed(x: Tensor, noise: float, seed: int) -> Tensor:
-    """x + e, the variance of e `noise` times the mean variance per dimension of x."""
+    """Return x + e; the variance of e is `noise` times the mean variance per dimension of x."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     e = torch.randn(x.shape, generator=generator).to(x)
     return x + e * (noise * x.var(0).mean()).sqrt()
 
 
 def _chebyshev(x: Tensor) -> Tensor:
-    """Maximum-norm distances (n, n) after scaling each dimension to unit variance; infinite on the diagonal."""
+    """Return maximum-norm distances (n, n), each dimension scaled to unit variance; infinite on the diagonal."""
     scaled = ((x - x.mean(0)) / x.std(0).clamp(min=1e-30)).float()
     distance = torch.cdist(scaled, scaled, p=math.inf)
     return distance.fill_diagonal_(math.inf)

@@ -1,8 +1,8 @@
 """Where the blocks of a model live, and its config and tensor names without some of them.
 
-`families.FAMILIES` is the one table; the functions here read it: `family_of` (or a refusal), `reduce_config` (the
-config of the kept blocks) and `renamed` (a tensor's name in the pruned model). The checkpoint writer and the vLLM
-loader both call these; there is no second table.
+`families.FAMILIES` is the one table. The functions here read it: `family_of` finds a config's family or refuses it,
+`reduce_config` makes the config of the kept blocks, `renamed` gives a tensor's name in the pruned model. The checkpoint
+writer and the vLLM loader both call them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = [
     "family_of", "num_blocks", "reduce_config", "renamed",
 ]  # fmt: skip
 
-MAX_BLOCKS = 10_000  # a config that lies may not make us allocate
+MAX_BLOCKS = 10_000  # a wrong config must not exhaust the memory
 
 
 def family_of(config: Config) -> Family:
-    """The family of a config, or a refusal in one line."""
+    """Return the family of a config. Raises UserError for one that is not supported."""
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
@@ -43,7 +43,7 @@ def family_of(config: Config) -> Family:
 
 
 def _check_remote_code(config: Config, family: Family) -> None:
-    """Custom code is not copied. It is not needed where it is the family's own class, now a part of transformers."""
+    """Refuse custom code, as it is not copied. Code of a class that transformers has by now is not needed."""
     auto_map = config.get("auto_map")
     if not auto_map:
         return
@@ -56,7 +56,7 @@ def _check_remote_code(config: Config, family: Family) -> None:
 
 
 def _text(config: Config, family: Family) -> tuple[Config, Family]:
-    """The config and the family that speak of the blocks: those of the text model where it is nested."""
+    """Return the config and the family that describe the blocks: those of the text model where it is nested."""
     if family.text is None:
         return config, family
     text = config.get("text_config")
@@ -68,7 +68,7 @@ def _text(config: Config, family: Family) -> tuple[Config, Family]:
 
 
 def num_blocks(config: Config) -> int:
-    """L, the number of blocks."""
+    """Return L, the number of blocks."""
     text, family = _text(config, family_of(config))
     field = next((name for name in family.count_fields if text.get(name) is not None), None)
     count = text[field] if field else family.count(text) if family.count else None
@@ -81,7 +81,7 @@ def num_blocks(config: Config) -> int:
 
 
 def block_kinds(config: Config) -> list[str]:
-    """The kind of each block, for people to read: e.g. `sliding_attention`, or `linear_attention+moe`."""
+    """Return the kind of each block, for people to read: e.g. `sliding_attention`, or `linear_attention+moe`."""
     count = num_blocks(config)
     text, family = _text(config, family_of(config))
     attention = [str(kind) for kind in _attention_kinds(text, family, count) or [FULL] * count]
@@ -101,7 +101,7 @@ def _attention_kinds(text: Config, family: Family, count: int) -> list[str] | No
 
 
 def extra_blocks(config: Config) -> int:
-    """Blocks stored after the last one that are no part of the stack (multi-token prediction)."""
+    """Return how many blocks are stored after the last one of the stack (multi-token prediction)."""
     text, family = _text(config, family_of(config))
     return family.extra_blocks(text) if family.extra_blocks else 0
 
@@ -109,11 +109,11 @@ def extra_blocks(config: Config) -> int:
 def reduce_config(
     config: Config, kept: Sequence[int], *, assume_uniform: bool = False, for_vllm: bool = True
 ) -> Config:
-    """The config of the model that has only the blocks `kept` (ascending, 0-based). The dense config is not changed.
+    """Return the config of the model that has only the blocks `kept` (ascending, 0-based).
 
-    Raises UserError where a field is, or may be, per block and is not known: writing it unchanged would shift the kinds
-    of blocks. `assume_uniform` lets such unknown fields pass, on the user's word. for_vllm: refuse what vLLM alone
-    would take for another kind of block; without it the config is for transformers.
+    The dense config is not changed. assume_uniform: let unknown fields pass that may be per block, on the user's word.
+    for_vllm: refuse what vLLM alone would take for another kind of block; without it the config is for transformers.
+    Raises UserError for an unknown field that is, or may be, per block: unchanged it would shift the kinds of blocks.
     """
     family = family_of(config)
     count = num_blocks(config)
@@ -138,14 +138,14 @@ def reduce_config(
 
 
 def _new_number(block: int, kept: Sequence[int], count: int | None) -> str | None:
-    """A block's number in the pruned model. count: as `num_blocks` of `renamed`."""
+    """Return a block's number in the pruned model, None where it is dropped. count: see `num_blocks` of `renamed`."""
     if count is not None and block >= count:
         return str(len(kept) + block - count)
     return str(kept.index(block)) if block in kept else None
 
 
 def _renamed_module(name: str, family: Family, kept: Sequence[int], count: int) -> str | None:
-    """As `renamed`, for names that may leave out what stands before the blocks: `layers.7.mlp`.
+    """Rename like `renamed`, also names that leave out what stands before the blocks: `layers.7.mlp`.
 
     >>> _renamed_module("layers.7.mlp", FAMILIES["llama"], (0, 7), 8)
     'layers.1.mlp'
@@ -171,10 +171,10 @@ def check_config(config: Config) -> None:
 
 
 def check_reducible(config: Config, sets: Sequence[Sequence[int]], instead: Sequence[str] = ()) -> None:
-    """Raise UserError where none of the block sets can be dropped, of which one is to be.
+    """Raise UserError where none of the block sets can be dropped; one of them is to be chosen.
 
-    instead: methods to name where the one asked for chooses block by block: most single blocks must be free to go then,
-    as no such method looks for the few sets that may.
+    instead: the methods that drop runs, given where the one asked for chooses block by block. Such a method does not
+    look for the few sets that may go, so it is refused unless at least half of the single blocks may.
     """
     count, refused = num_blocks(config), []
     for dropped in sets:
@@ -212,7 +212,7 @@ def _reduce_text(text: Config, family: Family, kept: Sequence[int], count: int, 
 
 
 def check_kept(kept: Sequence[int], count: int) -> None:
-    """Refuse a list of kept blocks that is empty, not ascending, or out of range."""
+    """Raise UserError for a list of kept blocks that is empty, not ascending, or out of range."""
     if not kept:
         raise UserError("no block would be kept")
     if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= count:
@@ -220,30 +220,30 @@ def check_kept(kept: Sequence[int], count: int) -> None:
 
 
 def block_of(name: str, family: Family) -> int | None:
-    """The block a tensor belongs to, or None where it belongs to none."""
-    found = _split(name, family)
-    return found[1] if found else None
+    """Return the block that a tensor belongs to; None where it belongs to none."""
+    parts = _split(name, family)
+    return parts[1] if parts else None
 
 
 def renamed(name: str, family: Family, kept: Sequence[int], *, num_blocks: int | None = None) -> str | None:
-    """A tensor's name in the pruned model; None where its block is dropped.
+    """Return a tensor's name in the pruned model; None where its block is dropped.
 
-    With `num_blocks`, the dense model's, blocks stored after the last one (multi-token prediction) stay behind the last
-    kept one; without it they are dropped.
+    num_blocks: the dense model's. With it, blocks stored after the last one (multi-token prediction) stay behind the
+    last kept one; without it they are dropped.
 
     >>> renamed("model.layers.7.mlp.up_proj.weight", FAMILIES["llama"], (0, 7))
     'model.layers.1.mlp.up_proj.weight'
     """
-    found = _split(name, family)
-    if found is None:
+    parts = _split(name, family)
+    if parts is None:
         return name
-    prefix, block, rest = found
+    prefix, block, rest = parts
     number = _new_number(block, kept, num_blocks)
     return None if number is None else f"{prefix}.{number}{rest}"
 
 
 def _split(name: str, family: Family) -> tuple[str, int, str] | None:
-    """`model.layers.7.mlp` -> (`model.layers`, 7, `.mlp`); the match is anchored at the start of the name."""
+    """Split `model.layers.7.mlp` into (`model.layers`, 7, `.mlp`); the prefix must be the start of the name."""
     for prefix in family.prefixes:
         if match := re.match(rf"{re.escape(prefix)}\.(0|[1-9][0-9]{{0,5}})(?=\.|\Z)", name):
             return prefix, int(match[1]), name[match.end() :]

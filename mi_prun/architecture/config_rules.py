@@ -1,6 +1,6 @@
-"""How config fields that speak of single blocks are derived and reduced. Each function is a `Rule` or makes `Kinds`.
+"""Rules for config fields that describe single blocks. Each function is a `Rule` or `Kinds`, or makes one.
 
-Every default here is the one that transformers' config class and vLLM use where the field is absent.
+Every default is the one that transformers' config class and vLLM use where the field is absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PATTERN = {"M": LINEAR, "E": MOE, "*": FULL, "-": DENSE}  # NemotronH's letters
 
 
 def every(interval: int | str, other: str, last: str = FULL, default: int = 0) -> Kinds:
-    """Runs of `other`, every `interval`-th block `last`. A string names the config field of the interval."""
+    """Make kinds: every `interval`-th block is `last`, the rest `other`. A string names the interval's config field."""
 
     def kinds(config: Config, count: int) -> list[str]:
         step = whole(config, interval, default) if isinstance(interval, str) else interval
@@ -28,6 +28,7 @@ def every(interval: int | str, other: str, last: str = FULL, default: int = 0) -
 
 
 def all_alike(kind: str) -> Kinds:
+    """Make kinds that are the same for every block."""
     return lambda config, count: [kind] * count
 
 
@@ -35,23 +36,23 @@ def all_alike(kind: str) -> Kinds:
 
 
 def window_suffix(config: Config, count: int) -> list[str]:
-    """Qwen2, Qwen3: with `use_sliding_window`, blocks from `max_window_layers` on slide."""
+    """Return the kinds of Qwen2 and Qwen3: with `use_sliding_window`, blocks from `max_window_layers` on slide."""
     slides = config.get("use_sliding_window") and config.get("sliding_window", 4096) is not None
     first = whole(config, "max_window_layers", 28) if slides else count
     return [SLIDING if block >= first else FULL for block in range(count)]
 
 
 def window_prefix_alternate(config: Config, count: int) -> list[str]:
-    """Qwen2-MoE: with `use_sliding_window`, every other block below `max_window_layers` slides."""
+    """Return the kinds of Qwen2-MoE: with `use_sliding_window`, every other block below `max_window_layers` slides."""
     last = whole(config, "max_window_layers", 28) if config.get("use_sliding_window") else 0
     return [SLIDING if block % 2 == 0 and block < last else FULL for block in range(count)]
 
 
 def window_layers(kinds_of: Kinds) -> Rule:
-    """Count the kept blocks below `max_window_layers`, and switch the window off where no sliding block is left.
+    """Make a rule: count the kept blocks below `max_window_layers`; without a sliding block switch the window off.
 
     transformers reads `layer_types`. vLLM does not: it applies the window to every block, and refuses a mixture of
-    kinds unless `max_window_layers` equals the number of blocks. Counting keeps an equality an equality.
+    kinds unless `max_window_layers` equals the number of blocks. Where the two are equal, counting keeps them equal.
     """
 
     def rule(config: Config, kept: Sequence[int], count: int) -> Config:
@@ -71,14 +72,14 @@ def window_layers(kinds_of: Kinds) -> Rule:
 
 
 def sparse_mlps(config: Config, count: int) -> list[str]:
-    """Qwen's MoE: experts in every `decoder_sparse_step`-th block, but for those in `mlp_only_layers`."""
+    """Return Qwen's MLPs: experts in every `decoder_sparse_step`-th block, except for those in `mlp_only_layers`."""
     step = whole(config, "decoder_sparse_step", 1)
     only = set(index_list(config, "mlp_only_layers"))
     return [DENSE if block in only or step == 0 or (block + 1) % step else MOE for block in range(count)]
 
 
 def sparse_step(config: Config, kept: Sequence[int], count: int) -> Config:
-    """Write the pattern out: step 1, and the dense blocks by their new indices."""
+    """Write the pattern of experts out: step 1, and the dense blocks by their new indices."""
     kinds = sparse_mlps(config, count)
     return {
         "decoder_sparse_step": 1,
@@ -87,7 +88,7 @@ def sparse_step(config: Config, kept: Sequence[int], count: int) -> Config:
 
 
 def dense_prefix(default: int) -> Kinds:
-    """DeepSeek: the first `first_k_dense_replace` blocks are dense."""
+    """Make DeepSeek's MLPs: the first `first_k_dense_replace` blocks are dense."""
 
     def kinds(config: Config, count: int) -> list[str]:
         first = whole(config, "first_k_dense_replace", default)
@@ -97,6 +98,8 @@ def dense_prefix(default: int) -> Kinds:
 
 
 def count_dense_prefix(default: int) -> Rule:
+    """Make DeepSeek's rule: count the dense blocks again."""
+
     def rule(config: Config, kept: Sequence[int], count: int) -> Config:
         if config.get("moe_layer_freq", 1) not in (1, None):
             raise UserError(
@@ -110,7 +113,7 @@ def count_dense_prefix(default: int) -> Rule:
 
 
 def mtp_blocks(config: Config) -> int:
-    """Multi-token prediction: blocks stored after the last one, as if they were more of the stack."""
+    """Return how many blocks of multi-token prediction are stored after the last one, as if they were of the stack."""
     return whole(config, "num_nextn_predict_layers", 0)
 
 
@@ -118,7 +121,7 @@ def mtp_blocks(config: Config) -> int:
 
 
 def rope_flags(config: Config, count: int) -> list[int]:
-    """SmolLM3, Llama 4: 1 where a block uses rotary embeddings."""
+    """Return 1 for each block that uses rotary embeddings, else 0 (SmolLM3, Llama 4)."""
     given = block_list(config, "no_rope_layers", count) if config.get("no_rope_layers") else None
     interval = whole(config, "no_rope_layer_interval", 4)
     if given is None and interval < 1:
@@ -127,21 +130,24 @@ def rope_flags(config: Config, count: int) -> list[int]:
 
 
 def slice_rope_flags(config: Config, kept: Sequence[int], count: int) -> Config:
+    """Write out which kept blocks use rotary embeddings."""
     flags = rope_flags(config, count)
     return {"no_rope_layers": [flags[block] for block in kept]}
 
 
 def smollm3_kinds(config: Config, count: int) -> list[str]:
+    """Return the kinds of SmolLM3: with a window, blocks without rotary embeddings slide."""
     slides = bool(config.get("use_sliding_window")) and config.get("sliding_window") is not None
     return [SLIDING if slides and not flag else FULL for flag in rope_flags(config, count)]
 
 
 def llama4_kinds(config: Config, count: int) -> list[str]:
+    """Return the kinds of Llama 4: blocks with rotary embeddings attend in chunks."""
     return [CHUNKED if flag else FULL for flag in rope_flags(config, count)]
 
 
 def llama4_experts(config: Config, kept: Sequence[int], count: int) -> Config:
-    """Llama 4 (Scout): experts in every block. Maverick interleaves them by the index."""
+    """Renumber Llama 4's experts where every block has them (Scout). Maverick has them by the index: refused."""
     step = whole(config, "interleave_moe_layer_step", 1)
     if step != 1:
         raise UserError(
@@ -160,7 +166,7 @@ def llama4_experts(config: Config, kept: Sequence[int], count: int) -> Config:
 
 
 def parity(config: Config, kept: Sequence[int], count: int) -> Config:
-    """GPT-OSS: transformers reads `layer_types`, vLLM takes even blocks to slide. Both must say the same."""
+    """Refuse for GPT-OSS what transformers and vLLM read differently: `layer_types` here, there even blocks slide."""
     kinds = block_list(config, "layer_types", count) or every(2, SLIDING)(config, count)
     for new, block in enumerate(kept):
         if (kinds[block] == SLIDING) != (new % 2 == 0):
@@ -172,7 +178,10 @@ def parity(config: Config, kept: Sequence[int], count: int) -> Config:
 
 
 def keeps_sliding(config: Config, kept: Sequence[int], count: int) -> Config:
-    """Exaone 4: in vLLM rotary embeddings go to the sliding blocks only, but to all where none slides."""
+    """Refuse for Exaone 4 to drop every sliding block.
+
+    In vLLM the sliding blocks alone have rotary embeddings, but where none slides all blocks have them.
+    """
     kinds = block_list(config, "layer_types", count) or exaone4_kinds(config, count)
     if SLIDING in kinds and not any(kinds[block] == SLIDING for block in kept):
         raise UserError(
@@ -186,6 +195,7 @@ VLLM_ONLY = (parity, keeps_sliding)  # transformers reads the kinds from their f
 
 
 def exaone4_kinds(config: Config, count: int) -> list[str]:
+    """Return the kinds of Exaone 4: every `sliding_window_pattern`-th block sees everything, the rest slide."""
     pattern = config.get("sliding_window_pattern", 4)
     if config.get("sliding_window", 4096) is None:
         return [FULL] * count
@@ -195,7 +205,7 @@ def exaone4_kinds(config: Config, count: int) -> list[str]:
 
 
 def inverse_layer_scale(config: Config, kept: Sequence[int], count: int) -> Config:
-    """GPT-2 (Mistral's and some others): attention scaled by 1 / (index + 1)."""
+    """Refuse GPT-2 with attention scaled by 1 / (index + 1), as Mistral's and some others have it."""
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise UserError(
             "config field 'scale_attn_by_inverse_layer_idx' ties a block's attention to its index: dropping blocks "
@@ -208,11 +218,13 @@ def inverse_layer_scale(config: Config, kept: Sequence[int], count: int) -> Conf
 
 
 def nemotron_count(config: Config) -> object:
+    """Return the number of blocks that NemotronH's pattern has; 4 by default."""
     kinds = _nemotron_field(config)
     return 4 if kinds is None else len(kinds)
 
 
 def nemotron_kinds(config: Config, count: int) -> list[str]:
+    """Return the kinds of NemotronH, as its pattern has them."""
     kinds = _nemotron_field(config)
     return [LINEAR, MOE, FULL, DENSE] if kinds is None else kinds
 
@@ -233,6 +245,7 @@ def _nemotron_field(config: Config) -> list[str] | None:
 
 
 def nemotron_pattern(config: Config, kept: Sequence[int], count: int) -> Config:
+    """Keep the letters of NemotronH's pattern that belong to the kept blocks."""
     if isinstance(config.get("intermediate_size"), list):
         raise UserError("config field 'intermediate_size' is a list, one for each MLP by its order; not supported")
     fields: Config = {}

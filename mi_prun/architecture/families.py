@@ -1,8 +1,12 @@
 """The table of families. A new one is a row here and a tiny model in `tests/mi_prun/architecture/test_families.py`.
 
-Where a family has blocks of different kinds, look up in transformers' *and* vLLM's modelling code what tells them
-apart: a list (slice it), a count of a prefix (count again), a list of indices (renumber), an interval (write the list
-out), the index itself (refuse).
+Where a family has blocks of different kinds, transformers' *and* vLLM's modelling code show what tells them apart:
+
+- a list with one entry a block: slice it
+- the length of a prefix: count again
+- a list of indices: renumber them
+- an interval: write the list out
+- the index itself: refuse
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ FAMILIES: dict[str, Family] = {
             "cohere2",
             "Cohere2ForCausalLM",
             attention_kinds=every("sliding_window_pattern", SLIDING, default=4),
-            # The last two say the same in the hub's configs, and no engine reads them.
+            # The last two repeat the pattern in the hub's configs, and no engine reads them.
             removed_fields=(
                 "sliding_window_pattern",
                 "_sliding_window_pattern",

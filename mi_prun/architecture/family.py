@@ -1,4 +1,4 @@
-"""What can be said of a family of models: the type of the table in `families`."""
+"""The type of a row in the table of families (`families.py`), and readers of config fields."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class Family:
     matched from their start, so that the layers of a vision or audio tower are never touched.
     tensor_prefixes: other prefixes that checkpoints of this family use.
     text: the model_type of the family that the nested `text_config` follows; all that follows here is then unused.
-    count_fields: the fields that hold the number of blocks; the first that is there counts.
-    count: the number of blocks where no field holds it.
+    count_fields: the fields that hold the number of blocks; the first one present counts.
+    count: gives the number of blocks where no field holds it.
     slice_fields: lists with one entry a block; the kept entries stay.
-    attention_kinds: what the model derives where `layer_types` is absent; it is then written in full, for the derived
-    pattern would shift. None where every block is alike.
-    mlp_kinds: the same of the MLPs, e.g. dense or mixture of experts, for people to read.
+    attention_kinds: what the model derives where `layer_types` is absent. The kept kinds are then written in full, as
+    the derived pattern would shift. None where every block is alike.
+    mlp_kinds: kinds of the MLPs, e.g. dense or mixture of experts, for people to read.
     rules: fields that need more than slicing.
     removed_fields: a pattern or an interval that `slice_fields` replace.
-    known_fields: fields that look as if they were tied to single blocks (see `field_guard`), and are handled or not.
+    known_fields: fields that look as if they were tied to single blocks (see `field_guard`): they are handled by a
+    rule, or need nothing.
     returns_tuple: a block of transformers' class returns its state in a tuple.
-    learned_positions: each position has an embedding of its own, so that there is none beyond the last.
+    learned_positions: each position has an embedding of its own, so there is none beyond the last.
     extra_blocks: how many blocks are stored after the last one that are no part of the stack (multi-token prediction).
     """
 
@@ -58,11 +59,12 @@ class Family:
 
     @property
     def prefixes(self) -> tuple[str, ...]:
+        """Every prefix that the names of a block's tensors may have."""
         return (self.block_prefix, *self.tensor_prefixes)
 
 
 def whole(config: Config, field: str, default: int) -> int:
-    """A field that must be a whole number of at least 0; `default` where it is absent or null."""
+    """Return a field that must be a whole number of at least 0; `default` where it is absent or null."""
     value = config.get(field)
     if value is None:
         return default
@@ -72,7 +74,7 @@ def whole(config: Config, field: str, default: int) -> int:
 
 
 def block_list(config: Config, field: str, count: int) -> list[Any] | None:
-    """A field that must list one value a block; None where it is absent or null."""
+    """Return a field that must list one value a block; None where it is absent or null."""
     values = config.get(field)
     if values is None:
         return None
@@ -82,7 +84,7 @@ def block_list(config: Config, field: str, count: int) -> list[Any] | None:
 
 
 def index_list(config: Config, field: str) -> list[int]:
-    """A field that must list block indices; empty where it is absent or null."""
+    """Return a field that must list block indices; an empty list where it is absent or null."""
     values = config.get(field)
     if values is None:
         return []

@@ -1,4 +1,4 @@
-"""Config fields that may be tied to single blocks, and that a family does not know: refused, not written wrong."""
+"""A guard against config fields that may be tied to single blocks and that a family does not know: they are refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from mi_prun.architecture.family import Config, Family
 from mi_prun.errors import UserError
 
-# Words by which modelling code names what depends on a block's index.
+# Words in the names of fields that depend on a block's index.
 INDEX_WORDS = re.compile(
     r"(?:^|_)(?:layers?|blocks?|freq|frequency|interval|period|offset|pattern|step|stride|idxs?|index|indexes|indices)(?=_|$)"
 )
-# Fields with such words that say nothing of a single block, in any family.
+# Fields with such words that describe no single block in any family.
 HARMLESS = frozenset({
     "layer_norm_eps", "layer_norm_epsilon", "layer_norm_bias", "layer_norm_type", "layer_norm_elementwise_affine",
     "rms_norm_after_layer", "do_layer_norm_before", "num_hidden_layers", "num_layers", "n_layer", "n_layers",

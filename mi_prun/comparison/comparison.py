@@ -1,7 +1,7 @@
 """`mi-prun compare`: methods x numbers of blocks, each choice measured on the same held-out text.
 
-The output folder holds the analysis, the rows as JSON lines (appended as they are made: a killed run goes on from
-them), and what is derived from them: comparison.md, .csv, .json, quality.svg and segments.svg.
+The output folder holds the analysis and the rows, as JSON lines. Each row is appended as soon as it is made, so a
+killed run goes on from there. Derived from the rows are comparison.md, .csv, .json, quality.svg and segments.svg.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze, check_settings
 from mi_prun.checkpoint.card import table
@@ -27,6 +25,7 @@ from mi_prun.comparison.comparison_row import COMPUTED, MethodSpec, Row
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, one_line_os_errors, write_text
+from mi_prun.json_lines import read_lines, remove_cut_line
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder
@@ -43,7 +42,7 @@ ROWS_NAME = "rows.jsonl"
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """`hybrid,mi-prun:0,bi` as specs; a plain name takes the method's own number of sets."""
+    """Parse `hybrid,mi-prun:0,bi`. A plain name takes the method's own number of sets."""
     specs = []
     for word in text.split(","):
         name, colon, number = word.strip().partition(":")
@@ -58,10 +57,10 @@ def parse_methods(text: str) -> list[MethodSpec]:
 def compare_model(
     dense: ModelFolder, specs: Sequence[MethodSpec], ratios: str, settings: AnalyzeSettings, out: Path
 ) -> str:
-    """Compare on a model; everything is kept in the folder `out`, whose path and table are given back as text.
+    """Compare methods on a model; return the table and the paths of what was written, as text.
 
-    An analysis of the same model, text and settings that is there already is used again, and so are rows: those of
-    this release only.
+    Everything is kept in the folder `out`. An analysis of the same model, text and settings that is there already is
+    used again, and so are rows that this release made.
     """
     ks = parse_ratios(ratios, dense.num_blocks)
     check_settings(settings)
@@ -71,6 +70,7 @@ def compare_model(
         raise UserError(f"nothing is left to compare: {'; '.join(left_out)}")
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    remove_cut_line(out / ROWS_NAME)
     known = [row for row in read_rows(out) if row.tool_version == __version__]
     base = PlanSettings(seed=settings.seed, device=settings.device)
     load = cache(lambda: load_on(dense, settings.device, settings.dtype))
@@ -85,7 +85,7 @@ def compare_model(
 def analysis_in(
     out: Path, dense: ModelFolder, settings: AnalyzeSettings, load: Callable[[], BlockModel] | None = None
 ) -> Analysis:
-    """The analysis in `out`, made anew where it is missing or was made of something else. load: as `analyze`."""
+    """Return the analysis in `out`; make it where there is none of this model and text. load: see `analyze`."""
     text = {"calibration": text_digest(settings.calibration)}
     asked = [dense.identity.model_dump(exclude={"name"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
@@ -102,9 +102,10 @@ def compare(
     known: Sequence[Row] = (),
     keep: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """A row for each method and number of blocks, those of `known` taken as they are; `keep` is given each new one.
+    """Return a row for each method and number of blocks.
 
-    A method whose proposals are too many to measure (exhaustive) is left out at that k.
+    known: rows made before; they are taken as they are. keep: called with each new row.
+    A method that has too many sets to measure at some k (exhaustive) has no row there.
     """
     made = {row.key: row for row in known}
     rows = []
@@ -125,7 +126,7 @@ def compare(
 
 
 def too_many(spec: MethodSpec, num_blocks: int, k: int) -> str | None:
-    """Why a method has no row at k, if it has none."""
+    """Return why a method has no row at k; None where it has one."""
     from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT
 
     sets = math.comb(num_blocks, k)
@@ -165,29 +166,12 @@ def _row(context: Context, spec: MethodSpec, k: int) -> Row | None:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Rows made so far. A last line that a kill has cut short is left out; any other fault is refused."""
-    path = folder / ROWS_NAME
-    if not path.is_file():
-        return []
-    with one_line_os_errors(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        write_text(path, "".join(whole))
-    rows = []
-    for number, line in enumerate(whole, 1):
-        try:
-            rows.append(Row.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}, line {number}: field {'.'.join(map(str, first['loc']))}: {first['msg']}; move the file away"
-            ) from error
-    return rows
+    """Return the rows made so far."""
+    return read_lines(folder / ROWS_NAME, Row)
 
 
 def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_out: Sequence[str] = ()) -> list[Path]:
-    """The tables and pictures of `rows`; returns their paths."""
+    """Write the tables and pictures of `rows`; return their paths."""
     texts = {
         "comparison.md": markdown(context, rows, left_out),
         "comparison.csv": csv_text(rows),
@@ -201,7 +185,7 @@ def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_o
 
 
 def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
-    """A table, best perplexity first within each number of blocks. left_out: which methods have no row, and why."""
+    """Return a table, the best perplexity first for each number of blocks. left_out: methods without a row, and why."""
     record, calibration = context.analysis.record, context.analysis.record.calibration
     cells = [
         (
@@ -236,6 +220,7 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
 
 
 def csv_text(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV with a header."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*Row.model_fields, *COMPUTED])

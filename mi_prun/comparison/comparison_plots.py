@@ -14,11 +14,11 @@ from mi_prun.comparison.comparison_row import Row
 # Okabe and Ito's palette, told apart by colour-blind readers; the marker says it a second time.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "os^Dv<>PX*"
-FAR_OFF = 2.0  # times the best at the same number of blocks
+FAR_OFF = 2.0  # over the best at the same number of blocks
 
 
 def quality_svg(rows: Sequence[Row]) -> str:
-    """Perplexity over dense, a line for each method, the best first; what is far off ends at the picture's edge."""
+    """Draw perplexity over dense, a line for each method, the best first. A line far off ends at the picture's edge."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     figure, axes = _figure(8.6, 4.6)
@@ -52,12 +52,12 @@ def quality_svg(rows: Sequence[Row]) -> str:
 
 
 def _last(values: dict[tuple[str, int], float], label: str) -> float:
-    """The method's figure where most blocks go."""
+    """Return the method's figure at its largest number of blocks."""
     return values[label, max(k for name, k in values if name == label)]
 
 
 def segments_svg(cost_nats: NDArray[np.float64]) -> str:
-    """cost[i, j] of dropping blocks i..j-1: first dropped block down, last one across."""
+    """Draw cost[i, j] of dropping blocks i..j-1 as a heat map: the first dropped block down, the last one across."""
     figure, axes = _figure(5.6, 4.8)
     shown = np.where(np.triu(np.ones_like(cost_nats), 1) > 0, cost_nats, np.nan)[:-1, 1:]
     image = axes.imshow(shown, cmap="cividis", origin="upper")

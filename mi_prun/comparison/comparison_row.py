@@ -1,4 +1,4 @@
-"""A choice of a method that was measured: a row of a comparison."""
+"""A row of a comparison: what one method chose, and the loss measured for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ COMPUTED = ("block_ratio", "passes")  # columns that follow from a row's fields
 
 
 class MethodSpec(Record):
-    """`NAME` or `NAME:N`, N the sets that are compared by their measured loss; None: as many as the method wants."""
+    """A method as the user names it: `NAME` or `NAME:N`.
+
+    rerank: N, how many sets are compared by their measured loss; None: as many as the method wants.
+    """
 
     name: str
     rerank: int | None
@@ -22,12 +25,14 @@ class MethodSpec(Record):
 
 
 class Row(Record):
-    """One choice. analysis: fingerprint of the analysis it was made from; a row of another one is not shown.
+    """One choice of one method, measured on the held-out text.
 
-    selection_passes, analysis_passes: blocks x tokens evaluated for the choice, and by the one pass where the method
-    uses it, over those of one pass of the dense model over the ranking text. seconds: of the choice, on this machine,
-    less what earlier rows of the same run had measured already and the model's loading. parameter_ratio: the share of
-    the dense model's parameters that go. The last two: None where an older release did not say it.
+    analysis: fingerprint of the analysis it was made from; a row of another one is not shown.
+    selection_passes: blocks x tokens evaluated for the choice, over those of one pass of the dense model over the
+    ranking text. analysis_passes: the same for the analysis, 0 where the method does not use it.
+    seconds: time of the choice on this machine, without the model's loading and what earlier rows had measured.
+    parameter_ratio: share of the dense model's parameters that go. It and tool_version are None in rows of a release
+    that did not record them.
     """
 
     schema_version: Literal[1] = 1
@@ -62,7 +67,7 @@ class Row(Record):
         return len(self.dropped) / self.num_blocks
 
     def columns(self) -> dict[str, object]:
-        """The fields, and what follows from them."""
+        """Return the fields, and what follows from them."""
         return self.model_dump() | {name: getattr(self, name) for name in COMPUTED}
 
     @property

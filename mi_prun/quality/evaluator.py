@@ -1,12 +1,11 @@
 """What a model loses without some of its blocks: KL(dense || pruned) and cross-entropy, for many block sets at once.
 
-Sets that begin alike share their first states: the sets of one call are walked as a trie (at each block: run it or skip
-it), so each distinct prefix is run once. Windows come in batches; only one batch's states are alive at a time. What was
-measured is kept by window, so that a set may be measured on a few windows first and on the rest only if it deserves it.
-The cost is counted in block-tokens: one block run over one token.
+Sets that begin alike share their first states. The sets of one call are walked as a trie (at each block: run it or skip
+it), so each distinct prefix is run once. Windows come in batches; only one batch's states are in memory at a time.
+Losses are kept by window: a set may be measured on a few windows first, and on the rest only if it deserves it.
 
-Evaluators of the same text may share a memory. Each counts what it asked for as if it had been alone: what a method
-costs does not depend on what others measured before it.
+The cost is counted in block-tokens: one block run over one token. Evaluators of the same text may share a memory. Each
+counts what it asked for as if it had been alone: a method's cost does not depend on what others measured before it.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 
 Dropped = tuple[int, ...]
-# Of each set: (measured windows, 2), the KL and the cross-entropy summed over a window's predicted tokens, in nats.
+# For each set (measured windows, 2): KL and cross-entropy, summed over a window's predicted tokens, in nats.
 Memory = dict[Dropped, NDArray[np.float64]]
 
-# Of float32 logits alive at a time: what stays in a processor's cache, or fills an accelerator.
+# Most bytes of float32 logits at a time: they stay in a processor's cache, or fill an accelerator.
 ROW_BYTES = {"cpu": 4 * 2**20}
 ACCELERATOR_ROW_BYTES = 256 * 2**20
-STATE_BYTES = 2 * 2**30  # of final states alive at a time
-MOST_NATS = 700  # a token: there is no perplexity of more, as a float64
+STATE_BYTES = 2 * 2**30  # most bytes of final states at a time
+MOST_NATS = 700  # a token: the perplexity of more is no float64
 BATCH_TOKENS = 4_096
-# An accelerator is idle between the kernels of a narrow model unless more tokens are run at once: one state's bytes.
+# A narrow model runs more tokens at once on an accelerator, up to these bytes of one state: else it is often idle.
 ACCELERATOR_BATCH_BYTES, MOST_BATCH_TOKENS = 64 * 2**20, 32_768
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Means over the predicted tokens, in nats. `kl_nats` is KL(dense || pruned), `ce_nats` the cross-entropy."""
+    """Mean losses over the predicted tokens, in nats. kl_nats: KL(dense || pruned). ce_nats: the cross-entropy."""
 
     kl_nats: float
     ce_nats: float
 
 
 class Evaluator:
-    """Measures block sets on fixed windows (windows, window_tokens); results are remembered.
+    """A measurer of block sets on fixed windows (windows, window_tokens); it remembers what it measured.
 
-    batch_tokens: tokens run at once; None fits the device. memory: of an evaluator of the same model and windows.
+    batch_tokens: tokens run at once; None fits the device. memory: that of an evaluator of the same model and windows.
     """
 
     def __init__(
@@ -58,15 +57,16 @@ class Evaluator:
         self.batch = max(1, (batch_tokens or tokens_at_once(model)) // windows.shape[1])
         self.block_tokens = 0
         self.memory: Memory = {} if memory is None else memory
-        self._asked: dict[Dropped, int] = {}  # windows of each set that are paid for
+        self._asked: dict[Dropped, int] = {}  # for each set, how many windows are paid for
 
     @property
     def predicted_tokens(self) -> int:
+        """How many tokens of the windows are predicted: all but each window's first."""
         return self.windows.shape[0] * (self.windows.shape[1] - 1)
 
     @property
     def passes(self) -> float:
-        """Cost so far, in passes of the dense model over these windows."""
+        """The cost so far, in passes of the dense model over these windows."""
         return self.block_tokens / (self.model.num_blocks * self.windows.numel())
 
     def measure(
@@ -76,8 +76,9 @@ class Evaluator:
         *,
         windows: int | None = None,
     ) -> list[Loss]:
-        """Loss of each set, in order, over the first `windows` windows (None: all). The empty set is the dense model:
-        its KL is 0.
+        """Return the loss of each set, in order, over the first `windows` windows (None: all).
+
+        The empty set is the dense model: its KL is 0.
         """
         by_window = self.by_window(sets, advance, windows=windows)
         kl, ce = (by_window.mean(1) / (self.windows.shape[1] - 1)).T
@@ -90,7 +91,7 @@ class Evaluator:
         *,
         windows: int | None = None,
     ) -> NDArray[np.float64]:
-        """(sets, windows, 2): KL and cross-entropy, nats summed over each window's predicted tokens."""
+        """Return (sets, windows, 2): KL and cross-entropy, nats summed over each window's predicted tokens."""
         wanted = list(sets)
         last = len(self.windows) if windows is None else windows
         if not 1 <= last <= len(self.windows):
@@ -112,8 +113,8 @@ class Evaluator:
 
     @torch.inference_mode()
     def _measure(self, sets: Sequence[Dropped], first: int, last: int, advance: Callable[[float], None] | None) -> None:
-        """Measure `sets` on the windows first..last-1; what is known of them ends at `first`."""
-        found = np.zeros((len(sets), last - first, 2))
+        """Measure `sets` on the windows first..last-1; the windows before `first` are known."""
+        losses = np.zeros((len(sets), last - first, 2))
         length = self.windows.shape[1] - 1
         done = 0
         for tokens in torch.split(self.windows[first:last], self.batch):
@@ -127,19 +128,19 @@ class Evaluator:
                     rows[1, i, place] = -log_q.gather(1, target[:, None])[:, 0]
                 at += len(target)
             by_window = rows.view(2, len(sets), len(tokens), length).sum(-1)
-            found[:, done : done + len(tokens)] = by_window.permute(1, 2, 0).numpy()
+            losses[:, done : done + len(tokens)] = by_window.permute(1, 2, 0).numpy()
             done += len(tokens)
             if advance is not None:
                 advance(tokens.numel() * len(sets))
         for i, dropped in enumerate(sets):
-            if not (abs(found[i]) < MOST_NATS * length).all():  # NaN is not
+            if not (abs(losses[i]) < MOST_NATS * length).all():  # NaN is not
                 raise self.not_finite(dropped, windows=slice(first, last))
             before = self.memory.get(dropped)
-            self.memory[dropped] = found[i] if before is None else np.concatenate([before, found[i]])
+            self.memory[dropped] = losses[i] if before is None else np.concatenate([before, losses[i]])
 
     @torch.inference_mode()
     def not_finite(self, dropped: Dropped, windows: slice) -> UserError:
-        """What to raise where the losses of a set are NaN or Inf: the dense model may be what is broken."""
+        """Return the error for a set whose losses are NaN or Inf. It says whether the dense model itself is broken."""
         of_dense = (
             log_p
             for tokens in torch.split(self.windows[windows], self.batch)
@@ -155,10 +156,10 @@ class Evaluator:
     def log_probabilities(
         self, tokens: Tensor, sets: Sequence[Dropped], row_bytes: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
-        """For one batch (batch, tokens), chunk by chunk of its predicting positions: the log-probabilities of the dense
-        model (rows, vocabulary), the next tokens (rows,), and those of each set, made as they are asked for.
+        """Yield log-probabilities for one batch (batch, tokens), chunk by chunk of its predicting positions.
 
-        row_bytes: of the logits of one set in a chunk.
+        Each chunk gives the dense model's log-probabilities (rows, vocabulary), the next tokens (rows,), and each set's
+        log-probabilities, made as they are asked for. row_bytes: size of one set's logits in a chunk.
         """
         finals = self.final_states(tokens, [(), *sets])
         for i, final in enumerate(finals):  # one by one: it is a copy
@@ -169,7 +170,7 @@ class Evaluator:
         size = max(16, row_bytes // (4 * self.model.vocab_size))
 
         def log_softmax(state: Tensor) -> Tensor:
-            # Each row a sequence of its own: a model that learned its positions has no more of them than a window.
+            # Each row is a sequence of its own: a model with learned positions has no more of them than a window.
             return torch.log_softmax(self.model.logits(state[:, None])[:, 0].float(), dim=-1)
 
         for start in range(0, len(targets), size):
@@ -182,12 +183,12 @@ class Evaluator:
             yield log_p, targets[place], others
 
     def final_states(self, tokens: Tensor, sets: Sequence[Dropped]) -> list[Tensor]:
-        """Boundary state L of each set for one batch (batch, tokens): the trie walk."""
+        """Return boundary state L of each set for one batch (batch, tokens): the trie walk."""
         finals: list[Tensor | None] = [None] * len(sets)
         last = self.model.num_blocks
 
         def walk(first: int, hidden: Tensor, members: list[int]) -> None:
-            """On its way it holds a state for each block that was skipped, not for each that was run."""
+            """Run the blocks from `first` on; a state is kept for each block skipped on the way, not for each run."""
             for block in range(first, last):
                 if skip := [member for member in members if block in sets[member]]:
                     walk(block + 1, hidden, skip)
@@ -203,13 +204,14 @@ class Evaluator:
 
 
 def tokens_at_once(model: BlockModel) -> int:
+    """Return how many tokens fit the model's device well."""
     if model.device.type == "cpu":
         return BATCH_TOKENS
     return max(BATCH_TOKENS, min(MOST_BATCH_TOKENS, ACCELERATOR_BATCH_BYTES // (4 * model.hidden_size)))
 
 
 def block_runs(sets: Iterable[Dropped], num_blocks: int) -> int:
-    """How many blocks are run for `sets` together: the distinct prefixes that go on with a kept block."""
+    """Return how many blocks are run for `sets` together: the distinct prefixes that go on with a kept block."""
     distinct = set(sets)
     return sum(
         len({tuple(b for b in dropped if b < block) for dropped in distinct if block not in dropped})
@@ -218,7 +220,7 @@ def block_runs(sets: Iterable[Dropped], num_blocks: int) -> int:
 
 
 def _behind(sets: Iterable[Dropped], windows: Mapping[Dropped, int], last: int) -> list[tuple[int, list[Dropped]]]:
-    """The sets of which less than `last` windows are there, sorted, by how many are."""
+    """Group the sets that have less than `last` windows by how many they have; sorted."""
     have = {dropped: windows.get(dropped, 0) for dropped in sets}
     return [
         (first, sorted(dropped for dropped, count in have.items() if count == first))

@@ -1,7 +1,7 @@
 """What pruning costs: perplexity and KL(dense || pruned) per token, and the protocol that gave them.
 
-Protocol: non-overlapping windows, each run alone from its first token; every token but a window's first is predicted
-once; perplexity = exp of the token-weighted mean cross-entropy.
+The protocol: windows do not overlap, and each runs alone from its first token. Every token but a window's first is
+predicted once. Perplexity is exp of the mean cross-entropy over the predicted tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ HELD_OUT_TOKENS = 8_192
 
 
 def protocol(window_tokens: int, bos: bool) -> str:
+    """Return the protocol in words."""
     first = "BOS first in each" if bos else "no BOS"
     return f"non-overlapping windows of {window_tokens} tokens, {first}, each token but the first predicted once"
 
 
 def quality_of(evaluator: Evaluator, dropped: Dropped, *, text: str, bos: bool) -> Quality:
-    """Quality of the evaluator's model without the blocks `dropped`, on the evaluator's windows."""
+    """Measure the evaluator's model without the blocks `dropped`, on the evaluator's windows."""
     dense, pruned = evaluator.measure([(), dropped])
     return _quality(evaluator.windows, text, bos, dense.ce_nats, pruned.ce_nats, pruned.kl_nats)
 
@@ -59,9 +60,9 @@ def measure_quality(
     seed: int = 0,
     device: str | None = None,
 ) -> Quality:
-    """Quality of a written checkpoint against its dense model on any text: both are loaded and run as they are.
+    """Measure a written checkpoint against its dense model on any text; both are loaded and run as they are.
 
-    source: as `load_calibration` takes it; its held-out part of about `tokens` tokens is used.
+    source: see `load_calibration`; its held-out part of about `tokens` tokens is used.
     """
     dense_folder, pruned_folder = open_model(dense), open_model(pruned)
     dense_model, calibration = load_with_held_out(
@@ -77,7 +78,7 @@ def measure_quality(
 def load_with_held_out(
     folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
 ) -> tuple[BlockModel, Calibration]:
-    """A model, and text cut for measuring: about `tokens` tokens held out, one window in each of the other parts."""
+    """Load a model, and text cut for measuring: about `tokens` tokens held out, one window in each other part."""
     folder.check_window(window_tokens)
     if window_tokens is not None and window_tokens < 2:
         raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
@@ -100,7 +101,7 @@ def load_with_held_out(
 
 @torch.inference_mode()
 def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tuple[float, float, float]:
-    """Cross-entropy of dense, of pruned, and KL(dense || pruned): means over the predicted tokens, nats."""
+    """Return the cross-entropy of dense, of pruned, and KL(dense || pruned): means over the predicted tokens, nats."""
     sums = torch.zeros(3, dtype=torch.float64)
     with progress("quality", windows.numel(), "tokens") as advance:
         for window in torch.split(windows, 1):
@@ -112,9 +113,8 @@ def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tu
             )
             if log_p.shape != log_q.shape:
                 raise UserError(f"vocabularies differ: {log_p.shape[-1]} and {log_q.shape[-1]} tokens")
-            kl = (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
-            parts = (-log_p.gather(-1, target).sum(), -log_q.gather(-1, target).sum(), kl)
-            sums += torch.tensor([float(part) for part in parts], dtype=torch.float64)
+            terms = (-log_p.gather(-1, target), -log_q.gather(-1, target), log_p.exp() * (log_p - log_q))
+            sums += torch.tensor([float(term.sum(dtype=torch.float64)) for term in terms], dtype=torch.float64)
             advance(window.numel())
     dense_ce, pruned_ce, kl_nats = (sums / (windows.shape[0] * (windows.shape[1] - 1))).tolist()
     return dense_ce, pruned_ce, kl_nats

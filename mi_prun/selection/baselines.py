@@ -1,7 +1,7 @@
-"""The selections that peers use, on the interface that ours has: cheap scores, greedy loss, all subsets.
+"""The methods that peers use, on our interface: cheap scores, greedy loss, all subsets.
 
-A method takes a context, a number of blocks k and how many sets it may name; it gives sets of k blocks, best first.
-Sources are named at each; block indices are 0-based.
+A method takes a context, a number of blocks k and how many sets it may name. It gives sets of k blocks, best first.
+Each names its source; block indices are 0-based.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ EXHAUSTIVE_LIMIT = 5_000
 
 
 class TooManySetsError(UserError):
-    """Of k blocks; of another number they may be few enough."""
+    """Too many sets of k blocks to enumerate; another k may be feasible."""
 
 
 def tail(context: Context, k: int, count: int) -> list[Dropped]:
-    """The last k blocks (Navigation, arXiv 2411.15558)."""
+    """Drop the last k blocks (Navigation, arXiv 2411.15558)."""
     return last(context.num_blocks, k)
 
 
 def last(num_blocks: int, k: int) -> list[Dropped]:
+    """Return the set of the last k blocks."""
     return [tuple(range(num_blocks - k, num_blocks))]
 
 
 def tail_but_last(context: Context, k: int, count: int) -> list[Dropped]:
-    """The k blocks before the very last one, which most models need."""
+    """Drop the k blocks before the very last one, which most models need."""
     return last_but_one(context.num_blocks, k)
 
 
 def last_but_one(num_blocks: int, k: int) -> list[Dropped]:
+    """Return the set of the k blocks before the last one."""
     return last(num_blocks - 1, k)
 
 
 def random(context: Context, k: int, count: int) -> list[Dropped]:
-    """k blocks drawn by the seed: the floor."""
+    """Drop k blocks drawn by the seed: the floor."""
     chosen = np.random.default_rng(context.seed).choice(context.num_blocks, size=k, replace=False)
     return [tuple(sorted(chosen.tolist()))]
 
 
 def bi(context: Context, k: int, count: int) -> list[Dropped]:
-    """The k blocks with the least `1 - cos(h_i, h_{i+1})` (ShortGPT's block influence, arXiv 2403.03853)."""
+    """Drop the k blocks with the least `1 - cos(h_i, h_{i+1})` (ShortGPT's block influence, arXiv 2403.03853)."""
     influence = 1 - context.analysis.block_cosine
     if count == 1:
         return [tuple(sorted(np.argsort(influence, kind="stable")[:k].tolist()))]
@@ -58,15 +60,16 @@ def bi(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def angular(context: Context, k: int, count: int) -> list[Dropped]:
-    """The contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887).
+    """Drop the contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887).
 
-    Angles between the analysis's random projections of the states, not the states themselves: near them, not equal.
+    The angles are between random projections of the states, as the analysis has them: near the states' own, not equal.
     """
     angle = context.analysis.pair_angle
     return sorted(windows(context.num_blocks, k), key=lambda dropped: angle[dropped[0], dropped[0] + k])[:count]
 
 
 def windows(num_blocks: int, k: int) -> list[Dropped]:
+    """Return every set of k neighbours."""
     return [tuple(range(start, start + k)) for start in range(num_blocks - k + 1)]
 
 
@@ -82,7 +85,7 @@ def greedy_loss(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def exhaustive(context: Context, k: int, count: int) -> list[Dropped]:
-    """The set of k blocks with the least loss on the ranking text, of all of them: the limit."""
+    """Drop the set of k blocks with the least loss on the ranking text, of all sets: the limit."""
     sets = all_sets(context.num_blocks, k)
     with progress("exhaustive", context.ranking.windows.numel() * len(sets), "tokens") as advance:
         context.ranking.measure(sets, advance)
@@ -90,7 +93,7 @@ def exhaustive(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def all_sets(num_blocks: int, k: int) -> list[Dropped]:
-    """Every set of k blocks; refused where they are too many to measure."""
+    """Return every set of k blocks. Raises TooManySetsError where they are too many to measure."""
     count = math.comb(num_blocks, k)
     if count > EXHAUSTIVE_LIMIT:
         raise TooManySetsError(f"exhaustive: {count} sets of {k} of {num_blocks} blocks, more than {EXHAUSTIVE_LIMIT}")

@@ -24,14 +24,17 @@ from mi_prun.selection.race import first_windows
 
 Form = Literal["exact", "fisher"]
 
-# Forward passes a step is worth: a backward is two forwards; a Hessian row is a backward of a graph of three.
+# What a step costs in forward passes: a backward is two; a Hessian row is a backward of a graph of three.
 BACKWARD_PASSES = 2
 HESSIAN_ROW_PASSES = 4
 
 
 @dataclass(frozen=True)
 class Taylor:
-    """gradient (L,), hessian (L, L), both in nats per token; passes: what they cost, in forward passes of `windows`."""
+    """Derivatives of the mean loss in the block gates.
+
+    gradient: (L,), hessian: (L, L), nats per token. passes: what they cost, in forward passes over the windows.
+    """
 
     gradient: Tensor
     hessian: Tensor
@@ -39,35 +42,35 @@ class Taylor:
 
 
 def cbo(context: Context, k: int, count: int) -> list[Dropped]:
-    """The low states of CBO's quadratic, its Hessian by double backward (arXiv 2602.00161)."""
+    """Drop the low states of CBO's quadratic, its Hessian by double backward (arXiv 2602.00161)."""
     return _low_states(context, "exact", k, count)
 
 
 def cbo_fisher(context: Context, k: int, count: int) -> list[Dropped]:
-    """The same with the cheap Hessian: the mean of g g^T."""
+    """Drop the low states of CBO's quadratic with a cheap Hessian, the mean of g g^T."""
     return _low_states(context, "fisher", k, count)
 
 
 def _low_states(context: Context, form: Form, k: int, count: int) -> list[Dropped]:
-    """From the derivatives on the windows of the ranking text that candidates are first measured on."""
+    """Take the derivatives on the windows that candidates are first measured on."""
     windows = context.screening.windows[: first_windows(context)]
 
     def make() -> Taylor:
         with progress(f"cbo, {form} Hessian", windows.numel(), "tokens") as advance:
             return taylor(context.model, windows, form, advance=advance)
 
-    found = context.derive(f"taylor {form}", make)
+    derivatives = context.derive(f"taylor {form}", make)
     if context.extra.first(f"taylor {form}"):
-        context.extra.block_tokens += found.passes * windows.numel() * context.num_blocks
+        context.extra.block_tokens += derivatives.passes * windows.numel() * context.num_blocks
     # E = g^T a + 1/2 a^T H a, and a_i^2 = a_i: the diagonal of H is linear. `low_states` adds a pair once per order.
-    linear = (found.gradient + 0.5 * found.hessian.diagonal()).numpy()
-    return [dropped for _, dropped in low_states(linear, found.hessian.numpy(), k, count, context.seed)]
+    linear = (derivatives.gradient + 0.5 * derivatives.hessian.diagonal()).numpy()
+    return [dropped for _, dropped in low_states(linear, derivatives.hessian.numpy(), k, count, context.seed)]
 
 
 def taylor(
     model: BlockModel, windows: Tensor, form: Form, *, pieces: int = 8, advance: Callable[[float], None] | None = None
 ) -> Taylor:
-    """Derivatives of the mean loss over `windows` (windows, window_tokens), one window at a time."""
+    """Differentiate the mean loss over `windows` (windows, window_tokens), one window at a time."""
     count = model.num_blocks
     gradient = torch.zeros(count, dtype=torch.float64)
     hessian = torch.zeros(count, count, dtype=torch.float64)
@@ -100,7 +103,10 @@ def _token_losses(model: BlockModel, window: Tensor) -> Tensor:
 
 
 class gated:  # noqa: N801 - reads as the statement it makes
-    """`with gated(model) as gates`: block i adds 1 - gates[i] of what it did; gates are zeros with gradients."""
+    """A model with gates: in `with gated(model) as gates` block i adds 1 - gates[i] of what it did.
+
+    gates: (L,) zeros with gradients.
+    """
 
     def __init__(self, model: BlockModel) -> None:
         self.model = model

@@ -23,25 +23,26 @@ Criterion = Literal["ce", "kl"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 T = TypeVar("T")
 
-# Of the ranking text, what every candidate may be measured on: a share, not under so many tokens, and not over half.
+# The part of the ranking text that every candidate may be measured on: at least so many tokens, at most half of it.
 SCREENING_SHARE, SCREENING_TOKENS = 1 / 4, 8_192
-MUCH = 1.25  # times its share
+MUCH = 1.25  # over its usual share
 SCREENING_WINDOWS = 16
-LEAST_SCREENING_TOKENS = 64  # in a window: a shorter one is mostly its own beginning
+LEAST_SCREENING_TOKENS = 64  # in a window; in a shorter one most tokens have little before them
 
 
 @dataclass
 class Ledger:
-    """What was run beyond the analysis. block_tokens: one block over one token, a backward counted as its forwards.
+    """A count of what was run beyond the analysis and the evaluators.
 
-    paid: the names of what was derived and is counted.
+    block_tokens: one for each block run over one token; a backward counts as two forwards. paid: the names of what was
+    derived and is counted.
     """
 
     block_tokens: float = 0.0
     paid: set[str] = field(default_factory=set)
 
     def first(self, name: str) -> bool:
-        """Whether it is to be counted: what serves every number of blocks is paid for once."""
+        """Return whether `name` is to be counted now: what serves every number of blocks is paid for once."""
         new = name not in self.paid
         self.paid.add(name)
         return new
@@ -49,8 +50,10 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Context:
-    """`open_model` loads the dense model; it is called only by a method that measures. wanted: the criterion,
-    where it is not the one that goes with the text.
+    """All that a method chooses by, and the count of what it spends.
+
+    open_model: loads the dense model; only a method that measures calls it. wanted: the criterion, where it is not the
+    one that goes with the text.
     """
 
     analysis: Analysis
@@ -58,78 +61,81 @@ class Context:
     seed: int = 0
     wanted: Criterion | None = None
     extra: Ledger = field(default_factory=Ledger)
-    memories: dict[str, Memory] = field(default_factory=dict)  # what was measured on each text; may be shared
-    derived: dict[str, Any] = field(default_factory=dict)  # what serves every number of blocks; may be shared
+    memories: dict[str, Memory] = field(default_factory=dict)  # losses on each text; may be shared
+    derived: dict[str, Any] = field(default_factory=dict)  # results that serve every k; may be shared
 
     @property
     def num_blocks(self) -> int:
+        """L, the number of blocks."""
         return self.analysis.num_blocks
 
     @cached_property
     def model(self) -> BlockModel:
+        """The dense model, loaded at the first use."""
         return self.open_model()
 
     @cached_property
     def ranking(self) -> Evaluator:
-        """Measures on the ranking text, which was kept out of the scoring."""
+        """An evaluator on the ranking text, which was kept out of the scoring."""
         return self._evaluator("ranking", torch.from_numpy(self.analysis.ranking).long())
 
     @cached_property
     def screening(self) -> Evaluator:
-        """The beginning of the ranking text, in shorter windows where they are few: a part of it can then be taken."""
+        """An evaluator on the beginning of the ranking text; few windows are cut shorter, for a part to be taken."""
         windows = torch.from_numpy(self.analysis.ranking).long()
         first = windows[: screening_windows(windows)]
         return self._evaluator("screening", short_windows(first, bos=self.analysis.record.calibration.bos))
 
     @property
     def screening_share(self) -> float:
-        """How much of the ranking text screens, over its usual share."""
+        """The share of the ranking text that screens, over the usual share."""
         windows = torch.from_numpy(self.analysis.ranking)
         return screening_windows(windows) / (SCREENING_SHARE * len(windows))
 
     @property
     def short_text(self) -> bool:
-        """Whether much more than its share of the ranking text has to screen, which costs more than its share."""
+        """Whether much more than the usual share of the ranking text has to screen, which costs more."""
         return self.screening_share > MUCH
 
     @cached_property
     def confirming(self) -> Evaluator | None:
-        """The rest of the ranking text, in its whole windows; None where there is one window only."""
+        """An evaluator on the rest of the ranking text, in whole windows; None where there is one window only."""
         windows = torch.from_numpy(self.analysis.ranking).long()
         return self._evaluator("confirming", windows[screening_windows(windows) :]) if len(windows) > 1 else None
 
     @cached_property
     def held_out(self) -> Evaluator:
-        """Measures on the held-out text; for the final figure only."""
+        """An evaluator on the held-out text; for the final figure only."""
         return self._evaluator("held out", torch.from_numpy(self.analysis.held_out).long())
 
     @property
     def criterion(self) -> Criterion:
-        """The loss that candidates are compared by: the cross-entropy on the text; on text sampled from the dense model
-        KL(dense || pruned), which is the same less a constant in expectation, and far less noisy.
+        """The loss that candidates are compared by: the cross-entropy, or KL(dense || pruned) on sampled text.
+
+        On text sampled from the dense model KL is in expectation the cross-entropy less a constant, and far less noisy.
         """
         if self.wanted is not None:
             return self.wanted
         return "kl" if self.analysis.record.calibration.source == SELF else "ce"
 
     def value(self, loss: Loss) -> float:
-        """The criterion of a measured loss, in nats."""
+        """Return the criterion of a measured loss, in nats."""
         value: float = loss.kl_nats if self.criterion == "kl" else loss.ce_nats
         return value
 
     def fresh(self, wanted: Criterion | None = None) -> Context:
-        """The same, with nothing spent; what was measured and derived is not done again, but it is paid for again."""
+        """Return a copy with nothing spent: cached measurements are used again, but charged again."""
         return replace(self, open_model=lambda: self.model, extra=Ledger(), wanted=wanted or self.wanted)
 
     def derive(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once. Its cost is for the caller to count, where `extra.first` says so."""
+        """Return what `make` gives; it is made once. The caller counts its cost, where `extra.first` says so."""
         if name not in self.derived:
             self.derived[name] = make()
-        found: T = self.derived[name]
-        return found
+        result: T = self.derived[name]
+        return result
 
     def values(self, by_window: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(sets,) what to compare sets by, from losses by window (sets, windows, 2): the criterion, less its noise."""
+        """Return (sets,) to compare sets by: the criterion less its noise. by_window: losses (sets, windows, 2)."""
         values: NDArray[np.float64] = (
             by_window[..., 0].mean(1) if self.criterion == "kl" else shrunk_cross_entropy(by_window)
         )
@@ -137,7 +143,7 @@ class Context:
 
     @property
     def passes(self) -> float:
-        """What was evaluated so far to choose, in passes of the dense model over the ranking text."""
+        """The cost of choosing so far, in passes of the dense model over the ranking text."""
         made = [self.__dict__.get(name) for name in ("ranking", "screening", "confirming")]
         spent: float = sum(evaluator.block_tokens for evaluator in made if evaluator is not None)
         return (spent + self.extra.block_tokens) / (self.num_blocks * self.analysis.ranking.size)
@@ -147,15 +153,16 @@ class Context:
 
 
 def screening_windows(ranking: Tensor) -> int:
-    """How many of the windows (n, tokens) of the ranking text screen the candidates."""
+    """Return how many of the windows (n, tokens) of the ranking text screen the candidates."""
     wanted = max(round(SCREENING_SHARE * len(ranking)), math.ceil(SCREENING_TOKENS / ranking.shape[1]))
     return min(wanted, (len(ranking) + 1) // 2)
 
 
 def short_windows(windows: Tensor, *, bos: bool = False) -> Tensor:
-    """Windows (n, tokens) cut in halves until there are SCREENING_WINDOWS of them, or they would become too short: the
-    first piece of each window, then the second of each, so that a part of them is of as many passages as can be.
-    bos: each begins with a token that is no text, and so does each piece: there are models that do not work without it.
+    """Cut windows (n, tokens) in halves until there are SCREENING_WINDOWS of them, or they would become too short.
+
+    The first piece of each window comes first, then the second of each: so a part of them has as many passages as it
+    can. bos: each window begins with a token that is no text; each piece then does too, as some models need it.
     """
     head, text = windows[:, : int(bos)], windows[:, int(bos) :]
     pieces, length = 1, text.shape[1]

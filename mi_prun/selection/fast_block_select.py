@@ -1,8 +1,8 @@
-"""Fast-Block-Select (MI-PRUN, arXiv 2601.07212), with the objective it lowers made explicit.
+"""Fast-Block-Select (MI-PRUN, arXiv 2601.07212), with an explicit objective J that it lowers.
 
 1. P = the k least important blocks.
 2. Each maximal run of P, of length m, may move to any contiguous run of m blocks that neither overlaps nor touches
-   another run of P. (The paper leaves conflicts out after step 3: its shortlist may have no place to go.)
+   another run of P. (The paper removes conflicts after step 3; its shortlist may then be empty.)
 3. The moves are ranked coarsely by the sum of their single-block importances; the best `shortlist` are kept.
 4. Of these the one with the least segment cost is taken, if it lowers J.
 5. Repeat until no run moves. J falls with each accepted move and there are finitely many sets: it ends.
@@ -22,7 +22,7 @@ SHORTLIST = 8
 
 @dataclass(frozen=True)
 class Search:
-    """`objectives` is J of the start and after each accepted move: strictly falling."""
+    """A search as it went. objectives: J of the start and after each accepted move, strictly falling."""
 
     dropped: Dropped
     objectives: tuple[float, ...]
@@ -55,7 +55,7 @@ def fast_block_select(
 
 
 def _free(others: list[tuple[int, int]], length: int, num_blocks: int) -> NDArray[np.int64]:
-    """Where a run of `length` blocks may start so that it neither overlaps nor touches another run."""
+    """Return where a run of `length` blocks may start so that it neither overlaps nor touches another run."""
     taken = np.zeros(num_blocks + 1, dtype=np.int64)
     for start, stop in others:
         taken[max(0, start - 1) : stop + 1] = 1  # a run's neighbours are taken too

@@ -1,14 +1,13 @@
 """How the losses of single removals add up: the Fisher Gram matrix of what each removal does to the logits.
 
-Let z be the dense model's logits, p = softmax(z), and d_i what they change by when block i is left out. To second order
+Let z be the dense model's logits, p = softmax(z), and d_i their change when block i is left out. To second order
 
     KL(dense || without D) ~ 1/2 (sum_i d_i)^T F (sum_i d_i) = 1/2 sum_ij G_ij,   G_ij = E[cov_p(d_i, d_j)],
 
-F = diag(p) - p p^T the Fisher information of the next token in the logits. So KL, an information between what the two
-models say, is a quadratic in the set D whose diagonal is measured and whose couplings cost no run of their own: L
-single removals serve every number of blocks. The cross-entropy's first order, E[(p - y)^T d_i], adds up by itself, so
-it has the same couplings. What is left out: that block j does something else when i is missing (`surrogate.py` learns
-that from measured sets).
+F = diag(p) - p p^T is the Fisher information of the next token in the logits. So KL is a quadratic in the set D. Its
+diagonal is measured, and its couplings cost no run of their own: L single removals serve every number of blocks. The
+cross-entropy has the same couplings, as its first order, E[(p - y)^T d_i], is linear in D. The quadratic leaves out
+that block j does something else when i is missing; `surrogate.py` learns that from measured sets.
 """
 
 from __future__ import annotations
@@ -23,25 +22,28 @@ from numpy.typing import NDArray
 from mi_prun.quality.evaluator import Evaluator, Loss
 from mi_prun.selection.objective import Dropped
 
-GRAM_BYTES = 64 * 2**20  # of logit changes alive at a time
+GRAM_BYTES = 64 * 2**20  # most bytes of logit changes in memory at a time
 
 
 @dataclass(frozen=True)
 class LogitGram:
-    """gram: (L, L), nats: G_ij. singles: the loss of leaving out each block. dense: that of leaving out none."""
+    """The Gram and the losses that come with it.
+
+    gram: (L, L), nats: G_ij. singles: the loss without each block. dense: the loss of the dense model.
+    """
 
     gram: NDArray[np.float64]
     singles: tuple[Loss, ...]
     dense: Loss
 
     def linear(self, criterion: str) -> NDArray[np.float64]:
-        """(L,) what each single removal costs, in nats."""
+        """Return what each single removal costs, (L,) nats."""
         if criterion == "kl":
             return np.array([loss.kl_nats for loss in self.singles])
         return np.array([loss.ce_nats - self.dense.ce_nats for loss in self.singles])
 
     def predict(self, sets: Sequence[Dropped], criterion: str) -> NDArray[np.float64]:
-        """(sets,) the quadratic's loss above dense, in nats."""
+        """Return the quadratic's loss above dense, (sets,) nats."""
         x = membership(sets, len(self.gram))
         pairs = self.gram - np.diag(np.diag(self.gram))
         predicted: NDArray[np.float64] = x @ self.linear(criterion) + 0.5 * ((x @ pairs) * x).sum(1)
@@ -49,11 +51,12 @@ class LogitGram:
 
 
 def all_singles(num_blocks: int) -> list[Dropped]:
+    """Return the sets of one block."""
     return [(block,) for block in range(num_blocks)]
 
 
 def membership(sets: Sequence[Dropped], num_blocks: int) -> NDArray[np.float64]:
-    """(sets, L), 1 where a set drops a block."""
+    """Return a matrix (sets, L): 1 where a set drops a block, else 0."""
     x = np.zeros((len(sets), num_blocks))
     for row, dropped in zip(x, sets, strict=True):
         row[list(dropped)] = 1.0
@@ -64,8 +67,9 @@ def membership(sets: Sequence[Dropped], num_blocks: int) -> NDArray[np.float64]:
 def logit_gram(
     evaluator: Evaluator, *, windows: int | None = None, advance: Callable[[float], None] | None = None
 ) -> LogitGram:
-    """Leave out each block once on the first `windows` windows of `evaluator`: about L/2 forward passes over them. They
-    are not counted.
+    """Leave out each block once on the first `windows` windows of `evaluator`.
+
+    It takes about L/2 forward passes over them, which the caller counts.
     """
     count = evaluator.model.num_blocks
     singles = all_singles(count)

@@ -1,4 +1,4 @@
-"""The methods by name: each proposes sets of k blocks, best first; where several are asked for, the loss decides."""
+"""The methods by name. Each proposes sets of k blocks, best first; where several are asked for, the loss decides."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ Propose = Callable[[Context, int, int], list[Dropped]]
 
 @dataclass(frozen=True)
 class Method:
-    """propose: (context, k, count) -> up to `count` sets of k blocks, best first.
+    """A way to choose blocks.
 
-    rerank: how many of them are compared by their measured loss unless it is said otherwise; grows: more of them where
-    more blocks go than a quarter or than six, as there are more sets then, and each is cheaper to measure.
+    propose: (context, k, count) -> up to `count` sets of k blocks, best first.
+    rerank: how many of them are compared by their measured loss, unless the user says otherwise.
+    grows: whether more are compared where more than a quarter of the blocks go, or more than six. There are more sets
+    then, and each is cheaper to measure.
     needs_analysis: whether the one pass of `mi-prun analyze` is a part of its cost.
-    runs: (L, k) -> the sets that it may take, of one that drops neighbours: blocks of kinds in turn can stay so.
+    runs: (L, k) -> the sets that it may take, of a method that drops neighbours. Such a set can keep the order of kinds
+    where blocks alternate.
     """
 
     propose: Propose
@@ -43,19 +46,20 @@ class Method:
     runs: Callable[[int, int], list[Dropped]] | None = None
 
     def candidates(self, num_blocks: int, k: int) -> int:
-        """Sets of k blocks to compare: with the race as it is, about as fast as a tenth of greedy-loss's cost grows."""
+        """Return how many sets of k blocks to compare. Their cost then grows about as a tenth of greedy-loss's."""
         growth = beyond_few(num_blocks, k) ** 3 if self.grows else 1.0
         return min(round(self.rerank * growth), max(self.rerank, MOST_CANDIDATES))
 
     @property
     def summary(self) -> str:
+        """What the method does, in one line for the user."""
         return (self.propose.__doc__ or "").strip().splitlines()[0]
 
 
 def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
-    """Fast-Block-Select on importance -MI(h_i; h_j), as published (arXiv 2601.07212); then the lowest sets by J.
+    """Run Fast-Block-Select on importance -MI(h_i; h_j), as published (arXiv 2601.07212); then the lowest sets by J.
 
-    J itself has nats lost, as -MI has no zero: a sum over more runs would be less for that alone.
+    J counts nats lost and not -MI: that has no zero, so a sum over more runs would be less for that alone.
     """
     first = published(context.analysis, k)
     lowest = mi_optimum(context, k, count) if count > 1 else []
@@ -63,12 +67,12 @@ def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def published(analysis: Analysis, k: int) -> Dropped:
-    """What Fast-Block-Select takes by the paper's importance."""
+    """Return the set that Fast-Block-Select takes by the paper's importance."""
     return fast_block_select(-analysis.segment_mi_nats, k).dropped
 
 
 def mi_optimum(context: Context, k: int, count: int) -> list[Dropped]:
-    """The exact minimum of J, nats lost over the runs dropped; then the next lowest sets."""
+    """Take the exact minimum of J, nats lost over the runs dropped; then the next lowest sets."""
     return [dropped for _, dropped in best_sets(context.analysis.segment_cost_nats, k, count)]
 
 
@@ -91,8 +95,9 @@ METHODS: dict[str, Method] = {
 
 
 def check_possible(config: Config, method: str, wanted: int | tuple[int, ...] | None) -> None:
-    """Refuse before anything is measured what cannot be written afterwards. wanted: the blocks themselves, or how many
-    the method is to take; None: a limit says how many.
+    """Refuse, before anything is measured, what cannot be written afterwards.
+
+    wanted: the blocks themselves, or how many the method is to take; None: a limit says how many.
     """
     blocks = [(block,) for block in range(num_blocks(config))]
     runs = method_named(method).runs
@@ -105,6 +110,7 @@ def check_possible(config: Config, method: str, wanted: int | tuple[int, ...] | 
 
 
 def method_named(name: str) -> Method:
+    """Return a method by its name. Raises UserError for an unknown one."""
     if name not in METHODS:
         raise UserError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name]
@@ -112,10 +118,11 @@ def method_named(name: str) -> Method:
 
 @dataclass(frozen=True)
 class Choice:
-    """dropped: the set taken. candidates: how many sets were compared by their measured loss (0: none were).
+    """What a method chose, and what that cost.
 
-    forward_passes: blocks x tokens evaluated for it beyond the analysis, over those of one pass of the dense model over
-    the ranking text; a backward counts as two forwards.
+    dropped: the set taken. candidates: how many sets were compared by their measured loss (0: none were).
+    forward_passes: blocks x tokens evaluated beyond the analysis, over those of one pass of the dense model over the
+    ranking text; a backward counts as two forwards.
     """
 
     dropped: Dropped
@@ -127,23 +134,23 @@ class Choice:
 def choose(context: Context, method: str, k: int, rerank: int | None = None) -> Choice:
     """Choose k blocks: the best by measured loss of up to `rerank` proposed sets, or the first one proposed (0).
 
-    Says how far J of the choice is from its least value. With the number of sets left to a method that `grows`, what it
-    may cost is limited (`budget.py`).
+    rerank: None leaves the number to the method. If it `grows`, its cost is then limited (`budget.py`).
+    The choice says how far its J is from the least one.
     """
-    found = method_named(method)
-    limited = rerank is None and found.grows
-    rerank = found.candidates(context.num_blocks, k) if rerank is None else rerank
+    chooser = method_named(method)
+    limited = rerank is None and chooser.grows
+    rerank = chooser.candidates(context.num_blocks, k) if rerank is None else rerank
     check_choice(context.num_blocks, k, rerank)
     before = context.passes
     most = before + most_passes(context, k) - context.analysis.passes if limited else math.inf
-    sets = found.propose(context, k, min(max(1, rerank), math.comb(context.num_blocks, k)))
+    sets = chooser.propose(context, k, min(max(1, rerank), math.comb(context.num_blocks, k)))
     measured = len(sets) if rerank and len(sets) > 1 else 0
     dropped = race(context, sets, most)[0].dropped if measured else sets[0]
     return Choice(dropped, measured, context.passes - before, objective_of(context.analysis, dropped))
 
 
 def objective_of(analysis: Analysis, dropped: Dropped) -> Objective:
-    """J of a set beside the least one of as many blocks, and that of Fast-Block-Select."""
+    """Return J of a set, the least J for as many blocks, and J of Fast-Block-Select's set."""
     costs, k = analysis.segment_cost_nats, len(dropped)
     best, best_dropped = best_sets(costs, k)[0]
     return Objective(
@@ -155,11 +162,13 @@ def objective_of(analysis: Analysis, dropped: Dropped) -> Objective:
 
 
 def check_choice(num_blocks: int, k: int, rerank: int) -> None:
+    """Raise UserError for a number of blocks or of sets that cannot be."""
     if not 1 <= k < num_blocks:
         raise UserError(f"the number of blocks to drop must be in 1..{num_blocks - 1}, got {k}")
     check_rerank(rerank)
 
 
 def check_rerank(rerank: int | None) -> None:
+    """Raise UserError for a number of sets to compare that cannot be."""
     if rerank is not None and not 0 <= rerank <= MOST_ASKED_FOR:
         raise UserError(f"--rerank must be in 0..{MOST_ASKED_FOR}, got {rerank}")

@@ -15,30 +15,30 @@ Dropped = tuple[int, ...]
 
 
 def runs(dropped: Iterable[int]) -> list[tuple[int, int]]:
-    """The maximal runs of a set of blocks, as half-open segments.
+    """Return the maximal runs of a set of blocks, as half-open segments.
 
     >>> runs([5, 1, 2])
     [(1, 3), (5, 6)]
     """
-    found: list[tuple[int, int]] = []
+    segments: list[tuple[int, int]] = []
     for block in sorted(dropped):
-        if found and found[-1][1] == block:
-            found[-1] = (found[-1][0], block + 1)
+        if segments and segments[-1][1] == block:
+            segments[-1] = (segments[-1][0], block + 1)
         else:
-            found.append((block, block + 1))
-    return found
+            segments.append((block, block + 1))
+    return segments
 
 
 def objective(cost: Costs, dropped: Iterable[int]) -> float:
-    """J, in the unit of `cost`."""
+    """Return J of a set, in the unit of `cost`."""
     return float(sum(cost[i, j] for i, j in runs(dropped)))
 
 
 def best_sets(cost: Costs, k: int, count: int = 1) -> list[tuple[float, Dropped]]:
-    """The `count` sets of k blocks with the least J, best first: exact, by dynamic programming.
+    """Return the `count` sets of k blocks with the least J, best first: exact, by dynamic programming.
 
-    `best[i][r]` holds the least costs of dropping r of the blocks i, i+1, ..., given that block i-1 is kept (or i = 0):
-    keep block i, or drop a run [i, j) and keep block j. O(L k^2 count).
+    `value[i, r]` holds the least costs of dropping r of the blocks i, i+1, ..., where block i-1 is kept (or i = 0):
+    either block i is kept, or a run [i, j) is dropped and block j kept. O(L k^2 count).
     """
     num_blocks = len(cost) - 1
     if not 0 < k <= num_blocks:
@@ -61,11 +61,8 @@ def best_sets(cost: Costs, k: int, count: int = 1) -> list[tuple[float, Dropped]
         order = np.argsort(flat, axis=1, kind="stable")[:, :count] if count > 1 else flat.argmin(1)[:, None]
         value[i] = np.take_along_axis(flat, order, axis=1)
         origin[i] = order
-    found = []
-    for n in range(count):
-        if np.isfinite(value[0, k, n]):
-            found.append((float(value[0, k, n]), _trace(origin, num_blocks, k, n, count)))
-    return found
+    finite = (n for n in range(count) if np.isfinite(value[0, k, n]))
+    return [(float(value[0, k, n]), _trace(origin, num_blocks, k, n, count)) for n in finite]
 
 
 def _trace(origin: NDArray[np.int64], num_blocks: int, k: int, n: int, count: int) -> Dropped:

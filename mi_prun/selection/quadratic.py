@@ -1,7 +1,7 @@
 """Low states of `E(D) = sum_{i in D} linear_i + 1/2 sum_{i != j in D} pair_ij` over the sets D of k blocks.
 
-Exact where C(L, k) sets can be enumerated. Else D-Wave's simulated annealer on the same quadratic with a penalty for
-another number of blocks; what it gives is brought to k blocks and down to where no swap lowers it.
+They are exact where C(L, k) sets can be enumerated. Otherwise D-Wave's simulated annealer runs on the same quadratic,
+with a penalty for another number of blocks. Its states are brought to k blocks, then down to where no swap lowers E.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Bits = NDArray[np.bool_]
 
 
 def low_states(linear: Floats, pair: Floats, k: int, count: int, seed: int = 0) -> list[tuple[float, Dropped]]:
-    """The `count` sets of least energy, best first. linear: (L,); pair: (L, L), its diagonal is not looked at."""
+    """Return the `count` sets of least energy, best first. linear: (L,); pair: (L, L), its diagonal is not read."""
     symmetric = (pair + pair.T) / 2
     np.fill_diagonal(symmetric, 0.0)
     if math.comb(len(linear), k) <= ENUMERABLE:
@@ -34,7 +34,7 @@ def low_states(linear: Floats, pair: Floats, k: int, count: int, seed: int = 0) 
 
 
 def energy(linear: Floats, pair: Floats, dropped: Dropped) -> float:
-    """E of one set; `pair` symmetric with nothing on its diagonal."""
+    """Return E of one set. pair: symmetric, its diagonal 0."""
     index = list(dropped)
     return float(linear[index].sum() + pair[np.ix_(index, index)].sum() / 2)
 
@@ -56,7 +56,7 @@ def _anneal(linear: Floats, pair: Floats, k: int, count: int, seed: int) -> list
     from dimod import BinaryQuadraticModel
     from dwave import samplers
 
-    # A block more or less must cost about what the dearest one does: a higher wall would freeze the moves across it.
+    # A block more or less must cost about as much as the dearest one: a higher wall would freeze the moves across it.
     wall = float(np.abs(linear).max() + np.abs(pair).sum(1).max() / 2) or 1.0
     # wall * (sum_i a_i - k)^2, less its constant
     quadratic = np.triu(pair + 2 * wall, 1)
@@ -72,8 +72,9 @@ def _anneal(linear: Floats, pair: Floats, k: int, count: int, seed: int) -> list
 
 
 def _descend(linear: Floats, pair: Floats, k: int, gone: Bits) -> Iterable[tuple[Dropped, float]]:
-    """Bring a state to k blocks, then swap as long as that lowers E. Gives each set with its energy, and at the lowest
-    one those that a single swap makes of it.
+    """Bring a state to k blocks, then swap as long as that lowers E.
+
+    Yields each set with its energy; at the lowest one also the sets that a single swap makes of it.
     """
     while (size := int(gone.sum())) != k:
         field = linear + pair @ gone

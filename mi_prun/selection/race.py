@@ -1,8 +1,8 @@
 """Re-ranking: candidates are measured on a part of the ranking text, the better ones on more of it.
 
-Successive halving (Jamieson, Talwalkar 2016) on the screening text; the finalists go on through the rest, until they
-are clearly behind. Windows are nested and what was measured is kept, so that going on with a candidate costs the new
-windows only. All comparisons are paired: the same tokens for all.
+Successive halving (Jamieson, Talwalkar 2016) runs on the screening text. The finalists go on through the rest until
+they are clearly behind. Windows are nested and measurements are kept: a candidate that goes on costs the new windows
+only. All comparisons are paired: the same tokens for all.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from mi_prun.selection.objective import Dropped
 
 # Shares of the screening text.
 FIRST_SHARE = 1 / 4  # for every candidate
-# A larger share, the share of the candidates that gets it, and how many at least: few candidates cost little, and a
-# short text must not throw out the best of them.
+# A larger share of the text, the share of the candidates that gets it, and their least number: few candidates cost
+# little, and a short text must not throw out the best of them.
 STAGES = ((1 / 2, 1 / 5, 10), (1.0, 1 / 10, 6))
-# Go on to the rest of the ranking text; more of them where that is long, as those that are clearly behind do not go
-# through all of it.
+# How many go on to the rest of the ranking text. More do where that is long: those clearly behind do not go through it.
 FINALISTS, MORE_FINALISTS = 4, 6
-REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest, after which a finalist may be left out
+REST_SHARES = (1 / 8, 1 / 4, 1 / 2)  # of that rest; after each a finalist may be left out
 CLEARLY = 3.0  # standard errors of the paired difference
-LEAST_WINDOWS = 8  # screening text included: fewer do not tell their error
+LEAST_WINDOWS = 8  # screening text included; the error of fewer is not known well enough
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,19 @@ class Ranked:
 
 
 def first_windows(context: Context) -> int:
-    """Windows that every candidate is measured on."""
+    """Return how many windows every candidate is measured on."""
     return share_of(context.screening.windows, FIRST_SHARE)
 
 
 def share_of(windows: Tensor, share: float) -> int:
-    """How many windows a share of them is: two at least, where there are two, as one does not tell its noise."""
+    """Return how many windows a share is: two at least, where there are two, as one does not tell its noise."""
     return min(len(windows), max(2, round(share * len(windows))))
 
 
 def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.inf) -> list[Ranked]:
-    """The finalists that were not left out on the way, best first by the context's criterion.
+    """Return the finalists that were not left out on the way, best first by the context's criterion.
 
-    most_passes: what the context may have spent at the end (`Context.passes`); finalists are left out for it.
+    most_passes: what the context may have spent at the end (`Context.passes`); finalists are left out to keep it.
     """
     candidates = list(dict.fromkeys(sets))
     count = len(candidates)
@@ -77,12 +76,14 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
 
 
 def finalists(context: Context) -> int:
+    """Return how many candidates go on to the rest of the ranking text."""
     return FINALISTS if context.short_text else MORE_FINALISTS
 
 
 def final(context: Context, candidates: list[Dropped], most_passes: float = math.inf) -> list[Dropped]:
-    """The candidates, best first, that are not clearly behind anywhere on the way through the rest of the ranking text,
-    as many as `most_passes` pays for.
+    """Return the candidates, best first, that are never clearly behind on the way through the rest of the ranking text.
+
+    most_passes: no more candidates go on than it pays for.
     """
     rest = context.confirming
     if rest is None:
@@ -107,8 +108,10 @@ def final(context: Context, candidates: list[Dropped], most_passes: float = math
 def affordable(
     context: Context, candidates: list[Dropped], done: int, windows: int, most_passes: float
 ) -> list[Dropped]:
-    """The first of them, one at least, that can go from `done` to `windows` windows of the rest of the ranking text
-    while enough is left to take the first one to its end.
+    """Return as many of the first candidates as can be paid for, one at least.
+
+    Each goes from `done` to `windows` windows of the rest of the ranking text; enough must be left to take the first
+    one to its end.
     """
     rest = context.confirming
     if rest is None or math.isinf(most_passes):
@@ -124,7 +127,7 @@ def affordable(
 
 
 def clearly_behind(losses: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
-    """(sets,) whether a set is CLEARLY standard errors behind the best one. losses: for each text (sets, windows)."""
+    """Return (sets,): whether a set is CLEARLY standard errors behind the best. losses: each text's (sets, windows)."""
     total = sum(part.sum(1) for part in losses)
     best = int(np.argmin(total))
     differences = [part - part[best] for part in losses]
@@ -134,7 +137,7 @@ def clearly_behind(losses: Sequence[NDArray[np.float64]]) -> NDArray[np.bool_]:
 
 
 def ranking_losses(context: Context, sets: Sequence[Dropped]) -> list[Loss]:
-    """Loss over the whole ranking text, both halves together, token by token."""
+    """Return the loss over the whole ranking text, both parts together, weighted by tokens."""
     parts = [evaluator for evaluator in (context.screening, context.confirming) if evaluator is not None]
     total = sum(evaluator.predicted_tokens for evaluator in parts)
     kl, ce = sum(evaluator.by_window(sets).sum(1).T / total for evaluator in parts)

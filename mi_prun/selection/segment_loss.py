@@ -1,6 +1,6 @@
-"""`segment-loss`: the loss of leaving out each segment, measured; then the exact minimum of J.
+"""`segment-loss`: the loss without each segment is measured; then the exact minimum of J is taken.
 
-About L^2 / 6 forward passes over the text, as segments that begin alike share their states, and they serve every ratio.
+It takes about L^2 / 6 forward passes over the text, as segments that begin alike share their states.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mi_prun.selection.race import first_windows
 
 
 def segment_loss(context: Context, k: int, count: int) -> list[Dropped]:
-    """The exact minimum of J on the measured loss of leaving out each segment (a quarter of the screening text)."""
+    """Take the exact minimum of J on the measured loss without each segment (a quarter of the screening text)."""
     return [dropped for _, dropped in best_sets(measured_costs(context, k), k, count)]
 
 
 def measured_costs(context: Context, longest: int) -> Costs:
-    """(L+1, L+1) loss above dense, in nats per token, of leaving out [i, j), for segments of up to `longest` blocks."""
+    """Return the loss above dense without [i, j), (L+1, L+1) nats per token; segments of up to `longest` blocks."""
     num_blocks = context.num_blocks
     cost = np.full((num_blocks + 1, num_blocks + 1), np.inf)
     segments = [(i, j) for i in range(num_blocks) for j in range(i + 1, min(num_blocks, i + longest) + 1)]

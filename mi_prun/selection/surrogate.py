@@ -1,13 +1,13 @@
-"""What measured sets say of sets not yet measured: the quadratic of single removals, corrected.
+"""The quadratic of single removals, corrected by the sets measured so far: it predicts sets not yet measured.
 
-The loss of a set D is the quadratic's prediction plus a residual: that block j does something else when i is missing.
-The residual is a Gaussian process with kernel |D & D'|^2, the inner product of the indicators of their pairs of
-blocks: sets are alike that drop the same pairs. Its posterior mean is x^T (sum_n a_n x_n x_n^T) x, a quadratic as well,
-so that what was measured only changes the linear and the pair terms, and the lowest sets of the corrected quadratic are
-found as those of the first one are (`quadratic.py`), whatever the number of blocks.
+The loss of a set D is the quadratic's prediction plus a residual: block j does something else when i is missing. The
+residual is modelled as a Gaussian process with kernel |D & D'|^2, the inner product of the indicators of their pairs of
+blocks: sets that drop the same pairs are alike. Its posterior mean is x^T (sum_n a_n x_n x_n^T) x, a quadratic as well.
+So measurements only change the linear and the pair terms, and `quadratic.py` finds the lowest sets as before, whatever
+the number of blocks.
 
-What it learns most from are the neighbours of a good set, those that drop one block more or one less: they tell what
-each block does where so many are missing, and are the cheapest sets to measure, as they share their first states.
+It learns most from the neighbours of a good set, those that drop one block more or one less. They show what each block
+does where so many are missing, and are the cheapest sets to measure, as they share their first states.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from mi_prun.selection.logit_gram import LogitGram, membership
 from mi_prun.selection.objective import Dropped
 
-NOISE = 0.01  # variance of a measurement, in the mean variance of the residual over the measured sets
+NOISE = 0.01  # variance of a measurement, over the mean variance of the residual
 
 
 def corrected(
     gram: LogitGram, measured: Sequence[Dropped], values: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(linear, pair): (L,) and (L, L), nats, of a quadratic for `low_states`; it holds up to a constant.
+    """Return the corrected quadratic for `low_states`: linear (L,) and pair (L, L), nats; it holds up to a constant.
 
     values: (measured,) the loss of each set, in nats, from any origin.
     """
@@ -40,6 +40,6 @@ def corrected(
 
 
 def neighbours(dropped: Dropped, num_blocks: int) -> list[Dropped]:
-    """All sets that drop one block more or one less, but the empty one and that of all blocks."""
-    found = [tuple(sorted({*dropped} ^ {block})) for block in range(num_blocks)]
-    return [near for near in found if 0 < len(near) < num_blocks]
+    """Return all sets that drop one block more or one less, without the empty one and that of all blocks."""
+    one_changed = [tuple(sorted({*dropped} ^ {block})) for block in range(num_blocks)]
+    return [near for near in one_changed if 0 < len(near) < num_blocks]

@@ -1,9 +1,11 @@
 """Calibration text, cut into windows, in three parts that never share text: scoring, ranking, held out.
 
-Windows do not overlap. Of a file that is much longer than needed, each window is a passage of its own, drawn by the
-seed, from the first MOST_CHARACTERS: windows that lie side by side say the same again, and a loss measured on them is
-noisier than their number says. Of a shorter one each part is a contiguous region. A data set of the hub is shuffled by
-the seed and read as far as needed.
+Windows do not overlap. How they are taken depends on the text:
+
+- A file much longer than needed: each window is a passage of its own, drawn by the seed from the first MOST_CHARACTERS.
+  Windows side by side repeat each other, and a loss measured on them is noisier than their number says.
+- A shorter file: each part is a contiguous region.
+- A data set of the hub: it is shuffled by the seed and read as far as needed.
 """
 
 from __future__ import annotations
@@ -28,24 +30,29 @@ from mi_prun.text.text_source import TextSource, text_source
 LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held out")
 BATCH_CHARACTERS = 200_000
-MOST_CHARACTERS = 1 << 25  # of a file that are looked at for passages
-SCATTER_FROM = 3  # times as many passages as windows are wanted: else the beginning of the text is taken
-PASSAGE_MARGIN = 1.5  # a passage has about so many times the tokens of a window
+MOST_CHARACTERS = 1 << 25  # passages are drawn from this much of a file
+SCATTER_FROM = 3  # passages needed for each window wanted; with fewer the beginning of the text is taken
+PASSAGE_MARGIN = 1.5  # tokens of a passage, about, for each token of a window
 PASSAGES_AT_ONCE = 256
-MOST_WORD = 40
+MOST_WORD = 40  # characters
 
 
 @dataclass(frozen=True)
 class Windows:
-    """tokens: (windows, window_tokens) int64 on CPU. text: what they are, in words."""
+    """Windows of text as tokens.
+
+    tokens: (windows, window_tokens) int64 on CPU. text: what they are, in words.
+    """
 
     tokens: Tensor
     text: str
 
 
 class CalibrationDescription(Record):
-    """fingerprint: sha256 of all token ids, in the order of the parts. wanted_tokens is more than the three parts have
-    where the text was shorter than asked for.
+    """The text that a calibration was made of, and how it was cut.
+
+    wanted_tokens: how many were asked for; a shorter text gives fewer. fingerprint: sha256 of all token ids, in the
+    order of the parts.
     """
 
     source: str
@@ -61,8 +68,10 @@ class CalibrationDescription(Record):
 
 @dataclass(frozen=True)
 class Calibration:
-    """scoring: boundary states and scores come from it. ranking: candidates are measured on it. held_out: touched only
-    by the final figure of quality.
+    """Calibration text in its three parts.
+
+    scoring: boundary states and scores come from it. ranking: candidates are measured on it. held_out: only the final
+    figure of quality is measured on it.
     """
 
     scoring: Windows
@@ -83,11 +92,11 @@ def load_calibration(
     model: Any = None,
     scattered: bool = False,
 ) -> Calibration:
-    """Windows of about the tokens asked for (at least one window a part). `model` is needed for `self` only.
-    scattered: draw passages from all over a long file in place of its beginning.
+    """Read a text and cut it into windows of about the tokens asked for, at least one window a part.
 
-    Where the text is shorter than asked for, the ranking part shrinks to LEAST_RANKING_SHARE times the scoring part,
-    then all of them in proportion; under three windows it is refused.
+    model: needed for `self` only. scattered: draw passages from all over a long file, not its beginning.
+    A text shorter than asked for first shrinks the ranking part, to LEAST_RANKING_SHARE times the scoring part; then
+    all parts shrink in proportion. Raises UserError for a text of under three windows.
     """
     wanted = [windows_for(tokens, window_tokens) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)]
     if source == SELF:
@@ -96,13 +105,13 @@ def load_calibration(
         tokens = sample_windows(model, tokenizer, windows=sum(wanted), window_tokens=window_tokens, seed=seed)
         counts, name, bos = wanted, SELF, tokenizer.bos_token_id is not None
     else:
-        found = text_source(source, seed=seed)
+        text = text_source(source, seed=seed, tokenizer=tokenizer)
         bos = begins_with_bos(tokenizer)
-        rows = _passages(found, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
+        rows = _passages(text, tokenizer, sum(wanted), window_tokens - int(bos), seed) if scattered else None
         if rows is None:
-            rows = _beginning(found, tokenizer, sum(wanted), window_tokens)
+            rows = _beginning(text, tokenizer, sum(wanted), window_tokens)
         tokens = with_bos(rows, tokenizer) if bos else rows
-        counts, name = _shrink(wanted, len(tokens)), found.name
+        counts, name = _shrink(wanted, len(tokens)), text.name
     parts = torch.split(tokens, counts)
     description = CalibrationDescription(
         source=name,
@@ -122,17 +131,17 @@ def load_calibration(
 
 
 def tokens_digest(tokens: Tensor) -> str:
-    """sha256 of token ids, whatever the machine's byte order."""
+    """Return the sha256 of token ids, whatever the machine's byte order."""
     return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def windows_for(tokens: int, window_tokens: int) -> int:
-    """How many windows make about so many tokens."""
+    """Return how many windows make about so many tokens."""
     return max(1, round(tokens / window_tokens))
 
 
 def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: int) -> Tensor:
-    """Up to `windows` windows from the beginning of the text: (n, window_tokens), less the place of a BOS."""
+    """Return up to `windows` windows from the beginning of the text: (n, window_tokens), less one for a BOS."""
     body = window_tokens - int(begins_with_bos(tokenizer))
     if body < 1:
         raise UserError(f"pieces of {window_tokens} tokens hold nothing but the BOS token; ask for longer ones")
@@ -155,7 +164,7 @@ def _beginning(source: TextSource, tokenizer: Any, windows: int, window_tokens: 
 
 
 def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed: int) -> Tensor | None:
-    """`windows` windows (n, body), each the beginning of a passage of its own; None where the text has too few."""
+    """Return `windows` windows (n, body), each the beginning of a passage; None where the text has too few passages."""
     if not source.local:
         return None
     text = _read(source)
@@ -171,8 +180,8 @@ def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed:
     with progress(f"reading {source.name}", windows, "passages") as advance:
         for start in range(0, places, PASSAGES_AT_ONCE):
             cut = [_whole_words(text[i * length : (i + 1) * length]) for i in order[start : start + PASSAGES_AT_ONCE]]
-            found = tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"]
-            enough = [ids[:body] for ids in found if len(ids) >= body][: windows - len(rows)]
+            tokenised = tokenizer(cut, add_special_tokens=False, verbose=False)["input_ids"]
+            enough = [ids[:body] for ids in tokenised if len(ids) >= body][: windows - len(rows)]
             rows += enough
             advance(len(enough))
             if len(rows) == windows:
@@ -181,7 +190,7 @@ def _passages(source: TextSource, tokenizer: Any, windows: int, body: int, seed:
 
 
 def _read(source: TextSource) -> str:
-    """The text, up to MOST_CHARACTERS."""
+    """Return the text, up to MOST_CHARACTERS."""
     pieces: list[str] = []
     size = 0
     with progress(f"reading {source.name}", MOST_CHARACTERS, "characters") as advance:
@@ -195,24 +204,24 @@ def _read(source: TextSource) -> str:
 
 
 def _whole_words(passage: str) -> str:
-    """Without the rest of a word that it begins with."""
+    """Return the passage without the part of a word that it begins with."""
     head, space, rest = passage.partition(" ")
     return rest if space and len(head) < MOST_WORD else passage
 
 
 def with_bos(windows: Tensor, tokenizer: Any) -> Tensor:
-    """Windows (n, tokens) with BOS before each."""
+    """Return windows (n, tokens + 1): BOS, then each of `windows` (n, tokens)."""
     return torch.cat([torch.full((len(windows), 1), tokenizer.bos_token_id), windows], dim=1)
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer itself begins a text with BOS."""
+    """Return whether the tokenizer itself begins a text with BOS."""
     first = tokenizer("a")["input_ids"][:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
 def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
-    """Documents, empty ones left out, in batches of about BATCH_CHARACTERS: the tokenizer works on many at once."""
+    """Yield documents in batches of about BATCH_CHARACTERS, empty ones left out: a tokenizer works on many at once."""
     batch: list[str] = []
     size = 0
     for document in documents:
@@ -229,15 +238,15 @@ def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
         yield batch
 
 
-def _shrink(wanted: list[int], found: int) -> list[int]:
-    """Windows a part when only `found` are there: at least one each."""
+def _shrink(wanted: list[int], available: int) -> list[int]:
+    """Return the windows of each part where only `available` are there: at least one each."""
     scoring, ranking, held_out = wanted
     least = min(ranking, LEAST_RANKING_SHARE * scoring)
-    left = found - scoring - held_out
+    left = available - scoring - held_out
     if left >= least:
         return [scoring, min(ranking, left), held_out]
     whole = scoring + least + held_out
-    ranking, held_out = (max(1, found * part // whole) for part in (least, held_out))
-    held_out = min(held_out, found - 2)
-    ranking = min(ranking, found - held_out - 1)  # one is left to score on
-    return [found - ranking - held_out, ranking, held_out]
+    ranking, held_out = (max(1, available * part // whole) for part in (least, held_out))
+    held_out = min(held_out, available - 2)
+    ranking = min(ranking, available - held_out - 1)  # one is left to score on
+    return [available - ranking - held_out, ranking, held_out]

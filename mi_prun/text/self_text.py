@@ -1,6 +1,6 @@
 """Calibration text sampled from the dense model itself.
 
-No download, and just the distribution that KL(dense || pruned) is about.
+It needs no download, and it has the very distribution that KL(dense || pruned) is about.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from torch import Tensor
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 
-# Rows sampled at once. On CPU the KV cache of more rows falls out of the processor's cache: slower, not faster. On an
-# accelerator more rows cost next to nothing; tokens in its KV cache bound them.
+# Rows sampled at once. On CPU more rows are slower: their KV cache falls out of the processor's cache. On an
+# accelerator more rows cost next to nothing: the limit is its memory, in tokens of KV cache.
 CPU_ROWS = 16
 ACCELERATOR_TOKENS = 131_072
 
 
 @torch.inference_mode()
 def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Tensor:
-    """(windows, window_tokens) token ids: each starts at BOS (else EOS, else a token drawn by the seed) and is sampled
-    at temperature 1 from the whole distribution. A text that ends is followed by the next one, as in packed training.
+    """Sample token ids (windows, window_tokens) from the model, at temperature 1 from the whole distribution.
+
+    A window starts at BOS, else EOS, else a token drawn by the seed. After the end of a text the next one follows, as
+    in packed training.
     """
     start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
     device = next(model.parameters()).device
@@ -44,7 +46,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
 
 
 def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
-    """On an accelerator: as many as half of its free memory holds the keys and values of."""
+    """Return how many rows to sample at once on an accelerator: their KV cache fits in half of its free memory."""
     rows = ACCELERATOR_TOKENS // window_tokens
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -54,7 +56,10 @@ def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
 
 
 def kv_elements(config: Any) -> int:
-    """Keys and values of one token in all blocks, as if each attended to everything; no fewer than a cache holds."""
+    """Return how many elements the keys and values of one token have in all blocks.
+
+    Every block counts as if it attended to everything, so a cache never holds more.
+    """
     heads = config.num_attention_heads
     if getattr(config, "kv_lora_rank", None):  # unpacked: not every release of transformers caches the latent state
         size = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
@@ -65,7 +70,7 @@ def kv_elements(config: Any) -> int:
 
 
 def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
-    """Sample until `length` tokens a row. Not `generate`: that stops at EOS and cannot be asked to go on."""
+    """Sample until each row has `length` tokens. `generate` would stop at EOS and cannot be asked to go on."""
     cache = None
     step = tokens
     rows = [tokens]

@@ -1,14 +1,20 @@
 """Calibration text by name: a local file, or a data set of the hub. Documents come as an iterator of strings.
 
-notes.txt  notes.txt.xz  notes.txt.gz     the file; documents are separated by three newlines
-rows.jsonl  rows.parquet                   field `text`, or the only field that holds strings; rows.jsonl:FIELD
+notes.txt  notes.txt.xz  notes.txt.gz     the file, UTF-8; documents are separated by three newlines
+rows.jsonl  rows.parquet                   field `text`, else `messages`, else the only one with strings;
+                                           rows.jsonl:FIELD names another
 wikitext  alpaca  c4                       short names, see HUB
 NAME:CONFIG:SPLIT:FIELD                    any data set that `datasets` loads; CONFIG may be empty
+
+What a value of a row becomes is one rule for all of them: `row_text.py`.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import gzip
+import io
 import json
 import lzma
 import zlib
@@ -19,6 +25,7 @@ from typing import IO, Any
 
 from mi_prun.errors import UserError, first_line
 from mi_prun.files import sha256_of
+from mi_prun.text.row_text import FILE, Row, row_texts, text_field
 
 HUB = {
     "wikitext": "Salesforce/wikitext:wikitext-2-raw-v1:train:text",
@@ -32,12 +39,16 @@ DOCUMENT_BREAK = "\n\n\n"
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # a compressed file that was cut off, or is none
 READ_CHARACTERS = 1 << 20
 SHUFFLE_BUFFER = 1_000
+NUL_SHARE = 0.1  # of the characters: UTF-16 without a byte order mark looks so
+CONVERT = "; convert it first, like `iconv -f UTF-16 -t UTF-8`"
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """name: short, for records and messages; no folder of the machine it was read on. open: a fresh iterator. local: a
-    file.
+    """A text that can be read.
+
+    name: short, for records and messages; it says no folder of the machine. open: begins a new reading of its
+    documents. local: whether it is a file.
     """
 
     name: str
@@ -45,18 +56,21 @@ class TextSource:
     local: bool = True
 
 
-def text_source(source: str, *, seed: int = 0) -> TextSource:
-    """Resolve a source; raises UserError for one that is neither a file nor the name of a data set."""
+def text_source(source: str, *, seed: int = 0, tokenizer: Any = None) -> TextSource:
+    """Resolve the name of a text. tokenizer: whose chat template writes chat turns (`row_text.py`).
+
+    Raises UserError for what is neither a file nor the name of a data set.
+    """
     path, field = path_and_field(source)
     if path.is_file():
-        return _file(path, field)
+        return _file(path, field, tokenizer)
     if path.suffix in (*TEXT_SUFFIXES, *ROW_SUFFIXES, *COMPRESSED):
         raise UserError(f"calibration text {source}: no such file")
-    return _hub(HUB.get(source, source), seed)
+    return _hub(HUB.get(source, source), seed, tokenizer)
 
 
 def path_and_field(source: str) -> tuple[Path, str | None]:
-    """The file that a source names, if it names one, and the field: `rows.jsonl:FIELD`."""
+    """Split `rows.jsonl:FIELD` into the file and the field; of another source the path it would have, and None."""
     path = Path(source)
     if not path.exists() and ":" in source:
         head, _, field = source.rpartition(":")
@@ -66,101 +80,132 @@ def path_and_field(source: str) -> tuple[Path, str | None]:
 
 
 def text_digest(source: str) -> str:
-    """What tells one text from another: of a file its content, wherever it lies, and the field; else the name."""
+    """Return what tells one text from another: a file's content, wherever it lies, and the field; else the name."""
     path, field = path_and_field(source)
     return f"{sha256_of(path)} {field or ''}" if path.is_file() else source
 
 
-def _file(path: Path, field: str | None) -> TextSource:
+def _file(path: Path, field: str | None, tokenizer: Any) -> TextSource:
     kind = _kind(path)
+    origin = f"{FILE}{path}"
     if kind == ".jsonl":
-        return TextSource(path.name, lambda: _json_lines(path, field))
+        return TextSource(path.name, lambda: row_texts(origin, _json_rows(path, origin), field, tokenizer))
     if kind == ".parquet":
-        return TextSource(path.name, lambda: _parquet(path, field))
+        return TextSource(path.name, lambda: _parquet(path, origin, field, tokenizer))
     if kind in TEXT_SUFFIXES:
-        return TextSource(path.name, lambda: _documents(path))
-    raise UserError(f"calibration text {path}: files are {', '.join((*TEXT_SUFFIXES, *ROW_SUFFIXES))}, got {kind!r}")
+        return TextSource(path.name, lambda: _documents(path, origin))
+    raise UserError(f"{origin}: files are {', '.join((*TEXT_SUFFIXES, *ROW_SUFFIXES))}, got {kind!r}")
 
 
 def _kind(path: Path) -> str:
-    """The suffix, that of what was compressed where it is."""
+    """The suffix; of a compressed file the one before it."""
     return path.suffixes[-2] if path.suffix in COMPRESSED and len(path.suffixes) > 1 else path.suffix
 
 
-def _open(path: Path) -> IO[str]:
+def _open(path: Path) -> IO[bytes]:
     openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
-    opened: IO[str] = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    opened: IO[bytes] = openers.get(path.suffix, open)(path, "rb")
     return opened
 
 
-def _documents(path: Path) -> Iterator[str]:
+def _open_text(path: Path) -> IO[str]:
+    """UTF-8, a byte order mark left out, every kind of line break as a newline."""
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig")
+
+
+def _documents(path: Path, origin: str) -> Iterator[str]:
     """Documents of a text file, read piece by piece."""
     try:
-        with _open(path) as file:
+        with _open_text(path) as file:
             rest = ""
             while piece := file.read(READ_CHARACTERS):
+                if piece.count("\0") > NUL_SHARE * len(piece):
+                    raise UserError(f"{origin} cannot be read as UTF-8 text: it is full of NUL characters{CONVERT}")
                 *whole, rest = (rest + piece).split(DOCUMENT_BREAK)
                 yield from whole
                 if len(rest) > READ_CHARACTERS:
                     yield rest
                     rest = ""
             yield rest
-    except (*UNREADABLE, UnicodeDecodeError) as error:
-        raise UserError(f"calibration text {path} cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, origin) from error
+    except UNREADABLE as error:
+        raise UserError(f"{origin} cannot be read: {error}") from error
 
 
-def _json_lines(path: Path, field: str | None) -> Iterator[str]:
+def _json_rows(path: Path, origin: str) -> Iterator[tuple[str, Row]]:
+    number = 0
     try:
-        with _open(path) as file:
+        with _open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise UserError(f"calibration text {path}: line {number} is not a JSON object")
-                field = field or _text_field(row, str(path))
-                if not isinstance(row.get(field), str):
-                    raise UserError(f"calibration text {path}: line {number} has no text in field {field!r}")
-                yield row[field]
-    except (*UNREADABLE, ValueError) as error:
-        raise UserError(f"calibration text {path} cannot be read: {error}") from error
+                    raise UserError(f"{origin}: line {number} is not a JSON object")
+                yield f"line {number}", row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, origin) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{origin} cannot be read: line {number} is not JSON: {error}") from error
+    except UNREADABLE as error:
+        raise UserError(f"{origin} cannot be read: {error}") from error
 
 
-def _parquet(path: Path, field: str | None) -> Iterator[str]:
+def _not_utf8(path: Path, origin: str) -> UserError:
+    """The error for a file that is not UTF-8: it names the first line that is not."""
+    said = "it is not valid UTF-8"
+    with contextlib.suppress(*UNREADABLE), _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                said = "it begins with the byte order mark of UTF-16"
+                break
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                said = f"line {number} is not valid UTF-8 ({error.reason} at its byte {error.start + 1})"
+                break
+    return UserError(f"{origin} cannot be read as UTF-8 text: {said}{CONVERT}")
+
+
+def _parquet(path: Path, origin: str, field: str | None, tokenizer: Any) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
+        schema = file.schema_arrow
         if field is None:
-            strings = {name: "" for name in names if _is_text(file.schema_arrow.field(name).type)}
-            field = _text_field(strings, str(path))
-        if field not in names:
-            raise UserError(f"calibration text {path}: no field {field!r}; there are {', '.join(names)}")
-        for batch in file.iter_batches(columns=[field], batch_size=1_000):
-            yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
+            field = text_field({name: "" if _is_text(schema.field(name).type) else 0 for name in schema.names}, origin)
+        if field not in schema.names:
+            raise UserError(f"{origin}: no field {field!r}; there are {', '.join(schema.names)}")
+        yield from row_texts(origin, _parquet_rows(file, field, origin), field, tokenizer)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"calibration text {path} cannot be read: {error}") from error
+        raise UserError(f"{origin} cannot be read: {first_line(error)}") from error
+
+
+def _parquet_rows(file: Any, field: str, origin: str) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for batch in file.iter_batches(columns=[field], batch_size=1_000):
+        for value in batch.column(0):
+            number += 1
+            try:
+                yield f"row {number}", {field: value.as_py()}
+            except ValueError as error:  # bytes that are no UTF-8, a time that Python does not have
+                raise UserError(
+                    f"{origin}: row {number}, field {field!r} cannot be read: {first_line(error)}"
+                ) from error
 
 
 def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _text_field(row: dict[str, Any], origin: str) -> str:
-    if isinstance(row.get("text"), str):
-        return "text"
-    strings = [name for name, value in row.items() if isinstance(value, str)]
-    if len(strings) != 1:
-        found = ", ".join(strings) or "none"
-        raise UserError(f"calibration text {origin}: which field is the text? ({found}); name it: {origin}:FIELD")
-    return strings[0]
-
-
-def _hub(source: str, seed: int) -> TextSource:
+def _hub(source: str, seed: int, tokenizer: Any) -> TextSource:
     parts = source.split(":")
     if len(parts) != 4 or not parts[0] or not parts[2] or not parts[3]:
         raise UserError(
@@ -168,21 +213,21 @@ def _hub(source: str, seed: int) -> TextSource:
             "or name:config:split:field"
         )
     name, config, split, field = parts
-    return TextSource(source, lambda: _rows(name, config or None, split, field, seed), local=False)
+    return TextSource(
+        source,
+        lambda: row_texts(f"data set {name}", _hub_rows(name, config or None, split, seed), field, tokenizer),
+        local=False,
+    )
 
 
-def _rows(name: str, config: str | None, split: str, field: str, seed: int) -> Iterator[str]:
+def _hub_rows(name: str, config: str | None, split: str, seed: int) -> Iterator[tuple[str, Row]]:
     """Rows of a data set, streamed (c4 is not downloaded whole), in an order drawn by the seed within a buffer."""
     from datasets import load_dataset
 
     try:
         rows = load_dataset(name, config, split=split, streaming=True).shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-        for row in rows:
-            if field not in row:
-                raise UserError(f"data set {name}: no field {field!r}; there are {', '.join(row)}")
-            yield str(row[field])
-    except UserError:
-        raise
+        for number, row in enumerate(rows, 1):
+            yield f"row {number} (as shuffled by seed {seed})", row
     except Exception as error:  # the network's errors have no common class: OSError, httpx.TransportError
         raise UserError(
             f"data set {name} cannot be had: {first_line(error)}; give a local .txt, .jsonl or .parquet file, or `self`"

@@ -172,8 +172,8 @@ def test_the_analysis_runs_the_blocks_one_by_one(tiny, logits_without, model_typ
         for block in range(model.num_blocks):
             if block not in dropped:
                 state = model.run(block, state)
-        found = model.logits(state)
-    assert (torch.log_softmax(found, -1) - torch.log_softmax(wanted, -1)).abs().max() < 1e-4
+        logits = model.logits(state)
+    assert (torch.log_softmax(logits, -1) - torch.log_softmax(wanted, -1)).abs().max() < 1e-4
 
 
 # Served by stock vLLM's CPU build with the log-probabilities of transformers' dense model without those blocks.
@@ -218,7 +218,7 @@ CPU_CHANGES: dict[str, dict[str, Any]] = {
 
 
 def larger(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The same model at sizes that vLLM's CPU build has."""
+    """A model of that type at sizes that vLLM's CPU build has."""
     heads = {"head_dim": 32} if "head_dim" in fields else {}
     return fields | {"hidden_size": 128} | heads | CPU_CHANGES.get(model_type, {})
 
@@ -396,9 +396,9 @@ def test_experts_and_blocks_of_multi_token_prediction_follow_the_last_block(tiny
     config = json.loads((dense / "config.json").read_text())
     (dense / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
-    found = load_file(tmp_path / "pruned/model.safetensors")
-    assert "model.layers.4.eh_proj.weight" in found
-    assert not any(name.startswith(("model.layers.5.", "model.layers.6.")) for name in found)
+    tensors = load_file(tmp_path / "pruned/model.safetensors")
+    assert "model.layers.4.eh_proj.weight" in tensors
+    assert not any(name.startswith(("model.layers.5.", "model.layers.6.")) for name in tensors)
     verify(tmp_path / "pruned")
 
 

@@ -44,10 +44,10 @@ def vllm_files(architecture: str) -> list[Path]:
     if root is None:
         return []
     models = root / "model_executor" / "models"
-    found = re.search(rf'"{architecture}": \(\s*"([\w.]+)"', (models / "registry.py").read_text())
-    if not found or found[1] == "transformers":  # transformers' own modelling code runs there
+    module = re.search(rf'"{architecture}": \(\s*"([\w.]+)"', (models / "registry.py").read_text())
+    if not module or module[1] == "transformers":  # transformers' own modelling code runs there
         return []
-    return [models / f"{found[1]}.py"]
+    return [models / f"{module[1]}.py"]
 
 
 def field_of(node: ast.AST, holders: set[str]) -> str | None:
@@ -72,21 +72,21 @@ def tied_to_the_index(code: str, holders: set[str]) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and (field := field_of(node.value, holders)):
             aliases |= {name_of(target): field for target in node.targets}
-    found = set()
+    fields = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp | ast.Compare | ast.Subscript):
             inner = list(ast.walk(node))
             if any(name_of(part) in INDICES for part in inner):
-                found |= {field_of(part, holders) or aliases.get(name_of(part)) for part in inner}
-    return {field for field in found if field} - INDICES
+                fields |= {field_of(part, holders) or aliases.get(name_of(part)) for part in inner}
+    return {field for field in fields if field} - INDICES
 
 
 def fields_of(model_type: str) -> set[str]:
-    found: set[str] = set()
+    fields: set[str] = set()
     for file in (*transformers_files(model_type), *vllm_files(FAMILIES[model_type].architecture)):
         holders = HOLDERS | ({"self"} if file.name.startswith("configuration_") else set())
-        found |= tied_to_the_index(file.read_text(), holders)
-    return found
+        fields |= tied_to_the_index(file.read_text(), holders)
+    return fields
 
 
 @pytest.mark.parametrize("model_type", sorted(name for name, family in FAMILIES.items() if family.text is None))

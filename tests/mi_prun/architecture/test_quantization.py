@@ -163,11 +163,11 @@ def test_packed_layouts_of_gptq_and_awq_travel(tiny, make_plan, tmp_path, names)
             tensors[f"model.layers.{block}.mlp.up_proj.{name}"] = torch.arange(block, block + 4, dtype=torch.int32)
     save_file(tensors, dense / "model.safetensors", {"format": "pt"})
     write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
-    found = load_file(tmp_path / "pruned/model.safetensors")
+    written = load_file(tmp_path / "pruned/model.safetensors")
     for new, old in enumerate((1, 3, 4, 5)):
         for name in names:
-            assert found[f"model.layers.{new}.mlp.up_proj.{name}"].tolist() == list(range(old, old + 4))
-    assert sum("up_proj" in name for name in found) == 4 * len(names)
+            assert written[f"model.layers.{new}.mlp.up_proj.{name}"].tolist() == list(range(old, old + 4))
+    assert sum("up_proj" in name for name in written) == 4 * len(names)
 
 
 def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
@@ -184,16 +184,16 @@ def test_scales_travel_with_their_weights(tiny, make_plan, tmp_path):
     quantization = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "model.layers.5.mlp.gate"]}
     (dense / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
     write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned", max_shard_bytes=9_000)
-    found = {}
+    written = {}
     for file in (tmp_path / "pruned").glob("*.safetensors"):
-        found |= load_file(file)
+        written |= load_file(file)
     for new, old in enumerate((1, 3, 4, 5)):
         name = f"model.layers.{new}.mlp.up_proj.weight"
-        assert found[name].dtype == torch.float8_e4m3fn
+        assert written[name].dtype == torch.float8_e4m3fn
         assert torch.equal(
-            found[name].view(torch.uint8), tensors[f"model.layers.{old}.mlp.up_proj.weight"].view(torch.uint8)
+            written[name].view(torch.uint8), tensors[f"model.layers.{old}.mlp.up_proj.weight"].view(torch.uint8)
         )
-        assert found[f"{name}_scale"].item() == old + 0.5
+        assert written[f"{name}_scale"].item() == old + 0.5
     written = json.loads((tmp_path / "pruned/config.json").read_text())["quantization_config"]
     assert written["modules_to_not_convert"] == ["lm_head", "model.layers.3.mlp.gate"]
     verify(tmp_path / "pruned")

@@ -66,7 +66,7 @@ def test_the_model_is_opened_once_and_on_the_device_asked_for(
 
 
 def test_another_text_in_the_same_file_is_analysed_anew(reference: Path, harbour: Path, tmp_path: Path) -> None:
-    """And the same text in another place is not."""
+    """The same text in another place is not analysed again."""
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_bytes(harbour.read_bytes())
     assert compare(reference, text, out, "bi", ".08") == 0
@@ -86,9 +86,9 @@ def test_tables_and_pictures_say_what_the_rows_say(compared: Path) -> None:
         derived = {"block_ratio": len(row.dropped) / 12, "passes": row.selection_passes + row.analysis_passes}
         assert line == json.loads(row.model_dump_json()) | derived
     with (compared / "comparison.csv").open() as file:
-        found = list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
     for column in ("perplexity", "block_ratio", "passes"):
-        assert [float(line[column]) for line in found] == [getattr(row, column) for row in rows]
+        assert [float(line[column]) for line in lines] == [getattr(row, column) for row in rows]
     table = (compared / "comparison.md").read_text()
     assert "\nLeft out: exhaustive:0 at 3 of 12 blocks (220 sets, more than 100).\n" in table
     for row in rows:

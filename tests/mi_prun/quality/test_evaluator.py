@@ -14,6 +14,8 @@ from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
 
 
@@ -82,7 +84,7 @@ def test_a_model_that_learned_its_positions_is_measured_whatever_its_vocabulary(
     names = ("n_positions", "n_ctx") if model_type == "gpt2" else ("max_position_embeddings",)
     model = load(tiny(model_type, vocab_size=17, **dict.fromkeys(names, 24)))
     windows = torch.randint(0, 17, (20, 24), generator=torch.Generator().manual_seed(0))
-    (found,) = Evaluator(model, windows).measure([(1,)])
+    (measured,) = Evaluator(model, windows).measure([(1,)])
     with model.without((1,)) as pruned, torch.inference_mode():
         loss = pruned(input_ids=windows, labels=windows, use_cache=False).loss
-    assert found.ce_nats == pytest.approx(float(loss), rel=1e-4)
+    assert measured.ce_nats == pytest.approx(float(loss), rel=1e-4)

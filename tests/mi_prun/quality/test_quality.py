@@ -15,6 +15,8 @@ from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import compare_models, load_with_held_out, measure_quality, quality_of
 
+pytestmark = pytest.mark.numeric
+
 DROPPED = (3, 4, 8)
 
 
@@ -22,19 +24,19 @@ def test_a_written_checkpoint_is_what_the_evaluator_measured(
     reference: Path, prune: Callable[..., Path], harbour: Path, tmp_path: Path
 ) -> None:
     pruned = prune(reference, tmp_path / "pruned", DROPPED)
-    found = measure_quality(reference, pruned, str(harbour), tokens=512, window_tokens=64)
+    quality = measure_quality(reference, pruned, str(harbour), tokens=512, window_tokens=64)
     model, calibration = load_with_held_out(
         open_model(reference), str(harbour), tokens=512, window_tokens=64, seed=0, device=None
     )
     evaluator = Evaluator(model, calibration.held_out.tokens)
     wanted = quality_of(evaluator, DROPPED, text=calibration.held_out.text, bos=calibration.description.bos)
-    assert found.pruned_perplexity == pytest.approx(wanted.pruned_perplexity, rel=1e-4)
-    assert found.dense_perplexity == pytest.approx(wanted.dense_perplexity, rel=1e-4)
-    assert found.kl_nats_per_token == pytest.approx(wanted.kl_nats_per_token, rel=1e-3)
-    assert found.kl_nats_per_token > 0.01
-    assert (found.predicted_tokens, found.windows) == (8 * 63, 8)
-    assert (found.text, found.protocol) == (wanted.text, wanted.protocol)
-    assert "windows of 64 tokens, no BOS" in found.protocol
+    assert quality.pruned_perplexity == pytest.approx(wanted.pruned_perplexity, rel=1e-4)
+    assert quality.dense_perplexity == pytest.approx(wanted.dense_perplexity, rel=1e-4)
+    assert quality.kl_nats_per_token == pytest.approx(wanted.kl_nats_per_token, rel=1e-3)
+    assert quality.kl_nats_per_token > 0.01
+    assert (quality.predicted_tokens, quality.windows) == (8 * 63, 8)
+    assert (quality.text, quality.protocol) == (wanted.text, wanted.protocol)
+    assert "windows of 64 tokens, no BOS" in quality.protocol
 
 
 @torch.inference_mode()
@@ -44,10 +46,10 @@ def test_perplexity_is_exp_of_the_models_own_loss(reference: Path, harbour: Path
     )
     tokens = calibration.held_out.tokens
     loss = float(model.model(input_ids=tokens, labels=tokens).loss)  # type: ignore[operator]
-    found = quality_of(Evaluator(model, tokens), (), text="", bos=False)
-    assert found.dense_perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-    assert found.pruned_perplexity == found.dense_perplexity
-    assert found.kl_nats_per_token == 0
+    quality = quality_of(Evaluator(model, tokens), (), text="", bos=False)
+    assert quality.dense_perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+    assert quality.pruned_perplexity == quality.dense_perplexity
+    assert quality.kl_nats_per_token == 0
 
 
 def test_models_of_different_vocabularies_are_not_compared(tiny: Callable[..., Path]) -> None:

@@ -46,11 +46,11 @@ def test_every_method_gives_as_many_blocks_as_asked(context: Context, name: str)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_names_its_sets_once_and_the_best_first(context: Context, name: str) -> None:
     """The first is what it would take alone; none is named twice; no more than asked for."""
-    found = METHODS[name].propose(context.fresh(), 2, 6)
-    assert 1 <= len(found) == len(set(found)) <= 6
-    assert {len(dropped) for dropped in found} == {2}
+    sets = METHODS[name].propose(context.fresh(), 2, 6)
+    assert 1 <= len(sets) == len(set(sets)) <= 6
+    assert {len(dropped) for dropped in sets} == {2}
     if name != "hybrid":  # whose order is that of its own measurements
-        assert METHODS[name].propose(context.fresh(), 2, 1) == found[:1]
+        assert METHODS[name].propose(context.fresh(), 2, 1) == sets[:1]
 
 
 def test_the_cheap_ones_follow_their_scores(context: Context) -> None:

@@ -37,8 +37,8 @@ def test_greedy_search_runs_no_fewer_blocks_on_any_path(num_blocks: int, k: int)
     assert runs_along(num_blocks, from_the_end) == greedy_runs(num_blocks, k)
     generator = np.random.default_rng(k)
     for _ in range(10):
-        found = runs_along(num_blocks, generator.permutation(num_blocks)[:k].tolist())
-        assert greedy_runs(num_blocks, k) <= found <= 1.12 * greedy_runs(num_blocks, k)
+        needed = runs_along(num_blocks, generator.permutation(num_blocks)[:k].tolist())
+        assert greedy_runs(num_blocks, k) <= needed <= 1.12 * greedy_runs(num_blocks, k)
 
 
 def of_blocks(analysis: Analysis, num_blocks: int, ranking_tokens: int = 65_536) -> Context:
@@ -85,7 +85,7 @@ def near_ties(
     reference_analysis: Analysis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Context:
-    """Of a model whose blocks all do next to nothing."""
+    """A context whose model has blocks that all do next to nothing."""
     monkeypatch.setattr(contexts, "SCREENING_TOKENS", 1)
     model = load(tiny("llama", num_hidden_layers=12, hidden_size=16))
     with torch.no_grad():
@@ -105,10 +105,10 @@ def test_finalists_are_left_out_for_the_limit(near_ties: Context) -> None:
     everyone = race(whole, SETS)
     assert len(everyone) > 3
     limit = 0.7 * whole.passes
-    found = race(limited, SETS, limit)
-    assert 1 <= len(found) < len(everyone)
+    ranked = race(limited, SETS, limit)
+    assert 1 <= len(ranked) < len(everyone)
     assert limited.passes <= limit
-    assert {entry.dropped for entry in found} < {entry.dropped for entry in everyone}
+    assert {entry.dropped for entry in ranked} < {entry.dropped for entry in everyone}
 
 
 def test_the_first_one_goes_to_the_end_whatever_it_costs(near_ties: Context) -> None:

@@ -14,6 +14,8 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.selection.cbo import Taylor, cbo, cbo_fisher, gated, taylor
 from mi_prun.selection.context import Context
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(8))
 
 
@@ -40,21 +42,21 @@ def test_a_gate_of_one_is_the_block_left_out(model: BlockModel) -> None:
 
 
 def test_gradient_and_hessian_are_those_of_finite_differences(model: BlockModel) -> None:
-    found = taylor(model, WINDOWS, "exact")
+    derivatives = taylor(model, WINDOWS, "exact")
     e = 2e-2
     for i in range(6):
         slope = (loss(model, {i: e}) - loss(model, {i: -e})) / (2 * e)
-        assert float(found.gradient[i]) == pytest.approx(slope, abs=5e-3)
-    largest = float(found.hessian.abs().max())
+        assert float(derivatives.gradient[i]) == pytest.approx(slope, abs=5e-3)
+    largest = float(derivatives.hessian.abs().max())
     e = 4e-2
     for i, j in ((0, 1), (1, 4), (2, 5), (3, 4)):
         corners = [s * t * loss(model, {i: s * e, j: t * e}) for s in (1, -1) for t in (1, -1)]
-        assert float(found.hessian[i, j]) == pytest.approx(sum(corners) / (4 * e * e), abs=0.05 * largest)
+        assert float(derivatives.hessian[i, j]) == pytest.approx(sum(corners) / (4 * e * e), abs=0.05 * largest)
     here = loss(model, {0: 0.0})
     for i in range(6):
         second = loss(model, {i: e}) + loss(model, {i: -e}) - 2 * here
-        assert float(found.hessian[i, i]) == pytest.approx(second / (e * e), abs=0.05 * largest)
-    assert torch.equal(found.hessian, found.hessian.T)
+        assert float(derivatives.hessian[i, i]) == pytest.approx(second / (e * e), abs=0.05 * largest)
+    assert torch.equal(derivatives.hessian, derivatives.hessian.T)
 
 
 def test_the_fisher_form_has_the_same_gradient_and_no_negative_curvature(model: BlockModel) -> None:
@@ -79,13 +81,13 @@ def test_the_low_states_are_those_of_the_taylor_polynomial(
     generator = torch.Generator().manual_seed(k)
     gradient = torch.randn(6, generator=generator, dtype=torch.float64)
     half = torch.randn(6, 6, generator=generator, dtype=torch.float64)
-    found = Taylor(gradient, half + half.T, 1.0)
-    context = Context(reference_analysis, lambda: load(reference), derived={f"taylor {form}": found})
+    derivatives = Taylor(gradient, half + half.T, 1.0)
+    context = Context(reference_analysis, lambda: load(reference), derived={f"taylor {form}": derivatives})
 
     def energy(dropped: tuple[int, ...]) -> float:
         a = torch.zeros(6, dtype=torch.float64)
         a[list(dropped)] = 1.0
-        return float(found.gradient @ a + 0.5 * a @ found.hessian @ a)
+        return float(derivatives.gradient @ a + 0.5 * a @ derivatives.hessian @ a)
 
     wanted = sorted(combinations(range(6), k), key=energy)[:5]
     method = cbo if form == "exact" else cbo_fisher

@@ -25,7 +25,7 @@ def screening_as_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
-    """Of random tokens: as many for the one pass, for ranking and held out as by default, in proportion."""
+    """A context on random tokens; the one pass, the ranking and the held-out part have their default proportions."""
     generator = torch.Generator().manual_seed(seed)
     scoring, ranking, held_out = torch.split(torch.randint(0, 97, (76, 12), generator=generator), [4, 64, 8])
     seen = collect(model, scoring, sample=sample_tokens(scoring, 32, seed), projection=8, seed=seed)
@@ -85,7 +85,7 @@ def test_on_a_short_text_too(
 def test_so_it_does_of_a_trained_model(
     reference: Path, load: Callable[[Path], BlockModel], reference_analysis: Analysis
 ) -> None:
-    """Whose best sets begin early: they share fewer states."""
+    """Its best sets begin early: they share fewer states."""
     text = replace(
         reference_analysis,
         scoring=reference_analysis.scoring[:2],

@@ -15,6 +15,8 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.selection.logit_gram import logit_gram
 
+pytestmark = pytest.mark.numeric
+
 WINDOWS = torch.randint(0, 97, (3, 16), generator=torch.Generator().manual_seed(5))
 
 
@@ -30,18 +32,18 @@ def logits(model: BlockModel, dropped: tuple[int, ...]) -> torch.Tensor:
 
 
 def test_the_gram_is_the_mean_covariance_of_the_changes_under_the_dense_model(model: BlockModel) -> None:
-    found = logit_gram(Evaluator(model, WINDOWS, batch_tokens=32))
+    gram = logit_gram(Evaluator(model, WINDOWS, batch_tokens=32))
     dense = logits(model, ())
     p = torch.softmax(dense, -1)
     changes = [logits(model, (block,)) - dense for block in range(6)]
     for i, j in combinations(range(6), 2):
         product = (p * changes[i] * changes[j]).sum(-1) - (p * changes[i]).sum(-1) * (p * changes[j]).sum(-1)
-        assert found.gram[i, j] == pytest.approx(float(product.mean()), rel=1e-3, abs=1e-5)
-    assert np.allclose(found.gram, found.gram.T)
+        assert gram.gram[i, j] == pytest.approx(float(product.mean()), rel=1e-3, abs=1e-5)
+    assert np.allclose(gram.gram, gram.gram.T)
     singles = Evaluator(model, WINDOWS).measure([(block,) for block in range(6)])
-    for single, loss in zip(found.singles, singles, strict=True):
+    for single, loss in zip(gram.singles, singles, strict=True):
         assert (single.kl_nats, single.ce_nats) == pytest.approx((loss.kl_nats, loss.ce_nats), abs=1e-5)
-    assert found.dense.ce_nats == pytest.approx(Evaluator(model, WINDOWS).measure([()])[0].ce_nats, abs=1e-5)
+    assert gram.dense.ce_nats == pytest.approx(Evaluator(model, WINDOWS).measure([()])[0].ce_nats, abs=1e-5)
 
 
 def test_where_blocks_do_little_the_quadratic_is_the_kl_of_any_set(model: BlockModel) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mi_prun.selection.objective import best_sets, objective, runs
 
+pytestmark = pytest.mark.numeric
+
 
 def random_costs(num_blocks: int, seed: int) -> np.ndarray:
     return np.triu(np.random.default_rng(seed).random((num_blocks + 1, num_blocks + 1)), 1)
@@ -25,9 +27,9 @@ def test_the_best_sets_are_those_of_the_enumeration(num_blocks: int, data: st.Da
     count = data.draw(st.integers(1, 6))
     cost = random_costs(num_blocks, seed)
     every = sorted((objective(cost, dropped), dropped) for dropped in combinations(range(num_blocks), k))
-    found = best_sets(cost, k, count)
-    assert [dropped for _, dropped in found] == [dropped for _, dropped in every[:count]]
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in every[:count]])
+    lowest = best_sets(cost, k, count)
+    assert [dropped for _, dropped in lowest] == [dropped for _, dropped in every[:count]]
+    assert [value for value, _ in lowest] == pytest.approx([value for value, _ in every[:count]])
 
 
 @pytest.mark.parametrize("k", [0, 6])

@@ -9,6 +9,8 @@ import pytest
 
 from mi_prun.selection import quadratic
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -22,9 +24,9 @@ def test_the_lowest_states_are_those_of_all_sets(k: int, seed: int, monkeypatch:
         )
 
     wanted = sorted((energy(dropped), dropped) for dropped in combinations(range(10), k))[:4]
-    found = quadratic.low_states(linear, pair, k, 4)
-    assert [dropped for _, dropped in found] == [dropped for _, dropped in wanted]
-    assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted])
+    lowest = quadratic.low_states(linear, pair, k, 4)
+    assert [dropped for _, dropped in lowest] == [dropped for _, dropped in wanted]
+    assert [value for value, _ in lowest] == pytest.approx([value for value, _ in wanted])
 
     monkeypatch.setattr(quadratic, "ENUMERABLE", 0)
     annealed = quadratic.low_states(linear, pair, k, 4, seed=seed)

@@ -84,7 +84,7 @@ def test_a_race_costs_less_than_measuring_all(context: Context) -> None:
 
 
 def test_halving_never_throws_away_the_leader(context: Context) -> None:
-    """Among the finalists is the best of the first stage, which leaves out most of the sets."""
+    """The best of the first stage, which leaves out most of the sets, is among the finalists."""
     sets = list(combinations(range(2, 9), 2))  # 21
     fresh = context.fresh()
     finalists = race(fresh, sets)
@@ -95,7 +95,7 @@ def test_halving_never_throws_away_the_leader(context: Context) -> None:
 
 
 def test_clearly_behind_is_three_standard_errors_of_the_paired_difference() -> None:
-    """Of windows that differ much more from each other than the sets do."""
+    """The windows differ much more from each other than the sets do."""
     generator = np.random.default_rng(0)
     windows = [generator.normal(5.0, 2.0, 40), generator.normal(5.0, 2.0, 100)]
     noise = [0.1 * generator.normal(size=(3, len(part))) for part in windows]
@@ -108,7 +108,7 @@ def test_clearly_behind_is_three_standard_errors_of_the_paired_difference() -> N
 
 
 def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Context) -> None:
-    """Without block 0 the model says nothing."""
+    """The model says nothing without block 0."""
     ranking = np.tile(context.analysis.ranking, (8, 1))
     fresh = Context(replace(context.analysis, ranking=ranking), context.open_model)
     assert final(fresh, [(3, 7), (0, 3)]) == [(3, 7)]

@@ -13,6 +13,8 @@ from mi_prun.selection.objective import best_sets
 from mi_prun.selection.race import first_windows
 from mi_prun.selection.segment_loss import measured_costs, segment_loss
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_costs_are_the_measured_losses_of_segments(
     reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]

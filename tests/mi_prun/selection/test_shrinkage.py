@@ -7,6 +7,8 @@ import pytest
 
 from mi_prun.selection.shrinkage import shrunk_cross_entropy
 
+pytestmark = pytest.mark.numeric
+
 
 def losses(windows: int, noise: float, signal: float, sets: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(by_window, true cross-entropies): ce = 3 + 1.2 kl + signal of the set + noise of the set in each window."""

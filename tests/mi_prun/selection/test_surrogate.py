@@ -14,9 +14,11 @@ from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import energy, low_states
 from mi_prun.selection.surrogate import corrected, neighbours
 
+pytestmark = pytest.mark.numeric
+
 
 def gram_of(num_blocks: int, seed: int = 0) -> LogitGram:
-    """Of random changes; what each single removal costs is half its diagonal, as it is to second order."""
+    """A Gram of random changes; each single removal costs half its diagonal, as it does to second order."""
     changes = np.random.default_rng(seed).normal(size=(num_blocks, 3 * num_blocks)) / num_blocks
     gram = changes @ changes.T
     singles = tuple(Loss(half, half) for half in np.diag(gram) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from itertools import combinations
@@ -34,34 +35,34 @@ def load(source: Path, tokenizer: Any, **changes: int) -> Calibration:
     return load_calibration(str(source), tokenizer, **(settings | changes))
 
 
-def parts(found: Calibration) -> list[torch.Tensor]:
-    return [windows.tokens for windows in (found.scoring, found.ranking, found.held_out)]
+def parts(calibration: Calibration) -> list[torch.Tensor]:
+    return [windows.tokens for windows in (calibration.scoring, calibration.ranking, calibration.held_out)]
 
 
 def test_the_parts_are_the_beginning_of_the_text_cut_in_three(text: Path, tokenizer: Any) -> None:
-    found = load(text, tokenizer)
-    assert [tuple(part.shape) for part in parts(found)] == [(10, 32), (5, 32), (5, 32)]
+    calibration = load(text, tokenizer)
+    assert [tuple(part.shape) for part in parts(calibration)] == [(10, 32), (5, 32), (5, 32)]
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
-    assert torch.cat(parts(found)).flatten().tolist() == ids[: 20 * 32]
-    assert found.description.source == "ships.txt"  # no folder of this machine
-    assert found.held_out.text == "ships.txt, held out part"
+    assert torch.cat(parts(calibration)).flatten().tolist() == ids[: 20 * 32]
+    assert calibration.description.source == "ships.txt"  # no folder of this machine
+    assert calibration.held_out.text == "ships.txt, held out part"
 
 
 def test_a_short_text_makes_every_part_shorter(text: Path, tokenizer: Any) -> None:
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
     text.write_text(tokenizer.decode(ids[: 10 * 32 + 5]))
-    found = load(text, tokenizer)
-    assert [len(part) for part in parts(found)] == [6, 2, 2]
-    assert found.description.wanted_tokens == 20 * 32
-    assert found.description.scoring_tokens == 6 * 32
+    calibration = load(text, tokenizer)
+    assert [len(part) for part in parts(calibration)] == [6, 2, 2]
+    assert calibration.description.wanted_tokens == 20 * 32
+    assert calibration.description.scoring_tokens == 6 * 32
 
 
-@pytest.mark.parametrize(("found", "counts"), [(30, [1, 27, 2]), (19, [1, 16, 2]), (12, [1, 9, 2]), (4, [1, 2, 1])])
+@pytest.mark.parametrize(("available", "counts"), [(30, [1, 27, 2]), (19, [1, 16, 2]), (12, [1, 9, 2]), (4, [1, 2, 1])])
 def test_of_a_short_text_the_part_to_rank_on_gives_way_first(
-    text: Path, tokenizer: Any, found: int, counts: list[int]
+    text: Path, tokenizer: Any, available: int, counts: list[int]
 ) -> None:
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
-    text.write_text(tokenizer.decode(ids[: found * 32 + 5]))
+    text.write_text(tokenizer.decode(ids[: available * 32 + 5]))
     made = load(text, tokenizer, scoring_tokens=32, ranking_tokens=32 * 27, held_out_tokens=64)
     assert [len(part) for part in parts(made)] == counts
 
@@ -91,11 +92,11 @@ def scattered(text: Path, tokenizer: Any, seed: int) -> Calibration:
 def test_passages_come_from_all_over_a_long_text(text: Path, tokenizer: Any) -> None:
     """Each window is in the text, no two of them say the same, and another seed draws others."""
     text.write_text(" ".join(f"The year {n} brought {n * n % 97} ships to the harbour." for n in range(3_000)))
-    found, again, other = (scattered(text, tokenizer, seed) for seed in (0, 0, 1))
-    assert [tuple(part.shape) for part in parts(found)] == [(2, 32), (8, 32), (2, 32)]
-    assert found.description == again.description
-    assert found.description.fingerprint != other.description.fingerprint
-    rows = [tokenizer.decode(row) for row in torch.cat(parts(found))]
+    calibration, again, other = (scattered(text, tokenizer, seed) for seed in (0, 0, 1))
+    assert [tuple(part.shape) for part in parts(calibration)] == [(2, 32), (8, 32), (2, 32)]
+    assert calibration.description == again.description
+    assert calibration.description.fingerprint != other.description.fingerprint
+    rows = [tokenizer.decode(row) for row in torch.cat(parts(calibration))]
     years = [set(re.findall(r"year (\d+) brought", row)) for row in rows]
     assert all(row in text.read_text() for row in rows)
     assert not any(a & b for a, b in combinations(years, 2))
@@ -105,8 +106,8 @@ def test_passages_come_from_all_over_a_long_text(text: Path, tokenizer: Any) -> 
 def test_a_text_that_is_not_so_long_is_taken_from_its_beginning(text: Path, tokenizer: Any) -> None:
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     text.write_text(tokenizer.decode(ids[: 20 * 32]))
-    found = scattered(text, tokenizer, seed=5)
-    assert torch.cat(parts(found)).flatten().tolist() == ids[: 12 * 32]
+    calibration = scattered(text, tokenizer, seed=5)
+    assert torch.cat(parts(calibration)).flatten().tolist() == ids[: 12 * 32]
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "Three ships."])
@@ -134,10 +135,22 @@ def test_windows_begin_with_bos_where_the_tokenizer_begins_a_text_with_it(text: 
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
     )
     assert begins_with_bos(tokenizer)
-    found = load(text, tokenizer)
-    assert found.description.bos
-    tokens = torch.cat(parts(found))
+    calibration = load(text, tokenizer)
+    assert calibration.description.bos
+    tokens = torch.cat(parts(calibration))
     assert tokens.shape == (20, 32)
     assert (tokens[:, 0] == tokenizer.bos_token_id).all()
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
     assert tokens[:, 1:].flatten().tolist() == ids[: 20 * 31]
+
+
+def test_chat_turns_are_calibration_text_in_the_words_of_the_chat_template(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": TEXT[::-1]}]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in (turns, None, turns)))
+    tokenizer.chat_template = "{% for turn in messages %}[{{ turn.role }}] {{ turn.content }} {% endfor %}"
+    chat = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert chat.startswith("[user] The year")
+    (tmp_path / "chat.txt").write_text(f"{chat}\n\n\n{chat}")
+    made, wanted = load(path, tokenizer), load(tmp_path / "chat.txt", tokenizer)
+    assert made.description.fingerprint == wanted.description.fingerprint

@@ -13,6 +13,8 @@ import torch
 from mi_prun.errors import UserError
 from mi_prun.text.self_text import kv_elements, sample_windows
 
+pytestmark = pytest.mark.numeric
+
 TOKENIZER = SimpleNamespace(bos_token_id=1, eos_token_id=2)
 
 
@@ -45,10 +47,10 @@ def test_random_numbers_of_others_are_not_disturbed(model: Any) -> None:
 def test_tokens_come_as_often_as_the_model_says(model: Any) -> None:
     drawn = sample_windows(model, TOKENIZER, windows=4_000, window_tokens=2, seed=0)[:, 1]
     wanted = torch.softmax(model(input_ids=torch.tensor([[1]])).logits[0, -1], -1)
-    found = torch.bincount(drawn, minlength=97) / 4_000
-    assert float((found - wanted).abs().sum() / 2) < 0.1
+    shares = torch.bincount(drawn, minlength=97) / 4_000
+    assert float((shares - wanted).abs().sum() / 2) < 0.1
     uniform = torch.full((97,), 1 / 97)
-    assert float((found - uniform).abs().sum() / 2) > 0.2
+    assert float((shares - uniform).abs().sum() / 2) > 0.2
 
 
 def test_without_bos_a_text_starts_at_eos_else_anywhere(model: Any) -> None:
@@ -74,13 +76,13 @@ def cached(model: Any) -> int:
 
 
 def test_keys_and_values_of_a_token(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
-    """As many elements as a cache holds after it."""
+    """They are as many elements as a cache holds after it."""
     model = load(tiny("qwen3")).model
     assert kv_elements(model.config) == cached(model)
 
 
 def test_a_latent_cache_may_be_kept_unpacked(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
-    """By its key heads of 4 elements alone too few would be reckoned with."""
+    """Its key heads of 4 elements alone would be too few to reckon with."""
     sizes = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
     model = load(tiny("deepseek_v3", head_dim=4, first_k_dense_replace=6, num_key_value_heads=4, **sizes)).model
     assert kv_elements(model.config) == 6 * 4 * (8 + 4 + 8) >= cached(model)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import lzma
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -82,3 +84,107 @@ def test_a_compressed_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pack(rows)[:-200])
     with pytest.raises(UserError, match="cannot be read"):
         list(text_source(str(tmp_path / name)).open())
+
+
+SHIPS = "Elbe\n\n\nWeser: drei Schiffe, 3 €"
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("end", ["", "\n", "\n \n\n\n\n\n\n"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_line_breaks_and_a_byte_order_mark_are_no_text(
+    tmp_path: Path, line_break: str, mark: bytes, end: str, suffix: str
+) -> None:
+    data = mark + (SHIPS + end).replace("\n", line_break).encode()
+    path = tmp_path / f"ships.txt{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    assert [text for text in map(str.strip, text_source(str(path)).open()) if text] == SHIPS.split("\n\n\n")
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in SHIPS.split("\n\n\n"))
+    path = tmp_path / f"ships.jsonl{suffix}"
+    data = mark + (rows + end).replace("\n", line_break).encode()
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    assert list(text_source(str(path)).open()) == SHIPS.split("\n\n\n")
+
+
+@pytest.mark.parametrize("name", ["ships.txt", "ships.jsonl", "ships.txt.gz", "ships.jsonl.xz"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("ships\n".encode("utf-16"), "begins with the byte order mark of UTF-16"),
+        (codecs.BOM_UTF16_BE + "ships\n".encode("utf-16-be"), "begins with the byte order mark of UTF-16"),
+        (b"{}\n" * 9 + b'"caf\xe9"\n', "line 10 is not valid UTF-8 .* byte 5"),
+    ],
+)
+def test_text_of_another_encoding_is_refused_with_the_way_out(
+    tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(data))
+    with pytest.raises(UserError, match=said) as error:
+        list(text_source(str(tmp_path / name)).open())
+    assert "iconv" in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_utf_16_without_a_mark_is_refused(tmp_path: Path, encoding: str) -> None:
+    """It is valid UTF-8, every other character of it NUL."""
+    (tmp_path / "ships.txt").write_bytes(("ships " * 99).encode(encoding))
+    with pytest.raises(UserError, match="full of NUL characters"):
+        list(text_source(str(tmp_path / "ships.txt")).open())
+
+
+def test_a_nul_among_much_text_is_text(tmp_path: Path) -> None:
+    (tmp_path / "ships.txt").write_text("ships " * 99 + "\0")
+    assert list(text_source(str(tmp_path / "ships.txt")).open()) == ["ships " * 99 + "\0"]
+
+
+def test_one_giant_line(tmp_path: Path) -> None:
+    """A text without a break comes in pieces, and a row whole; nothing is lost."""
+    text = "ships €" * 500_000
+    (tmp_path / "ships.txt").write_text(text)
+    pieces = list(text_source(str(tmp_path / "ships.txt")).open())
+    assert len(pieces) > 1
+    assert "".join(pieces) == text
+    (tmp_path / "ships.jsonl").write_text(json.dumps({"text": text}))
+    assert list(text_source(str(tmp_path / "ships.jsonl")).open()) == [text]
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"text": ' + "[" * 100_000, '{"text": "a"} {"text": "b"}', "{'text': 1}"]
+)
+def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "ships.jsonl").write_text('{"text": "a"}\n\n' + line + "\n")
+    with pytest.raises(UserError, match=r"ships\.jsonl cannot be read: line 3 is not JSON"):
+        list(text_source(str(tmp_path / "ships.jsonl")).open())
+
+
+def test_parquet_that_holds_bytes_for_text_is_refused(tmp_path: Path) -> None:
+    """A column that says it is text and is not valid UTF-8, and one of bytes."""
+    offsets, data = np.array([0, 1, 3], np.int32), b"a\xff\xfe"
+    text = pyarrow.StringArray.from_buffers(2, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data))
+    pyarrow.parquet.write_table(pyarrow.table({"text": text, "raw": [b"a", b"b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="row 2, field 'text' cannot be read"):
+        list(text_source(str(tmp_path / "rows.parquet")).open())
+    with pytest.raises(UserError, match="row 1, field 'raw' holds a value of type bytes, not text"):
+        list(text_source(f"{tmp_path / 'rows.parquet'}:raw").open())
+
+
+def test_columns_of_parquet_that_are_not_plain(tmp_path: Path) -> None:
+    """Categories of text are text; a dot in a name is a part of it; a struct is no text."""
+    table = pyarrow.table(
+        {
+            "kind": pyarrow.array(["one", "two"]).dictionary_encode(),
+            "in.side": [1, 2],
+            "struct": [{"text": "a"}, {"text": "b"}],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    source = str(tmp_path / "rows.parquet")
+    assert list(text_source(source).open()) == ["one", "two"]
+    with pytest.raises(UserError, match="row 1, field 'struct' holds an object"):
+        list(text_source(f"{source}:struct").open())
+    with pytest.raises(UserError, match=r"row 1, field 'in\.side' holds a number"):
+        list(text_source(f"{source}:in.side").open())
+    with pytest.raises(UserError, match=r"no field 'struct\.text'; there are kind, in\.side, struct"):
+        list(text_source(f"{source}:struct.text").open())
