@@ -14,7 +14,7 @@ from bench.cli_results import compare, recommend, report, tasks
 from bench.options import (
     Again,
     Concurrency,
-    Dense,
+    DenseOption,
     Engines,
     InputTokens,
     OutputTokens,
@@ -31,12 +31,12 @@ from bench.options import (
     measure_settings,
     names,
     rates_of,
-    run_loads,
+    run_workloads,
     show_tasks,
     task_settings,
 )
 from bench.records.schema import PointRecord
-from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings
+from bench.settings import AUTO, PRESETS, RUN_WORKLOADS, WorkloadSettings
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.training.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
@@ -45,7 +45,7 @@ from mi_prun.settings import AnalyzeSettings
 
 SWEEP = SweepSettings()
 LOADS = SWEEP.measure.loads
-SWEEP_CONCURRENCY, RUN_CONCURRENCY = comma(LOADS.concurrency), comma(RUN_LOADS.concurrency)
+SWEEP_CONCURRENCY, RUN_CONCURRENCY = comma(LOADS.concurrency), comma(RUN_WORKLOADS.concurrency)
 TRAIN = TrainSettings()
 
 app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
@@ -103,7 +103,7 @@ def sweep(
         raise UserError("--tasks-from and --task-limit go with --tasks; add --tasks default")
     if task_limit is not None and task_limit < 1:
         raise UserError(f"--task-limit must be at least 1, got {task_limit}")
-    loads = LoadSettings(
+    loads = WorkloadSettings(
         presets=names(presets),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -140,18 +140,18 @@ def sweep(
 
 @app.command()
 def run(
-    dense: Dense,
+    dense: DenseOption,
     output: Results,
     pruned: Annotated[
         list[str] | None, typer.Option(help="a folder that `mi-prun apply` wrote; may be repeated")
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="[PRUNED]...", help="more pruned folders")] = None,
-    input_tokens: InputTokens = RUN_LOADS.input_tokens,
-    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
-    prompts: Prompts = RUN_LOADS.prompts,
+    input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
+    prompts: Prompts = RUN_WORKLOADS.prompts,
     concurrency: Concurrency = RUN_CONCURRENCY,
-    rounds: Rounds = RUN_LOADS.rounds,
-    seed: Seed = RUN_LOADS.seed,
+    rounds: Rounds = RUN_WORKLOADS.rounds,
+    seed: Seed = RUN_WORKLOADS.seed,
     quality_text: QualityText = None,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
@@ -166,26 +166,26 @@ def run(
     folders = [*(pruned or []), *(more or [])]
     if not folders:
         raise UserError("--pruned is missing: name at least one folder that `mi-prun apply` wrote")
-    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
+    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(measure(dense, folders, output, settings, quality_text=quality_text))
 
 
 @app.command()
 def draft(
-    dense: Dense,
+    dense: DenseOption,
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
     output: Results,
     text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
-    input_tokens: InputTokens = RUN_LOADS.input_tokens,
-    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
-    prompts: Prompts = RUN_LOADS.prompts,
+    input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
+    prompts: Prompts = RUN_WORKLOADS.prompts,
     concurrency: Concurrency = RUN_CONCURRENCY,
-    rounds: Rounds = RUN_LOADS.rounds,
-    seed: Seed = RUN_LOADS.seed,
+    rounds: Rounds = RUN_WORKLOADS.rounds,
+    seed: Seed = RUN_WORKLOADS.seed,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
@@ -196,7 +196,7 @@ def draft(
     """
     from bench.sweeps.run import run_drafts
 
-    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
+    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 

@@ -12,12 +12,12 @@ import typer
 
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
-from bench.settings import AUTO, RUN_LOADS, RUN_PROMPTS, Alive, LoadSettings, MeasureSettings
+from bench.settings import AUTO, RUN_PROMPTS, RUN_WORKLOADS, Alive, MeasureSettings, WorkloadSettings
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import chosen_tasks
 from mi_prun.errors import UserError
 
-Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
+DenseOption = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
 InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt; of a sweep: in place of --presets")]
 OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
@@ -39,11 +39,11 @@ Engines = Annotated[
 Again = Annotated[bool, typer.Option("--again", help="begin a new run where one of the same settings is there")]
 
 
-def measure_settings(loads: LoadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
+def measure_settings(loads: WorkloadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
     return MeasureSettings(loads, flags_of(serve_flags), engines_alive(engines), again)
 
 
-def run_loads(
+def run_workloads(
     input_tokens: int | None,
     output_tokens: int | None,
     prompts: int | None,
@@ -51,11 +51,11 @@ def run_loads(
     rounds: int,
     seed: int,
     text: str | None = None,
-) -> LoadSettings:
+) -> WorkloadSettings:
     """Of `run` and `draft`."""
     in_flight = concurrency_of(concurrency)
     return replace(
-        RUN_LOADS,
+        RUN_WORKLOADS,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         prompts=max(RUN_PROMPTS, 2 * max(in_flight)) if prompts is None else prompts,

@@ -14,7 +14,7 @@ PRESETS = {"balanced": (128, 64), "prefill-heavy": (1024, 16), "decode-heavy": (
 
 
 @dataclass(frozen=True)
-class LoadSettings:
+class WorkloadSettings:
     """presets: names of PRESETS; input_tokens, output_tokens: lengths in their place. trace: a file, beside them.
 
     text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of those.
@@ -40,7 +40,7 @@ class LoadSettings:
 class MeasureSettings:
     """alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there."""
 
-    loads: LoadSettings = field(default_factory=LoadSettings)
+    loads: WorkloadSettings = field(default_factory=WorkloadSettings)
     serve_flags: tuple[str, ...] = ()
     alive: Alive | None = None
     again: bool = False
@@ -48,4 +48,4 @@ class MeasureSettings:
 
 # Of `run` and `draft`: one load that takes minutes on a small machine.
 RUN_PROMPTS = 32  # in a round, or twice those in flight
-RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)
+RUN_WORKLOADS = WorkloadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)

@@ -27,7 +27,7 @@ WEIGHT_GIB = re.compile(r"Model loading took ([\d.]+) GiB")
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineProcess:
     """startup_s: from the start of the process to the first 200 of /health. load_s, weight_bytes: of reading the
     weights, and what they take on the device, as the engine says; None where it does not.
     """
@@ -70,7 +70,7 @@ def kv_tokens(metrics: str) -> int:
 
 
 @contextlib.contextmanager
-def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
+def running(model: str, flags: Sequence[str] = ()) -> Iterator[EngineProcess]:
     """Start `mi-prun-serve --model MODEL`, wait until it is ready; no process of it is left at the end.
 
     Raises UserError with the last lines of its log where it does not start.
@@ -93,7 +93,7 @@ def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
         said = log.read_text(errors="replace")
         load_s = [float(found) for found in LOAD_SECONDS.findall(said)]
         gib = [float(found) for found in WEIGHT_GIB.findall(said)]
-        yield Engine(
+        yield EngineProcess(
             model,
             tokenizer,
             base_url,

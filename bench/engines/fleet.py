@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from bench.engines.device import Device
-from bench.engines.engine import Engine, running
-from bench.models.measured_model import Subject
+from bench.engines.engine import EngineProcess, running
+from bench.models.measured_model import MeasuredModel
 from bench.settings import Alive
 from mi_prun.console import say
 
@@ -25,7 +25,7 @@ class Fleet:
         self._flags = flags
         self._alive = alive
         self._device = device
-        self._engines: dict[str, tuple[Engine, contextlib.ExitStack]] = {}
+        self._engines: dict[str, tuple[EngineProcess, contextlib.ExitStack]] = {}
         self._peak_device_bytes: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -43,23 +43,23 @@ class Fleet:
                 all_of_them.push(stack.__exit__)
             self._engines.clear()
 
-    def engine(self, subject: Subject) -> Engine:
-        """Of a subject, started if it is not alive."""
-        label = subject.arm.label
+    def engine(self, model: MeasuredModel) -> EngineProcess:
+        """Of a model, started if it is not alive."""
+        label = model.arm.label
         if label in self._engines:
             return self._engines[label][0]
         if self._alive == "alone":
             self.stop()
-        say(f"{label} ({subject.arm.model}): starting")
+        say(f"{label} ({model.arm.model}): starting")
         with contextlib.ExitStack() as stack:
-            engine = stack.enter_context(running(subject.arm.model, [*self._flags, *subject.flags]))
+            engine = stack.enter_context(running(model.arm.model, [*self._flags, *model.flags]))
             self._engines[label] = (engine, stack.pop_all())
         say(f"{label}: ready after {engine.startup_s:.0f} s")
         return engine
 
-    def peak_device_bytes(self, subject: Subject) -> int | None:
+    def peak_device_bytes(self, model: MeasuredModel) -> int | None:
         """The most that its processes have been seen to take on the GPU, now and at earlier calls."""
-        label = subject.arm.label
+        label = model.arm.label
         pids = [process.pid for process in self._engines[label][0].group.processes()]
         used = self._device.used_bytes(pids)
         if used is not None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.device import Device
-from bench.engines.engine import SAMPLE_SECONDS, Engine
+from bench.engines.engine import SAMPLE_SECONDS, EngineProcess
 from bench.load.prompt_files import Prompts
-from bench.records.schema import Latency, Load, Round
+from bench.records.schema import Latency, Round, Workload
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, local_addresses_direct
 
@@ -46,12 +46,12 @@ class LoadGenerator:
             group.sample_seconds = SAMPLE_SECONDS
         return self._started
 
-    def warm_up(self, engine: Engine, load: Load) -> None:
+    def warm_up(self, engine: EngineProcess, load: Workload) -> None:
         """Requests that are not counted."""
         if load.warmups:
             self._run(engine, load.model_copy(update={"prompts": load.warmups}), load.seed + WARMUP_SEED)
 
-    def round(self, engine: Engine, load: Load, number: int) -> Round:
+    def round(self, engine: EngineProcess, load: Workload, number: int) -> Round:
         """Round `number` of a load. Its prompts are the same on every engine, and no other round's: were they, the
         prefix cache would answer. Raises UserError where a request fails, or the engine ends.
         """
@@ -60,7 +60,7 @@ class LoadGenerator:
         after = self._device.energy_j()
         return round_of(load, result, None if before is None or after is None else after - before)
 
-    def _run(self, engine: Engine, load: Load, seed: int) -> dict[str, Any]:
+    def _run(self, engine: EngineProcess, load: Workload, seed: int) -> dict[str, Any]:
         self._jobs += 1
         out = self._folder / f"result-{self._jobs}.json"
         words = arguments(engine, load, seed)
@@ -91,7 +91,7 @@ def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
         yield LoadGenerator(Path(name), device, prompts, stack)
 
 
-def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
+def arguments(engine: EngineProcess, load: Workload, seed: int) -> list[str]:
     """For vLLM's benchmark."""
     options: dict[str, Any] = {
         "backend": "openai",
@@ -125,7 +125,7 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
     return [*words, *switches, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 
-def round_of(load: Load, result: dict[str, Any], energy_j: float | None) -> Round:
+def round_of(load: Workload, result: dict[str, Any], energy_j: float | None) -> Round:
     """What vLLM's benchmark reports, in our terms. In a closed loop nothing piles up."""
 
     def latency(name: str) -> Latency:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.load.prompts import prompts_of
 from bench.load.trace import Request, write_timed_trace
-from bench.records.schema import Load
+from bench.records.schema import Workload
 from mi_prun.files import write_text
 from mi_prun.model.model_folder import open_model
 
@@ -21,7 +21,7 @@ class Prompts:
         self._rest = {preset: iter(own) for preset, own in pieces.items()}
         self._by_seed: dict[int, list[str]] = {}
 
-    def write(self, path: Path, load: Load, seed: int) -> None:
+    def write(self, path: Path, load: Workload, seed: int) -> None:
         """The same prompts for the same seed, on whichever engine."""
         if load.text is None:
             write_timed_trace(path, self._requests, load.prompts, seed)
@@ -31,7 +31,7 @@ class Prompts:
         write_text(path, "".join(json.dumps({"prompt": piece}) + "\n" for piece in self._by_seed[seed]))
 
 
-def text_prompts(dense: str, text: str, loads: Sequence[Load], rounds: int) -> tuple[str, dict[str, Sequence[str]]]:
+def text_prompts(dense: str, text: str, loads: Sequence[Workload], rounds: int) -> tuple[str, dict[str, Sequence[str]]]:
     """The short name of a text, and pieces of it for all rounds and warm-ups of the loads, by preset.
 
     Raises UserError where the text is too short for one of the presets.

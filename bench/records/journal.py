@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.records.schema import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, RoundRecord, append_record, read_lines
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, PointRecord, RoundRecord, Workload, append_record, read_lines
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors
@@ -26,7 +26,7 @@ class Journal:
         self.session = uuid.uuid4().hex[:12]
         self._folder = folder
         self._labels = tuple(labels)
-        self._rounds: dict[tuple[Load, int], dict[str, RoundRecord]] = {}
+        self._rounds: dict[tuple[Workload, int], dict[str, RoundRecord]] = {}
         own = [found for found in read_rounds(folder) if found.settings_sha256 == settings_sha256]
         points = read_lines(folder, POINTS_NAME, PointRecord) if own else []
         self.resumed = bool(own) and not again
@@ -36,12 +36,12 @@ class Journal:
             if found.run == self.run:
                 self._rounds.setdefault((found.load, found.number), {})[found.arm] = found
 
-    def whole(self, load: Load, number: int) -> bool:
+    def whole(self, load: Workload, number: int) -> bool:
         """Whether all arms have this round."""
         found = self._rounds.get((load, number), {})
         return set(found) == set(self._labels) and len({one.session for one in found.values()}) == 1
 
-    def rounds(self, load: Load, count: int) -> dict[str, list[RoundRecord]] | None:
+    def rounds(self, load: Workload, count: int) -> dict[str, list[RoundRecord]] | None:
         """By arm, in order; None while one is missing."""
         if not all(self.whole(load, number) for number in range(count)):
             return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.schema import POINTS_NAME, Arm, Load, PointRecord, read_lines, read_points
+from bench.records.schema import POINTS_NAME, MeasuredArm, PointRecord, Workload, read_lines, read_points
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 
@@ -24,7 +24,7 @@ class Run:
         return next(point for point in self.points if point.arm.kind == "dense")
 
     @property
-    def main(self) -> Load:
+    def main(self) -> Workload:
         return self.dense.load
 
     @property
@@ -33,27 +33,27 @@ class Run:
         return any(point.quality is not None for point in self.points if point.arm.kind == "pruned")
 
     @property
-    def loads(self) -> list[Load]:
+    def loads(self) -> list[Workload]:
         """In the order they were run."""
-        found: list[Load] = []
+        found: list[Workload] = []
         for point in self.points:
             if point.load not in found:
                 found.append(point.load)
         return found
 
     @property
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[MeasuredArm]:
         """Dense, pruned by the number of blocks dropped, drafts."""
         kinds = ("dense", "pruned", "draft")
         labels = {point.arm.label: point.arm for point in self.points}
         return sorted(labels.values(), key=lambda arm: (kinds.index(arm.kind), len(arm.blocks.dropped), arm.label))
 
-    def point(self, arm: Arm, load: Load) -> PointRecord | None:
+    def point(self, arm: MeasuredArm, load: Workload) -> PointRecord | None:
         """The last one, were there several."""
         found = [point for point in self.points if point.arm.label == arm.label and point.load == load]
         return found[-1] if found else None
 
-    def under(self, load: Load) -> list[PointRecord]:
+    def under(self, load: Workload) -> list[PointRecord]:
         """Every arm's point under a load, dense first."""
         return [point for arm in self.arms if (point := self.point(arm, load)) is not None]
 

@@ -77,7 +77,7 @@ class Blocks(Record):
     method: str | None
 
 
-class Arm(Record):
+class MeasuredArm(Record):
     """A model of a run. label: unique in it, for people: `dense`, `hybrid 25.0%`, `draft hybrid 50.0%`.
 
     kind: `draft` is the dense model, its answers drafted by the blocks that are kept.
@@ -102,7 +102,7 @@ class Selection(Record):
     settings: dict[str, str | int | float | bool | None]
 
 
-class Dense(Record):
+class DenseModel(Record):
     """The model all arms of a run come from. shape: its name where only the config is real; then no weights_sha256."""
 
     name: str
@@ -120,7 +120,7 @@ class Trace(Record):
     requests: int
 
 
-class Load(Record):
+class Workload(Record):
     """What is asked of the engine. Lengths in tokens, of every request; means over the file for a trace.
 
     text: prompts are pieces of it; None: of random tokens. Answers are greedy, and as long as asked for.
@@ -141,7 +141,7 @@ class Load(Record):
     text: str | None = None
 
     @model_validator(mode="after")
-    def _one_loop(self) -> Load:
+    def _one_loop(self) -> Workload:
         if (self.concurrency is None) == (self.rate_per_s is None):
             raise ValueError("either concurrency (closed loop) or rate_per_s (open loop) must be given")
         return self
@@ -308,7 +308,7 @@ class Memory(Record):
     peak_rss_bytes: int
 
 
-class Acceptance(Record):
+class DraftAcceptance(Record):
     """drafts: passes of the dense model that checked drafted tokens. Tokens are summed over all of them."""
 
     drafts: int
@@ -348,7 +348,7 @@ class RoundRecord(Record):
     session: str
     time: str
     arm: str
-    load: Load
+    load: Workload
     number: int
     figures: Round
     startup_s: float
@@ -357,7 +357,7 @@ class RoundRecord(Record):
     kv_tokens: int
     peak_device_bytes: int | None
     peak_rss_bytes: int
-    acceptance: Acceptance | None
+    acceptance: DraftAcceptance | None
 
 
 class PointRecord(Record):
@@ -373,9 +373,9 @@ class PointRecord(Record):
     schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
-    dense: Dense
-    arm: Arm
-    load: Load
+    dense: DenseModel
+    arm: MeasuredArm
+    load: Workload
     speed: Speed
     paired: Paired | None
     roofline: tuple[Roofline, ...]
@@ -383,7 +383,7 @@ class PointRecord(Record):
     start_up: StartUp
     quality: Quality | None
     quality_measured_on: MeasuredOn | None
-    acceptance: Acceptance | None
+    acceptance: DraftAcceptance | None
     provenance: Provenance
     bound: float | None = None
     selection: Selection | None = None

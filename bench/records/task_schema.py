@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.records.schema import SCHEMA_VERSION, Arm, Dense, Provenance
+from bench.records.schema import SCHEMA_VERSION, DenseModel, MeasuredArm, Provenance
 from mi_prun.artefact import Record
 
 TASKS_NAME = "tasks.jsonl"
@@ -74,8 +74,8 @@ class Origin(Record):
     schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
-    dense: Dense
-    arm: Arm
+    dense: DenseModel
+    arm: MeasuredArm
     context_tokens: int
     endpoint: bool
     provenance: Provenance

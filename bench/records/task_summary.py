@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.records.item_pairs import Difference, mean_difference, paired_difference
-from bench.records.schema import Arm
+from bench.records.item_pairs import ItemDifference, mean_difference, paired_difference
+from bench.records.schema import MeasuredArm
 from bench.records.task_schema import Origin, TaskRecord
 
 
@@ -15,7 +15,7 @@ class TaskRow:
     """A task of a model. difference: to the dense model on the same items, None where that did not answer them."""
 
     record: TaskRecord
-    difference: Difference | None
+    difference: ItemDifference | None
 
     def line(self) -> str:
         """For a terminal."""
@@ -30,7 +30,7 @@ class TaskRow:
 class MeanRow:
     """The mean over the tasks that both the model and the dense one answered. low, high: None for the dense model."""
 
-    arm: Arm
+    arm: MeasuredArm
     tasks: int
     score: float
     difference: tuple[float, float, float] | None
@@ -61,7 +61,7 @@ def task_rows(records: Iterable[TaskRecord]) -> list[TaskRow]:
     return rows
 
 
-def difference_of(first: TaskRecord, second: TaskRecord) -> Difference:
+def difference_of(first: TaskRecord, second: TaskRecord) -> ItemDifference:
     return paired_difference(first.score.answers(), second.score.answers())
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import mean, variance
 
-from bench.records.comparable import Comparable, comparable, load_key, protocol_of
+from bench.records.comparable import Comparable, comparable, protocol_of, workload_key
 from bench.records.paired import CONFIDENCE
 from bench.records.results import Run, Side
-from bench.records.schema import Arm, Load, PointRecord, Ratio, Round
+from bench.records.schema import MeasuredArm, PointRecord, Ratio, Round, Workload
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import comparable_answers, difference_of
 from mi_prun.artefact import Record
@@ -30,7 +30,7 @@ SHARE_OF_START = 0.25
 LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", "e2e"))
 
 
-class Change(Record):
+class RunChange(Record):
     """B against A. change: B over A, or for tasks B minus A. low, high: its 95 % interval; None for an exact figure.
 
     beyond_noise: the interval leaves out no change, or an exact figure is another. better: None where it is not beyond.
@@ -59,14 +59,14 @@ class Change(Record):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """notes: what is not compared and why, and what else differs."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[RunChange, ...]
     notes: tuple[str, ...]
 
     @property
-    def beyond_noise(self) -> list[Change]:
+    def beyond_noise(self) -> list[RunChange]:
         return [change for change in self.changes if change.beyond_noise]
 
     def summary(self) -> str:
@@ -77,13 +77,13 @@ class Comparison:
         )
 
 
-def compare(a: Side, b: Side, *, anyway: bool = False) -> Comparison:
+def compare(a: Side, b: Side, *, anyway: bool = False) -> RunComparison:
     """Every figure of models and loads that A and B have in common.
 
     anyway: speed and memory too, though the machines or the engines differ. Raises UserError where nothing compares.
     """
     may = comparable(a, b, anyway=anyway)
-    changes: list[Change] = []
+    changes: list[RunChange] = []
     notes = list(may.notes)
     if a.run and b.run:
         changes += _runs(a.run, b.run, may)
@@ -93,7 +93,7 @@ def compare(a: Side, b: Side, *, anyway: bool = False) -> Comparison:
     if not changes:
         reason = "; ".join(notes) or "no model and load, and no task, is in both"
         raise UserError(f"{a.name} and {b.name} have nothing to compare: {reason}")
-    return Comparison(tuple(changes), tuple(notes))
+    return RunComparison(tuple(changes), tuple(notes))
 
 
 def _other_blocks(a: Run, b: Run) -> Iterator[str]:
@@ -103,7 +103,7 @@ def _other_blocks(a: Run, b: Run) -> Iterator[str]:
             yield f"{before.arm.label} drops other blocks: {ours} -> {theirs}"
 
 
-def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
+def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
     told: set[str] = set()
     for before, after in _pairs(a, b):
         if before.arm.label not in told:  # by the first load that both have
@@ -116,8 +116,8 @@ def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
 def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
     """Points of the same kind of model, method and number of blocks, under the same load."""
 
-    def key(arm: Arm, load: Load) -> tuple[object, ...]:
-        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), load_key(load)
+    def key(arm: MeasuredArm, load: Workload) -> tuple[object, ...]:
+        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), workload_key(load)
 
     theirs = {key(point.arm, point.load): point for point in b.points}
     for load in a.loads:
@@ -126,7 +126,7 @@ def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
                 yield point, other
 
 
-def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[Change]:
+def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[RunChange]:
     """What a model has under any load."""
     if may.speed:
         first, second = before.memory, after.memory
@@ -148,7 +148,7 @@ def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[
             yield _exact(before.arm, "KL to dense", ours.kl_nats_per_token, theirs.kl_nats_per_token, more=False)
 
 
-def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
+def _speeds(before: PointRecord, after: PointRecord) -> Iterator[RunChange]:
     def rounds(of: Callable[[Round], float]) -> tuple[list[float], list[float]]:
         return [of(found) for found in before.speed.rounds], [of(found) for found in after.speed.rounds]
 
@@ -167,11 +167,11 @@ def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
         yield _change_of_ratio(before, ours, theirs)
 
 
-def _exact(arm: Arm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> Change:
+def _exact(arm: MeasuredArm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> RunChange:
     """more: whether more of it is better. least: a smaller relative change is none."""
     change = after / before if before else 1.0
     changed = abs(change - 1) > least
-    return Change(
+    return RunChange(
         arm=arm.label,
         load=None,
         figure=figure,
@@ -185,13 +185,15 @@ def _exact(arm: Arm, figure: str, before: float, after: float, *, more: bool, le
     )
 
 
-def _noisy(point: PointRecord, figure: str, before: Sequence[float], after: Sequence[float], *, more: bool) -> Change:
+def _noisy(
+    point: PointRecord, figure: str, before: Sequence[float], after: Sequence[float], *, more: bool
+) -> RunChange:
     logs = [[math.log(value) for value in side] for side in (before, after)]
     spreads = [(variance(side) / len(side) if len(side) > 1 else None, len(side)) for side in logs]
     return _with_interval(point, figure, [math.exp(mean(side)) for side in logs], spreads, more=more)
 
 
-def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> Change:
+def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> RunChange:
     """The intervals are Student's t of log ratios (`paired.py`): their standard errors are read back."""
     from scipy.stats import t
 
@@ -207,7 +209,7 @@ def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> Change:
 
 def _with_interval(
     point: PointRecord, figure: str, means: Sequence[float], spreads: Sequence[tuple[float | None, int]], *, more: bool
-) -> Change:
+) -> RunChange:
     """Welch's t interval of the difference of two mean logarithms. spreads: squared standard error, and of how many."""
     from scipy.stats import t
 
@@ -221,7 +223,7 @@ def _with_interval(
         half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(error2)
         low, high = after / before * math.exp(-half), after / before * math.exp(half)
     changed = low is not None and high is not None and not low <= 1 <= high
-    return Change(
+    return RunChange(
         arm=point.arm.label,
         load=point.load.label,
         figure=figure,
@@ -235,7 +237,7 @@ def _with_interval(
     )
 
 
-def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[Change]:
+def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChange]:
     def key(record: TaskRecord) -> tuple[object, ...]:
         blocks = record.arm.blocks
         return record.arm.kind, blocks.method, len(blocks.dropped), record.score.task
@@ -246,7 +248,7 @@ def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[Change]
         if other is None or not comparable_answers(record, other):
             continue
         found = difference_of(record, other)
-        yield Change(
+        yield RunChange(
             arm=record.arm.label,
             load=None,
             figure=f"task {record.score.task} {record.score.metric}",

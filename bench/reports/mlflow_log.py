@@ -9,7 +9,7 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
-from bench.records.flat_rows import Row, rows_of
+from bench.records.flat_rows import FlatRow, rows_of
 from bench.records.results import Results
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import TaskRow, model_key, task_rows
@@ -45,12 +45,12 @@ def log_results(results: Results, uri: str) -> int:
     return made
 
 
-def _parameters(row: Row) -> dict[str, str]:
+def _parameters(row: FlatRow) -> dict[str, str]:
     fields = row.model_dump(include={"dense_model", "arm", "kind", "method", "dropped", "block_ratio", "load"})
     return {name: str(value) for name, value in fields.items()}
 
 
-def _metrics(row: Row) -> dict[str, float]:
+def _metrics(row: FlatRow) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in row.model_dump().items()

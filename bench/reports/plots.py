@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from bench.records.flat_rows import perplexity_of, row_of
 from bench.records.results import Run
-from bench.records.schema import Arm, Load, PointRecord
+from bench.records.schema import MeasuredArm, PointRecord, Workload
 from bench.records.task_summary import TaskRow
 from bench.reports.report_tables import rooflines
 
@@ -49,12 +49,12 @@ def share(ratio: float) -> str:
     return f"{100 * ratio:.3g}%"
 
 
-def speed_arms(run: Run) -> list[Arm]:
+def speed_arms(run: Run) -> list[MeasuredArm]:
     """One arm of each kind and number of dropped blocks: which blocks they are makes no difference to speed."""
     return list({(arm.kind, len(arm.blocks.dropped)): arm for arm in reversed(run.arms)}.values())[::-1]
 
 
-def arm_looks(arms: Sequence[Arm]) -> dict[str, Look]:
+def arm_looks(arms: Sequence[MeasuredArm]) -> dict[str, Look]:
     """The dense model is a square of its own colour."""
     others = looks([arm.label for arm in arms if arm.kind != "dense"])
     return {arm.label: others.get(arm.label, Look(DENSE, "s")) for arm in arms}
@@ -116,9 +116,9 @@ def pareto_svg(run: Run) -> str:
     return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", run.name)
 
 
-def curve_groups(run: Run) -> list[list[Load]]:
+def curve_groups(run: Run) -> list[list[Workload]]:
     """Loads that differ only in how many requests there are at a time: two or more make a curve."""
-    groups: dict[tuple[object, ...], list[Load]] = {}
+    groups: dict[tuple[object, ...], list[Workload]] = {}
     for load in run.loads:
         key = (load.preset, load.concurrency is None, load.input_tokens, load.output_tokens)
         groups.setdefault(key, []).append(load)
@@ -130,7 +130,7 @@ def curve_groups(run: Run) -> list[list[Load]]:
 
 
 @styled
-def curves_svg(run: Run, group: Sequence[Load]) -> str:
+def curves_svg(run: Run, group: Sequence[Workload]) -> str:
     """Latency against throughput, a line for each model, a point for each number of requests: TTFT and TPOT, p50."""
     figure, panels = _figure(2 * WIDTH, 3.6, columns=2)
     arms = speed_arms(run)
@@ -301,7 +301,7 @@ def _svg(figure: Any, title: str, run: str) -> str:
     return body.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-def block_map_svg(arms: Sequence[Arm]) -> str:
+def block_map_svg(arms: Sequence[MeasuredArm]) -> str:
     """A line for each model, a cell for each of the dense model's blocks: filled is kept, crossed is dropped.
 
     Deep models get narrower cells, down to what a cross can be seen in.

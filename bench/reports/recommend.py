@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
@@ -29,7 +29,7 @@ def _percent(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TradeoffLimits:
     """ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
 
     ppl_increase: float | None = None
@@ -71,14 +71,14 @@ class Recommendation(Record):
         return f"{head}: {self.why}"
 
 
-def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory: str | None) -> Limits:
+def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory: str | None) -> TradeoffLimits:
     """Raises UserError for a limit that is none, and where there is not one."""
     if max_ppl_increase is None and min_speedup is None and memory is None:
         raise UserError("give at least one of --max-ppl-increase 10%, --min-speedup 1.25 and --memory 24GiB")
     if min_speedup is not None and not (math.isfinite(min_speedup) and min_speedup > 0):
         raise UserError(f"--min-speedup must be over 0, got {min_speedup:g}")
     allowed = parse_limit(max_ppl_increase, None)
-    return Limits(allowed.value if allowed else None, min_speedup, parse_memory(memory) if memory else None)
+    return TradeoffLimits(allowed.value if allowed else None, min_speedup, parse_memory(memory) if memory else None)
 
 
 def parse_memory(text: str) -> int:
@@ -94,7 +94,7 @@ def parse_memory(text: str) -> int:
     return round(value * UNITS[unit])
 
 
-def recommend(run: Run, limits: Limits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:
+def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:
     """Of the models under the run's main load. Drafts are left out: they are the dense model.
 
     tasks: what they answered, to be told beside the rest; no limit is set on it.
@@ -130,7 +130,7 @@ def recommend(run: Run, limits: Limits, tasks: Sequence[TaskRecord] = ()) -> Rec
     )
 
 
-def misses(row: Row, limits: Limits) -> list[tuple[str, float]]:
+def misses(row: FlatRow, limits: TradeoffLimits) -> list[tuple[str, float]]:
     """Each limit that the model is beyond: in words, and by how much of the limit."""
     found = []
     if limits.ppl_increase is not None and row.dropped:
@@ -148,19 +148,19 @@ def misses(row: Row, limits: Limits) -> list[tuple[str, float]]:
     return found
 
 
-def least(rows: Sequence[Row]) -> Row:
+def least(rows: Sequence[FlatRow]) -> FlatRow:
     """The least loss: perplexity where it was measured, else the fewest blocks; the faster of equals."""
     if all(row.x_perplexity is not None or not row.dropped for row in rows):
         return min(rows, key=lambda row: (row.x_perplexity or 1.0, -row.x_output_tokens_per_s))
     return min(rows, key=lambda row: (len(row.dropped), -row.x_output_tokens_per_s))
 
 
-def reason(fit: Sequence[Row], limits: Limits) -> str:
+def reason(fit: Sequence[FlatRow], limits: TradeoffLimits) -> str:
     how = "the fastest" if limits.ppl_increase is not None else "the least loss"
     return f"{how} of the {len(fit)} that fit ({limits.words()})"
 
 
-def figures(row: Row, dense: Row) -> str:
+def figures(row: FlatRow, dense: FlatRow) -> str:
     speed = f"{row.x_output_tokens_per_s:.2f}x tokens/s"
     if row.x_low is not None and row.x_high is not None:
         speed += f" [{row.x_low:.2f}, {row.x_high:.2f}]"
@@ -170,7 +170,7 @@ def figures(row: Row, dense: Row) -> str:
     return ", ".join(words)
 
 
-def answers(row: Row, tasks: Sequence[TaskRecord]) -> str:
+def answers(row: FlatRow, tasks: Sequence[TaskRecord]) -> str:
     """What the model lost on tasks, where it and the dense model answered several."""
     for mean in mean_rows(task_rows(tasks)):
         if mean.arm.kind == "pruned" and mean.arm.blocks.dropped == row.dropped and mean.difference is not None:
@@ -179,7 +179,7 @@ def answers(row: Row, tasks: Sequence[TaskRecord]) -> str:
     return ""
 
 
-def doubt(row: Row, limits: Limits) -> str:
+def doubt(row: FlatRow, limits: TradeoffLimits) -> str:
     """Where the interval of the speed reaches below what was asked for, or below the dense model's."""
     asked = limits.speedup or 1.0
     if row.x_low is None or row.x_low >= asked:

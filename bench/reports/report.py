@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.records.flat_rows import Row, rows_of
+from bench.records.flat_rows import FlatRow, rows_of
 from bench.records.results import Run, read_results
 from bench.reports.report_section import Section, sections
 from mi_prun.files import one_line_os_errors, write_text
@@ -71,7 +71,7 @@ def _quoted(text: str) -> str:
 def comma_separated(runs: Sequence[Run]) -> str:
     """Every model under every load, every percentile. Tasks are in tasks.jsonl."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(Row.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(out, list(FlatRow.model_fields), lineterminator="\n")
     writer.writeheader()
     for run in runs:
         for row in rows_of(run):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.machine import machine_words
 from bench.records.results import Results, Run
-from bench.records.schema import FEW_ROUNDS, Arm, PointRecord, Provenance
+from bench.records.schema import FEW_ROUNDS, MeasuredArm, PointRecord, Provenance
 from bench.records.task_schema import GenerationRecord, Origin, TaskRecord
 from bench.records.task_summary import MeanRow, TaskRow, mean_rows, task_rows
 from bench.reports.plots import (
@@ -70,7 +70,7 @@ class Section:
     notes: tuple[str, ...]
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[MeasuredArm, ...]
     prompts: tuple[Prompt, ...]
     footers: tuple[tuple[str, str], ...]
 
@@ -184,7 +184,7 @@ def headline(run: Run) -> str:
     return words
 
 
-def _speed(row: Row) -> str:
+def _speed(row: FlatRow) -> str:
     """With its interval, and whether that leaves out no change."""
     words = f"{row.x_output_tokens_per_s:.2f}× tokens/s"
     if row.x_low is None or row.x_high is None:
@@ -205,7 +205,7 @@ def tasks_headline(means: Sequence[MeanRow]) -> str:
     )
 
 
-def _draft_headline(rows: Sequence[Row]) -> str:
+def _draft_headline(rows: Sequence[FlatRow]) -> str:
     best = max(rows[1:], key=lambda row: row.x_output_tokens_per_s)
     return f"{best.arm}: {_speed(best)}, the dense model's own answers"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
 from bench.records.schema import Latency, PointRecord, Roofline
 from bench.records.task_schema import TaskRecord
@@ -53,7 +53,7 @@ def _in_table(text: str) -> str:
 class Column:
     name: str
     unit: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[FlatRow], Cell]
 
 
 def interval(low: float | None, high: float | None, form: str = ".2f") -> str:
@@ -80,23 +80,23 @@ def _dropped(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} dropped" if count else ""
 
 
-def _speed(row: Row) -> Cell:
+def _speed(row: FlatRow) -> Cell:
     return Cell(
         f"{row.x_output_tokens_per_s:.2f}", lines_of(interval(row.x_low, row.x_high), at_most(row.x_bound)), strong=True
     )
 
 
-def _output(row: Row) -> Cell:
+def _output(row: FlatRow) -> Cell:
     spread = f"{row.min_output_tokens_per_s:,.1f}–{row.max_output_tokens_per_s:,.1f}" if row.rounds > 1 else ""
     return Cell(f"{row.output_tokens_per_s:,.1f}", spread)
 
 
-def _weights(row: Row) -> Cell:
+def _weights(row: FlatRow) -> Cell:
     engine = "" if row.engine_weight_bytes is None else f"{row.engine_weight_bytes / MIB:,.1f} loaded"
     return Cell(f"{row.weight_bytes / MIB:,.1f}", lines_of(f"{row.x_weight_bytes:.2f}×", engine))
 
 
-def _perplexity(row: Row) -> Cell:
+def _perplexity(row: FlatRow) -> Cell:
     change = f"× {row.x_perplexity:.2f}" if row.x_perplexity and row.dropped else ""
     if row.kind == "draft":
         return Cell("as dense")
@@ -122,7 +122,7 @@ DEVICE = Column("Peak device", "MiB", lambda row: Cell(f"{(row.peak_device_bytes
 ENERGY = Column("Energy", "J/round", lambda row: Cell(number(row.energy_j, ",.0f")))
 
 
-def _loading(row: Row) -> str:
+def _loading(row: FlatRow) -> str:
     return f"{row.load_s:.1f} loading" if row.load_s is not None else ""
 
 
@@ -146,7 +146,7 @@ def main_table(run: Run) -> Table:
     )
 
 
-def _of_length(rows: Sequence[Row]) -> str:
+def _of_length(rows: Sequence[FlatRow]) -> str:
     return f"of {rows[0].length_tokens:,} tokens"
 
 

@@ -39,7 +39,7 @@ from bench.load.prompt_files import Prompts
 from bench.load.workloads import CUSTOM, TOOL
 from bench.models.shape import open_shape, shape_flags, write_shape
 from bench.records.machine import commit, this_machine, versions
-from bench.records.schema import Load
+from bench.records.schema import Workload
 from bench.studies.stream_client import Timings, load
 from mi_prun.architecture.architecture import num_blocks
 from mi_prun.console import run_command
@@ -165,7 +165,7 @@ def _take_turns(targets: dict[str, int], given: argparse.Namespace) -> dict[str,
 
 def vllm(given: argparse.Namespace) -> dict[str, Any]:
     """Output tokens/s by vLLM's own serving benchmark: directly, and through the proxy, in turns."""
-    asked = Load(
+    asked = Workload(
         tool=TOOL,
         preset=CUSTOM,
         input_tokens=64,

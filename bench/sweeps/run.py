@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.models.measured_model import open_subjects
+from bench.models.measured_model import open_measured_models
 from bench.quality.quality import with_quality_on
 from bench.records.journal import results_folder
 from bench.records.schema import PointRecord
@@ -28,11 +28,11 @@ def run(
     quality_text: measure quality on this text; None takes what each plan measured.
     Raises UserError before anything is started or written for a setting or a model that will not do.
     """
-    subjects = open_subjects(dense, pruned)
-    prepared = prepare(subjects, settings)
+    models = open_measured_models(dense, pruned)
+    prepared = prepare(models, settings)
     with results_folder(out):
         if quality_text is not None:
-            prepared = replace(prepared, subjects=with_quality_on(subjects, quality_text, settings.loads.seed))
+            prepared = replace(prepared, models=with_quality_on(models, quality_text, settings.loads.seed))
         return measure(prepared, out, while_served)
 
 
@@ -43,14 +43,14 @@ def run_drafts(
 
     draft_tokens: at a time; None takes what the plan says, or mi-prun-serve's own number.
     """
-    subjects = open_subjects(dense, (), drafts)
+    models = open_measured_models(dense, (), drafts)
     if draft_tokens is not None:
         given = ("--draft-tokens", str(draft_tokens))
         changed = (
             replace(s, flags=(*s.flags, *given), arm=s.arm.model_copy(update={"draft_tokens": draft_tokens}))
-            for s in subjects.all[1:]
+            for s in models.all[1:]
         )
-        subjects = replace(subjects, all=(subjects.all[0], *changed))
-    prepared = prepare(subjects, settings)
+        models = replace(models, all=(models.all[0], *changed))
+    prepared = prepare(models, settings)
     with results_folder(out):
         return measure(prepared, out)

@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from bench.load.workloads import served_context
-from bench.models.measured_model import Subject, Subjects, context_of, dense_subjects, open_subjects
+from bench.models.measured_model import MeasuredModel, MeasuredModels, context_of, open_dense, open_measured_models
 from bench.models.shape import SHAPES, open_shape, shape_flags, spread, write_shape
 from bench.models.weights import Weights, weights_of_config
 from bench.quality.quality import with_quality_on
 from bench.records.journal import results_folder
-from bench.records.schema import Arm, Blocks, Dense, PointRecord
+from bench.records.schema import Blocks, DenseModel, MeasuredArm, PointRecord
 from bench.records.task_schema import TaskRecord
 from bench.sweeps.measure import Prepared, measure, prepare
 from bench.sweeps.sweep_settings import SweepSettings
@@ -51,8 +51,8 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
     folder = open_model(dense)
     check_config(folder.config)
     specs = parse_methods(settings.methods)
-    subjects = dense_subjects(dense)
-    first = subjects.all[0]
+    models = open_dense(dense)
+    first = models.all[0]
     ks = parse_ratios(settings.ratios, folder.num_blocks, dense=True)
     for spec in specs:
         for k in ks:
@@ -62,12 +62,12 @@ def expected(dense: str, settings: SweepSettings) -> Prepared:
         for spec in specs
         for k in ks
     ]
-    drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
-    everything = replace(subjects, all=(first, *made, *drafts))
+    drafts = [replace(first, arm=_draft_arm(model.arm)) for model in made] if settings.draft else []
+    everything = replace(models, all=(first, *made, *drafts))
     prepared = _prepared(everything, settings)
     if settings.tasks is not None:
         check_tasks(settings.tasks)
-        context = served_context(prepared.settings.serve_flags, subjects.context)
+        context = served_context(prepared.settings.serve_flags, models.context)
         if context is not None:
             check_context(settings.tasks.tasks, dense, context)
     return prepared
@@ -80,10 +80,10 @@ def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRec
         folders, plans = pruned_folders(open_model(dense), out, settings)
         free_accelerators()
         pruned = [str(folder) for folder in folders]
-        subjects = open_subjects(dense, pruned, plans if settings.draft else ())
+        models = open_measured_models(dense, pruned, plans if settings.draft else ())
         if settings.quality_text is not None:
-            subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
-        prepared = _prepared(subjects, settings)
+            models = with_quality_on(models, settings.quality_text, settings.measure.loads.seed)
+        prepared = _prepared(models, settings)
         points = measure(prepared, out)
         if settings.tasks is None:
             return points, []
@@ -142,19 +142,19 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     check_config(config)
     count, weights = num_blocks(config), weights_of_config(config)
     title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
-    subjects = [
-        _shape_subject(title, config, weights, spread(count, k), out)
+    models = [
+        _shape_model(title, config, weights, spread(count, k), out)
         for k in (0, *parse_ratios(settings.ratios, count, dense=True))
     ]
-    found = Subjects(
-        dense=Dense(
+    found = MeasuredModels(
+        dense=DenseModel(
             name=title,
             model_type=config["model_type"],
             shape=title,
             config_sha256=config_digest(config),
             weights_sha256=None,
         ),
-        all=tuple(subjects),
+        all=tuple(models),
         context=context_of(config),
     )
     return _prepared(found, settings)
@@ -165,20 +165,20 @@ def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointReco
     prepared = expected_shape(name, out, settings)
     config = open_shape(name)
     with results_folder(out):
-        for subject in prepared.subjects.all:
-            folder = Path(subject.arm.model)
+        for model in prepared.models.all:
+            folder = Path(model.arm.model)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
+            write_shape(config, kept_blocks(num_blocks(config), model.arm.blocks.dropped), folder, force=True)
         return measure(prepared, out)
 
 
-def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> Subject:
+def _shape_model(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> MeasuredModel:
     count = num_blocks(config)
     own = weights.keep(kept_blocks(count, dropped))
     ratio = len(dropped) / count
     folder = out / "shapes" / f"{Path(name).name}-{count - len(dropped)}-of-{count}"
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="pruned" if dropped else "dense",
             label=f"{ratio:.1%} dropped" if dropped else "dense",
             model=str(folder),
@@ -197,25 +197,25 @@ def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[i
     )
 
 
-def _stand_in(dense: Subject, label: str, dropped: tuple[int, ...]) -> Subject:
+def _stand_in(dense: MeasuredModel, label: str, dropped: tuple[int, ...]) -> MeasuredModel:
     """For a model that is not made yet: what it will weigh."""
     count = dense.arm.blocks.num_blocks
     own = dense.weights.keep(kept_blocks(count, dropped)) if dense.weights else None
     blocks = dense.arm.blocks.model_copy(update={"dropped": dropped, "block_ratio": len(dropped) / count})
-    return Subject(
+    return MeasuredModel(
         arm=dense.arm.model_copy(update={"kind": "pruned", "label": label, "blocks": blocks, "weights": "virtual"}),
         weight_bytes=own.total_bytes if own else dense.weight_bytes,
         weights=own,
     )
 
 
-def _draft_arm(pruned: Arm) -> Arm:
+def _draft_arm(pruned: MeasuredArm) -> MeasuredArm:
     return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
 
 
-def _prepared(subjects: Subjects, settings: SweepSettings) -> Prepared:
-    prepared = prepare(subjects, settings.measure)
-    shape = subjects.dense.shape is not None
+def _prepared(models: MeasuredModels, settings: SweepSettings) -> Prepared:
+    prepared = prepare(models, settings.measure)
+    shape = models.dense.shape is not None
     return replace(prepared, sweep={"ratios": settings.ratios, **({} if shape else _choosing(settings))})
 
 

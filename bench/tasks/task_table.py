@@ -15,7 +15,7 @@ from typing import Any
 
 from mi_prun.errors import UserError
 
-Row = dict[str, Any]
+TaskItem = dict[str, Any]
 LETTERS = "ABCDEFGH"
 OWN_FEWSHOT_LEAST = 7  # five examples, the item itself, and one to draw
 
@@ -34,14 +34,14 @@ class Task:
     metric: str
     split: str
     file: str | None = None
-    columns: Callable[[Row], Row] | None = None
+    columns: Callable[[TaskItem], TaskItem] | None = None
     filter: str = "none"
     overrides: tuple[tuple[str, Any], ...] = ()
     own_fewshot: bool = False
     min_context: int = 0
 
 
-def _choices(row: Row) -> tuple[list[str], int]:
+def _choices(row: TaskItem) -> tuple[list[str], int]:
     choices, gold = row["choices"], row["gold"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise TypeError("choices is not a list of strings")
@@ -50,7 +50,7 @@ def _choices(row: Row) -> tuple[list[str], int]:
     return choices, gold
 
 
-def _question(row: Row, prefix: str = "Question: ") -> str:
+def _question(row: TaskItem, prefix: str = "Question: ") -> str:
     """The template writes the word itself."""
     query = row["query"]
     if not query.startswith(prefix):
@@ -58,26 +58,26 @@ def _question(row: Row, prefix: str = "Question: ") -> str:
     return str(query.removeprefix(prefix).removesuffix("\n"))
 
 
-def _letters(row: Row) -> Row:
+def _letters(row: TaskItem) -> TaskItem:
     choices, gold = _choices(row)
     return {"choices": {"text": choices, "label": list(LETTERS[: len(choices)])}, "answerKey": LETTERS[gold]}
 
 
-def arc(row: Row) -> Row:
+def arc(row: TaskItem) -> TaskItem:
     return {"question": _question(row), **_letters(row)}
 
 
-def openbookqa(row: Row) -> Row:
+def openbookqa(row: TaskItem) -> TaskItem:
     return {"question_stem": str(row["query"]), **_letters(row)}
 
 
-def piqa(row: Row) -> Row:
+def piqa(row: TaskItem) -> TaskItem:
     choices, gold = _choices(row)
     first, second = choices
     return {"goal": _question(row), "sol1": first, "sol2": second, "label": gold}
 
 
-def boolq(row: Row) -> Row:
+def boolq(row: TaskItem) -> TaskItem:
     choices, gold = _choices(row)
     if choices != ["no", "yes"]:
         raise ValueError(f"choices are {choices}, not no and yes")
@@ -87,12 +87,12 @@ def boolq(row: Row) -> Row:
     return {"passage": passage, "question": question.removesuffix("?"), "label": gold}
 
 
-def hellaswag(row: Row) -> Row:
+def hellaswag(row: TaskItem) -> TaskItem:
     choices, gold = _choices(row)
     return {"query": str(row["query"]), "choices": choices, "label": gold}
 
 
-def winogrande(row: Row) -> Row:
+def winogrande(row: TaskItem) -> TaskItem:
     """The sentence begins with its gap: what lies before it is the same in both options."""
     first, second = row["context_options"]
     if type(row["gold"]) is not int or row["gold"] not in (0, 1):
@@ -105,14 +105,14 @@ def winogrande(row: Row) -> Row:
     }
 
 
-def lambada(row: Row) -> Row:
+def lambada(row: TaskItem) -> TaskItem:
     word = row["continuation"].strip()
     if not word or " " in word:
         raise ValueError(f"continuation {word!r} is not one word")
     return {"text": f"{row['context']} {word}"}
 
 
-def gsm8k(row: Row) -> Row:
+def gsm8k(row: TaskItem) -> TaskItem:
     return {"question": str(row["context"]), "answer": f"{row['chain_of_thought']}\n#### {row['answer']}"}
 
 
@@ -182,7 +182,7 @@ def parse_tasks(text: str) -> list[Task]:
     return [TASKS[name] for name in names]
 
 
-def local_rows(task: Task, folder: Path) -> list[Row]:
+def local_rows(task: Task, folder: Path) -> list[TaskItem]:
     """The items of a task's local file, in lm-eval's columns. Raises UserError with the line that will not do."""
     if task.file is None or task.columns is None:
         raise UserError(f"task {task.name} has no local form; leave out --tasks-from to take it from the hub")
@@ -208,7 +208,7 @@ def local_rows(task: Task, folder: Path) -> list[Row]:
     return rows
 
 
-def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> Row:
+def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> TaskItem:
     """What lm-eval is given: its own task, with the items in `rows_file` where they are local."""
     if rows_file is None:
         return {"include": str(lm_eval_tasks / task.config), "task": task.name}

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.endpoint import Endpoint, open_endpoint
-from bench.engines.engine import Engine, running
+from bench.engines.engine import EngineProcess, running
 from bench.engines.flags import check_flags
-from bench.models.measured_model import Subject, context_of, open_subject
+from bench.models.measured_model import MeasuredModel, context_of, open_measured_model
 from bench.records.journal import results_folder
 from bench.records.machine import commit, environment, this_machine, versions
-from bench.records.schema import Dense, Provenance, append_record, read_lines
+from bench.records.schema import DenseModel, Provenance, append_record, read_lines
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, Origin, TaskRecord
 from bench.records.task_summary import model_key
 from bench.tasks.generations import continuations
@@ -43,14 +43,14 @@ ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
 class Asked:
     """A model that will be asked. endpoint: where it is served already; else it is served here."""
 
-    subject: Subject
-    dense: Dense
+    model: MeasuredModel
+    dense: DenseModel
     folder: Path
     endpoint: Endpoint | None
 
     @property
     def name(self) -> str:
-        return self.subject.arm.model
+        return self.model.arm.model
 
 
 def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: TaskSettings) -> list[TaskRecord]:
@@ -129,13 +129,13 @@ class _Asking:
 
     def same(self, record: Origin, asked: Asked, key: str | None) -> bool:
         """Whether the record is of that model, asked in that way."""
-        arm = asked.subject.arm
+        arm = asked.model.arm
         model = asked.dense.weights_sha256, arm.kind, arm.blocks.dropped
         return record.provenance.settings_sha256 == key and not record.endpoint and model_key(record) == model
 
     def origin(self, asked: Asked, endpoint: Endpoint, context: int, task: str | None) -> dict[str, Any]:
         """The fields of `task_record.Origin`."""
-        arm, settings = asked.subject.arm, self.settings
+        arm, settings = asked.model.arm, self.settings
         return {
             "run": self.run,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -176,8 +176,8 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
 
 
 def _asked(name: str, endpoint: Endpoint | None) -> Asked:
-    dense, subject = open_subject(name)
-    return Asked(subject, dense, resolve(name), endpoint)
+    dense, model = open_measured_model(name)
+    return Asked(model, dense, resolve(name), endpoint)
 
 
 def _check_same(endpoint: Endpoint, asked: Asked) -> None:
@@ -185,7 +185,7 @@ def _check_same(endpoint: Endpoint, asked: Asked) -> None:
     said = endpoint.pruning()
     if said is None:
         return
-    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.subject.arm.blocks.dropped
+    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.model.arm.blocks.dropped
     weights = said.get("dense", {}).get("weights_sha256", asked.dense.weights_sha256)
     if (theirs, weights) != (ours, asked.dense.weights_sha256):
         raise UserError(
@@ -195,17 +195,17 @@ def _check_same(endpoint: Endpoint, asked: Asked) -> None:
 
 
 @contextlib.contextmanager
-def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engine | None]]:
+def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, EngineProcess | None]]:
     if asked.endpoint is not None:
         yield asked.endpoint, None
         return
-    say(f"{asked.subject.arm.label} ({asked.name}): starting")
+    say(f"{asked.model.arm.label} ({asked.name}): starting")
     with running(asked.name, flags) as engine:
         yield open_endpoint(engine.base_url), engine
 
 
 def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
-    label, name, settings = asked.subject.arm.label, asked.name, asking.settings
+    label, name, settings = asked.model.arm.label, asked.name, asking.settings
     direct = None
     if settings.logprob_tolerance_nats is not None:
         say(f"{label} ({name}): log-probabilities by transformers")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.engines import engine
-from bench.engines.engine import Engine, kv_tokens, running
+from bench.engines.engine import EngineProcess, kv_tokens, running
 from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 
@@ -43,7 +43,7 @@ def test_an_engine_that_does_not_say(page: str) -> None:
 
 def test_an_engine_that_does_not_answer_any_more_is_quoted() -> None:
     group: Any = SimpleNamespace(last_lines=lambda: "RuntimeError: out of memory")
-    found = Engine("m", "t", f"http://127.0.0.1:{free_port()}", 1.0, None, None, group)
+    found = EngineProcess("m", "t", f"http://127.0.0.1:{free_port()}", 1.0, None, None, group)
     said = r"the engine of m does not answer at /metrics \(.*refused.*\): RuntimeError: out of memory"
     for asked in (found.metrics, found.kv_tokens):
         with pytest.raises(UserError, match=said):

@@ -10,7 +10,7 @@ import pytest
 
 from bench.load.driver import arguments, round_of
 from bench.load.worker import check, plain
-from bench.records.schema import Load, PointRecord, Trace
+from bench.records.schema import PointRecord, Trace, Workload
 
 Point = Callable[..., PointRecord]
 
@@ -43,7 +43,7 @@ def test_a_round_in_our_terms(point: Point) -> None:
     assert round_of(opened, result(), None).backlog_growth is None
 
 
-def asked(load: Load) -> dict[str, str]:
+def asked(load: Workload) -> dict[str, str]:
     engine: Any = SimpleNamespace(base_url="http://127.0.0.1:1", model="m", tokenizer="t")
     words = arguments(engine, load, 7)
     flags = [word for word in words if word.startswith("--")]

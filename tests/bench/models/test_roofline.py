@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.models.measured_model import Subject
+from bench.models.measured_model import MeasuredModel
 from bench.models.roofline import Work, bound, decode, most, prefill, work
 from bench.models.shape import open_shape, spread
 from bench.models.weights import Block, Tensor, Weights, _multiplied, weights_of_config
@@ -203,7 +203,7 @@ def test_no_mixture_of_steps_passes_the_most() -> None:
 
 
 def test_the_bound_of_tokens_per_second(point: Callable[..., PointRecord]) -> None:
-    dense, pruned = (Subject(point().arm, TOY.total_bytes, weights) for weights in (TOY, TOY.keep((0, 1, 3))))
+    dense, pruned = (MeasuredModel(point().arm, TOY.total_bytes, weights) for weights in (TOY, TOY.keep((0, 1, 3))))
     load = point().load.model_copy(update={"input_tokens": 5, "output_tokens": 8, "concurrency": 3})
     phases = [
         bound(work(phase, TOY, batch, tokens), work(phase, TOY.keep((0, 1, 3)), batch, tokens))

@@ -11,7 +11,7 @@ import pytest
 
 from bench.load.workloads import open_prompts
 from bench.records.saturation import PILES_UP, growth
-from bench.settings import LoadSettings
+from bench.settings import WorkloadSettings
 
 Times = tuple[list[float], list[float]]
 
@@ -66,7 +66,7 @@ def told(engine: Callable[..., Times], share: float, count: int, seed: int, **op
 )
 def test_an_engine_that_keeps_up_and_one_that_does_not(engine: Callable[..., Times], in_flight: int) -> None:
     """The rates and numbers of requests that a sweep takes; one request a second is all that the engine can give."""
-    counts = open_prompts(LoadSettings(concurrency=(in_flight,), rates="auto"))
+    counts = open_prompts(WorkloadSettings(concurrency=(in_flight,), rates="auto"))
     for share, count in zip((0.25, 0.5, 0.75), counts, strict=False):
         assert sum(told(engine, share, count, seed) for seed in range(20)) <= 1, share
     assert all(told(engine, 2.0, counts[4], seed) for seed in range(20))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bench.records.schema import POINTS_NAME, Load, PointRecord, Speed, append_record, read_lines, read_points
+from bench.records.schema import POINTS_NAME, PointRecord, Speed, Workload, append_record, read_lines, read_points
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
@@ -94,7 +94,7 @@ def test_a_load_is_closed_or_open(point: Point) -> None:
     assert opened.label == "chat, 2.5 requests/s"
     for concurrency, rate in ((4, 2.5), (None, None)):
         with pytest.raises(ValidationError, match="either concurrency"):
-            Load(**(load.model_dump() | {"concurrency": concurrency, "rate_per_s": rate}))
+            Workload(**(load.model_dump() | {"concurrency": concurrency, "rate_per_s": rate}))
 
 
 def test_a_rate_that_is_not_kept_up_with(point: Point) -> None:

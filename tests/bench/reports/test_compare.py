@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 from bench.records.results import read_side
 from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
 from bench.records.task_schema import TASKS_NAME, TaskRecord
-from bench.reports.compare import Comparison, compare
+from bench.reports.compare import RunComparison, compare
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 
@@ -29,7 +29,7 @@ def save(folder: Path, points: Sequence[PointRecord], tasks: Sequence[TaskRecord
     return str(folder)
 
 
-def against(a: str, b: str, **options: bool) -> Comparison:
+def against(a: str, b: str, **options: bool) -> RunComparison:
     return compare(read_side(a), read_side(b), **options)
 
 

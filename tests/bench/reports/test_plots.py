@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from bench.records.results import Run
-from bench.records.schema import Load, PointRecord
+from bench.records.schema import PointRecord, Workload
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import task_rows
 from bench.reports.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, tasks_svg
@@ -90,7 +90,7 @@ def test_quality_against_speed(one_sweep: list[PointRecord]) -> None:
 
 
 def test_latency_against_throughput(point: Point) -> None:
-    def loaded(dropped: Sequence[int], load: Load) -> PointRecord:
+    def loaded(dropped: Sequence[int], load: Workload) -> PointRecord:
         found = point(dropped, load=load)
         faster = math.sqrt(load.concurrency or 1)
         rounds = tuple(

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from bench.engines import fleet, memory_check
-from bench.models.measured_model import open_subjects
+from bench.models.measured_model import open_measured_models
 from bench.records.journal import results_folder
-from bench.records.schema import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, read_points
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, PointRecord, Round, Workload, read_points
 from bench.records.task_schema import TASKS_NAME
-from bench.settings import LoadSettings, MeasureSettings
+from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import measure
 from bench.sweeps.aggregate import dense_quality, line
 from bench.sweeps.measure import prepare
@@ -34,7 +34,7 @@ from mi_prun.plan.plan import Quality
 
 Prune = Callable[..., Path]
 SETTINGS = MeasureSettings(
-    LoadSettings(input_tokens=16, output_tokens=8, concurrency=(1, 2), rounds=3, warmups=1), alive="together"
+    WorkloadSettings(input_tokens=16, output_tokens=8, concurrency=(1, 2), rounds=3, warmups=1), alive="together"
 )
 
 
@@ -85,11 +85,11 @@ class Bench:
     def draft(self, *counts: int) -> None:
         self.drafted = [before + more for before, more in zip(self.drafted, counts, strict=True)]
 
-    def warm_up(self, engine: Any, load: Load) -> None:
+    def warm_up(self, engine: Any, load: Workload) -> None:
         self.warm_ups.append(engine.model)
         self.draft(50, 150, 150)
 
-    def round(self, engine: Any, load: Load, number: int) -> Round:
+    def round(self, engine: Any, load: Workload, number: int) -> Round:
         if self.kill_at == len(self.rounds):
             raise KeyboardInterrupt
         self.rounds.append((engine.model, load.label, number))
@@ -119,7 +119,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) ->
 
 
 def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
-    prepared = prepare(open_subjects(str(dense), [str(pruned)]), settings)
+    prepared = prepare(open_measured_models(str(dense), [str(pruned)]), settings)
     with results_folder(out):
         return measure.measure(prepared, out)
 
@@ -237,7 +237,7 @@ def test_no_bound_where_the_arms_have_not_the_same_steps(
     pruned one's steps are larger, and it may gain more than its blocks.
     """
     pruned = prune(dense, tmp_path / "p25", [1])
-    loads = LoadSettings(input_tokens=30, output_tokens=10, concurrency=(1, 120, 121), prompts=128)
+    loads = WorkloadSettings(input_tokens=30, output_tokens=10, concurrency=(1, 120, 121), prompts=128)
     points = measured(dense, pruned, tmp_path / "results", MeasureSettings(loads, alive="together"))
     bounds = {point.load.concurrency: point.bound is not None for point in points if point.arm.kind == "pruned"}
     assert bounds == {1: True, 120: True, 121: False}
@@ -254,8 +254,8 @@ def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_severa
         return Quality(**fields, dense_perplexity=dense_perplexity, **more)
 
     folders = [str(prune(dense, tmp_path / f"p{block}", [block])) for block in (1, 2)]
-    first, *pruned = open_subjects(str(dense), folders).all
-    alike = [replace(subject, quality=judged(7.0), quality_measured_on="plan") for subject in pruned]
+    first, *pruned = open_measured_models(str(dense), folders).all
+    alike = [replace(model, quality=judged(7.0), quality_measured_on="plan") for model in pruned]
     found, measured_on = dense_quality([first, *alike])
     assert found is not None
     assert (found.pruned_perplexity, found.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
@@ -266,9 +266,9 @@ def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_severa
 def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
     plan = tmp_path / "plan.json"
     read_manifest(prune(dense, tmp_path / "p25", [1])).plan.write(plan)
-    subjects = open_subjects(str(dense), (), [plan])
+    models = open_measured_models(str(dense), (), [plan])
     with results_folder(tmp_path / "results"):
-        points = measure.measure(prepare(subjects, SETTINGS), tmp_path / "results")
+        points = measure.measure(prepare(models, SETTINGS), tmp_path / "results")
     drafted = points[1]
     assert (drafted.arm.kind, drafted.arm.label) == ("draft", "draft by hand 25.0%")
     assert drafted.acceptance is not None
@@ -433,4 +433,4 @@ def test_fewer_than_three_rounds_are_measured_and_told(
 def test_flags_that_the_bench_sets_itself(dense: Path, flags: tuple[str, ...]) -> None:
     name = flags[0].partition("=")[0].replace("_", "-")
     with pytest.raises(UserError, match=f"--serve-flags may not hold {name}"):
-        prepare(open_subjects(str(dense), ()), replace(SETTINGS, serve_flags=flags))
+        prepare(open_measured_models(str(dense), ()), replace(SETTINGS, serve_flags=flags))

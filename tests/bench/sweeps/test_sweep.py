@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.engines import memory_check
-from bench.settings import LoadSettings, MeasureSettings
+from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import sweep as sweeping
 from bench.sweeps.dry_run import describe
 from bench.sweeps.estimate import MachineSpeed, choosing_seconds, sweep_seconds
@@ -30,16 +30,16 @@ SETTINGS = SweepSettings(
     ratios="0,.25,.5",
     methods="bi:0",
     analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
-    measure=MeasureSettings(LoadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
+    measure=MeasureSettings(WorkloadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
 )
 
 
 def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
     def seconds(candidates: int, **changed: Any) -> float:
         settings = replace(SETTINGS, **changed)
-        return choosing_seconds(subjects, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
+        return choosing_seconds(models, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
 
-    subjects = expected(str(reference), SETTINGS).subjects
+    models = expected(str(reference), SETTINGS).models
     text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
     # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
     passes = 1000 + 2000 * (1 + 0.75 + 0.5)
@@ -65,7 +65,7 @@ def test_a_sweep_is_described_before_it_is_made(
     monkeypatch.chdir(tmp_path)
     measure = prompts_from(tmp_path_factory.mktemp("text"), SETTINGS.measure)
     prepared = expected(str(reference), replace(SETTINGS, draft=True, measure=measure))
-    assert [subject.arm.label for subject in prepared.subjects.all] == [
+    assert [model.arm.label for model in prepared.models.all] == [
         "dense",
         "bi 25.0%",
         "bi 50.0%",
@@ -99,7 +99,7 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
         ({"methods": "magic"}, "magic"),
         ({"ratios": "2"}, "--ratios"),
         ({"draft": True}, "--draft needs --text: a draft foresees nothing of random tokens"),
-        ({"measure": MeasureSettings(LoadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
+        ({"measure": MeasureSettings(WorkloadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
     ):
         with pytest.raises(UserError, match=said):
             expected(model, replace(SETTINGS, **fields))
@@ -136,12 +136,12 @@ def test_after_the_points_the_models_are_asked(
     done: list[Any] = []
 
     def measured(prepared: Any, out: Path) -> list[Any]:
-        done.append([subject.arm.kind for subject in prepared.subjects.all])
+        done.append([model.arm.kind for model in prepared.models.all])
         done.append(prepared.sweep)
         return [point()]
 
     def ask(asked: Any, out: Path, settings: TaskSettings, *, again: bool) -> list[Any]:
-        done.append([(one.name, one.subject.arm.kind) for one in asked])
+        done.append([(one.name, one.model.arm.kind) for one in asked])
         done.append((settings.serve_flags, again))
         return []
 
@@ -212,13 +212,13 @@ def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..
 
 
 def test_a_shape_by_its_config(tmp_path: Path, dense: Path) -> None:
-    measure = MeasureSettings(LoadSettings(input_tokens=8, output_tokens=4), alive="alone")
+    measure = MeasureSettings(WorkloadSettings(input_tokens=8, output_tokens=4), alive="alone")
     prepared = expected_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
-    assert prepared.subjects.dense.shape == "config"
-    assert [subject.arm.blocks.dropped for subject in prepared.subjects.all] == [(), (2,), (1, 3)]
-    assert [subject.arm.label for subject in prepared.subjects.all] == ["dense", "25.0% dropped", "50.0% dropped"]
-    assert prepared.subjects.all[0].weight_bytes == open_model(dense).weight_bytes
-    assert prepared.subjects.all[1].flags[:2] == ("--load-format", "dummy")
+    assert prepared.models.dense.shape == "config"
+    assert [model.arm.blocks.dropped for model in prepared.models.all] == [(), (2,), (1, 3)]
+    assert [model.arm.label for model in prepared.models.all] == ["dense", "25.0% dropped", "50.0% dropped"]
+    assert prepared.models.all[0].weight_bytes == open_model(dense).weight_bytes
+    assert prepared.models.all[1].flags[:2] == ("--load-format", "dummy")
 
 
 def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) -> None:
@@ -257,9 +257,9 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
 def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
     prepared = expected_shape("qwen3-0.6b", tmp_path, SETTINGS)
     speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
-    subjects, loads = prepared.subjects.all, prepared.closed
-    once = sweep_seconds(subjects, loads, 1, "together", speed)
+    models, loads = prepared.models.all, prepared.closed
+    once = sweep_seconds(models, loads, 1, "together", speed)
     assert once > 3 * 45
-    assert sweep_seconds(subjects, loads[:1], 1, "together", speed) < once
-    assert sweep_seconds(subjects, loads, 2, "alone", speed) == pytest.approx(2 * once)
-    assert sweep_seconds(subjects, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)
+    assert sweep_seconds(models, loads[:1], 1, "together", speed) < once
+    assert sweep_seconds(models, loads, 2, "alone", speed) == pytest.approx(2 * once)
+    assert sweep_seconds(models, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench.engines.endpoint import Endpoint, open_endpoint
-from bench.engines.engine import Engine, running
+from bench.engines.engine import EngineProcess, running
 from bench.records.journal import results_folder
 from bench.records.schema import append_record, read_lines
 from bench.records.task_schema import (
@@ -66,7 +66,7 @@ def virtual(prune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def engine(virtual: Path) -> Iterator[Engine]:
+def engine(virtual: Path) -> Iterator[EngineProcess]:
     flags = ("--enforce-eager", "--max-model-len", "128", "--max-num-seqs", "4", "--dtype", "float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -93,7 +93,7 @@ def pruned_logprob() -> Callable[[str, str], float]:
 
 @pytest.mark.engine
 def test_scores_are_those_of_transformers(
-    tmp_path: Path, items: Path, engine: Engine, virtual: Path, pruned_logprob: Callable[[str, str], float]
+    tmp_path: Path, items: Path, engine: EngineProcess, virtual: Path, pruned_logprob: Callable[[str, str], float]
 ) -> None:
     pytest.importorskip("lm_eval")
     command = [sys.executable, "-m", "bench.cli", "tasks", "--url", engine.base_url, "--generate", "8"]
@@ -128,7 +128,7 @@ def test_scores_are_those_of_transformers(
 
 
 @pytest.mark.engine
-def test_another_model_than_the_one_served_is_refused(engine: Engine, items: Path, tmp_path: Path) -> None:
+def test_another_model_than_the_one_served_is_refused(engine: EngineProcess, items: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     settings = TaskSettings(tuple(parse_tasks("arc_easy")), tasks_from=items, sampling=None)
     with pytest.raises(UserError, match=r"serves a model without blocks \[2, 3, 7\], .* lacks \[\] of "):
