@@ -126,8 +126,10 @@ def sweep(
         measure=measure_settings(loads, engines, serve_flags, again),
     )
     if dry_run:
-        found = sweeping.expected(dense, settings) if dense else sweeping.expected_shape(str(shape), output, settings)
-        for each in describe(found, settings):
+        prepared = (
+            sweeping.prepare_sweep(dense, settings) if dense else sweeping.prepare_shape(str(shape), output, settings)
+        )
+        for each in describe(prepared, settings):
             print(each)
         return
     if dense:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.records.json_lines import parse_json
 from bench.records.schema import Trace
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of, write_text
@@ -59,10 +60,7 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"--trace {path}, line {number} is not JSON: {error}") from error
+        row = parse_json(line, f"--trace {path}, line {number}")
         if not isinstance(row, dict):
             raise UserError(f"--trace {path}, line {number} is not a JSON object")
         yield row

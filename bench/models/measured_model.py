@@ -1,4 +1,4 @@
-"""The models of a run: one dense, and any number that were made from it."""
+"""Open the models of a run: one dense model, and any number that were made from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.models.weights import Weights, weights_of
 from bench.records.schema import Blocks, DenseModel, MeasuredArm, MeasuredOn
+from mi_prun.architecture.architecture import Config
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import ModelFolder, ModelIdentity, identity_of, open_model
@@ -19,9 +20,10 @@ from mi_prun.plan.plan import Plan, Quality
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model to measure. flags: for its server, beyond the run's own. weight_bytes: by the safetensors headers.
+    """A model to measure.
 
-    weights: what a step of it reads; None where that is not known of its family. plan: None for the dense one.
+    weight_bytes: by the safetensors headers. weights: what a step of it reads; None for a family that is not known.
+    plan: None for the dense model. flags: for its server, beyond the run's own.
     """
 
     arm: MeasuredArm
@@ -35,59 +37,69 @@ class MeasuredModel:
 
 @dataclass(frozen=True)
 class MeasuredModels:
-    """dense stands first in `all`. context: tokens the dense model can hold, where its config says.
+    """The models of a run. The dense one stands first in `all`; the others were made from it.
 
-    quality_text: what tells the text of `with_quality_on` from others; None where the plans' own figures are kept.
+    config: the dense model's. folder, identity: where the dense model lies and what tells it from others, opened once
+    and handed down; None for a shape. quality_text: what tells the text of `with_quality_on` from others; None where
+    the plans' own figures are kept.
     """
 
     dense: DenseModel
     all: tuple[MeasuredModel, ...]
-    context: int | None
+    config: Config
+    folder: ModelFolder | None = None
+    identity: ModelIdentity | None = None
     quality_text: str | None = None
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the dense model can hold, where its config says."""
+        return context_of(self.config)
 
 
 def open_measured_models(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> MeasuredModels:
-    """The dense model, pruned folders, and plans that draft for it.
+    """Open the dense model, pruned folders, and plans that draft for it.
 
     Raises UserError for what is no model, is named twice, or was made from another model.
     """
     for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
         if twice := [name for name in named if named.count(name) > 1]:
             raise UserError(f"{option} {twice[0]} is named twice")
-    models, identity = _dense(dense)
-    first = models.all[0]
+    return with_made(open_dense(dense), pruned, drafts)
+
+
+def open_dense(dense: str) -> MeasuredModels:
+    """Open the dense model alone. Raises UserError for a pruned one. Its weights are read for its identity, once."""
+    folder = open_model(dense)
+    if is_pruned(folder.path):
+        raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
+    identity = identity_of(folder)
+    none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
+    arm = MeasuredArm(kind="dense", label="dense", model=dense, blocks=none, weights=None)
+    model = MeasuredModel(arm, folder.weight_bytes, _weights(folder))
+    return MeasuredModels(dense_of(dense, identity), (model,), folder.config, folder, identity)
+
+
+def with_made(models: MeasuredModels, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> MeasuredModels:
+    """Return the dense model of `models` with pruned folders and drafts beside it.
+
+    Raises UserError for what is no model, or was made from another one.
+    """
+    assert models.identity is not None  # nothing is made from a shape
+    first, identity = models.all[0], models.identity
     made = [_pruned(name, identity, first.weights) for name in pruned]
     drafted = [_draft(path, identity, first) for path in drafts]
     return replace(models, all=tuple(_told_apart([first, *made, *drafted])))
 
 
-def open_dense(dense: str) -> MeasuredModels:
-    """The dense model alone."""
-    return _dense(dense)[0]
-
-
-def _dense(dense: str) -> tuple[MeasuredModels, ModelIdentity]:
-    """It is told apart by its weights, which are read for that: once."""
-    folder = open_model(dense)
-    if is_pruned(folder.path):
-        raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
-    identity = identity_of(folder)
-    weights = _weights(folder)
-    none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
-    first = MeasuredModel(
-        MeasuredArm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
-    )
-    models = MeasuredModels(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
-    return models, identity
-
-
 def plan_digest(plan: Plan) -> str:
-    """Of all that a plan says, whatever its dense model is called."""
+    """Return the digest of all that a plan says, whatever its dense model is called."""
     said = plan.model_dump(mode="json", exclude={"dense": {"name"}})
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def dense_of(name: str, identity: ModelIdentity) -> DenseModel:
+    """Return what records say of a dense model."""
     return DenseModel(
         name=name,
         model_type=identity.model_type,
@@ -98,22 +110,27 @@ def dense_of(name: str, identity: ModelIdentity) -> DenseModel:
 
 
 def open_measured_model(name: str) -> tuple[DenseModel, MeasuredModel]:
-    """A model, dense or pruned, and the dense one it is or was made from, which need not be at hand."""
+    """Open a model, dense or pruned; with it goes the dense one that it is or was made from.
+
+    The dense model of a pruned one need not be at hand.
+    """
     path = Path(name)
     if not is_pruned(path):
-        found = open_dense(name)
-        return found.dense, found.all[0]
+        models = open_dense(name)
+        return models.dense, models.all[0]
     identity = Manifest.read(path / MANIFEST_NAME).plan.dense
     return dense_of(identity.name, identity), _pruned(name, identity, None)
 
 
-def context_of(config: dict[str, object]) -> int | None:
+def context_of(config: Config) -> int | None:
+    """Return how many tokens a model can hold, where its config says."""
     text = config.get("text_config")
-    found = (text if isinstance(text, dict) else config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return context if isinstance(context, int) else None
 
 
 def blocks_of(plan: Plan) -> Blocks:
+    """Return what records say of a plan's blocks."""
     return Blocks(
         num_blocks=plan.dense.num_blocks,
         dropped=plan.dropped,
@@ -136,9 +153,9 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Measure
     manifest = Manifest.read(path / MANIFEST_NAME)
     plan = manifest.plan
     plan.check_belongs_to(dense)
-    if manifest.weights == "materialized" and (found := open_model(name).weight_bytes) != manifest.weight_bytes:
+    if manifest.weights == "materialized" and (held := open_model(name).weight_bytes) != manifest.weight_bytes:
         raise UserError(
-            f"--pruned {name} has {found:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
+            f"--pruned {name} has {held:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
             "apply the plan again"
         )
     return MeasuredModel(
@@ -158,7 +175,7 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Measure
 
 
 def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredModel:
-    """The dense model with a draft shares its weights: it reads what the dense one has."""
+    """Open a draft. The dense model and its draft share their weights: together they read what the dense one has."""
     plan = Manifest.read(path / MANIFEST_NAME).plan if path.is_dir() else Plan.read(path)
     plan.check_belongs_to(dense)
     tokens = plan.settings.get("draft_tokens")
@@ -179,18 +196,19 @@ def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredMo
 
 
 def _told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
-    """Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path:
-    rounds, engines and quality go by the label.
+    """Give each model a label of its own: rounds, engines and quality go by the label.
+
+    Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path.
     """
-    found = list(models)
+    labelled = list(models)
     for name_of in (_short_name, _path):
-        labels = [model.arm.label for model in found]
+        labels = [model.arm.label for model in labelled]
         twice = {label for label in labels if labels.count(label) > 1}
-        for i, model in enumerate(found):
+        for i, model in enumerate(labelled):
             if model.arm.label in twice:
                 label = f"{models[i].arm.label} ({name_of(model)})"
-                found[i] = replace(model, arm=model.arm.model_copy(update={"label": label}))
-    return found
+                labelled[i] = replace(model, arm=model.arm.model_copy(update={"label": label}))
+    return labelled
 
 
 def _short_name(model: MeasuredModel) -> str:

@@ -1,4 +1,4 @@
-"""Quality on a text of the user's, measured in a process of its own: what it took on the device is free afterwards.
+"""Measure quality on a text of the user's, in a process of its own: what it took on the device is free afterwards.
 
     python -m bench.quality.quality DENSE TEXT --seed 0 PRUNED...
 
@@ -22,7 +22,7 @@ from mi_prun.text.text_source import text_digest
 
 
 def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed: int) -> list[Quality]:
-    """Perplexity and KL(dense || pruned) per token on the held-out part of `text`."""
+    """Return perplexity and KL(dense || pruned) per token on the held-out part of `text`, for each pruned model."""
     words = [
         model.arm.model if model.arm.weights == "materialized" else ",".join(map(str, model.arm.blocks.dropped))
         for model in pruned
@@ -37,40 +37,40 @@ def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed
 
 
 def with_quality_on(models: MeasuredModels, text: str, seed: int) -> MeasuredModels:
-    """Quality on a text of the user's: of the written checkpoint where there is one."""
+    """Return the models with their quality on a text of the user's: the written checkpoint's, where there is one."""
     pruned = [model for model in models.all if model.arm.kind == "pruned"]
     say(f"quality on {text}")
-    found = quality_on_text(models.dense.name, pruned, text, seed)
+    qualities = quality_on_text(models.dense.name, pruned, text, seed)
     changed = {
         model.arm.label: replace(
             model,
             quality=quality,
             quality_measured_on="checkpoint" if model.arm.weights == "materialized" else "plan",
         )
-        for model, quality in zip(pruned, found, strict=True)
+        for model, quality in zip(pruned, qualities, strict=True)
     }
     measured_on = tuple(changed.get(model.arm.label, model) for model in models.all)
     return replace(models, all=measured_on, quality_text=text_digest(text))
 
 
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:
-    """For each of `pruned`, in order."""
+    """Measure each of `pruned`, in order."""
     from mi_prun.model.model_folder import open_model
     from mi_prun.quality.evaluator import Evaluator
     from mi_prun.quality.quality import HELD_OUT_TOKENS, load_with_held_out, measure_quality, quality_of
 
     bypassed = {word: tuple(map(int, word.split(","))) for word in pruned if word.replace(",", "").isdecimal()}
-    found = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
+    qualities = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
     if bypassed:
         model, calibration = load_with_held_out(
             open_model(dense), text, tokens=HELD_OUT_TOKENS, window_tokens=None, seed=seed, device=None
         )
         evaluator = Evaluator(model, calibration.held_out.tokens)
         for word, dropped in bypassed.items():
-            found[word] = quality_of(
+            qualities[word] = quality_of(
                 evaluator, dropped, text=calibration.held_out.text, bos=calibration.description.bos
             )
-    return [found[word] for word in pruned]
+    return [qualities[word] for word in pruned]
 
 
 def main() -> None:

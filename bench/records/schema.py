@@ -10,7 +10,6 @@ Points of one `run` were measured side by side; ratios are taken within a run, n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from bench.records.json_lines import parse_json, read_whole_lines
 from bench.records.saturation import PILES_UP
 from mi_prun.artefact import Record
 from mi_prun.checkpoint.manifest import Weights
@@ -405,45 +405,33 @@ class PointRecord(Record):
         ]
 
 
-Line = TypeVar("Line", bound=Record)
+RecordKind = TypeVar("RecordKind", bound=Record)
 
 
 def append_record(folder: Path, record: Record, name: str = POINTS_NAME) -> None:
-    """A line more in the file `name` of a results folder."""
+    """Append a record as a line of the file `name` of a results folder."""
     append_line(folder / name, record.model_dump_json())
 
 
 def read_points(folder: Path) -> list[PointRecord]:
-    """All points of a results folder, in the order they were made."""
+    """Read all points of a results folder, in the order they were made. Raises UserError where there is no file."""
     if not (folder / POINTS_NAME).is_file():
         older = " (records.jsonl there is an earlier release's)" if (folder / "records.jsonl").is_file() else ""
         raise UserError(f"{folder} has no {POINTS_NAME}{older}; make some with `mi-prun-bench sweep`")
     return read_lines(folder, POINTS_NAME, PointRecord)
 
 
-def read_lines(folder: Path, name: str, kind: type[Line]) -> list[Line]:
-    """The lines of a file of a results folder, in order; none where there is no such file.
+def read_lines(folder: Path, name: str, kind: type[RecordKind]) -> list[RecordKind]:
+    """Read the records of a file of a results folder, in order; none where there is no such file.
 
-    Raises UserError for a line that is not ours, or not this release's, or cut short.
+    Raises UserError for a line that is not ours, or not of a release that can be read, or cut short.
     """
     path = folder / name
-    if not path.exists():
-        return []
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if text and not text.endswith(b"\n"):
-        raise UserError(f"{path}: the last line is cut short; remove it")
-    return [_parse(path, number, line, kind) for number, line in enumerate(text.splitlines(), 1)]
+    return [_parse(f"{path}, line {number}", line, kind) for number, line in enumerate(read_whole_lines(path), 1)]
 
 
-def _parse(path: Path, number: int, line: bytes, kind: type[Line]) -> Line:
-    where = f"{path}, line {number}"
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+def _parse(where: str, line: bytes, kind: type[RecordKind]) -> RecordKind:
+    data = parse_json(line, where)
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version not in READABLE:
         raise UserError(

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from bench.records.json_lines import read_whole_lines
 from bench.records.machine import commit, this_machine, versions
 from bench.records.schema import Machine
 from mi_prun.analysis.analysis import Analysis, read_analysis
@@ -390,10 +391,8 @@ def _words(settings: dict[str, int]) -> str:
 
 
 def read_study(path: Path) -> list[StudyRow]:
-    """The records of one file, none where it is missing."""
-    if not path.is_file():
-        return []
-    return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read the records of one file; none where it is missing."""
+    return [StudyRow.model_validate_json(line) for line in read_whole_lines(path)]
 
 
 def errors(ce_nats: NDArray[np.float64]) -> list[float]:

@@ -1,4 +1,4 @@
-"""`mi-prun-bench sweep --dry-run`: what would be measured, whether it fits, and about how long it takes."""
+"""`mi-prun-bench sweep --dry-run`: say what would be measured, whether it fits, and about how long it takes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from bench.engines.memory_check import GIB, room
 from bench.load.workloads import open_workloads, rates_for
 from bench.records.schema import Workload
+from bench.sweeps.choices import sweep_choices
 from bench.sweeps.estimate import MachineSpeed, choosing_seconds, machine_speed, round_seconds, sweep_seconds
 from bench.sweeps.measure import Prepared
 from bench.sweeps.sweep_settings import SweepSettings
-from mi_prun.comparison.comparison import parse_methods
 from mi_prun.selection.methods import method_named
 
 
 def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
-    """Lines for people."""
+    """Yield lines for people; the last one is JSON."""
     models, loads = prepared.models.all, prepared.settings.loads
     speed = machine_speed()
     opened = expected_open_workloads(prepared, speed)
@@ -52,13 +52,10 @@ def _minutes(seconds: float) -> str:
 
 
 def _candidates(prepared: Prepared, settings: SweepSettings) -> Iterator[int]:
-    """Sets that are compared for each pruned model, in their order."""
-    pruned = [model.arm.blocks for model in prepared.models.all if model.arm.kind == "pruned"]
-    specs = parse_methods(settings.methods)
-    for number, blocks in enumerate(pruned):
-        spec = specs[number * len(specs) // len(pruned)]
-        own = method_named(spec.name).candidates(blocks.num_blocks, len(blocks.dropped))
-        yield own if spec.rerank is None else spec.rerank
+    """Yield how many sets are compared for each pruned model, in their order."""
+    for choice in sweep_choices(settings, prepared.models.all[0].arm.blocks.num_blocks):
+        own = method_named(choice.spec.name).candidates(choice.num_blocks, choice.k)
+        yield own if choice.spec.rerank is None else choice.spec.rerank
 
 
 def _tasks(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
@@ -73,7 +70,7 @@ def _tasks(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
 
 
 def expected_open_workloads(prepared: Prepared, speed: MachineSpeed) -> list[Workload]:
-    """By the rates asked for; `auto` takes shares of what the dense model is expected to give."""
+    """Return the open loops at the rates asked for; `auto` takes shares of what the dense model is expected to give."""
     loads = prepared.settings.loads
     rates: list[tuple[float, ...]] = []
     for each in prepared.lengths:

@@ -1,7 +1,7 @@
-"""Models under loads, interleaved: A B, B A, A B, round by round; a point for each model and load.
+"""Measure models under loads, interleaved round by round: A B, B A, A B. The result is a point for each model and load.
 
-Everything is checked before the first engine is started. A round is on the disk as soon as it is measured, a point as
-soon as its rounds are there: a run that is killed goes on from them.
+Everything is checked before the first engine is started. A round is on the disk as soon as it is measured, and a point
+as soon as all its rounds are: a run that was killed goes on from them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from bench.engines.device import Device
@@ -36,29 +35,23 @@ from bench.load.workloads import (
 )
 from bench.models.measured_model import MeasuredModel, MeasuredModels, plan_digest
 from bench.records.acceptance import acceptance_between, counts_of
-from bench.records.journal import Journal
+from bench.records.journal import Journal, ResultsFolder
 from bench.records.machine import commit, environment, this_machine, versions
-from bench.records.schema import (
-    FEW_ROUNDS,
-    POINTS_NAME,
-    PointRecord,
-    Provenance,
-    RoundRecord,
-    Workload,
-    append_record,
-    read_lines,
-)
+from bench.records.schema import FEW_ROUNDS, PointRecord, Provenance, RoundRecord, Workload
 from bench.settings import Alive, MeasureSettings
 from bench.sweeps.aggregate import points_of
 from mi_prun.console import say
 
-# The bench sets these itself, or could not reach the server with them.
 WhileServed = Callable[[EngineProcess, MeasuredModel], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be measured, all of it checked. sweep: as in `record.Provenance`."""
+    """What will be measured, all of it checked: the one preparation, of a dry run and of the run itself.
+
+    closed: the closed loops; open loops follow when the rates are known. requests: of the trace. pieces: of the text,
+    by preset. sweep: what `schema.Provenance` keeps under that name.
+    """
 
     models: MeasuredModels
     settings: MeasureSettings
@@ -70,36 +63,43 @@ class Prepared:
     device: Device
     sweep: dict[str, str | int | bool | None] = field(default_factory=dict)
 
+    def with_models(self, models: MeasuredModels) -> Prepared:
+        """Return the same loads for other models. Only memory is looked at again. Raises UserError for too little."""
+        alive = engines_alive(models.all, self.settings.serve_flags, self.settings.alive, self.device)
+        return replace(self, models=models, alive=alive)
+
 
 def prepare(models: MeasuredModels, settings: MeasureSettings) -> Prepared:
-    """Raises UserError for a setting or a memory that will not do; nothing is started or written."""
+    """Check settings and memory, and make the loads. Nothing is started or written. Raises UserError."""
     check_workloads(settings.loads)
     check_flags(settings.serve_flags)
     lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, models.context))
     settings = replace(settings, serve_flags=with_context(settings.serve_flags, models.context, lengths))
     device = Device()
     alive = engines_alive(models.all, settings.serve_flags, settings.alive, device)
-    closed = closed_workloads(settings.loads, lengths)
     pieces: dict[str, Sequence[str]] = {}
     if (text := settings.loads.text) is not None:
+        assert models.folder is not None  # a shape is refused a text
         rates = RATE_SHARES if isinstance(settings.loads.rates, str) else settings.loads.rates
-        every = [*closed, *open_workloads(settings.loads, lengths, [rates] * len(lengths))]
-        name, pieces = text_prompts(models.dense.name, text, every, settings.loads.rounds)
+        every = closed_workloads(settings.loads, lengths)
+        every += open_workloads(settings.loads, lengths, [rates] * len(lengths))
+        name, pieces = text_prompts(models.folder, text, every, settings.loads.rounds)
         settings = replace(settings, loads=replace(settings.loads, text=name))
-        closed = closed_workloads(settings.loads, lengths)
+    closed = closed_workloads(settings.loads, lengths)
     return Prepared(models, settings, lengths, requests, pieces, closed, alive, device)
 
 
-def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = None) -> list[PointRecord]:
-    """All points of the run, by load, dense first in each; in a `results_folder`.
+def measure(prepared: Prepared, folder: ResultsFolder, while_served: WhileServed | None = None) -> list[PointRecord]:
+    """Return all points of the run, load by load, dense first in each.
 
     `while_served` may use each engine before it is measured.
     """
-    settings, models = prepared.settings, prepared.models.all
+    settings = prepared.settings
     provenance = provenance_of(prepared)
-    journal = Journal(out, provenance.settings_sha256, [model.arm.label for model in models], again=settings.again)
+    labels = [model.arm.label for model in prepared.models.all]
+    journal = Journal(folder, provenance.settings_sha256, labels, again=settings.again)
     if journal.resumed:
-        say(f"going on with run {journal.run}: what {out} has of it is not measured again")
+        say(f"going on with run {journal.run}: what {folder.path} has of it is not measured again")
     if settings.loads.rounds < FEW_ROUNDS:
         say(f"fewer than {FEW_ROUNDS} rounds: intervals will be wide, or none")
     points: list[PointRecord] = []
@@ -107,7 +107,7 @@ def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = No
         load_generator(prepared.device, Prompts(prepared.requests, prepared.pieces)) as generator,
         Fleet(settings.serve_flags, prepared.alive, prepared.device) as fleet,
     ):
-        run = _Run(prepared, journal, out, provenance, generator, fleet, while_served)
+        run = _Run(prepared, journal, provenance, generator, fleet, while_served)
         rates = settings.loads.rates
         if isinstance(rates, str):
             points += run.points(prepared.closed)
@@ -120,7 +120,7 @@ def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = No
 
 
 def _dense_rate(points: Sequence[PointRecord], preset: str) -> float:
-    """Requests/s of the dense model at the highest concurrency."""
+    """Return the dense model's requests/s at the highest concurrency."""
     own = [p for p in points if p.load.preset == preset and p.arm.kind == "dense" and p.load.concurrency]
     return max(own, key=lambda p: p.load.concurrency or 0).speed.requests_per_s
 
@@ -129,7 +129,6 @@ def _dense_rate(points: Sequence[PointRecord], preset: str) -> float:
 class _Run:
     prepared: Prepared
     journal: Journal
-    out: Path
     provenance: Provenance
     generator: LoadGenerator
     fleet: Fleet
@@ -138,18 +137,19 @@ class _Run:
     _seen: set[str] = field(default_factory=set)
 
     def points(self, loads: Sequence[Workload]) -> list[PointRecord]:
-        """Measure what is missing; each load's points are on the disk as soon as its last round is."""
+        """Measure what is missing. A load's points are on the disk as soon as its last round is."""
         for load, number, model in self._steps(loads):
             self._measure(load, number, model)
             self._finish([load])
         self._finish(loads)  # those that an earlier process had measured whole
-        known = read_lines(self.out, POINTS_NAME, PointRecord)
-        return [p for load in loads for p in known if p.run == self.journal.run and p.load == load]
+        points = self.journal.points
+        return [point for load in loads for point in points if point.load == load]
 
     def _steps(self, loads: Sequence[Workload]) -> Iterator[tuple[Workload, int, MeasuredModel]]:
-        """Interleaved. Side by side: load by load. One at a time: round by round, all loads on an engine.
+        """Yield the missing rounds in the order in which they are measured.
 
-        Every second round begins with the last model: a machine that drifts favours none.
+        Engines side by side: load by load. One at a time: round by round, all loads on an engine. Every second round
+        begins with the last model, so that a machine that drifts favours none.
         """
         models, rounds = self.prepared.models.all, range(self.prepared.settings.loads.rounds)
         alone = self.prepared.alive == "alone"
@@ -177,7 +177,7 @@ class _Run:
         before = counts_of(engine.metrics()) if drafts else {}
         figures = self.generator.round(engine, load, number)
         say(f"{load.label}, round {number + 1} of {rounds}, {label}: {figures.output_tokens_per_s:,.1f} tokens/s")
-        self.journal.append(
+        self.journal.add_round(
             RoundRecord(
                 run=self.journal.run,
                 settings_sha256=self.provenance.settings_sha256,
@@ -202,15 +202,14 @@ class _Run:
         models = self.prepared.models
         for load in loads:
             rounds = self.journal.rounds(load, self.prepared.settings.loads.rounds)
-            if rounds is None:
-                continue
-            for point in points_of(self.journal.run, models.dense, models.all, load, rounds, self.provenance):
-                if (load, point.arm.label) not in self.journal.loads_done:
-                    append_record(self.out, point)
-                    self.journal.loads_done.add((load, point.arm.label))
+            if rounds is not None:
+                self.journal.add_points(
+                    points_of(self.journal.run, models.dense, models.all, load, rounds, self.provenance)
+                )
 
 
 def provenance_of(prepared: Prepared) -> Provenance:
+    """Say where the figures of a run will come from, with the digest of all that was asked for."""
     settings = prepared.settings
     known: dict[str, Any] = {
         "machine": this_machine(),

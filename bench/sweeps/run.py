@@ -1,4 +1,4 @@
-"""`mi-prun-bench run` and `draft`: models that are there already, measured beside their dense one."""
+"""`mi-prun-bench run` and `draft`: measure models that are there already beside their dense one."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def run(
     quality_text: str | None = None,
     while_served: WhileServed | None = None,
 ) -> list[PointRecord]:
-    """Pruned folders beside the dense model; `while_served` may use each engine before it is measured.
+    """Measure pruned folders beside the dense model; `while_served` may use each engine before it is measured.
 
     quality_text: measure quality on this text; None takes what each plan measured.
     Raises UserError before anything is started or written for a setting or a model that will not do.
     """
     models = open_measured_models(dense, pruned)
     prepared = prepare(models, settings)
-    with results_folder(out):
+    with results_folder(out) as folder:
         if quality_text is not None:
             prepared = replace(prepared, models=with_quality_on(models, quality_text, settings.loads.seed))
-        return measure(prepared, out, while_served)
+        return measure(prepared, folder, while_served)
 
 
 def run_drafts(
     dense: str, drafts: Sequence[Path], out: Path, settings: MeasureSettings, draft_tokens: int | None
 ) -> list[PointRecord]:
-    """The dense model alone, then drafted by what each plan, or pruned folder, keeps of it.
+    """Measure the dense model alone, then drafted by what each plan, or pruned folder, keeps of it.
 
     draft_tokens: at a time; None takes what the plan says, or mi-prun-serve's own number.
     """
@@ -52,5 +52,5 @@ def run_drafts(
         )
         models = replace(models, all=(models.all[0], *changed))
     prepared = prepare(models, settings)
-    with results_folder(out):
-        return measure(prepared, out)
+    with results_folder(out) as folder:
+        return measure(prepared, folder)

@@ -120,8 +120,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) ->
 
 def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
     prepared = prepare(open_measured_models(str(dense), [str(pruned)]), settings)
-    with results_folder(out):
-        return measure.measure(prepared, out)
+    with results_folder(out) as folder:
+        return measure.measure(prepared, folder)
 
 
 def test_side_by_side_rounds_alternate_and_a_drift_cancels_out(
@@ -267,8 +267,8 @@ def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: P
     plan = tmp_path / "plan.json"
     read_manifest(prune(dense, tmp_path / "p25", [1])).plan.write(plan)
     models = open_measured_models(str(dense), (), [plan])
-    with results_folder(tmp_path / "results"):
-        points = measure.measure(prepare(models, SETTINGS), tmp_path / "results")
+    with results_folder(tmp_path / "results") as folder:
+        points = measure.measure(prepare(models, SETTINGS), folder)
     drafted = points[1]
     assert (drafted.arm.kind, drafted.arm.label) == ("draft", "draft by hand 25.0%")
     assert drafted.acceptance is not None

@@ -153,7 +153,7 @@ def test_a_virtual_checkpoint_is_computed_as_the_written_one(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"limit": 0}, "--task-limit must be at least 1, got 0"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
         ({"serve_flags": ("--port", "80")}, "--serve-flags may not hold --port"),
         ({"tasks_from": Path("absent")}, "--tasks-from absent: no such folder"),
@@ -210,15 +210,15 @@ def test_what_was_answered_is_not_asked_again_in_a_sweep(
 
     def answers(changed: TaskSettings = settings, *, again: bool = False) -> list[str]:
         answering.clear()
-        with results_folder(out):
-            records = ask(asked, out, changed, again=again)
+        with results_folder(out) as folder:
+            records = ask(asked, folder, changed, again=again)
         names = [task.name for task in changed.tasks]
         assert [(r.arm.kind, r.score.task) for r in records] == [(k, n) for k in ("dense", "pruned") for n in names]
         return list(answering)
 
     answering.append("piqa breaks")
-    with results_folder(out), pytest.raises(KeyboardInterrupt):
-        ask(asked, out, settings, again=False)
+    with results_folder(out) as folder, pytest.raises(KeyboardInterrupt):
+        ask(asked, folder, settings, again=False)
     assert answering == ["piqa breaks", "dense --seed=1", "continuations", "boolq"]
     # Killed, it goes on: the dense model's first task and its continuations are there.
     assert answers() == ["dense --seed=1", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]
