@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
-from bench.cli_results import compare, recommend, report, tasks
+from bench.cli_results import compare, diff, recommend, report, tasks
 from bench.options import (
     Again,
     Concurrency,
     DenseOption,
     Engines,
     InputTokens,
+    OldMaterialise,
+    OldPruned,
     OutputTokens,
     Prompts,
     QualityText,
@@ -24,6 +26,7 @@ from bench.options import (
     Rounds,
     Seed,
     ServeFlags,
+    TaskLimit,
     TasksFrom,
     Text,
     comma,
@@ -75,7 +78,9 @@ def sweep(
     prompts: Prompts = None,
     rounds: Rounds = LOADS.rounds,
     seed: Seed = LOADS.seed,
-    materialise: Annotated[bool, typer.Option("--materialise", help="write whole checkpoints")] = False,
+    virtual: Annotated[
+        bool, typer.Option("--virtual/--no-virtual", help="checkpoints without weights of their own, or whole ones")
+    ] = not SWEEP.materialise,
     draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
     calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
     tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
@@ -84,13 +89,14 @@ def sweep(
         str | None, typer.Option(metavar="NAME,...|default", help="of lm-eval's, which the models are asked, too")
     ] = None,
     tasks_from: TasksFrom = None,
-    task_limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
+    task_limit: TaskLimit = None,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and how long it takes")] = False,
+    old_materialise: OldMaterialise = False,
 ) -> None:
-    """Every ratio and method beside the dense model: speed, memory, quality. A killed sweep goes on where it stopped.
+    """Measure every ratio and method beside the dense model: speed, memory, quality. A killed sweep goes on.
 
     Example: mi-prun-bench sweep --dense meta-llama/Llama-3.1-8B --ratios 0,.125,.25,.375,.5 -o results/
     """
@@ -118,7 +124,7 @@ def sweep(
     settings = SweepSettings(
         ratios=ratios,
         methods=methods,
-        materialise=materialise,
+        materialise=not virtual,
         draft=draft,
         quality_text=quality_text,
         tasks=task_settings(tasks, tasks_from, task_limit) if tasks is not None else None,
@@ -145,9 +151,8 @@ def run(
     dense: DenseOption,
     output: Results,
     pruned: Annotated[
-        list[str] | None, typer.Option(help="a folder that `mi-prun apply` wrote; may be repeated")
+        list[str] | None, typer.Argument(metavar="PRUNED...", help="folders that `mi-prun apply` wrote")
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[PRUNED]...", help="more pruned folders")] = None,
     input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
     output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
     prompts: Prompts = RUN_WORKLOADS.prompts,
@@ -158,19 +163,19 @@ def run(
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
+    old_pruned: OldPruned = None,
 ) -> None:
     """Measure pruned folders that are there beside their dense model.
 
-    Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B --pruned p12/ p25/ -o results/
+    Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B p12/ p25/ -o results/
     """
     from bench.sweeps.run import run as measure
 
-    folders = [*(pruned or []), *(more or [])]
-    if not folders:
-        raise UserError("--pruned is missing: name at least one folder that `mi-prun apply` wrote")
+    if not pruned:
+        raise UserError("PRUNED is missing: name at least one folder that `mi-prun apply` wrote")
     loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
     settings = measure_settings(loads, engines, serve_flags, again)
-    show(measure(dense, folders, output, settings, quality_text=quality_text))
+    show(measure(dense, pruned, output, settings, quality_text=quality_text))
 
 
 @app.command()
@@ -203,8 +208,9 @@ def draft(
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 
 
-for command in (report, tasks, compare, recommend):
+for command in (report, tasks, diff, recommend):
     app.command()(command)
+app.command(hidden=True, context_settings={"ignore_unknown_options": True})(compare)
 
 
 @app.command()
@@ -215,15 +221,18 @@ def perplexity(
     window: Annotated[int | None, typer.Option(help="tokens in a window; default: the model's context, capped")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
 ) -> None:
-    """Perplexity of one model on a text.
+    """Measure the perplexity of one model on a text.
 
     Example: mi-prun-bench perplexity bench/reference --text held-out.txt
     """
     from bench.quality.perplexity import measure_perplexity
 
-    found = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
-    print(f"perplexity {found.perplexity:.2f} on {found.text}: {found.predicted_tokens:,} tokens, {found.protocol}")
-    print(found.model_dump_json())
+    measured = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
+    print(
+        f"perplexity {measured.perplexity:.2f} on {measured.text}: {measured.predicted_tokens:,} tokens, "
+        f"{measured.protocol}"
+    )
+    print(measured.model_dump_json())
 
 
 @app.command()
@@ -267,7 +276,7 @@ def train(
 
 
 def show(points: Sequence[PointRecord]) -> None:
-    """A line for each point; the last line is JSON."""
+    """Print a line for each point; the last line is JSON."""
     from bench.sweeps.aggregate import line
 
     for point in points:
@@ -276,6 +285,7 @@ def show(points: Sequence[PointRecord]) -> None:
 
 
 def main() -> None:
+    """Run the command and exit with its status."""
     sys.exit(run_app(app))
 
 

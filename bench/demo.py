@@ -69,7 +69,7 @@ def demo() -> None:
         answers.append((model.arm.label, complete(engine, engine.model)))
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-    print(f"\n$ mi-prun-bench run --dense bench/reference --pruned {' '.join(pruned)} -o demo/results", flush=True)
+    print(f"\n$ mi-prun-bench run --dense bench/reference {' '.join(pruned)} -o demo/results", flush=True)
     points = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, while_served=ask)
     print(f"\n$ mi-prun-bench sweep --shape {SHAPE} --ratios {SHAPE_RATIO} -o demo/results", flush=True)
     shaped = sweep_shape(SHAPE, OUT / "results", SHAPE_SETTINGS)

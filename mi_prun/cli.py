@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from mi_prun.byte_size import parse_bytes
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.options import (
@@ -163,7 +164,7 @@ def apply(
     from mi_prun.plan.plan import Plan, open_dense
 
     check_output(output, force=force)  # before a model is fetched
-    shard_bytes = parse_size(max_shard_size)
+    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size", like="5GB or 500MB", bare=True)
     read = Plan.read(plan)
     manifest = write_checkpoint(
         open_dense(model, read),
@@ -222,7 +223,7 @@ def prune(
     from mi_prun.selection.methods import check_possible
 
     check_output(output, force=force)
-    shard_bytes = parse_size(max_shard_size)
+    shard_bytes = parse_bytes(max_shard_size, "--max-shard-size", like="5GB or 500MB", bare=True)
     dense = open_model(model)
     # Refused before the long pass, not after.
     check_apart(dense.path, output)
@@ -327,17 +328,6 @@ def methods() -> None:
 
     for name, method in METHODS.items():
         print(f"{name:14} {method.summary}")
-
-
-def parse_size(text: str) -> int:
-    """`5GB`, `500MB`, `10KB` or a number of bytes (powers of ten, as the hub counts)."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
-    upper = text.strip().upper()
-    unit = next((unit for unit in units if upper.endswith(unit)), "")
-    number = upper.removesuffix(unit).strip()
-    if not number.isdecimal() or int(number) == 0:
-        raise UserError(f"--max-shard-size must be like 5GB or 500MB, got {text!r}")
-    return int(number) * units.get(unit, 1)
 
 
 def main() -> None:

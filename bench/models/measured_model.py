@@ -62,9 +62,9 @@ def open_measured_models(dense: str, pruned: Sequence[str], drafts: Sequence[Pat
 
     Raises UserError for what is no model, is named twice, or was made from another model.
     """
-    for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
+    for what, named in (("pruned folder", pruned), ("draft", [str(path) for path in drafts])):
         if twice := [name for name in named if named.count(name) > 1]:
-            raise UserError(f"{option} {twice[0]} is named twice")
+            raise UserError(f"{what} {twice[0]} is named twice")
     return with_made(open_dense(dense), pruned, drafts)
 
 
@@ -149,13 +149,13 @@ def _weights(folder: ModelFolder) -> Weights | None:
 def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> MeasuredModel:
     path = Path(name)
     if not is_pruned(path):
-        raise UserError(f"--pruned {name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
+        raise UserError(f"{name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
     manifest = Manifest.read(path / MANIFEST_NAME)
     plan = manifest.plan
     plan.check_belongs_to(dense)
     if manifest.weights == "materialized" and (held := open_model(name).weight_bytes) != manifest.weight_bytes:
         raise UserError(
-            f"--pruned {name} has {held:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
+            f"{name} has {held:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
             "apply the plan again"
         )
     return MeasuredModel(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import html
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from bench.records.results import Run
 from bench.records.schema import MeasuredArm, PointRecord, Workload
 from bench.records.task_summary import TaskRow
 from bench.reports.report_tables import rooflines
+from mi_prun.figure import new_figure, svg_of
+from mi_prun.plan.block_map import svg_lines
 
 # Each is replaced by a variable of the page's style sheet.
 INK, DENSE = "#123456", "#d55e00"
 SERIES = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
 VARIABLES = {INK: "currentColor", DENSE: "var(--dense)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
 MARKERS = ("o", "^", "D", "v", "P", "X")
-CELL, GAP, LABEL, MAP_WIDTH = 22, 3, 132, 700
 MIB, GIB = 2**20, 2**30
 WIDTH = 5.8  # inches, of a picture that fills half a page
 DASHED = (0, (2, 3))
@@ -88,7 +88,7 @@ def pareto_svg(run: Run) -> str:
     shown = [p for p in run.under(run.main) if p.arm.kind == "pruned" and p.paired and perplexity_of(p)]
     if not shown:
         return ""
-    figure, axes = _figure(WIDTH, 4.2)
+    figure, axes = new_figure(WIDTH, 4.2)
     axes.axhline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.plot(1, 1, color=DENSE, marker="s", ms=9, zorder=4, ls="")
@@ -132,7 +132,7 @@ def curve_groups(run: Run) -> list[list[Workload]]:
 @styled
 def curves_svg(run: Run, group: Sequence[Workload]) -> str:
     """Latency against throughput, a line for each model, a point for each number of requests: TTFT and TPOT, p50."""
-    figure, panels = _figure(2 * WIDTH, 3.6, columns=2)
+    figure, panels = new_figure(2 * WIDTH, 3.6, columns=2)
     arms = speed_arms(run)
     styles = arm_looks(arms)
     for axes, name, title in zip(panels, ("ttft", "tpot"), ("TTFT p50, ms", "TPOT p50, ms"), strict=True):
@@ -187,7 +187,7 @@ def memory_svg(run: Run) -> str:
         ("KV cache, tokens", [float(p.memory.kv_tokens) for p in points], float(dense.kv_tokens)),
         (f"peak {'device' if on_device else 'RSS'}, GiB", [value / GIB for value in peak], peak[0] / GIB),
     ]
-    figure, panels = _figure(2 * WIDTH, 0.7 + 0.38 * len(points), columns=3)
+    figure, panels = new_figure(2 * WIDTH, 0.7 + 0.38 * len(points), columns=3)
     for axes, (title, values, base) in zip(panels, columns, strict=True):
         colours = [DENSE if point.arm.kind == "dense" else SERIES[0] for point in points]
         bars = axes.barh(range(len(points)), values, color=colours, height=0.62)
@@ -217,7 +217,7 @@ def roofline_svg(run: Run) -> str:
         return ""
     rows = -(-len(panels) // 2)
     lines = max(sum((p.load.preset, r.phase, r.batch) == panel for p, r in pairs) for panel in panels)
-    figure, grid = _figure(2 * WIDTH, rows * (1.0 + 0.36 * lines), columns=2, rows=rows)
+    figure, grid = new_figure(2 * WIDTH, rows * (1.0 + 0.36 * lines), columns=2, rows=rows)
     for axes, panel in zip(grid, panels, strict=False):
         own = [(p, r) for p, r in pairs if (p.load.preset, r.phase, r.batch) == panel]
         for y, (_, roof) in enumerate(own):
@@ -250,7 +250,7 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     labels = list(dict.fromkeys(row.record.arm.label for row in shown))
     tasks = list(dict.fromkeys(row.record.score.task for row in shown))
     styles = looks(labels)
-    figure, axes = _figure(WIDTH, 1.3 + len(tasks) * (0.2 + 0.17 * len(labels)))
+    figure, axes = new_figure(WIDTH, 1.3 + len(tasks) * (0.2 + 0.17 * len(labels)))
     axes.axvline(0, color=INK, alpha=0.4, lw=1, ls=DASHED)
     for row in shown:
         found, look = row.difference, styles[row.record.arm.label]
@@ -268,28 +268,12 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     return _svg(figure, "Difference of right answers to the dense model, by task", run)
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """The figure, and its axes: one, or a flat list."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, axes if len(axes) > 1 else axes[0]
-
-
 def _svg(figure: Any, title: str, run: str) -> str:
-    """Without XML prologue and fixed size, in the page's colours, text as text, with a name for screen readers.
+    """Return a figure as SVG for a page: no prologue, no fixed size, the page's colours, a name for screen readers.
 
     Ids are kept only where they are referred to, and differ between pictures: several stand in one page.
     """
-    from matplotlib import rc_context
-
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": f"{title} {run}"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
-    text = out.getvalue()
+    text = svg_of(figure, salt=f"{title} {run}", transparent=True)
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
@@ -302,39 +286,6 @@ def _svg(figure: Any, title: str, run: str) -> str:
 
 
 def block_map_svg(arms: Sequence[MeasuredArm]) -> str:
-    """A line for each model, a cell for each of the dense model's blocks: filled is kept, crossed is dropped.
-
-    Deep models get narrower cells, down to what a cross can be seen in.
-    """
-    num_blocks = arms[0].blocks.num_blocks
-    cell = max(8, min(CELL, (MAP_WIDTH - LABEL) // num_blocks - GAP))
-    step, width = cell + GAP, LABEL + num_blocks * (cell + GAP)
-    height, arm_size = (len(arms) + 1) * (CELL + GAP), cell * 0.27
-    parts = [
-        f'<svg role="img" aria-label="Which blocks each model drops" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{width}px" xmlns="http://www.w3.org/2000/svg" font-size="12" fill="currentColor">'
-    ]
-    for line, arm in enumerate(arms):
-        y = line * (CELL + GAP)
-        parts.append(f'<text x="0" y="{y + 16}">{html.escape(arm.label)}</text>')
-        for block in range(num_blocks):
-            x, gone = LABEL + block * step, block in arm.blocks.dropped
-            colour, fill = ("var(--dense)", "none") if gone else ("var(--s0)", "var(--s0)")
-            parts.append(
-                f'<g stroke="{colour}"><title>block {block}: {"dropped" if gone else "kept"}</title>'
-                f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{cell - 1}" height="{CELL - 1}" rx="3" fill="{fill}"/>'
-            )
-            if gone:
-                middle = (x + cell / 2, y + CELL / 2)
-                parts.append(
-                    f'<path d="M{middle[0] - arm_size:g} {middle[1] - arm_size:g}l{2 * arm_size:g} {2 * arm_size:g}'
-                    f'm0 {-2 * arm_size:g}l{-2 * arm_size:g} {2 * arm_size:g}" stroke-width="1.8" fill="none"/>'
-                )
-            parts.append("</g>")
-    every = 1 if cell >= 18 else 5
-    y = len(arms) * (CELL + GAP) + 13
-    parts += [
-        f'<text x="{LABEL + block * step + cell / 2:g}" y="{y}" text-anchor="middle" font-size="11">{block}</text>'
-        for block in range(0, num_blocks, every)
-    ]
-    return "".join([*parts, "</svg>"])
+    """Draw a line for each model, a cell for each of the dense model's blocks: filled is kept, crossed is dropped."""
+    models = [(arm.label, arm.blocks.dropped) for arm in arms]
+    return svg_lines(arms[0].blocks.num_blocks, models, kept="var(--s0)", dropped="var(--dense)")

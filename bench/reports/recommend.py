@@ -15,11 +15,11 @@ from bench.records.results import Run
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
 from mi_prun.artefact import Record
+from mi_prun.byte_size import parse_bytes
 from mi_prun.errors import UserError
 from mi_prun.planning.limit import parse_limit
 
 GIB = 2**30
-UNITS = {"GIB": GIB, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "TIB": 2**40, "TB": 10**12}
 # vLLM takes this share of a device by default; activations and the KV cache must fit into it beside the weights.
 DEVICE_SHARE = 0.9
 
@@ -78,20 +78,11 @@ def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory
     if min_speedup is not None and not (math.isfinite(min_speedup) and min_speedup > 0):
         raise UserError(f"--min-speedup must be over 0, got {min_speedup:g}")
     allowed = parse_limit(max_ppl_increase, None)
-    return TradeoffLimits(allowed.value if allowed else None, min_speedup, parse_memory(memory) if memory else None)
-
-
-def parse_memory(text: str) -> int:
-    """`24GiB`, `24GB` or `500MiB`, in bytes."""
-    upper = text.strip().upper()
-    unit = next((unit for unit in UNITS if upper.endswith(unit)), None)
-    try:
-        value = float(upper.removesuffix(unit)) if unit else math.nan
-    except ValueError:
-        value = math.nan
-    if unit is None or not (math.isfinite(value) and value > 0):
-        raise UserError(f"--memory must be like 24GiB or 500MB, got {text!r}")
-    return round(value * UNITS[unit])
+    return TradeoffLimits(
+        allowed.value if allowed else None,
+        min_speedup,
+        parse_bytes(memory, "--memory", like="24GiB or 500MB") if memory else None,
+    )
 
 
 def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:

@@ -93,5 +93,5 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, dense
         f"draft by hand 25.0% ({one})",
         f"draft by hand 25.0% ({two})",
     ]
-    with pytest.raises(UserError, match=r"--draft .* is named twice"):
+    with pytest.raises(UserError, match=r"^draft .* is named twice"):
         open_measured_models(str(dense), [], [one, one])

@@ -62,6 +62,13 @@ def test_mcnemar_is_a_fair_coin(gained: int, lost: int) -> None:
     assert mcnemar(gained, lost) == pytest.approx(exact, rel=0.02)
 
 
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_sum_over_a_tail(gained: int, lost: int) -> None:
+    tosses, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
+    assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail / 2**tosses), rel=1e-9)
+
+
 def test_answers_of_different_length_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="2 and 1 answers are no pairs"):
         paired_difference([True, False], [True])

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t
 
 from bench.records.paired import paired, ratio_of
 from bench.records.schema import PointRecord, Round
@@ -29,6 +32,18 @@ def test_the_interval_is_students_of_the_log_ratios() -> None:
     assert math.log(found.ratio) == pytest.approx(mean)
     assert math.log(found.high) - mean == pytest.approx(4.302653 * error, rel=1e-6)  # t, 2 degrees of freedom, 97.5 %
     assert mean - math.log(found.low) == pytest.approx(4.302653 * error, rel=1e-6)
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=2, max_size=12))
+def test_the_interval_is_the_one_worked_out_by_hand(ratios: list[float]) -> None:
+    """Records of earlier releases were made by this formula."""
+    measured = ratio_of(ratios, [1.0] * len(ratios))
+    logs = [math.log(value) for value in ratios]
+    mean = sum(logs) / len(logs)
+    deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / (len(logs) - 1))
+    half = float(t.ppf(0.975, len(logs) - 1)) * deviation / math.sqrt(len(logs))
+    assert measured.ratio == pytest.approx(math.exp(mean))
+    assert (measured.low, measured.high) == pytest.approx((math.exp(mean - half), math.exp(mean + half)), rel=1e-7)
 
 
 def test_one_pair_has_no_interval() -> None:

@@ -12,7 +12,7 @@ from bench.records.flat_rows import rows_of
 from bench.records.results import Run, read_side
 from bench.records.schema import PointRecord, append_record
 from bench.records.task_schema import TaskRecord
-from bench.reports.recommend import Recommendation, parse_limits, parse_memory, recommend
+from bench.reports.recommend import Recommendation, parse_limits, recommend
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
@@ -129,8 +129,8 @@ def test_limits_that_are_none(options: tuple[str | None, float | None, str | Non
 
 
 def test_memory_is_in_bytes() -> None:
-    assert parse_memory("24GiB") == 24 * 2**30
-    assert parse_memory(" 1.5 gb") == 1_500_000_000
+    assert parse_limits(None, None, "24GiB").memory_bytes == 24 * 2**30
+    assert parse_limits(None, None, " 1.5 gb").memory_bytes == 1_500_000_000
 
 
 def test_exit_status(

@@ -305,7 +305,7 @@ def test_the_commands_run_and_draft(
         assert last == {"run": found[0].run, "points": len(found)}
         return found
 
-    dense, without = points("run", "--pruned", pruned)
+    dense, without = points("run", pruned)
     assert (dense.arm.kind, without.arm.kind, without.arm.weights) == ("dense", "pruned", "virtual")
     assert without.arm.blocks.dropped == (2, 3, 7)
     assert without.provenance.sweep == {}

@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 from bench.records.results import read_side
 from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
 from bench.records.task_schema import TASKS_NAME, TaskRecord
-from bench.reports.compare import RunComparison, compare
+from bench.reports.diff import RunDiff, diff
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 
@@ -29,8 +29,8 @@ def save(folder: Path, points: Sequence[PointRecord], tasks: Sequence[TaskRecord
     return str(folder)
 
 
-def against(a: str, b: str, **options: bool) -> RunComparison:
-    return compare(read_side(a), read_side(b), **options)
+def against(a: str, b: str, **options: bool) -> RunDiff:
+    return diff(read_side(a), read_side(b), **options)
 
 
 def as_run(points: Sequence[PointRecord], name: str, **provenance: object) -> list[PointRecord]:
@@ -263,7 +263,7 @@ def test_the_command_prints_changes_then_json(
 
     a = save(tmp_path / "a", one_sweep)
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2"))
-    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "compare", a, b])
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "diff", a, b])
     assert run_app(app) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("dense, chat, 4 in flight: tokens/s 101.")

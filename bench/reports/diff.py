@@ -1,4 +1,4 @@
-"""`mi-prun-bench compare A B`: what changed between two runs, beyond noise.
+"""`mi-prun-bench diff A B`: say what changed between two runs, beyond noise.
 
 Speeds have rounds on either side; they are not pairs, so the interval is Welch's, of the mean logarithms. What a
 machine did differently on the two days is in that figure too: beside it stands the change of the speed-up over the
@@ -59,7 +59,7 @@ class RunChange(Record):
 
 
 @dataclass(frozen=True)
-class RunComparison:
+class RunDiff:
     """notes: what is not compared and why, and what else differs."""
 
     changes: tuple[RunChange, ...]
@@ -77,7 +77,7 @@ class RunComparison:
         )
 
 
-def compare(a: Side, b: Side, *, anyway: bool = False) -> RunComparison:
+def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
     """Every figure of models and loads that A and B have in common.
 
     anyway: speed and memory too, though the machines or the engines differ. Raises UserError where nothing compares.
@@ -93,7 +93,7 @@ def compare(a: Side, b: Side, *, anyway: bool = False) -> RunComparison:
     if not changes:
         reason = "; ".join(notes) or "no model and load, and no task, is in both"
         raise UserError(f"{a.name} and {b.name} have nothing to compare: {reason}")
-    return RunComparison(tuple(changes), tuple(notes))
+    return RunDiff(tuple(changes), tuple(notes))
 
 
 def _other_blocks(a: Run, b: Run) -> Iterator[str]:
