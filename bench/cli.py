@@ -1,4 +1,4 @@
-"""The `mi-prun-bench` command."""
+"""The `mi-prun-bench` command: parse the options and call what does the work."""
 
 from __future__ import annotations
 

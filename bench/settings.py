@@ -1,4 +1,4 @@
-"""Settings of a measurement under load, and their defaults: the one place they live."""
+"""Settings of a measurement under load, and their defaults. They live here only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ PRESETS = {"balanced": (128, 64), "prefill-heavy": (1024, 16), "decode-heavy": (
 
 @dataclass(frozen=True)
 class WorkloadSettings:
-    """presets: names of PRESETS; input_tokens, output_tokens: lengths in their place. trace: a file, beside them.
+    """The loads that are asked for.
 
-    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of those.
+    presets: names of PRESETS. input_tokens, output_tokens: lengths in their place. trace: a file of lengths, beside
+    them.
+
+    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of random ones.
 
     rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice
     the concurrency, at least eight. warmups: requests before an engine's first round of a load, not counted.
@@ -38,7 +41,10 @@ class WorkloadSettings:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there."""
+    """How loads are put on engines.
+
+    alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there.
+    """
 
     loads: WorkloadSettings = field(default_factory=WorkloadSettings)
     serve_flags: tuple[str, ...] = ()

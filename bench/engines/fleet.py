@@ -1,7 +1,8 @@
-"""The engines of a sweep: alive side by side, one loaded while the others idle; or one at a time, started anew.
+"""Keep the engines of a sweep: alive side by side, or one at a time and started anew.
 
-An idle vLLM engine takes about 1 % of a core, so that engines side by side disturb each other little and a pair of
-rounds lies seconds apart. Where memory is too small for that, a pair lies a start-up apart.
+Side by side, one engine is loaded while the others idle. An idle vLLM engine takes about 1 % of a core, so they disturb
+each other little, and the two rounds of a pair lie seconds apart. Where memory is too small for that, a pair lies a
+start-up apart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from mi_prun.console import say
 
 
 class Fleet:
-    """`with Fleet(...) as fleet:` engines are started when first asked for; at the end no process of them is left."""
+    """The engines of a run. An engine is started when it is first asked for.
+
+    `with Fleet(...) as fleet:` leaves no process of them at its end.
+    """
 
     def __init__(self, flags: Sequence[str], alive: Alive, device: Device) -> None:
         self._flags = flags
@@ -37,14 +41,14 @@ class Fleet:
         self.stop()
 
     def stop(self) -> None:
-        """All engines."""
+        """Stop all engines."""
         with contextlib.ExitStack() as all_of_them:
             for _, stack in self._engines.values():
                 all_of_them.push(stack.__exit__)
             self._engines.clear()
 
     def engine(self, model: MeasuredModel) -> EngineProcess:
-        """Of a model, started if it is not alive."""
+        """Return the engine of a model; start it if it is not alive."""
         label = model.arm.label
         if label in self._engines:
             return self._engines[label][0]
@@ -58,7 +62,7 @@ class Fleet:
         return engine
 
     def peak_device_bytes(self, model: MeasuredModel) -> int | None:
-        """The most that its processes have been seen to take on the GPU, now and at earlier calls."""
+        """Return the most that a model's processes have been seen to take on the GPU, now and at earlier calls."""
         label = model.arm.label
         pids = [process.pid for process in self._engines[label][0].group.processes()]
         used = self._device.used_bytes(pids)

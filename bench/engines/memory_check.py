@@ -1,4 +1,6 @@
-"""Whether the engines fit, said before one is started: weights by their headers, the KV cache by its setting."""
+"""Say whether the engines fit in memory, before one is started: by the headers of the weights and the KV cache's
+setting.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ GIB = 2**30
 
 
 def engines_alive(models: Sequence[MeasuredModel], flags: Sequence[str], asked: Alive | None, device: Device) -> Alive:
-    """`together` where all engines fit side by side, else `alone`. Raises UserError where not even one fits."""
+    """Return `together` where all engines fit side by side, else `alone`. Raises UserError where not even one fits."""
     available, needed = room(models, flags, device)
     worst = max(range(len(models)), key=lambda index: needed[index])
     if needed[worst] > available:
@@ -44,7 +46,7 @@ def engines_alive(models: Sequence[MeasuredModel], flags: Sequence[str], asked: 
 
 
 def room(models: Sequence[MeasuredModel], flags: Sequence[str], device: Device) -> tuple[int, list[int]]:
-    """Bytes that are free, and bytes that each engine takes."""
+    """Return the bytes that are free, and the bytes that each engine takes."""
     gpus = math.prod(int(_number(flag_value(flags, long) or flag_value(flags, short), 1)) for long, short in PARALLEL)
     total = device.total_bytes(gpus)
     if total is None:

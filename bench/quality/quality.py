@@ -74,6 +74,7 @@ def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Qu
 
 
 def main() -> None:
+    """Measure and print, as the module's docstring says."""
     parser = argparse.ArgumentParser()
     for name in ("dense", "text"):
         parser.add_argument(name)

@@ -1,6 +1,7 @@
-"""What a draft's tokens came to, as the engine itself counts them since its start (`vllm:spec_decode_*` of /metrics).
+"""Count how many tokens of a draft were accepted, by the engine's own counters (`vllm:spec_decode_*` of /metrics).
 
-What a load came to is the difference of two such counts: warm-ups and other loads are in neither.
+The counters run since the engine's start. What a load came to is the difference of two readings, so that warm-ups and
+other loads are in neither.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def counts_of(metrics: str) -> Counts:
 
 
 def acceptance_between(before: Counts, after: Counts) -> DraftAcceptance:
-    """Raises UserError where nothing was drafted."""
+    """Return what was accepted between two readings. Raises UserError where nothing was drafted."""
     drafts, drafted, accepted = (after[name] - before[name] for name in NAMES)
     if drafted < 1:
         raise UserError("the engine drafted no token (vllm:spec_decode_num_draft_tokens on its /metrics)")
@@ -36,12 +37,12 @@ def acceptance_between(before: Counts, after: Counts) -> DraftAcceptance:
 
 
 def acceptance_over(rounds: Sequence[DraftAcceptance | None]) -> DraftAcceptance | None:
-    """Of all rounds of a load together; None where they tell of none."""
-    known = [found for found in rounds if found is not None]
+    """Sum what was accepted over the rounds of a load; None where no round says it."""
+    known = [acceptance for acceptance in rounds if acceptance is not None]
     if not known:
         return None
     return DraftAcceptance(
-        drafts=sum(found.drafts for found in known),
-        drafted_tokens=sum(found.drafted_tokens for found in known),
-        accepted_tokens=sum(found.accepted_tokens for found in known),
+        drafts=sum(acceptance.drafts for acceptance in known),
+        drafted_tokens=sum(acceptance.drafted_tokens for acceptance in known),
+        accepted_tokens=sum(acceptance.accepted_tokens for acceptance in known),
     )

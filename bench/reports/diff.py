@@ -1,7 +1,7 @@
 """`mi-prun-bench diff A B`: say what changed between two runs, beyond noise.
 
-Speeds have rounds on either side; they are not pairs, so the interval is Welch's, of the mean logarithms. What a
-machine did differently on the two days is in that figure too: beside it stands the change of the speed-up over the
+Speeds have rounds on either side. They are not pairs, so the interval is Welch's, of the mean logarithms. What a
+machine did differently on the two days is in that figure too. Beside it stands the change of the speed-up over the
 dense model of the same run, in which it is not. Perplexity, bytes and tokens have no noise where machine and engine are
 the same. Answers to tasks are pairs, item by item.
 """
@@ -31,9 +31,10 @@ LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", 
 
 
 class RunChange(Record):
-    """B against A. change: B over A, or for tasks B minus A. low, high: its 95 % interval; None for an exact figure.
+    """A figure of B against A.
 
-    beyond_noise: the interval leaves out no change, or an exact figure is another. better: None where it is not beyond.
+    change: B over A; for tasks B minus A. low, high: its 95 % interval; None for an exact figure. beyond_noise: the
+    interval leaves out no change, or an exact figure is another. better: None where it is not beyond noise.
     """
 
     arm: str
@@ -48,7 +49,7 @@ class RunChange(Record):
     better: bool | None
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the change for a terminal."""
         where = f"{self.arm}, {self.load}" if self.load else self.arm
         form = "+.3f" if self.figure.startswith("task ") else ".3f"
         width = "" if self.low is None or self.high is None else f" [{self.low:{form}}, {self.high:{form}}]"
@@ -60,16 +61,18 @@ class RunChange(Record):
 
 @dataclass(frozen=True)
 class RunDiff:
-    """notes: what is not compared and why, and what else differs."""
+    """What changed between two runs. notes: what is not compared and why, and what else differs."""
 
     changes: tuple[RunChange, ...]
     notes: tuple[str, ...]
 
     @property
     def beyond_noise(self) -> list[RunChange]:
+        """The changes that are more than noise."""
         return [change for change in self.changes if change.beyond_noise]
 
     def summary(self) -> str:
+        """Say how many figures were compared, and how many would be beyond noise by chance alone."""
         measured = sum(change.low is not None for change in self.changes)
         return (
             f"{len(self.changes)} figures compared, {len(self.beyond_noise)} beyond noise; of the {measured} with a "
@@ -78,7 +81,7 @@ class RunDiff:
 
 
 def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
-    """Every figure of models and loads that A and B have in common.
+    """Compare every figure of models and loads that A and B have in common.
 
     anyway: speed and memory too, though the machines or the engines differ. Raises UserError where nothing compares.
     """
@@ -114,7 +117,7 @@ def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
 
 
 def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
-    """Points of the same kind of model, method and number of blocks, under the same load."""
+    """Yield points of the same kind of model, method and number of blocks, under the same load."""
 
     def key(arm: MeasuredArm, load: Workload) -> tuple[object, ...]:
         return arm.kind, arm.blocks.method, len(arm.blocks.dropped), workload_key(load)
@@ -127,7 +130,7 @@ def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
 
 
 def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[RunChange]:
-    """What a model has under any load."""
+    """Yield the changes of what a model has under any load."""
     if may.speed:
         first, second = before.memory, after.memory
         yield _exact(before.arm, "weight bytes", first.weight_bytes, second.weight_bytes, more=False)
@@ -150,16 +153,16 @@ def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[
 
 def _speeds(before: PointRecord, after: PointRecord) -> Iterator[RunChange]:
     def rounds(of: Callable[[Round], float]) -> tuple[list[float], list[float]]:
-        return [of(found) for found in before.speed.rounds], [of(found) for found in after.speed.rounds]
+        return [of(each) for each in before.speed.rounds], [of(each) for each in after.speed.rounds]
 
-    yield _noisy(before, "tokens/s", *rounds(lambda found: found.output_tokens_per_s), more=True)
+    yield _noisy(before, "tokens/s", *rounds(lambda each: each.output_tokens_per_s), more=True)
     for title, name in LATENCIES:
         for percentile in ("p50", "p99"):
             of = attrgetter(f"{name}.{percentile}_ms")
             first, second = rounds(of)
             if min(*first, *second) > 0:
                 yield _noisy(before, f"{title} {percentile} ms", first, second, more=False)
-    first, second = rounds(lambda found: (found.energy_j or 0.0) / found.completed)
+    first, second = rounds(lambda each: (each.energy_j or 0.0) / each.completed)
     if min(*first, *second) > 0:
         yield _noisy(before, "energy J a request", first, second, more=False)
     if before.paired and after.paired:
@@ -168,7 +171,10 @@ def _speeds(before: PointRecord, after: PointRecord) -> Iterator[RunChange]:
 
 
 def _exact(arm: MeasuredArm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> RunChange:
-    """more: whether more of it is better. least: a smaller relative change is none."""
+    """Return the change of a figure that has no noise.
+
+    more: whether more of it is better. least: a smaller relative change is none.
+    """
     change = after / before if before else 1.0
     changed = abs(change - 1) > least
     return RunChange(
@@ -194,14 +200,14 @@ def _noisy(
 
 
 def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> RunChange:
-    """The intervals are Student's t of log ratios (`paired.py`): their standard errors are read back."""
+    """Return the change of a speed-up. Its intervals are Student's t of log ratios; standard errors are read back."""
     from scipy.stats import t
 
-    def spread(found: Ratio) -> tuple[float | None, int]:
-        if found.low is None or found.high is None or found.pairs < 2:
-            return None, found.pairs
-        half = math.log(found.high / found.low) / 2
-        return (half / float(t.ppf(0.5 + CONFIDENCE / 2, found.pairs - 1))) ** 2, found.pairs
+    def spread(ratio: Ratio) -> tuple[float | None, int]:
+        if ratio.low is None or ratio.high is None or ratio.pairs < 2:
+            return None, ratio.pairs
+        half = math.log(ratio.high / ratio.low) / 2
+        return (half / float(t.ppf(0.5 + CONFIDENCE / 2, ratio.pairs - 1))) ** 2, ratio.pairs
 
     figures = [before.ratio, after.ratio]
     return _with_interval(point, "speed-up over dense", figures, [spread(before), spread(after)], more=True)
@@ -210,7 +216,11 @@ def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> RunChan
 def _with_interval(
     point: PointRecord, figure: str, means: Sequence[float], spreads: Sequence[tuple[float | None, int]], *, more: bool
 ) -> RunChange:
-    """Welch's t interval of the difference of two mean logarithms. spreads: squared standard error, and of how many."""
+    """Return a change with Welch's t interval of the difference of two mean logarithms.
+
+    spreads: squared standard error, and of how many. (scipy gives this interval for samples only, and a speed-up's are
+    not kept.)
+    """
     from scipy.stats import t
 
     before, after = means
@@ -247,16 +257,16 @@ def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChan
         other = theirs.get(place)
         if other is None or not comparable_answers(record, other):
             continue
-        found = difference_of(record, other)
+        difference = difference_of(record, other)
         yield RunChange(
             arm=record.arm.label,
             load=None,
             figure=f"task {record.score.task} {record.score.metric}",
             before=record.score.score,
             after=other.score.score,
-            change=found.mean,
-            low=found.low,
-            high=found.high,
-            beyond_noise=found.beyond_noise,
-            better=found.mean > 0 if found.beyond_noise else None,
+            change=difference.mean,
+            low=difference.low,
+            high=difference.high,
+            beyond_noise=difference.beyond_noise,
+            better=difference.mean > 0 if difference.beyond_noise else None,
         )

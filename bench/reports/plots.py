@@ -1,6 +1,6 @@
-"""The pictures of the report, as SVG that takes its colours from the page (light, dark, print).
+"""Draw the pictures of the report, as SVG that takes its colours from the page (light, dark, print).
 
-Okabe and Ito's palette, told apart by colour-blind readers; shape and text say everything a second time.
+The palette is Okabe and Ito's, which colour-blind readers can tell apart. Shape and text say everything a second time.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ DASHED = (0, (2, 3))
 
 @dataclass(frozen=True)
 class Look:
+    """A colour and a marker."""
+
     colour: str
     marker: str
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A colour and a marker for each; six of each, of which no two pairs are alike up to 36 names."""
+    """Give each name a colour and a marker. There are six of each; no two pairs are alike up to 36 names."""
     return {
         name: Look(SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)])
         for i, name in enumerate(names)
@@ -45,17 +47,17 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def share(ratio: float) -> str:
-    """12.5%, 25%, 8.33%."""
+    """Write a share as 12.5%, 25% or 8.33%."""
     return f"{100 * ratio:.3g}%"
 
 
 def speed_arms(run: Run) -> list[MeasuredArm]:
-    """One arm of each kind and number of dropped blocks: which blocks they are makes no difference to speed."""
+    """Return one arm of each kind and number of dropped blocks: which blocks they are makes no difference to speed."""
     return list({(arm.kind, len(arm.blocks.dropped)): arm for arm in reversed(run.arms)}.values())[::-1]
 
 
 def arm_looks(arms: Sequence[MeasuredArm]) -> dict[str, Look]:
-    """The dense model is a square of its own colour."""
+    """Give each arm a look. The dense model is a square of its own colour."""
     others = looks([arm.label for arm in arms if arm.kind != "dense"])
     return {arm.label: others.get(arm.label, Look(DENSE, "s")) for arm in arms}
 
@@ -64,7 +66,10 @@ Drawing = TypeVar("Drawing", bound=Callable[..., str])
 
 
 def styled(draw: Drawing) -> Drawing:
-    """In force from the first text to the last: labels are plain words, matplotlib makes ticks as late as it draws."""
+    """Have a drawing use the page's colours and plain labels.
+
+    It is in force from the first text to the last: matplotlib makes ticks as late as it draws.
+    """
 
     @functools.wraps(draw)
     def wrapped(*args: Any) -> str:
@@ -81,9 +86,10 @@ def styled(draw: Drawing) -> Drawing:
 
 @styled
 def pareto_svg(run: Run) -> str:
-    """Quality against speed, both over the dense model's; each ratio a point, its whiskers the 95 % interval.
+    """Draw quality against speed, both over the dense model's. Each ratio is a point; its whiskers are the 95 %
+    interval.
 
-    A line for each method. Empty where nothing measured quality.
+    There is a line for each method. The text is empty where nothing measured quality.
     """
     shown = [p for p in run.under(run.main) if p.arm.kind == "pruned" and p.paired and perplexity_of(p)]
     if not shown:
@@ -117,7 +123,7 @@ def pareto_svg(run: Run) -> str:
 
 
 def curve_groups(run: Run) -> list[list[Workload]]:
-    """Loads that differ only in how many requests there are at a time: two or more make a curve."""
+    """Group loads that differ only in how many requests there are at a time. Two or more make a curve."""
     groups: dict[tuple[object, ...], list[Workload]] = {}
     for load in run.loads:
         key = (load.preset, load.concurrency is None, load.input_tokens, load.output_tokens)
@@ -131,7 +137,7 @@ def curve_groups(run: Run) -> list[list[Workload]]:
 
 @styled
 def curves_svg(run: Run, group: Sequence[Workload]) -> str:
-    """Latency against throughput, a line for each model, a point for each number of requests: TTFT and TPOT, p50."""
+    """Draw latency against throughput: TTFT and TPOT, p50; a line for each model, a point for each load."""
     figure, panels = new_figure(2 * WIDTH, 3.6, columns=2)
     arms = speed_arms(run)
     styles = arm_looks(arms)
@@ -164,7 +170,9 @@ def _many(point: PointRecord) -> str:
 
 
 def _plain_ticks(axes: Any) -> None:
-    """Numbers, not powers of ten: ranges here are of a decade or two. Few in a long range: they would run together."""
+    """Label axes with numbers, not powers of ten: ranges here are of a decade or two. A long range gets few, to keep
+    apart.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -177,7 +185,7 @@ def _plain_ticks(axes: Any) -> None:
 
 @styled
 def memory_svg(run: Run) -> str:
-    """Weights, KV cache and the peak of all engine processes, a bar for each model."""
+    """Draw weights, KV cache and the peak of all engine processes, a bar for each model."""
     points = run.under(run.main)
     dense = run.dense.memory
     on_device = all(point.memory.peak_device_bytes for point in points)
@@ -209,7 +217,9 @@ def _figures(value: float) -> str:
 
 @styled
 def roofline_svg(run: Run) -> str:
-    """What was reached of each bound: a panel for each phase and batch, a line for each model. Empty without bounds."""
+    """Draw what was reached of each bound: a panel for each phase and batch, a line for each model. Empty without
+    bounds.
+    """
     shown = {arm.label for arm in speed_arms(run)}
     pairs = [pair for pair in rooflines(run) if pair[0].arm.label in shown]
     panels = list(dict.fromkeys((point.load.preset, roof.phase, roof.batch) for point, roof in pairs))
@@ -221,13 +231,13 @@ def roofline_svg(run: Run) -> str:
     for axes, panel in zip(grid, panels, strict=False):
         own = [(p, r) for p, r in pairs if (p.load.preset, r.phase, r.batch) == panel]
         for y, (_, roof) in enumerate(own):
-            found = roof.speedup
+            gain = roof.speedup
             axes.plot([1, roof.bound], [y, y], color=INK, alpha=0.18, lw=7, solid_capstyle="butt")
             axes.plot(roof.bound, y, color=INK, marker="|", ms=17, mew=2)
-            if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [y, y], color=SERIES[0], lw=1.8)
-            axes.plot(found.ratio, y, color=SERIES[0], marker="o", ms=7)
-            axes.annotate(f"{roof.efficiency:.0%}", (max(roof.bound, found.ratio, found.high or 0), y), xytext=(9, 0),
+            if gain.low is not None and gain.high is not None:
+                axes.plot([gain.low, gain.high], [y, y], color=SERIES[0], lw=1.8)
+            axes.plot(gain.ratio, y, color=SERIES[0], marker="o", ms=7)
+            axes.annotate(f"{roof.efficiency:.0%}", (max(roof.bound, gain.ratio, gain.high or 0), y), xytext=(9, 0),
                           textcoords="offset points", va="center", color=INK, fontsize=10)  # fmt: skip
         axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
         axes.set_yticks(range(len(own)), [p.arm.label for p, _ in own])
@@ -243,7 +253,7 @@ def roofline_svg(run: Run) -> str:
 
 @styled
 def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
-    """Differences to the dense model, points, with their intervals: a group for each task, a mark for each model."""
+    """Draw differences to the dense model in points, with intervals: a group for each task, a mark for each model."""
     shown = [row for row in rows if row.difference is not None]
     if not shown:
         return ""
@@ -253,12 +263,12 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     figure, axes = new_figure(WIDTH, 1.3 + len(tasks) * (0.2 + 0.17 * len(labels)))
     axes.axvline(0, color=INK, alpha=0.4, lw=1, ls=DASHED)
     for row in shown:
-        found, look = row.difference, styles[row.record.arm.label]
-        assert found is not None
+        difference, look = row.difference, styles[row.record.arm.label]
+        assert difference is not None
         place = labels.index(row.record.arm.label)
         y = tasks.index(row.record.score.task) + (place - (len(labels) - 1) / 2) * 0.8 / max(2, len(labels))
-        axes.plot([100 * found.low, 100 * found.high], [y, y], color=look.colour, lw=1.6)
-        axes.plot(100 * found.mean, y, color=look.colour, marker=look.marker, ms=6, ls="")
+        axes.plot([100 * difference.low, 100 * difference.high], [y, y], color=look.colour, lw=1.6)
+        axes.plot(100 * difference.mean, y, color=look.colour, marker=look.marker, ms=6, ls="")
     for label in labels:
         axes.plot([], [], color=styles[label].colour, marker=styles[label].marker, lw=1.6, label=label)
     axes.set_yticks(range(len(tasks)), tasks)

@@ -1,7 +1,8 @@
-"""`mi-prun-bench recommend`: the ratio to take within limits on quality, speed and memory, and why; or that none fits.
+"""`mi-prun-bench recommend`: say which ratio to take within limits on quality, speed and memory, and why; or that none
+fits.
 
-Where a loss is allowed, the fastest model within it is taken; where only a speed or a memory is asked for, the one that
-loses least. The dense model is among the candidates.
+Where a loss is allowed, the fastest model within it is taken. Where only a speed or a memory is asked for, the model
+that loses least is taken. The dense model is among the candidates.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ def _percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class TradeoffLimits:
-    """ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
+    """The limits of a model. ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
 
     ppl_increase: float | None = None
     speedup: float | None = None
     memory_bytes: int | None = None
 
     def words(self) -> str:
+        """Say the limits in words."""
         parts = []
         if self.ppl_increase is not None:
             parts.append(f"at most {_percent(self.ppl_increase)} more perplexity")
@@ -48,7 +50,7 @@ class TradeoffLimits:
 
 
 class Recommendation(Record):
-    """fits: whether `arm` is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
+    """The model to take. fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
 
     fits: bool
     arm: str
@@ -66,13 +68,13 @@ class Recommendation(Record):
     why: str
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the recommendation for a terminal."""
         head = f"take {self.arm}" if self.fits else f"none fits; nearest is {self.arm}"
         return f"{head}: {self.why}"
 
 
 def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory: str | None) -> TradeoffLimits:
-    """Raises UserError for a limit that is none, and where there is not one."""
+    """Parse the limits of the options. Raises UserError for a limit that is none, and where there is not one."""
     if max_ppl_increase is None and min_speedup is None and memory is None:
         raise UserError("give at least one of --max-ppl-increase 10%, --min-speedup 1.25 and --memory 24GiB")
     if min_speedup is not None and not (math.isfinite(min_speedup) and min_speedup > 0):
@@ -86,9 +88,9 @@ def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory
 
 
 def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:
-    """Of the models under the run's main load. Drafts are left out: they are the dense model.
+    """Choose among the models under the run's main load. Drafts are left out: they are the dense model.
 
-    tasks: what they answered, to be told beside the rest; no limit is set on it.
+    tasks: what the models answered, to be told beside the rest; no limit is set on it.
     """
     points = [point for point in run.under(run.main) if point.arm.kind != "draft"]
     rows = [row_of(point, run.dense) for point in points]
@@ -122,36 +124,40 @@ def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()
 
 
 def misses(row: FlatRow, limits: TradeoffLimits) -> list[tuple[str, float]]:
-    """Each limit that the model is beyond: in words, and by how much of the limit."""
-    found = []
+    """Return each limit that the model is beyond: in words, and by how much of the limit."""
+    missed = []
     if limits.ppl_increase is not None and row.dropped:
         if row.x_perplexity is None:
-            found.append(("its quality was not measured", math.inf))
+            missed.append(("its quality was not measured", math.inf))
         elif (increase := row.x_perplexity - 1) > limits.ppl_increase:
             over = (increase - limits.ppl_increase) / (1 + limits.ppl_increase)
-            found.append((f"perplexity {increase:+.1%}, {_percent(limits.ppl_increase)} allowed", over))
+            missed.append((f"perplexity {increase:+.1%}, {_percent(limits.ppl_increase)} allowed", over))
     if limits.speedup is not None and row.x_output_tokens_per_s < limits.speedup:
         speed = row.x_output_tokens_per_s
-        found.append((f"{speed:.2f}x tokens/s of {limits.speedup:g}x", (limits.speedup - speed) / limits.speedup))
+        missed.append((f"{speed:.2f}x tokens/s of {limits.speedup:g}x", (limits.speedup - speed) / limits.speedup))
     if limits.memory_bytes is not None and row.weight_bytes > (room := DEVICE_SHARE * limits.memory_bytes):
         words = f"weights of {row.weight_bytes / GIB:.2f} GiB, {room / GIB:.2f} GiB of room"
-        found.append((words, (row.weight_bytes - room) / room))
-    return found
+        missed.append((words, (row.weight_bytes - room) / room))
+    return missed
 
 
 def least(rows: Sequence[FlatRow]) -> FlatRow:
-    """The least loss: perplexity where it was measured, else the fewest blocks; the faster of equals."""
+    """Return the model with the least loss: perplexity where it was measured, else the fewest blocks; the faster of
+    equals.
+    """
     if all(row.x_perplexity is not None or not row.dropped for row in rows):
         return min(rows, key=lambda row: (row.x_perplexity or 1.0, -row.x_output_tokens_per_s))
     return min(rows, key=lambda row: (len(row.dropped), -row.x_output_tokens_per_s))
 
 
 def reason(fit: Sequence[FlatRow], limits: TradeoffLimits) -> str:
+    """Say why a model was taken."""
     how = "the fastest" if limits.ppl_increase is not None else "the least loss"
     return f"{how} of the {len(fit)} that fit ({limits.words()})"
 
 
 def figures(row: FlatRow, dense: FlatRow) -> str:
+    """Say a model's figures, beside the dense one's."""
     speed = f"{row.x_output_tokens_per_s:.2f}x tokens/s"
     if row.x_low is not None and row.x_high is not None:
         speed += f" [{row.x_low:.2f}, {row.x_high:.2f}]"
@@ -162,7 +168,7 @@ def figures(row: FlatRow, dense: FlatRow) -> str:
 
 
 def answers(row: FlatRow, tasks: Sequence[TaskRecord]) -> str:
-    """What the model lost on tasks, where it and the dense model answered several."""
+    """Say what the model lost on tasks, where it and the dense model answered several."""
     for mean in mean_rows(task_rows(tasks)):
         if mean.arm.kind == "pruned" and mean.arm.blocks.dropped == row.dropped and mean.difference is not None:
             middle, low, high = (100 * value for value in mean.difference)
@@ -171,7 +177,7 @@ def answers(row: FlatRow, tasks: Sequence[TaskRecord]) -> str:
 
 
 def doubt(row: FlatRow, limits: TradeoffLimits) -> str:
-    """Where the interval of the speed reaches below what was asked for, or below the dense model's."""
+    """Say where the interval of the speed reaches below what was asked for, or below the dense model's."""
     asked = limits.speedup or 1.0
     if row.x_low is None or row.x_low >= asked:
         return ""

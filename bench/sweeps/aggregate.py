@@ -1,4 +1,4 @@
-"""Rounds become points: medians, ratios to the dense model round by round, and what was reached of each bound."""
+"""Make points of rounds: medians, ratios to the dense model round by round, and what was reached of each bound."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def points_of(
     rounds: dict[str, list[RoundRecord]],
     provenance: Provenance,
 ) -> list[PointRecord]:
-    """One load's points, dense first. rounds: by the arm's label, in order."""
+    """Return one load's points, dense first. rounds: by the arm's label, in order."""
     first, base = models[0], rounds[models[0].arm.label]
     points = []
     for model in models:
@@ -75,48 +75,53 @@ def points_of(
 
 
 def dense_quality(models: Sequence[MeasuredModel]) -> tuple[Quality | None, MeasuredOn | None]:
-    """The dense model's own figure is the one that its pruned models were compared with; none, where they were compared
-    on several texts.
+    """Return the dense model's own quality: the one that its pruned models were compared with.
+
+    None where they were compared on several texts.
     """
-    found = [(model.quality, model.quality_measured_on) for model in models[1:] if model.quality is not None]
-    if not found:
+    measured = [(model.quality, model.quality_measured_on) for model in models[1:] if model.quality is not None]
+    if not measured:
         return None, None
-    quality, measured_on = found[0]
+    quality, measured_on = measured[0]
     # Another machine's last digits are no other text.
-    if any(not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=1e-3) for other, _ in found):
+    if any(not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=1e-3) for other, _ in measured):
         return None, None
     same = {"pruned_perplexity": quality.dense_perplexity, "kl_nats_per_token": 0.0}
     return quality.model_copy(update=same), measured_on
 
 
 def same_batches(load: Workload, *arms: Sequence[RoundRecord]) -> bool:
-    """Whether a step of each arm has as many requests: a bound is of the same step with fewer blocks. A model with less
-    weight has more room for keys and values: where the dense one cannot hold all that is in flight, the pruned one's
-    steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop. The longest
-    request of a trace is not in the load: twice the mean stands for it.
+    """Tell whether a step of each arm has as many requests: a bound is of the same step with fewer blocks.
+
+    A model with less weight has more room for keys and values. Where the dense one cannot hold all that is in flight,
+    the pruned one's steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop.
+    The longest request of a trace is not in the load: twice the mean stands for it.
     """
     if load.concurrency is None:
         return not any(Speed(rounds=tuple(r.figures for r in rounds)).piles_up for rounds in arms)
     length = load.input_tokens + load.output_tokens
     needed = load.concurrency * length * (1 if load.trace is None else 2)
-    return needed <= min(found.kv_tokens for rounds in arms for found in rounds)
+    return needed <= min(record.kv_tokens for rounds in arms for record in rounds)
 
 
 def rooflines(dense: MeasuredModel, pruned: MeasuredModel, load: Workload, ratios: Paired) -> tuple[Roofline, ...]:
-    """Prefill by TTFT with one request in flight; decode by TPOT in a closed loop. Else the phases are mixed."""
+    """Return the bounds that a load shows: prefill by TTFT with one request in flight, decode by TPOT in a closed loop.
+
+    Under other loads the phases are mixed.
+    """
     if dense.weights is None or pruned.weights is None or load.concurrency is None or load.trace is not None:
         return ()
     phases: list[tuple[Phase, int, Ratio | None]] = [
         ("prefill", round(load.input_tokens), ratios.ttft if load.concurrency == 1 else None),
         ("decode", round(load.input_tokens + load.output_tokens / 2), ratios.tpot),
     ]
-    found = []
+    shown = []
     for phase, tokens, speedup in phases:
         if speedup is None:
             continue
         before = work(phase, dense.weights, load.concurrency, tokens)
         after = work(phase, pruned.weights, load.concurrency, tokens)
-        found.append(
+        shown.append(
             Roofline(
                 phase=phase,
                 batch=load.concurrency,
@@ -129,13 +134,13 @@ def rooflines(dense: MeasuredModel, pruned: MeasuredModel, load: Workload, ratio
                 speedup=speedup,
             )
         )
-    return tuple(found)
+    return tuple(shown)
 
 
 def bound_of(dense: MeasuredModel, pruned: MeasuredModel, load: Workload) -> float | None:
-    """Of the speed-up of tokens/s: the larger of the phases' bounds, alone and all in flight together.
+    """Bound the speed-up of tokens/s by the larger of the phases' bounds, alone and all in flight together.
 
-    Where requests come as they like or differ in length, steps are of any kind; how long a trace's longest request is
+    Where requests come as they like or differ in length, steps are of any kind. How long a trace's longest request is,
     is not in the load.
     """
     before, after = dense.weights, pruned.weights
@@ -153,11 +158,13 @@ def bound_of(dense: MeasuredModel, pruned: MeasuredModel, load: Workload) -> flo
 
 
 def selection_of(model: MeasuredModel) -> Selection | None:
+    """Say how a model's blocks were chosen; None for dense, and for a shape."""
     plan = model.plan
     return Selection(plan_sha256=plan_digest(plan), settings=plan.settings) if plan else None
 
 
 def memory_of(model: MeasuredModel, load: Workload, rounds: Sequence[RoundRecord]) -> Memory:
+    """Return what a model took under a load."""
     last = rounds[-1]
     length = round(load.input_tokens + load.output_tokens)
     device = [r.peak_device_bytes for r in rounds if r.peak_device_bytes is not None]
@@ -173,7 +180,7 @@ def memory_of(model: MeasuredModel, load: Workload, rounds: Sequence[RoundRecord
 
 
 def start_up_of(rounds: Sequence[RoundRecord]) -> StartUp:
-    """Rounds on one engine tell of the same start."""
+    """Return how long the engine took to start. Rounds on one engine tell of the same start."""
     starts = sorted({(r.startup_s, r.load_s) for r in rounds}, key=lambda start: start[0])
     loads = [load_s for _, load_s in starts if load_s is not None]
     return StartUp(
@@ -182,7 +189,7 @@ def start_up_of(rounds: Sequence[RoundRecord]) -> StartUp:
 
 
 def line(point: PointRecord) -> str:
-    """A point for a terminal."""
+    """Return a point for a terminal."""
     speed, memory = point.speed, point.memory
     ratio = f"{point.paired.output_tokens_per_s.ratio:.2f}x" if point.paired else "1.00x"
     words = (

@@ -1,4 +1,4 @@
-"""What a sweep prunes: every method at every ratio."""
+"""List what a sweep prunes: every method at every ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a sweep will take, about: the roofline of each step at what this machine is seen to do, and start-ups."""
+"""Estimate how long a sweep will take: the roofline of each step at what this machine is seen to do, and start-ups."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ PROPOSING, A_SET = 5, 1 / 32
 
 @dataclass(frozen=True)
 class MachineSpeed:
+    """What a machine is seen to do."""
+
     bytes_per_s: float
     flops_per_s: float
 
     def seconds(self, work: Work) -> float:
+        """Return how long a step takes, about."""
         return STEP_SECONDS + max(work.num_bytes / self.bytes_per_s, work.flops / self.flops_per_s)
 
 
 def machine_speed() -> MachineSpeed:
-    """Of this machine's CPU, by a product of matrices and a copy; the better of three."""
+    """Measure this machine's CPU by a product of matrices and a copy; the better of three."""
     import numpy as np
 
     matrix = np.ones((SIDE, SIDE), dtype=np.float32)
@@ -54,7 +57,7 @@ def machine_speed() -> MachineSpeed:
 def sweep_seconds(
     models: Sequence[MeasuredModel], loads: Sequence[Workload], rounds: int, alive: Alive, speed: MachineSpeed
 ) -> float:
-    """Starts, and every round of every load on every model."""
+    """Estimate the starts, and every round of every load on every model."""
     starts = len(models) * (1 if alive == "together" else rounds)
     return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in models for load in loads)
 
@@ -62,7 +65,7 @@ def sweep_seconds(
 def choosing_seconds(
     models: MeasuredModels, candidates: Sequence[int], settings: SweepSettings, speed: MachineSpeed
 ) -> float:
-    """Of analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
+    """Estimate analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
 
     candidates: sets that are compared for each pruned model, 0 where the first one is taken.
     """
@@ -86,6 +89,7 @@ def choosing_seconds(
 
 
 def round_seconds(model: MeasuredModel, load: Workload, speed: MachineSpeed) -> float:
+    """Estimate one round of a load on a model."""
     if load.rate_per_s is not None:
         return load.prompts / load.rate_per_s
     if model.weights is None or load.concurrency is None:

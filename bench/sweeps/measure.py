@@ -47,7 +47,7 @@ WhileServed = Callable[[EngineProcess, MeasuredModel], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be measured, all of it checked: the one preparation, of a dry run and of the run itself.
+    """What will be measured, all of it checked. A dry run and the run itself share this one preparation.
 
     closed: the closed loops; open loops follow when the rates are known. requests: of the trace. pieces: of the text,
     by preset. sweep: what `schema.Provenance` keeps under that name.
