@@ -31,7 +31,7 @@ def _percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class TradeoffLimits:
-    """The limits of a model. ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
+    """Limits of a model. ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
 
     ppl_increase: float | None = None
     speedup: float | None = None
@@ -50,7 +50,7 @@ class TradeoffLimits:
 
 
 class Recommendation(Record):
-    """The model to take. fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
+    """A model to take. fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
 
     fits: bool
     arm: str
