@@ -91,8 +91,8 @@ def test_a_sweep_with_drafts_goes_on_after_a_kill(
     assert recorded[: len(killed_rounds)] == killed_rounds
     others = recorded[len(killed_rounds) :]
     # Two rounds of three models, in one process: no round is a pair of the one before the kill. The second is reversed.
-    assert len({found.session for found in others}) == 1
-    assert [(found.number, found.arm) for found in others] == [
+    assert len({record.session for record in others}) == 1
+    assert [(record.number, record.arm) for record in others] == [
         *((0, label) for label in ("dense", "bi 25.0%", "draft bi 25.0%")),
         *((1, label) for label in ("draft bi 25.0%", "bi 25.0%", "dense")),
     ]

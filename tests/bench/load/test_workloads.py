@@ -160,8 +160,8 @@ def test_a_trace_is_a_preset_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "concurrency", "found"), [(None, "4", 32), (None, "1,64", 128), (5, "4", 5), (0, "4", 0)]
+    ("prompts", "concurrency", "expected"), [(None, "4", 32), (None, "1,64", 128), (5, "4", 5), (0, "4", 0)]
 )
-def test_run_and_draft_keep_all_in_flight(prompts: int | None, concurrency: str, found: int) -> None:
+def test_run_and_draft_keep_all_in_flight(prompts: int | None, concurrency: str, expected: int) -> None:
     """What cannot be is refused where the loads are checked."""
-    assert run_workloads(16, 8, prompts, concurrency, rounds=3, seed=0).prompts == found
+    assert run_workloads(16, 8, prompts, concurrency, rounds=3, seed=0).prompts == expected

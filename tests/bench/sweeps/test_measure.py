@@ -101,7 +101,7 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) -> Bench:
-    found = Bench()
+    stand_in = Bench()
 
     def made(rate: float) -> Round:
         one = point().speed.rounds[0]
@@ -112,10 +112,10 @@ def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) ->
         same = dict.fromkeys(("output_tokens_per_s", "total_tokens_per_s", "requests_per_s"), rate)
         return one.model_copy(update=same | slower)
 
-    found.made = made
-    monkeypatch.setattr(fleet, "running", found.running)
-    monkeypatch.setattr(measure, "load_generator", found.load_generator)
-    return found
+    stand_in.made = made
+    monkeypatch.setattr(fleet, "running", stand_in.running)
+    monkeypatch.setattr(measure, "load_generator", stand_in.load_generator)
+    return stand_in
 
 
 def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
@@ -223,11 +223,11 @@ def test_rates_up_to_saturation_come_from_the_dense_model(
 
 
 def test_a_speed_up_that_cannot_be_is_said(point: Callable[..., PointRecord]) -> None:
-    found = point((2, 3))  # 1.25x [1.23, 1.27] of at most 1.333x
-    assert "decode 1.250x [1.230, 1.270] of at most 1.333x (93.8%)" in line(found)
-    assert "more than can be" not in line(found)
-    tight = found.roofline[0].model_copy(update={"bound": 1.2})
-    assert "(104.2%), more than can be" in line(found.model_copy(update={"roofline": (tight,)}))
+    made = point((2, 3))  # 1.25x [1.23, 1.27] of at most 1.333x
+    assert "decode 1.250x [1.230, 1.270] of at most 1.333x (93.8%)" in line(made)
+    assert "more than can be" not in line(made)
+    tight = made.roofline[0].model_copy(update={"bound": 1.2})
+    assert "(104.2%), more than can be" in line(made.model_copy(update={"roofline": (tight,)}))
 
 
 def test_no_bound_where_the_arms_have_not_the_same_steps(
@@ -256,9 +256,9 @@ def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_severa
     folders = [str(prune(dense, tmp_path / f"p{block}", [block])) for block in (1, 2)]
     first, *pruned = open_measured_models(str(dense), folders).all
     alike = [replace(model, quality=judged(7.0), quality_measured_on="plan") for model in pruned]
-    found, measured_on = dense_quality([first, *alike])
-    assert found is not None
-    assert (found.pruned_perplexity, found.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
+    made, measured_on = dense_quality([first, *alike])
+    assert made is not None
+    assert (made.pruned_perplexity, made.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
     assert dense_quality([first, alike[0], replace(pruned[1], quality=judged(12.0))]) == (None, None)
     assert dense_quality([first, *pruned]) == (None, None)
 
@@ -300,10 +300,10 @@ def test_the_commands_run_and_draft(
         argv = ["mi-prun-bench", *words, "--dense", reference, "-o", out, *lengths, "--engines", "together"]
         monkeypatch.setattr("sys.argv", list(map(str, argv)))
         assert run_app(app) == 0
-        found = read_points(out)
+        made = read_points(out)
         last = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert last == {"run": found[0].run, "points": len(found)}
-        return found
+        assert last == {"run": made[0].run, "points": len(made)}
+        return made
 
     dense, without = points("run", pruned)
     assert (dense.arm.kind, without.arm.kind, without.arm.weights) == ("dense", "pruned", "virtual")
@@ -384,9 +384,9 @@ def test_another_text_to_judge_by_is_another_run(
     for name, path in texts.items():
         path.parent.mkdir()
         path.write_text(name)
-    found = {str(texts["a"]): 12.0, str(texts["b"]): 15.0}
+    made = {str(texts["a"]): 12.0, str(texts["b"]): 15.0}
     monkeypatch.setattr(
-        "bench.quality.quality.quality_on_text", lambda dense, pruned, text, seed: [quality("text.txt", found[text])]
+        "bench.quality.quality.quality_on_text", lambda dense, pruned, text, seed: [quality("text.txt", made[text])]
     )
 
     def judged(text: Path) -> PointRecord:

@@ -123,7 +123,7 @@ def test_scores_are_those_of_transformers(
 
     (generated,) = read_lines(tmp_path, GENERATIONS_NAME, GenerationRecord)
     assert len(generated.continuations) == 4
-    assert all(found.text for found in generated.continuations)
+    assert all(each.text for each in generated.continuations)
     assert json.loads(done.stdout.splitlines()[-1])["records"] == 2
 
 
@@ -145,7 +145,7 @@ def test_a_virtual_checkpoint_is_computed_as_the_written_one(
     written = prune(REFERENCE, tmp_path / "written", DROPPED)
     direct = [measure(str(path), "cpu") for path in (virtual, written, REFERENCE)]
     assert direct[0].tokens == direct[1].tokens == direct[2].tokens
-    flat = [torch.tensor([value for row in found.logprobs for value in row]) for found in direct]
+    flat = [torch.tensor([value for row in each.logprobs for value in row]) for each in direct]
     torch.testing.assert_close(flat[0], flat[1], rtol=0, atol=1e-4)
     assert (flat[0] - flat[2]).abs().mean() > 0.2  # dropping three blocks is no rounding
 
@@ -176,29 +176,29 @@ def test_without_lm_eval_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def answering(monkeypatch: pytest.MonkeyPatch, task: Callable[..., TaskRecord]) -> list[str]:
     """No engine and no lm-eval: what was started and asked, in order; every item is answered right."""
     pytest.importorskip("lm_eval")
-    found: list[str] = []
+    done: list[str] = []
 
     @contextlib.contextmanager
     def running(model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
-        found.append(f"{Path(model).name} {' '.join(flags)}".strip())
+        done.append(f"{Path(model).name} {' '.join(flags)}".strip())
         yield SimpleNamespace(base_url=model, group=None)
 
     def scores(endpoint: Endpoint, spec: Any, alive: Any) -> Iterator[TaskScore]:
         for name in spec.tasks:
-            if name == "piqa" and "piqa breaks" in found:
+            if name == "piqa" and "piqa breaks" in done:
                 raise KeyboardInterrupt
-            found.append(name)
+            done.append(name)
             yield task((), [True] * 4, task=name).score
 
     def generated(endpoint: Endpoint, sampling: Any) -> tuple[Continuation, ...]:
-        found.append("continuations")
+        done.append("continuations")
         return (Continuation(prompt="a", text="b"),)
 
     monkeypatch.setattr(tasks, "running", running)
     monkeypatch.setattr(tasks, "open_endpoint", lambda url: Endpoint(url, "m", url, 128))
     monkeypatch.setattr(tasks, "scores", scores)
     monkeypatch.setattr(tasks, "continuations", generated)
-    return found
+    return done
 
 
 def test_what_was_answered_is_not_asked_again_in_a_sweep(
