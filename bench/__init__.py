@@ -1,1 +1,1 @@
-"""The bench: speed, latency, memory and quality of dense and pruned models, as records and as a report."""
+"""Measure speed, latency, memory and quality of dense and pruned models, and report it."""

@@ -1,4 +1,4 @@
-"""The `mi-prun-bench` command."""
+"""The `mi-prun-bench` command: parse the options and call what does the work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Annotated
 
 import typer
 
-from bench.cli_results import compare, recommend, report, tasks
+from bench.cli_results import compare, diff, recommend, report, tasks
 from bench.options import (
     Again,
     Concurrency,
-    Dense,
+    DenseOption,
     Engines,
     InputTokens,
+    OldMaterialise,
+    OldPruned,
     OutputTokens,
     Prompts,
     QualityText,
@@ -24,6 +26,7 @@ from bench.options import (
     Rounds,
     Seed,
     ServeFlags,
+    TaskLimit,
     TasksFrom,
     Text,
     comma,
@@ -31,12 +34,12 @@ from bench.options import (
     measure_settings,
     names,
     rates_of,
-    run_loads,
+    run_workloads,
     show_tasks,
     task_settings,
 )
 from bench.records.schema import PointRecord
-from bench.settings import AUTO, PRESETS, RUN_LOADS, LoadSettings
+from bench.settings import AUTO, PRESETS, RUN_WORKLOADS, WorkloadSettings
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.training.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
@@ -45,7 +48,7 @@ from mi_prun.settings import AnalyzeSettings
 
 SWEEP = SweepSettings()
 LOADS = SWEEP.measure.loads
-SWEEP_CONCURRENCY, RUN_CONCURRENCY = comma(LOADS.concurrency), comma(RUN_LOADS.concurrency)
+SWEEP_CONCURRENCY, RUN_CONCURRENCY = comma(LOADS.concurrency), comma(RUN_WORKLOADS.concurrency)
 TRAIN = TrainSettings()
 
 app = new_app("Measure dense against pruned models: speed, latency, memory, quality.")
@@ -75,7 +78,9 @@ def sweep(
     prompts: Prompts = None,
     rounds: Rounds = LOADS.rounds,
     seed: Seed = LOADS.seed,
-    materialise: Annotated[bool, typer.Option("--materialise", help="write whole checkpoints")] = False,
+    virtual: Annotated[
+        bool, typer.Option("--virtual/--no-virtual", help="checkpoints without weights of their own, or whole ones")
+    ] = not SWEEP.materialise,
     draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
     calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
     tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
@@ -84,13 +89,14 @@ def sweep(
         str | None, typer.Option(metavar="NAME,...|default", help="of lm-eval's, which the models are asked, too")
     ] = None,
     tasks_from: TasksFrom = None,
-    task_limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
+    task_limit: TaskLimit = None,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and how long it takes")] = False,
+    old_materialise: OldMaterialise = False,
 ) -> None:
-    """Every ratio and method beside the dense model: speed, memory, quality. A killed sweep goes on where it stopped.
+    """Measure every ratio and method beside the dense model: speed, memory, quality. A killed sweep goes on.
 
     Example: mi-prun-bench sweep --dense meta-llama/Llama-3.1-8B --ratios 0,.125,.25,.375,.5 -o results/
     """
@@ -103,7 +109,7 @@ def sweep(
         raise UserError("--tasks-from and --task-limit go with --tasks; add --tasks default")
     if task_limit is not None and task_limit < 1:
         raise UserError(f"--task-limit must be at least 1, got {task_limit}")
-    loads = LoadSettings(
+    loads = WorkloadSettings(
         presets=names(presets),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -118,7 +124,7 @@ def sweep(
     settings = SweepSettings(
         ratios=ratios,
         methods=methods,
-        materialise=materialise,
+        materialise=not virtual,
         draft=draft,
         quality_text=quality_text,
         tasks=task_settings(tasks, tasks_from, task_limit) if tasks is not None else None,
@@ -126,8 +132,10 @@ def sweep(
         measure=measure_settings(loads, engines, serve_flags, again),
     )
     if dry_run:
-        found = sweeping.expected(dense, settings) if dense else sweeping.expected_shape(str(shape), output, settings)
-        for each in describe(found, settings):
+        prepared = (
+            sweeping.prepare_sweep(dense, settings) if dense else sweeping.prepare_shape(str(shape), output, settings)
+        )
+        for each in describe(prepared, settings):
             print(each)
         return
     if dense:
@@ -140,52 +148,51 @@ def sweep(
 
 @app.command()
 def run(
-    dense: Dense,
+    dense: DenseOption,
     output: Results,
     pruned: Annotated[
-        list[str] | None, typer.Option(help="a folder that `mi-prun apply` wrote; may be repeated")
+        list[str] | None, typer.Argument(metavar="PRUNED...", help="folders that `mi-prun apply` wrote")
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[PRUNED]...", help="more pruned folders")] = None,
-    input_tokens: InputTokens = RUN_LOADS.input_tokens,
-    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
-    prompts: Prompts = RUN_LOADS.prompts,
+    input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
+    prompts: Prompts = RUN_WORKLOADS.prompts,
     concurrency: Concurrency = RUN_CONCURRENCY,
-    rounds: Rounds = RUN_LOADS.rounds,
-    seed: Seed = RUN_LOADS.seed,
+    rounds: Rounds = RUN_WORKLOADS.rounds,
+    seed: Seed = RUN_WORKLOADS.seed,
     quality_text: QualityText = None,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
+    old_pruned: OldPruned = None,
 ) -> None:
     """Measure pruned folders that are there beside their dense model.
 
-    Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B --pruned p12/ p25/ -o results/
+    Example: mi-prun-bench run --dense meta-llama/Llama-3.1-8B p12/ p25/ -o results/
     """
     from bench.sweeps.run import run as measure
 
-    folders = [*(pruned or []), *(more or [])]
-    if not folders:
-        raise UserError("--pruned is missing: name at least one folder that `mi-prun apply` wrote")
-    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
+    if not pruned:
+        raise UserError("PRUNED is missing: name at least one folder that `mi-prun apply` wrote")
+    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed)
     settings = measure_settings(loads, engines, serve_flags, again)
-    show(measure(dense, folders, output, settings, quality_text=quality_text))
+    show(measure(dense, pruned, output, settings, quality_text=quality_text))
 
 
 @app.command()
 def draft(
-    dense: Dense,
+    dense: DenseOption,
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
     output: Results,
     text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
-    input_tokens: InputTokens = RUN_LOADS.input_tokens,
-    output_tokens: OutputTokens = RUN_LOADS.output_tokens,
-    prompts: Prompts = RUN_LOADS.prompts,
+    input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
+    output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
+    prompts: Prompts = RUN_WORKLOADS.prompts,
     concurrency: Concurrency = RUN_CONCURRENCY,
-    rounds: Rounds = RUN_LOADS.rounds,
-    seed: Seed = RUN_LOADS.seed,
+    rounds: Rounds = RUN_WORKLOADS.rounds,
+    seed: Seed = RUN_WORKLOADS.seed,
     engines: Engines = AUTO,
     serve_flags: ServeFlags = "",
     again: Again = False,
@@ -196,13 +203,14 @@ def draft(
     """
     from bench.sweeps.run import run_drafts
 
-    loads = run_loads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
+    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 
 
-for command in (report, tasks, compare, recommend):
+for command in (report, tasks, diff, recommend):
     app.command()(command)
+app.command(hidden=True, context_settings={"ignore_unknown_options": True})(compare)
 
 
 @app.command()
@@ -213,15 +221,18 @@ def perplexity(
     window: Annotated[int | None, typer.Option(help="tokens in a window; default: the model's context, capped")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
 ) -> None:
-    """Perplexity of one model on a text.
+    """Measure the perplexity of one model on a text.
 
     Example: mi-prun-bench perplexity bench/reference --text held-out.txt
     """
     from bench.quality.perplexity import measure_perplexity
 
-    found = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
-    print(f"perplexity {found.perplexity:.2f} on {found.text}: {found.predicted_tokens:,} tokens, {found.protocol}")
-    print(found.model_dump_json())
+    measured = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
+    print(
+        f"perplexity {measured.perplexity:.2f} on {measured.text}: {measured.predicted_tokens:,} tokens, "
+        f"{measured.protocol}"
+    )
+    print(measured.model_dump_json())
 
 
 @app.command()
@@ -265,7 +276,7 @@ def train(
 
 
 def show(points: Sequence[PointRecord]) -> None:
-    """A line for each point; the last line is JSON."""
+    """Print a line for each point; the last line is JSON."""
     from bench.sweeps.aggregate import line
 
     for point in points:
@@ -274,6 +285,7 @@ def show(points: Sequence[PointRecord]) -> None:
 
 
 def main() -> None:
+    """Run the command and exit with its status."""
     sys.exit(run_app(app))
 
 

@@ -1,4 +1,4 @@
-"""The commands of `mi-prun-bench` that ask models questions or read results: tasks, report, compare, recommend."""
+"""Commands of `mi-prun-bench` that ask models questions or read results: tasks, report, diff, recommend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bench.options import Results, ServeFlags, TasksFrom, flags_of, show_tasks, task_settings
+from bench.options import OldLimit, Results, ServeFlags, TaskLimit, TasksFrom, flags_of, show_tasks, task_settings
 from bench.records.task_schema import TOLERANCE_MEAN_NATS
 from bench.tasks.generations import sampling_of
 from bench.tasks.task_settings import Sampling
@@ -32,16 +32,17 @@ def report(
 
     Example: mi-prun-bench report results/
     """
-    from bench.reports.report import write_report
+    from bench.records.results import read_results
+    from bench.reports.report import write_pages
 
-    paths = write_report(results, output or results)
+    records = read_results(results)
+    paths = write_pages(records, output or results)
     for path in paths:
         print(path)
     if mlflow is not None:
-        from bench.records.results import read_results
         from bench.reports.mlflow_log import log_results
 
-        print(f"{log_results(read_results(results), mlflow)} runs logged to {mlflow}")
+        print(f"{log_results(records, mlflow)} runs logged to {mlflow}")
     print(json.dumps({"report": [str(path) for path in paths]}))
 
 
@@ -55,7 +56,7 @@ def tasks(
         str, typer.Option("--tasks", help="like arc_easy,boolq; an unknown one lists those there are; default: seven")
     ] = DEFAULT,
     tasks_from: TasksFrom = None,
-    limit: Annotated[int | None, typer.Option(help="the first N items of each task; default: all")] = None,
+    task_limit: TaskLimit = None,
     url: Annotated[
         list[str] | None, typer.Option(help="ask this running server instead; may be repeated; key: OPENAI_API_KEY")
     ] = None,
@@ -75,8 +76,9 @@ def tasks(
     temperature: Annotated[float, typer.Option(help="of the continuations; 0 is greedy")] = SAMPLING.temperature,
     seed: Annotated[int, typer.Option(help="of the continuations")] = SAMPLING.seed,
     serve_flags: ServeFlags = "",
+    old_limit: OldLimit = None,
 ) -> None:
-    """lm-eval's tasks through a served endpoint, each item paired with the dense model's answer.
+    """Ask models lm-eval's tasks through served endpoints; each item is paired with the dense model's answer.
 
     Example: mi-prun-bench tasks meta-llama/Llama-3.1-8B p12/ p25/ --tasks arc_easy,boolq -o results/
     """
@@ -84,7 +86,7 @@ def tasks(
     from bench.tasks.tasks import run_tasks
 
     settings = replace(
-        task_settings(names, tasks_from, limit),
+        task_settings(names, tasks_from, task_limit),
         concurrency=concurrency,
         logprob_tolerance_nats=logprob_tolerance if logprob_check else None,
         sampling=sampling_of(generate, temperature, seed, read_prompts(prompts) if prompts else None),
@@ -95,7 +97,7 @@ def tasks(
     print(json.dumps({"run": records[0].run, "records": len(records)}))
 
 
-def compare(
+def diff(
     a: Annotated[
         str, typer.Argument(metavar="A", help="a results folder (its newest run), or FOLDER@RUN, FOLDER@COMMIT")
     ],
@@ -103,20 +105,27 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="speed and memory too, across machines and engines")] = False,
     every: Annotated[bool, typer.Option("--all", help="show what is within noise too")] = False,
 ) -> None:
-    """What changed between two runs beyond noise, point by point, with 95 % intervals.
+    """Say what changed between two runs beyond noise, point by point, with 95 % intervals.
 
-    Example: mi-prun-bench compare results/@4d1f results/
+    Example: mi-prun-bench diff results/@4d1f results/
     """
     from bench.records.results import read_side
-    from bench.reports.compare import compare as against
+    from bench.reports.diff import diff as diff_runs
 
-    found = against(read_side(a), read_side(b), anyway=anyway)
-    for note in found.notes:
+    run_diff = diff_runs(read_side(a), read_side(b), anyway=anyway)
+    for note in run_diff.notes:
         print(f"note: {note}")
-    for change in found.changes if every else found.beyond_noise:
+    beyond_noise = run_diff.beyond_noise
+    for change in run_diff.changes if every else beyond_noise:
         print(change.line())
-    print(found.summary())
-    print(json.dumps({"compared": len(found.changes), "changes": [each.model_dump() for each in found.beyond_noise]}))
+    print(run_diff.summary())
+    print(json.dumps({"compared": len(run_diff.changes), "changes": [each.model_dump() for each in beyond_noise]}))
+
+
+def compare(words: Annotated[list[str] | None, typer.Argument(metavar="A B")] = None) -> None:
+    """Refuse the old name of `diff`: `mi-prun compare` compares methods, which is another thing."""
+    asked = " ".join(words or ["A", "B"])
+    raise UserError(f"`mi-prun-bench compare` is called `mi-prun-bench diff`; write: mi-prun-bench diff {asked}")
 
 
 def recommend(
@@ -131,7 +140,7 @@ def recommend(
         str | None, typer.Option(metavar="24GiB", help="of the device; weights may take 90 % of it")
     ] = None,
 ) -> None:
-    """The ratio to take within limits, and why. Exit status: 0 with one that fits, 1 where none does, 2 for an error.
+    """Say which ratio to take within limits, and why. Exit status: 0 for one that fits, 1 for none, 2 for an error.
 
     Example: mi-prun-bench recommend results/ --max-ppl-increase 10% --memory 24GiB
     """
@@ -145,8 +154,8 @@ def recommend(
         raise UserError(f"{results} has tasks only; nothing was measured under load")
     if side.others:
         print(f"note: of run {side.run.name}, {side.run.dense.dense.name}; beside it: {', '.join(side.others)}")
-    found = within(side.run, limits, side.tasks)
-    print(found.line())
-    print(found.model_dump_json())
-    if not found.fits:
+    recommendation = within(side.run, limits, side.tasks)
+    print(recommendation.line())
+    print(recommendation.model_dump_json())
+    if not recommendation.fits:
         raise typer.Exit(1)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from bench.engines.engine import Engine
-from bench.models.measured_model import Subject
+from bench.engines.engine import EngineProcess
+from bench.models.measured_model import MeasuredModel
 from bench.reports.report import write_report
-from bench.settings import LoadSettings, MeasureSettings
+from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps.aggregate import line
 from bench.sweeps.run import run
 from bench.sweeps.sweep import sweep_shape
@@ -35,13 +35,13 @@ FLAGS = ("--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "wa
 KV_CACHE_GIB = "1"  # of each of five engines that are alive side by side
 # Loads that fit in the demo's time; the report prints them.
 SETTINGS = MeasureSettings(
-    LoadSettings(input_tokens=128, output_tokens=64, prompts=16, concurrency=(4,), warmups=4, rounds=3), FLAGS
+    WorkloadSettings(input_tokens=128, output_tokens=64, prompts=16, concurrency=(4,), warmups=4, rounds=3), FLAGS
 )
 SHAPE, SHAPE_RATIO = "qwen2.5-0.5b-32k", ".25"
 SHAPE_SETTINGS = SweepSettings(
     ratios=SHAPE_RATIO,
     measure=MeasureSettings(
-        LoadSettings(input_tokens=128, output_tokens=24, prompts=2, concurrency=(1,), warmups=1, rounds=3), FLAGS
+        WorkloadSettings(input_tokens=128, output_tokens=24, prompts=2, concurrency=(1,), warmups=1, rounds=3), FLAGS
     ),
 )
 
@@ -65,11 +65,11 @@ def demo() -> None:
         pruned.append(folder)
     answers: list[tuple[str, str]] = []
 
-    def ask(engine: Engine, subject: Subject) -> None:
-        answers.append((subject.arm.label, complete(engine, engine.model)))
+    def ask(engine: EngineProcess, model: MeasuredModel) -> None:
+        answers.append((model.arm.label, complete(engine, engine.model)))
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-    print(f"\n$ mi-prun-bench run --dense bench/reference --pruned {' '.join(pruned)} -o demo/results", flush=True)
+    print(f"\n$ mi-prun-bench run --dense bench/reference {' '.join(pruned)} -o demo/results", flush=True)
     points = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, while_served=ask)
     print(f"\n$ mi-prun-bench sweep --shape {SHAPE} --ratios {SHAPE_RATIO} -o demo/results", flush=True)
     shaped = sweep_shape(SHAPE, OUT / "results", SHAPE_SETTINGS)
@@ -99,7 +99,7 @@ def command(*words: str) -> None:
         raise SystemExit(status)
 
 
-def complete(engine: Engine, model: str) -> str:
+def complete(engine: EngineProcess, model: str) -> str:
     """One greedy completion through the `openai` client."""
     from openai import OpenAI
 

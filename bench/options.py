@@ -1,9 +1,9 @@
-"""The options that commands of `mi-prun-bench` share, and what their texts say."""
+"""Options that commands of `mi-prun-bench` share, what their texts say, and the old spellings that are refused."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
@@ -12,12 +12,12 @@ import typer
 
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
-from bench.settings import AUTO, RUN_LOADS, RUN_PROMPTS, Alive, LoadSettings, MeasureSettings
+from bench.settings import AUTO, RUN_PROMPTS, RUN_WORKLOADS, Alive, MeasureSettings, WorkloadSettings
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import chosen_tasks
 from mi_prun.errors import UserError
 
-Dense = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
+DenseOption = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
 InputTokens = Annotated[int | None, typer.Option(help="tokens in a prompt; of a sweep: in place of --presets")]
 OutputTokens = Annotated[int | None, typer.Option(help="tokens in an answer")]
@@ -36,14 +36,48 @@ ServeFlags = Annotated[str, typer.Option(help="flags for mi-prun-serve, in one s
 Engines = Annotated[
     str, typer.Option(help="alive side by side (together), started anew each round (alone), or what fits (auto)")
 ]
+TaskLimit = Annotated[int | None, typer.Option("--task-limit", help="the first N items of each task; default: all")]
 Again = Annotated[bool, typer.Option("--again", help="begin a new run where one of the same settings is there")]
 
 
-def measure_settings(loads: LoadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
+def _refused(message: str) -> Callable[[object], None]:
+    """Return a callback for an old option: it refuses the option in one line, which names the new way."""
+
+    def refuse(value: object) -> None:
+        if value:
+            raise UserError(message)
+
+    return refuse
+
+
+OldLimit = Annotated[
+    str | None,
+    typer.Option("--limit", hidden=True, callback=_refused("--limit is called --task-limit, as it is in `sweep`")),
+]
+OldMaterialise = Annotated[
+    bool,
+    typer.Option(
+        "--materialise",
+        hidden=True,
+        callback=_refused("--materialise is called --no-virtual, as `mi-prun apply` calls the other kind --virtual"),
+    ),
+]
+OldPruned = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pruned",
+        hidden=True,
+        callback=_refused("--pruned is gone; name the folders without it: run --dense MODEL p12/ p25/ -o results/"),
+    ),
+]
+
+
+def measure_settings(loads: WorkloadSettings, engines: str, serve_flags: str, again: bool) -> MeasureSettings:
+    """Return the settings that the options say. Raises UserError for a text that will not do."""
     return MeasureSettings(loads, flags_of(serve_flags), engines_alive(engines), again)
 
 
-def run_loads(
+def run_workloads(
     input_tokens: int | None,
     output_tokens: int | None,
     prompts: int | None,
@@ -51,11 +85,11 @@ def run_loads(
     rounds: int,
     seed: int,
     text: str | None = None,
-) -> LoadSettings:
-    """Of `run` and `draft`."""
+) -> WorkloadSettings:
+    """Return the loads of `run` and `draft`: one closed loop that takes minutes on a small machine."""
     in_flight = concurrency_of(concurrency)
     return replace(
-        RUN_LOADS,
+        RUN_WORKLOADS,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         prompts=max(RUN_PROMPTS, 2 * max(in_flight)) if prompts is None else prompts,
@@ -67,22 +101,25 @@ def run_loads(
 
 
 def task_settings(names: str, tasks_from: Path | None, limit: int | None) -> TaskSettings:
+    """Return the settings that the options say. Raises UserError for an unknown task."""
     chosen, missing = chosen_tasks(names, tasks_from)
     return TaskSettings(tuple(chosen), tasks_from, tuple(missing), limit)
 
 
 def show_tasks(records: Sequence[TaskRecord]) -> None:
-    """A line for each task of each model, and for each model's mean."""
+    """Print a line for each task of each model, and for each model's mean."""
     rows = task_rows(records)
     for line in [*(row.line() for row in rows), *(row.line() for row in mean_rows(rows))]:
         print(line)
 
 
 def comma(numbers: Sequence[int]) -> str:
+    """Write numbers as an option takes them: `1,8,64`."""
     return ",".join(map(str, numbers))
 
 
 def flags_of(text: str) -> tuple[str, ...]:
+    """Split the text of --serve-flags as a shell does. Raises UserError."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
@@ -90,6 +127,7 @@ def flags_of(text: str) -> tuple[str, ...]:
 
 
 def engines_alive(text: str) -> Alive | None:
+    """Parse --engines: None takes what fits. Raises UserError."""
     if text == AUTO:
         return None
     if text in get_args(Alive):
@@ -98,10 +136,12 @@ def engines_alive(text: str) -> Alive | None:
 
 
 def names(text: str) -> tuple[str, ...]:
+    """Split names at commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def concurrency_of(text: str) -> tuple[int, ...]:
+    """Parse --concurrency: `1,8,64`. Raises UserError."""
     try:
         return tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError as error:
@@ -109,7 +149,7 @@ def concurrency_of(text: str) -> tuple[int, ...]:
 
 
 def rates_of(text: str) -> tuple[float, ...] | Literal["auto"]:
-    """`auto`, `none`, or requests/s."""
+    """Parse --rates: `auto`, `none`, or requests/s. Raises UserError."""
     if text == "auto":
         return "auto"
     try:

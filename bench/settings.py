@@ -1,4 +1,4 @@
-"""Settings of a measurement under load, and their defaults: the one place they live."""
+"""Settings of a measurement under load, and their defaults. They live here only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ PRESETS = {"balanced": (128, 64), "prefill-heavy": (1024, 16), "decode-heavy": (
 
 
 @dataclass(frozen=True)
-class LoadSettings:
-    """presets: names of PRESETS; input_tokens, output_tokens: lengths in their place. trace: a file, beside them.
+class WorkloadSettings:
+    """The loads that are asked for.
 
-    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of those.
+    presets: names of PRESETS. input_tokens, output_tokens: lengths in their place. trace: a file of lengths, beside
+    them.
+
+    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of random ones.
 
     rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice
     the concurrency, at least eight. warmups: requests before an engine's first round of a load, not counted.
@@ -38,9 +41,12 @@ class LoadSettings:
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there."""
+    """How loads are put on engines.
 
-    loads: LoadSettings = field(default_factory=LoadSettings)
+    alive: engines side by side or one at a time; None takes what fits. again: a new run though one is there.
+    """
+
+    loads: WorkloadSettings = field(default_factory=WorkloadSettings)
     serve_flags: tuple[str, ...] = ()
     alive: Alive | None = None
     again: bool = False
@@ -48,4 +54,4 @@ class MeasureSettings:
 
 # Of `run` and `draft`: one load that takes minutes on a small machine.
 RUN_PROMPTS = 32  # in a round, or twice those in flight
-RUN_LOADS = LoadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)
+RUN_WORKLOADS = WorkloadSettings(input_tokens=128, output_tokens=64, concurrency=(4,), warmups=4)

@@ -1,1 +1,1 @@
-"""Engines under measurement: started, watched, asked."""
+"""Engines that are measured: start them, watch them, ask them."""

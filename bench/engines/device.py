@@ -1,4 +1,4 @@
-"""What the GPUs say of energy and memory, through NVIDIA's management library; nothing where there is none."""
+"""Read energy and memory of the GPUs from NVIDIA's management library. Without a GPU there is nothing to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Device:
-    """Asked of the driver, so that this process takes nothing on a GPU."""
+    """The visible GPUs of this machine. The driver is asked, so that this process takes nothing on a GPU."""
 
     def __init__(self) -> None:
         self._library: Any = None
@@ -22,27 +22,31 @@ class Device:
             self._library = pynvml
 
     def energy_j(self) -> float | None:
-        """Of all visible GPUs since the driver was loaded; None where one does not say."""
+        """Return the joules that all visible GPUs used since the driver was loaded; None where one does not say."""
         return self._sum(lambda handle: self._library.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
 
     def free_bytes(self, gpus: int | None = None) -> int | None:
-        """Of the first `gpus` GPUs, which are those that an engine takes; None: of all."""
-        found = self._sum(lambda handle: self._library.nvmlDeviceGetMemoryInfo(handle).free, gpus)
-        return None if found is None else int(found)
+        """Return the free bytes of the first `gpus` GPUs, which are those that an engine takes. None: of all."""
+        free = self._sum(lambda handle: self._library.nvmlDeviceGetMemoryInfo(handle).free, gpus)
+        return None if free is None else int(free)
 
     def total_bytes(self, gpus: int | None = None) -> int | None:
-        found = self._sum(lambda handle: self._library.nvmlDeviceGetMemoryInfo(handle).total, gpus)
-        return None if found is None else int(found)
+        """Return the bytes of the first `gpus` GPUs. None: of all."""
+        total = self._sum(lambda handle: self._library.nvmlDeviceGetMemoryInfo(handle).total, gpus)
+        return None if total is None else int(total)
 
     def used_bytes(self, pids: Iterable[int]) -> int | None:
-        """Of these processes; None where the driver names none of them, as in a container of other process ids."""
+        """Return the bytes that these processes take on the GPUs.
+
+        None where the driver names none of them. A container may have process ids of its own.
+        """
         wanted = set(pids)
 
         def used(handle: Any) -> float:
             running = self._library.nvmlDeviceGetComputeRunningProcesses(handle)
             return float(sum(one.usedGpuMemory or 0 for one in running if one.pid in wanted))
 
-        return int(found) if (found := self._sum(used)) else None
+        return int(on_gpus) if (on_gpus := self._sum(used)) else None
 
     def _sum(self, of: Any, gpus: int | None = None) -> float | None:
         if not self._handles:
@@ -54,13 +58,14 @@ class Device:
 
 
 def visible(library: Any, told: str | None) -> list[Any]:
-    """Handles of the GPUs that CUDA_VISIBLE_DEVICES names, in its order, by index or by (the beginning of) a UUID; of
-    all of them where it is not set. As in CUDA, what it does not know ends the list.
+    """Return handles of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; all GPUs where it is not set.
+
+    GPUs are named by index, or by a UUID or its beginning. A name that is not known ends the list, as in CUDA.
     """
     everyone = [library.nvmlDeviceGetHandleByIndex(i) for i in range(library.nvmlDeviceGetCount())]
     if told is None:
         return everyone
-    found = []
+    handles = []
     for word in (word.strip() for word in told.split(",")):
         if word.startswith("MIG-"):
             named = [library.nvmlDeviceGetHandleByUUID(word)]
@@ -70,5 +75,5 @@ def visible(library: Any, told: str | None) -> list[Any]:
             named = [handle for handle in everyone if word and library.nvmlDeviceGetUUID(handle).startswith(word)]
         if len(named) != 1:
             break
-        found += named
-    return found
+        handles += named
+    return handles

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible completions endpoint, as a user's client sees it."""
+"""Ask an OpenAI-compatible completions endpoint, as a user's client does."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """url: without /v1. model: as the server calls it. root: the folder or hub id it was loaded from, as it says.
+    """An endpoint that serves one model.
 
-    context_tokens: prompt and answer together; None where it does not say.
+    url: without /v1. model: as the server calls it. root: the folder or hub id that the server says it was loaded from.
+    context_tokens: prompt and answer together; None where the server does not say.
     """
 
     url: str
@@ -28,19 +29,20 @@ class Endpoint:
     context_tokens: int | None
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post a body to a path, and return the answer's JSON object. Raises UserError for any other answer."""
         return _request("POST", f"{self.url}{path}", body)
 
     def pruning(self) -> dict[str, Any] | None:
-        """What `mi-prun-serve` says of the model at GET /v1/pruning; None of another server."""
+        """Return what `mi-prun-serve` says of the model at GET /v1/pruning; None for another server."""
         try:
             return _request("GET", f"{self.url}/v1/pruning")
         except UserError:
             return None
 
     def prompt_logprobs(self, tokens: Sequence[int]) -> list[float]:
-        """Log-probabilities, nats, of a prompt's tokens but the first.
+        """Return the log-probabilities, in nats, of a prompt's tokens but the first.
 
-        Raises UserError where the endpoint does not give them: lm-eval cannot score a choice without.
+        Raises UserError where the endpoint does not give them. Without them lm-eval cannot score a choice.
         """
         body = {
             "model": self.model,
@@ -52,17 +54,18 @@ class Endpoint:
         }
         answer = self.ask("/v1/completions", body)
         try:
-            found = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(tokens)]
+            logprobs = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(tokens)]
         except (KeyError, IndexError, TypeError):
-            found = []
-        if len(found) != len(tokens) - 1 or not all(isinstance(value, float | int) for value in found):
+            logprobs = []
+        if len(logprobs) != len(tokens) - 1 or not all(isinstance(value, float | int) for value in logprobs):
             raise UserError(
                 f"{self.url} does not return log-probabilities of a prompt (`echo` and `logprobs` of /v1/completions); "
                 "tasks cannot be scored there"
             )
-        return [float(value) for value in found]
+        return [float(value) for value in logprobs]
 
     def complete(self, prompt: str, *, max_tokens: int, temperature: float, seed: int) -> str:
+        """Return the text that continues a prompt. Raises UserError for an answer without one."""
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -78,7 +81,7 @@ class Endpoint:
 
 
 def open_endpoint(url: str) -> Endpoint:
-    """The first model that a server names. Raises UserError for what is no such server."""
+    """Return the endpoint of the first model that a server names. Raises UserError for what is no such server."""
     base = url.rstrip("/").removesuffix("/v1")
     if not base.startswith(("http://", "https://")):
         raise UserError(f"--url {url!r} is no address; write it like http://127.0.0.1:8000")
@@ -98,12 +101,12 @@ def _request(method: str, url: str, body: dict[str, Any] | None = None) -> dict[
     try:
         answer = httpx.request(method, url, json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False)
         answer.raise_for_status()
-        found = answer.json()
+        parsed = answer.json()
     except httpx.HTTPStatusError as error:
         hint = f" (the key is taken from {KEY_VARIABLE})" if error.response.status_code == 401 else ""
         raise UserError(f"{url} answered {error.response.status_code}{hint}: {error.response.text[:300]}") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UserError(f"{url} did not answer as an OpenAI-compatible server does: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise UserError(f"{url} did not answer with a JSON object")
-    return found
+    return parsed

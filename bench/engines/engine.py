@@ -1,4 +1,4 @@
-"""A model on `mi-prun-serve`, as a user starts it: a process group, driven over HTTP."""
+"""Start a model on `mi-prun-serve` as a user does: a process group that is driven over HTTP."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ WEIGHT_GIB = re.compile(r"Model loading took ([\d.]+) GiB")
 
 
 @dataclass(frozen=True)
-class Engine:
-    """startup_s: from the start of the process to the first 200 of /health. load_s, weight_bytes: of reading the
-    weights, and what they take on the device, as the engine says; None where it does not.
+class EngineProcess:
+    """A running server of one model.
+
+    startup_s: from the start of the process to the first 200 of /health. load_s: how long the weights took to read, and
+    weight_bytes: what they take on the device, as the engine says; None where it does not.
     """
 
     model: str
@@ -41,11 +43,11 @@ class Engine:
     group: ProcessGroup
 
     def kv_tokens(self) -> int:
-        """Tokens the KV cache holds, as the engine says."""
+        """Return how many tokens the KV cache holds, as the engine says."""
         return kv_tokens(self.metrics())
 
     def metrics(self) -> str:
-        """The Prometheus page. Raises UserError with the end of the log where the engine does not answer any more."""
+        """Return the Prometheus page. Raises UserError with the end of the log where the engine no longer answers."""
         try:
             with open_local(f"{self.base_url}/metrics", 30.0) as answer:
                 page: str = answer.read().decode()
@@ -56,7 +58,7 @@ class Engine:
 
 
 def kv_tokens(metrics: str) -> int:
-    """Read the KV cache's size off a Prometheus page of vLLM."""
+    """Read how many tokens the KV cache holds off a Prometheus page of vLLM. Raises UserError where it is not said."""
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             if sample.name != "vllm:cache_config_info":
@@ -70,8 +72,8 @@ def kv_tokens(metrics: str) -> int:
 
 
 @contextlib.contextmanager
-def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
-    """Start `mi-prun-serve --model MODEL`, wait until it is ready; no process of it is left at the end.
+def running(model: str, flags: Sequence[str] = ()) -> Iterator[EngineProcess]:
+    """Start `mi-prun-serve --model MODEL`, wait until it is ready, and yield it. No process of it is left at the end.
 
     Raises UserError with the last lines of its log where it does not start.
     """
@@ -91,9 +93,9 @@ def running(model: str, flags: Sequence[str] = ()) -> Iterator[Engine]:
                 group.stop()
         group.sample_seconds = SAMPLE_SECONDS
         said = log.read_text(errors="replace")
-        load_s = [float(found) for found in LOAD_SECONDS.findall(said)]
-        gib = [float(found) for found in WEIGHT_GIB.findall(said)]
-        yield Engine(
+        load_s = [float(seconds) for seconds in LOAD_SECONDS.findall(said)]
+        gib = [float(seconds) for seconds in WEIGHT_GIB.findall(said)]
+        yield EngineProcess(
             model,
             tokenizer,
             base_url,

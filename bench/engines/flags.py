@@ -1,4 +1,4 @@
-"""Flags for mi-prun-serve, as the bench reads them."""
+"""Read and check flags for mi-prun-serve."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ RESERVED_FLAGS = ("--model", "--host", "--port", "--uds", "--config", "--served-
 
 
 def flag_name(word: str) -> str:
-    """`--max-model-len` of `--max_model_len=512`: vLLM takes either spelling."""
+    """Return the name of a flag in vLLM's usual spelling: `--max-model-len` for `--max_model_len=512`."""
     name = word.partition("=")[0]
     return name.replace("_", "-") if name.startswith("--") else name
 
 
 def has_flag(flags: Sequence[str], name: str) -> bool:
+    """Tell whether a flag is among `flags`, in either spelling."""
     return any(flag_name(flag) == name for flag in flags)
 
 
 def flag_value(flags: Sequence[str], name: str) -> str | None:
-    """Of `NAME VALUE` or `NAME=VALUE`, the last one; None where it is not among them."""
-    found = None
+    """Return the last value given as `NAME VALUE` or `NAME=VALUE`; None where the flag is not there."""
+    last = None
     for place, flag in enumerate(flags):
         if flag_name(flag) == name:
             _, equals, value = flag.partition("=")
-            found = value if equals else next(iter(flags[place + 1 : place + 2]), None)
-    return found
+            last = value if equals else next(iter(flags[place + 1 : place + 2]), None)
+    return last
 
 
 def check_flags(flags: Sequence[str]) -> None:

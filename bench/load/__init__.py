@@ -1,1 +1,1 @@
-"""Load on an engine: prompts, traces, workloads and the worker that sends them."""
+"""Put load on an engine: workloads, their prompts, and the process that sends them."""

@@ -1,4 +1,4 @@
-"""Load on running engines, by vLLM's own serving benchmark (`vllm_load.py`)."""
+"""Drive load on running engines, by vLLM's own serving benchmark (`worker.py`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.device import Device
-from bench.engines.engine import SAMPLE_SECONDS, Engine
+from bench.engines.engine import SAMPLE_SECONDS, EngineProcess
 from bench.load.prompt_files import Prompts
-from bench.records.schema import Latency, Load, Round
+from bench.records.schema import Latency, Round, Workload
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, local_addresses_direct
 
@@ -25,7 +25,7 @@ LOOK_SECONDS = 0.02
 
 
 class LoadGenerator:
-    """One process that loads one engine at a time, started with the first load. stack: it is ended with."""
+    """A process that loads one engine at a time. It starts with the first load, and ends with `stack`."""
 
     def __init__(self, folder: Path, device: Device, prompts: Prompts, stack: contextlib.ExitStack) -> None:
         self._folder = folder
@@ -46,21 +46,23 @@ class LoadGenerator:
             group.sample_seconds = SAMPLE_SECONDS
         return self._started
 
-    def warm_up(self, engine: Engine, load: Load) -> None:
-        """Requests that are not counted."""
+    def warm_up(self, engine: EngineProcess, load: Workload) -> None:
+        """Send requests that are not counted."""
         if load.warmups:
             self._run(engine, load.model_copy(update={"prompts": load.warmups}), load.seed + WARMUP_SEED)
 
-    def round(self, engine: Engine, load: Load, number: int) -> Round:
-        """Round `number` of a load. Its prompts are the same on every engine, and no other round's: were they, the
-        prefix cache would answer. Raises UserError where a request fails, or the engine ends.
+    def round(self, engine: EngineProcess, load: Workload, number: int) -> Round:
+        """Run round `number` of a load, and return its figures.
+
+        Its prompts are the same on every engine, and no other round's: else the prefix cache would answer. Raises
+        UserError where a request fails, or the engine ends.
         """
         before = self._device.energy_j()
         result = self._run(engine, load, load.seed + number)
         after = self._device.energy_j()
         return round_of(load, result, None if before is None or after is None else after - before)
 
-    def _run(self, engine: Engine, load: Load, seed: int) -> dict[str, Any]:
+    def _run(self, engine: EngineProcess, load: Workload, seed: int) -> dict[str, Any]:
         self._jobs += 1
         out = self._folder / f"result-{self._jobs}.json"
         words = arguments(engine, load, seed)
@@ -86,13 +88,13 @@ class LoadGenerator:
 
 @contextlib.contextmanager
 def load_generator(device: Device, prompts: Prompts) -> Iterator[LoadGenerator]:
-    """Its process is ended with the block. prompts: of the loads that bring their own."""
+    """Yield a load generator; its process ends with the block. prompts: of the loads that bring their own."""
     with tempfile.TemporaryDirectory(prefix="mi-prun-load-") as name, contextlib.ExitStack() as stack:
         yield LoadGenerator(Path(name), device, prompts, stack)
 
 
-def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
-    """For vLLM's benchmark."""
+def arguments(engine: EngineProcess, load: Workload, seed: int) -> list[str]:
+    """Return the command-line arguments of vLLM's benchmark for one round."""
     options: dict[str, Any] = {
         "backend": "openai",
         "base-url": engine.base_url,
@@ -125,8 +127,8 @@ def arguments(engine: Engine, load: Load, seed: int) -> list[str]:
     return [*words, *switches, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 
-def round_of(load: Load, result: dict[str, Any], energy_j: float | None) -> Round:
-    """What vLLM's benchmark reports, in our terms. In a closed loop nothing piles up."""
+def round_of(load: Workload, result: dict[str, Any], energy_j: float | None) -> Round:
+    """Turn what vLLM's benchmark reports into a round. In a closed loop nothing piles up."""
 
     def latency(name: str) -> Latency:
         return Latency(

@@ -1,4 +1,7 @@
-"""Prompts of loads that bring their own, as files that vLLM's benchmark reads: by a trace's lengths, or of a text."""
+"""Write the prompts of loads that bring their own into files that vLLM's benchmark reads.
+
+The prompts have the lengths of a trace, or are pieces of a text.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ from pathlib import Path
 
 from bench.load.prompts import prompts_of
 from bench.load.trace import Request, write_timed_trace
-from bench.records.schema import Load
+from bench.records.schema import Workload
 from mi_prun.files import write_text
-from mi_prun.model.model_folder import open_model
+from mi_prun.model.model_folder import ModelFolder
 
 
 class Prompts:
-    """requests: of the trace. pieces: of the text, for each preset; each is used once, in the order of first need."""
+    """The prompts of a run.
+
+    requests: of the trace. pieces: of the text, for each preset; each is used once, in the order of first need.
+    """
 
     def __init__(self, requests: list[Request], pieces: dict[str, Sequence[str]]) -> None:
         self._requests = requests
         self._rest = {preset: iter(own) for preset, own in pieces.items()}
         self._by_seed: dict[int, list[str]] = {}
 
-    def write(self, path: Path, load: Load, seed: int) -> None:
-        """The same prompts for the same seed, on whichever engine."""
+    def write(self, path: Path, load: Workload, seed: int) -> None:
+        """Write a round's prompts to a file. The same seed gives the same prompts, on whichever engine."""
         if load.text is None:
             write_timed_trace(path, self._requests, load.prompts, seed)
             return
@@ -31,16 +37,17 @@ class Prompts:
         write_text(path, "".join(json.dumps({"prompt": piece}) + "\n" for piece in self._by_seed[seed]))
 
 
-def text_prompts(dense: str, text: str, loads: Sequence[Load], rounds: int) -> tuple[str, dict[str, Sequence[str]]]:
-    """The short name of a text, and pieces of it for all rounds and warm-ups of the loads, by preset.
+def text_prompts(
+    dense: ModelFolder, text: str, loads: Sequence[Workload], rounds: int
+) -> tuple[str, dict[str, Sequence[str]]]:
+    """Return the short name of a text, and pieces of it for all rounds and warm-ups of the loads, by preset.
 
-    Raises UserError where the text is too short for one of the presets.
+    dense: whose tokenizer counts the tokens. Raises UserError where the text is too short for one of the presets.
     """
-    folder, name = open_model(dense), ""
+    name = ""
     pieces: dict[str, Sequence[str]] = {}
     for preset in dict.fromkeys(load.preset for load in loads):
         own = [load for load in loads if load.preset == preset]
         count = sum(load.warmups + rounds * load.prompts for load in own)
-        name, (found,) = prompts_of(folder, text, [count], round(own[0].input_tokens))
-        pieces[preset] = found
+        name, (pieces[preset],) = prompts_of(dense, text, [count], round(own[0].input_tokens))
     return name, pieces

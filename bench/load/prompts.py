@@ -1,4 +1,4 @@
-"""Prompts out of a text: what a draft foresees depends on the text, and of random tokens it foresees nothing."""
+"""Cut prompts out of a text. What a draft foresees depends on the text; of random tokens it foresees nothing."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Rounds = Sequence[Sequence[str]]
 
 
 def prompts_of(folder: ModelFolder, text: str, counts: Sequence[int], tokens: int) -> tuple[str, Rounds]:
-    """The text's short name, and for each round as many pieces of it as it has requests, none of them twice.
+    """Return the text's short name, and for each round as many pieces of it as it has requests. No piece comes twice.
 
-    tokens: in a piece, about: it is given as text, and the server makes tokens of it again.
-    Raises UserError where the text is too short.
+    tokens: in a piece, about, as the piece is given as text and the server makes tokens of it again. Raises UserError
+    where the text is too short.
     """
     if text == SELF:
         raise UserError("--text self would need the model in this process too; name a file or a data set")
     wanted = sum(counts)
-    found = load_calibration(
+    calibration = load_calibration(
         text,
         tokenizer := folder.tokenizer,
         window_tokens=tokens,
@@ -30,11 +30,11 @@ def prompts_of(folder: ModelFolder, text: str, counts: Sequence[int], tokens: in
         held_out_tokens=1,
         seed=0,
     )
-    pieces = tokenizer.batch_decode(found.scoring.tokens, skip_special_tokens=True)
+    pieces = tokenizer.batch_decode(calibration.scoring.tokens, skip_special_tokens=True)
     if len(pieces) < wanted:
         raise UserError(
             f"--text {text} gives {len(pieces)} prompts of {tokens} tokens, and {wanted} are asked for: give more "
             "text, or ask for fewer --prompts, --rounds or --input-tokens"
         )
     rest = iter(pieces)
-    return found.description.source, [[next(rest) for _ in range(count)] for count in counts]
+    return calibration.description.source, [[next(rest) for _ in range(count)] for count in counts]

@@ -1,8 +1,8 @@
-"""Request lengths out of a real trace, for vLLM's `timed_trace` data set.
+"""Read request lengths out of a real trace, for vLLM's `timed_trace` data set.
 
 Read are JSON lines with `input_length` and `output_length` (Mooncake's and Qwen's traces), and CSV tables with
 `ContextTokens` and `GeneratedTokens` (Azure's LLM inference traces) or `Request tokens` and `Response tokens`
-(BurstGPT). Lengths only: what was said is in none of them, and when it was said is the load's to decide.
+(BurstGPT). Only lengths are used: what was said is in none of them, and when it was said is the load's to decide.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.records.json_lines import parse_json
 from bench.records.schema import Trace
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of, write_text
@@ -30,24 +31,25 @@ CHUNK_TOKENS = 16  # of the prompt for each hash id: vLLM's default
 
 @dataclass(frozen=True)
 class Request:
-    """Lengths in tokens."""
+    """A request of a trace, by its lengths in tokens."""
 
     input_tokens: int
     output_tokens: int
 
 
 def read_trace(path: Path, context: int | None) -> tuple[Trace, list[Request], int]:
-    """The trace, its requests that fit in `context` tokens, and how many do not. Failed ones (no output) are left out.
+    """Return the trace, its requests that fit in `context` tokens, and how many do not fit.
 
-    Raises UserError for a file that is no trace, or of which no request fits.
+    Failed requests, which have no output, are left out. Raises UserError for a file that is no trace, or of which no
+    request fits.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(_json_rows(path, file) if path.suffix in (".jsonl", ".json") else csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read --trace {path}: {getattr(error, 'strerror', None) or error}") from error
-    found = [_request(path, number, row) for number, row in enumerate(rows, 1)]
-    whole = [request for request in found if request.input_tokens > 0 and request.output_tokens > 0]
+    requests = [_request(path, number, row) for number, row in enumerate(rows, 1)]
+    whole = [request for request in requests if request.input_tokens > 0 and request.output_tokens > 0]
     fitting = [r for r in whole if context is None or r.input_tokens + r.output_tokens <= context]
     if not fitting:
         limit = "" if context is None else f" with at most {context} tokens, the context the model is served with"
@@ -59,10 +61,7 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterable[Mapping[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"--trace {path}, line {number} is not JSON: {error}") from error
+        row = parse_json(line, f"--trace {path}, line {number}")
         if not isinstance(row, dict):
             raise UserError(f"--trace {path}, line {number} is not a JSON object")
         yield row
@@ -80,7 +79,7 @@ def _request(path: Path, number: int, row: Mapping[str, Any]) -> Request:
 
 
 def write_timed_trace(path: Path, requests: list[Request], count: int, seed: int) -> None:
-    """`count` requests drawn by `seed`, as vLLM reads them; no two prompts of any seed share a chunk."""
+    """Write `count` requests, drawn by `seed`, as vLLM reads them. No two prompts of any seed share a chunk."""
     draw = random.Random(seed)
     chosen = draw.sample(requests, count) if count <= len(requests) else draw.choices(requests, k=count)
     lines, chunk = [], seed << 32

@@ -1,10 +1,10 @@
-"""vLLM's own serving benchmark, reached in Python: the `vllm` command line does not run with every build.
+"""Run vLLM's own serving benchmark in Python: the `vllm` command line does not run with every build.
 
     python -m bench.load.worker < jobs
 
-A job is a line of JSON, `{"arguments": ["--base-url", URL, ...], "out": "result.json"}`; its result appears at `out`,
-whole. A process of its own, so that the load has no part in the memory of whoever measures; one for all jobs, so that
-vLLM is imported once.
+A job is a line of JSON, `{"arguments": ["--base-url", URL, ...], "out": "result.json"}`. Its result appears at `out`,
+whole. This is a process of its own, so that the load has no part in the memory of whoever measures. One process does
+all jobs, so that vLLM is imported once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mi_prun.files import write_text
 
 
 def main() -> None:
+    """Do the jobs that arrive on stdin, one after the other."""
     from vllm.benchmarks.serve import add_cli_args
     from vllm.benchmarks.serve import main as run_benchmark
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -35,14 +36,14 @@ def main() -> None:
 
 
 def check(result: dict[str, Any]) -> None:
-    """Requests that fail make a fast engine out of a broken one."""
+    """End the process where requests failed: they would make a fast engine out of a broken one."""
     if failed := int(result["failed"]):
         said = next((error for error in result.get("errors", ()) if error), "no reason given").strip().splitlines()
         raise SystemExit(f"error: {failed} of {failed + int(result['completed'])} requests failed: {said[-1]}")
 
 
 def plain(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a result, and what its lists of every request say of a backlog; the lists are left out."""
+    """Return the numbers of a result, and how much piled up by its lists of every request; the lists are left out."""
     seconds = [ttft + sum(itls) for ttft, itls in zip(result.get("ttfts", ()), result.get("itls", ()), strict=False)]
     piled_up = growth(result.get("start_times", ()), seconds)
     numbers = {name: value for name, value in result.items() if isinstance(value, int | float | str)}

@@ -1,4 +1,6 @@
-"""The loads of a sweep: lengths by preset, by hand or out of a trace; closed loops, and open ones up to saturation."""
+"""Make the loads of a sweep: lengths by preset, by hand or out of a trace; closed loops, and open ones up to
+saturation.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from statistics import mean
 
 from bench.engines.flags import flag_value, has_flag
 from bench.load.trace import Request, read_trace
-from bench.records.schema import Load, Trace
-from bench.settings import PRESETS, LoadSettings
+from bench.records.schema import Trace, Workload
+from bench.settings import PRESETS, WorkloadSettings
 from mi_prun.errors import UserError
 
 TOOL = "vllm bench serve"
@@ -26,8 +28,8 @@ LENGTH_FLAG = "--max-model-len"
 CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for more
 
 
-def check_loads(settings: LoadSettings) -> None:
-    """Raises UserError with the option's name."""
+def check_workloads(settings: WorkloadSettings) -> None:
+    """Refuse settings that make no load. Raises UserError with the option's name."""
     if settings.text is not None and settings.trace is not None:
         raise UserError("--text and --trace exclude each other: the prompts are of one or the other's length")
     if (settings.input_tokens is None) != (settings.output_tokens is None):
@@ -64,7 +66,10 @@ def check_loads(settings: LoadSettings) -> None:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of a preset; means, and the file's own requests, for a trace. longest: of any one request, in and out."""
+    """The lengths that a preset's requests have, in tokens; means over the file for a trace.
+
+    longest: input and output of the longest request.
+    """
 
     preset: str
     input_tokens: float
@@ -73,16 +78,16 @@ class Lengths:
     trace: Trace | None = None
 
 
-def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
-    """What the presets, or the lengths by hand, and the trace ask for, and the trace's requests.
+def lengths_of(settings: WorkloadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
+    """Return the lengths that presets, options and trace ask for, and the trace's requests.
 
     Raises UserError where a request is longer than `context`.
     """
     asked = [(name, *PRESETS[name]) for name in settings.presets]
     if settings.input_tokens is not None and settings.output_tokens is not None:
         asked = [(CUSTOM, settings.input_tokens, settings.output_tokens)]
-    found = [Lengths(name, into, out, into + out) for name, into, out in asked]
-    for each in found:
+    lengths = [Lengths(name, into, out, into + out) for name, into, out in asked]
+    for each in lengths:
         if context is not None and each.longest > context:
             option = (
                 f"--input-tokens {each.input_tokens} and --output-tokens {each.output_tokens}"
@@ -95,7 +100,7 @@ def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Length
     requests: list[Request] = []
     if settings.trace is not None:
         trace, requests, _ = read_trace(settings.trace, context)
-        found.append(
+        lengths.append(
             Lengths(
                 TRACE,
                 mean(request.input_tokens for request in requests),
@@ -104,11 +109,11 @@ def lengths_of(settings: LoadSettings, context: int | None) -> tuple[list[Length
                 trace,
             )
         )
-    return found, requests
+    return lengths, requests
 
 
-def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Load]:
-    """Each preset at each concurrency; the first is the run's main one."""
+def closed_workloads(settings: WorkloadSettings, lengths: Sequence[Lengths]) -> list[Workload]:
+    """Return each preset at each concurrency. The first one is the run's main load."""
     pairs = [(each, value) for each in lengths for value in settings.concurrency]
     return [
         _load(settings, each, index, concurrency=value, prompts=settings.prompts or max(8, 2 * value))
@@ -116,23 +121,27 @@ def closed_loads(settings: LoadSettings, lengths: Sequence[Lengths]) -> list[Loa
     ]
 
 
-def open_loads(settings: LoadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]) -> list[Load]:
-    """Each preset at its own rates; where they are `auto`, those of `rates_for`, or the shares in their place."""
+def open_workloads(
+    settings: WorkloadSettings, lengths: Sequence[Lengths], rates: Sequence[Sequence[float]]
+) -> list[Workload]:
+    """Return each preset at its own rates. Where the rates are `auto`, they come from `rates_for`."""
     first = len(lengths) * len(settings.concurrency)
-    found = [
+    asked = [
         (each, rate, prompts)
         for each, own in zip(lengths, rates, strict=True)
         for rate, prompts in zip(own, open_prompts(settings), strict=True)
     ]
     return [
         _load(settings, each, first + index, rate_per_s=rate, prompts=prompts)
-        for index, (each, rate, prompts) in enumerate(found)
+        for index, (each, rate, prompts) in enumerate(asked)
     ]
 
 
-def open_prompts(settings: LoadSettings) -> list[int]:
-    """Requests in a round at each rate. By Little's law c in flight at r requests/s take c / r seconds each, so that
-    OPEN_TURNS x share x c arrive in OPEN_TURNS times that; a rate that is asked for is taken for the whole of it.
+def open_prompts(settings: WorkloadSettings) -> list[int]:
+    """Return how many requests a round has at each rate.
+
+    By Little's law, c in flight at r requests/s take c / r seconds each. So OPEN_TURNS x share x c requests arrive in
+    OPEN_TURNS times that. A rate that the user asks for is taken for the whole of what the engine can give.
     """
     shares = RATE_SHARES if isinstance(settings.rates, str) else (1.0,) * len(settings.rates)
     most = max(settings.concurrency)
@@ -140,20 +149,20 @@ def open_prompts(settings: LoadSettings) -> list[int]:
 
 
 def rates_for(dense_requests_per_s: float) -> tuple[float, ...]:
-    """Up to saturation: shares of what the dense model can give, to three digits."""
+    """Return rates up to saturation: shares of what the dense model can give, to three digits."""
     return tuple(float(f"{share * dense_requests_per_s:.3g}") for share in RATE_SHARES)
 
 
 def _load(
-    settings: LoadSettings,
+    settings: WorkloadSettings,
     lengths: Lengths,
     index: int,
     *,
     prompts: int,
     concurrency: int | None = None,
     rate_per_s: float | None = None,
-) -> Load:
-    return Load(
+) -> Workload:
+    return Workload(
         tool=TOOL,
         preset=lengths.preset,
         concurrency=concurrency,
@@ -169,7 +178,7 @@ def _load(
 
 
 def served_context(flags: Sequence[str], context: int | None) -> int | None:
-    """Of the flags, else of the config; None where neither says it in plain digits."""
+    """Return the context that the flags say, else the config's; None where neither says it in plain digits."""
     text = flag_value(flags, LENGTH_FLAG)
     if text is None:
         return context
@@ -177,8 +186,9 @@ def served_context(flags: Sequence[str], context: int | None) -> int | None:
 
 
 def with_context(flags: Sequence[str], context: int | None, lengths: Sequence[Lengths]) -> tuple[str, ...]:
-    """The flags, and a context no longer than it need be, where they name none: engines refuse a KV cache that cannot
-    hold a request of the whole context.
+    """Return the flags, with a context added that is no longer than the loads need. Flags that name one are kept.
+
+    An engine refuses to start where its KV cache cannot hold a request of the whole context.
     """
     if has_flag(flags, LENGTH_FLAG) or (context is not None and context <= CONTEXT_TOKENS):
         return tuple(flags)

@@ -1,4 +1,4 @@
-"""The models of a run: one dense, and any number that were made from it."""
+"""Open the models of a run: one dense model, and any number that were made from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from bench.models.weights import Weights, weights_of
-from bench.records.schema import Arm, Blocks, Dense, MeasuredOn
+from bench.records.schema import Blocks, DenseModel, MeasuredArm, MeasuredOn
+from mi_prun.architecture.architecture import Config
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.model.identity import ModelIdentity
@@ -19,13 +20,14 @@ from mi_prun.plan.plan import Plan, Quality
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model to measure. flags: for its server, beyond the run's own. weight_bytes: by the safetensors headers.
+class MeasuredModel:
+    """A model to measure.
 
-    weights: what a step of it reads; None where that is not known of its family. plan: None for the dense one.
+    weight_bytes: by the safetensors headers. weights: what a step of it reads; None for a family that is not known.
+    plan: None for the dense model. flags: for its server, beyond the run's own.
     """
 
-    arm: Arm
+    arm: MeasuredArm
     weight_bytes: int
     weights: Weights | None
     plan: Plan | None = None
@@ -35,61 +37,71 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """dense stands first in `all`. context: tokens the dense model can hold, where its config says.
+class MeasuredModels:
+    """The models of a run. The dense one stands first in `all`; the others were made from it.
 
-    quality_text: what tells the text of `with_quality_on` from others; None where the plans' own figures are kept.
+    config: the dense model's. folder, identity: where the dense model lies and what tells it from others, opened once
+    and handed down; None for a shape. quality_text: what tells the text of `with_quality_on` from others; None where
+    the plans' own figures are kept.
     """
 
-    dense: Dense
-    all: tuple[Subject, ...]
-    context: int | None
+    dense: DenseModel
+    all: tuple[MeasuredModel, ...]
+    config: Config
+    folder: ModelFolder | None = None
+    identity: ModelIdentity | None = None
     quality_text: str | None = None
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the dense model can hold, where its config says."""
+        return context_of(self.config)
 
-def open_subjects(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> Subjects:
-    """The dense model, pruned folders, and plans that draft for it.
+
+def open_measured_models(dense: str, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> MeasuredModels:
+    """Open the dense model, pruned folders, and plans that draft for it.
 
     Raises UserError for what is no model, is named twice, or was made from another model.
     """
-    for option, named in (("--pruned", pruned), ("--draft", [str(path) for path in drafts])):
+    for what, named in (("pruned folder", pruned), ("draft", [str(path) for path in drafts])):
         if twice := [name for name in named if named.count(name) > 1]:
-            raise UserError(f"{option} {twice[0]} is named twice")
-    subjects, identity = _dense(dense)
-    first = subjects.all[0]
-    made = [_pruned(name, identity, first.weights) for name in pruned]
-    drafted = [_draft(path, identity, first) for path in drafts]
-    return replace(subjects, all=tuple(_told_apart([first, *made, *drafted])))
+            raise UserError(f"{what} {twice[0]} is named twice")
+    return with_made(open_dense(dense), pruned, drafts)
 
 
-def dense_subjects(dense: str) -> Subjects:
-    """The dense model alone."""
-    return _dense(dense)[0]
-
-
-def _dense(dense: str) -> tuple[Subjects, ModelIdentity]:
-    """It is told apart by its weights, which are read for that: once."""
+def open_dense(dense: str) -> MeasuredModels:
+    """Open the dense model alone. Raises UserError for a pruned one. Its weights are read for its identity, once."""
     folder = open_model(dense)
     if is_pruned(folder.path):
         raise UserError(f"--dense {dense} is itself a pruned model; name the dense one")
     identity = folder.identity
-    weights = _weights(folder)
     none = Blocks(num_blocks=identity.num_blocks, dropped=(), block_ratio=0.0, parameter_ratio=0.0, method=None)
-    first = Subject(
-        Arm(kind="dense", label="dense", model=dense, blocks=none, weights=None), folder.weight_bytes, weights
-    )
-    subjects = Subjects(dense=dense_of(dense, identity), all=(first,), context=context_of(folder.config))
-    return subjects, identity
+    arm = MeasuredArm(kind="dense", label="dense", model=dense, blocks=none, weights=None)
+    model = MeasuredModel(arm, folder.weight_bytes, _weights(folder))
+    return MeasuredModels(dense_of(dense, identity), (model,), folder.config, folder, identity)
+
+
+def with_made(models: MeasuredModels, pruned: Sequence[str], drafts: Sequence[Path] = ()) -> MeasuredModels:
+    """Return the dense model of `models` with pruned folders and drafts beside it.
+
+    Raises UserError for what is no model, or was made from another one.
+    """
+    assert models.identity is not None  # nothing is made from a shape
+    first, identity = models.all[0], models.identity
+    made = [_pruned(name, identity, first.weights) for name in pruned]
+    drafted = [_draft(path, identity, first) for path in drafts]
+    return replace(models, all=tuple(_told_apart([first, *made, *drafted])))
 
 
 def plan_digest(plan: Plan) -> str:
-    """Of all that a plan says, whatever its dense model is called."""
+    """Return the digest of all that a plan says, whatever its dense model is called."""
     said = plan.model_dump(mode="json", exclude={"dense": {"name"}})
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def dense_of(name: str, identity: ModelIdentity) -> Dense:
-    return Dense(
+def dense_of(name: str, identity: ModelIdentity) -> DenseModel:
+    """Return what records say of a dense model."""
+    return DenseModel(
         name=name,
         model_type=identity.model_type,
         shape=None,
@@ -98,23 +110,28 @@ def dense_of(name: str, identity: ModelIdentity) -> Dense:
     )
 
 
-def open_subject(name: str) -> tuple[Dense, Subject]:
-    """A model, dense or pruned, and the dense one it is or was made from, which need not be at hand."""
+def open_measured_model(name: str) -> tuple[DenseModel, MeasuredModel]:
+    """Open a model, dense or pruned; with it goes the dense one that it is or was made from.
+
+    The dense model of a pruned one need not be at hand.
+    """
     path = Path(name)
     if not is_pruned(path):
-        found = dense_subjects(name)
-        return found.dense, found.all[0]
+        models = open_dense(name)
+        return models.dense, models.all[0]
     identity = Manifest.read(path / MANIFEST_NAME).plan.dense
     return dense_of(identity.name, identity), _pruned(name, identity, None)
 
 
-def context_of(config: dict[str, object]) -> int | None:
+def context_of(config: Config) -> int | None:
+    """Return how many tokens a model can hold, where its config says."""
     text = config.get("text_config")
-    found = (text if isinstance(text, dict) else config).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    context = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return context if isinstance(context, int) else None
 
 
 def blocks_of(plan: Plan) -> Blocks:
+    """Return what records say of a plan's blocks."""
     return Blocks(
         num_blocks=plan.dense.num_blocks,
         dropped=plan.dropped,
@@ -130,20 +147,20 @@ def _weights(folder: ModelFolder) -> Weights | None:
     return None
 
 
-def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject:
+def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> MeasuredModel:
     path = Path(name)
     if not is_pruned(path):
-        raise UserError(f"--pruned {name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
+        raise UserError(f"{name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
     manifest = Manifest.read(path / MANIFEST_NAME)
     plan = manifest.plan
     plan.check_belongs_to(dense)
-    if manifest.weights == "materialized" and (found := open_model(name).weight_bytes) != manifest.weight_bytes:
+    if manifest.weights == "materialized" and (held := open_model(name).weight_bytes) != manifest.weight_bytes:
         raise UserError(
-            f"--pruned {name} has {found:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
+            f"{name} has {held:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
             "apply the plan again"
         )
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="pruned",
             label=f"{plan.method} {plan.block_ratio:.1%}",
             model=name,
@@ -158,13 +175,13 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Subject
     )
 
 
-def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
-    """The dense model with a draft shares its weights: it reads what the dense one has."""
+def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredModel:
+    """Open a draft. The dense model and its draft share their weights: together they read what the dense one has."""
     plan = Manifest.read(path / MANIFEST_NAME).plan if path.is_dir() else Plan.read(path)
     plan.check_belongs_to(dense)
     tokens = plan.settings.get("draft_tokens")
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="draft",
             label=f"draft {plan.method} {plan.block_ratio:.1%}",
             model=first.arm.model,
@@ -179,25 +196,26 @@ def _draft(path: Path, dense: ModelIdentity, first: Subject) -> Subject:
     )
 
 
-def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path:
-    rounds, engines and quality go by the label.
+def _told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
+    """Give each model a label of its own: rounds, engines and quality go by the label.
+
+    Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path.
     """
-    found = list(subjects)
+    labelled = list(models)
     for name_of in (_short_name, _path):
-        labels = [subject.arm.label for subject in found]
+        labels = [model.arm.label for model in labelled]
         twice = {label for label in labels if labels.count(label) > 1}
-        for i, subject in enumerate(found):
-            if subject.arm.label in twice:
-                label = f"{subjects[i].arm.label} ({name_of(subject)})"
-                found[i] = replace(subject, arm=subject.arm.model_copy(update={"label": label}))
-    return found
+        for i, model in enumerate(labelled):
+            if model.arm.label in twice:
+                label = f"{models[i].arm.label} ({name_of(model)})"
+                labelled[i] = replace(model, arm=model.arm.model_copy(update={"label": label}))
+    return labelled
 
 
-def _short_name(subject: Subject) -> str:
-    arm = subject.arm
+def _short_name(model: MeasuredModel) -> str:
+    arm = model.arm
     return Path(arm.model).name if arm.kind == "pruned" else f"without {'-'.join(map(str, arm.blocks.dropped))}"
 
 
-def _path(subject: Subject) -> str:
-    return subject.arm.model if subject.arm.kind == "pruned" else subject.flags[-1]
+def _path(model: MeasuredModel) -> str:
+    return model.arm.model if model.arm.kind == "pruned" else model.flags[-1]

@@ -1,11 +1,11 @@
-"""The speed-up that the dropped bytes and FLOPs promise, phase by phase: no engine on any machine can pass it.
+"""Bound the speed-up of a phase by the dropped bytes and FLOPs: no engine on any machine can pass it.
 
 A step takes at least max(bytes / bandwidth, FLOPs / rate). Whatever the machine's two numbers are, the quotient of two
-such maxima is at most the larger of the two quotients, so
+such maxima is at most the larger of the two quotients:
 
     bound = max(dense bytes / pruned bytes, dense FLOPs / pruned FLOPs)
 
-and no bandwidth need be known (Williams, Waterman and Patterson 2009 for the roofline itself). What counts:
+So no bandwidth need be known (the roofline itself: Williams, Waterman and Patterson 2009). What counts:
 
     bytes   weights of the kept blocks (of the experts that b tokens reach, where there are experts), head, final norm,
             a row of the embedding for each token; keys and values: of the context read, of the new tokens written
@@ -26,12 +26,14 @@ from bench.records.schema import Phase
 
 @dataclass(frozen=True)
 class Work:
+    """What a step of a model reads and computes."""
+
     num_bytes: int
     flops: int
 
 
 def decode(weights: Weights, batch: int, context: int) -> Work:
-    """One step of `batch` requests, each with `context` tokens in the KV cache."""
+    """Return the work of one decode step of `batch` requests, each with `context` tokens in the KV cache."""
     reached = _experts_reached(weights, batch)
     num_bytes = weights.head_bytes + weights.rest_bytes + batch * weights.row_bytes
     flops = 2 * batch * weights.head_elements
@@ -46,7 +48,7 @@ def decode(weights: Weights, batch: int, context: int) -> Work:
 
 
 def prefill(weights: Weights, batch: int, tokens: int) -> Work:
-    """One step over `batch` prompts of `tokens` tokens, causal attention."""
+    """Return the work of one step over `batch` prompts of `tokens` tokens, with causal attention."""
     reached = _experts_reached(weights, batch * tokens)
     num_bytes = weights.head_bytes + weights.rest_bytes + batch * tokens * weights.row_bytes
     flops = 2 * batch * weights.head_elements
@@ -60,19 +62,20 @@ def prefill(weights: Weights, batch: int, tokens: int) -> Work:
 
 
 def work(phase: Phase, weights: Weights, batch: int, tokens: int) -> Work:
+    """Return the work of a step of a phase. tokens: of each prompt (prefill), or in each KV cache (decode)."""
     return decode(weights, batch, tokens) if phase == "decode" else prefill(weights, batch, tokens)
 
 
 def bound(dense: Work, pruned: Work) -> float:
-    """Times faster, at most."""
+    """Return how many times faster the pruned step can be, at most."""
     return max(dense.num_bytes / pruned.num_bytes, dense.flops / pruned.flops)
 
 
 def most(dense: Weights, pruned: Weights, longest: int) -> float:
-    """Times faster, at most, in any mixture of steps: of any batch, at any context up to `longest` tokens.
+    """Return how many times faster the pruned model can be, at most, in any mixture of steps up to `longest` tokens.
 
     The quotient of two sums is at most the largest quotient of their parts, and what is outside the blocks is the same
-    in both. Attention reads min(context, window) tokens of a block: the quotient is monotone between two windows.
+    in both. Attention reads min(context, window) tokens of a block: between two windows the quotient is monotone.
     """
     windows = {block.window for block in dense.blocks if block.window and block.window < longest}
     parts: list[Callable[[Block], int]] = [
@@ -93,13 +96,15 @@ def _elements(weights: Weights, block: Block) -> int:
 
 
 def _experts_reached(weights: Weights, tokens: int) -> float:
-    """The share of a block's experts that at least one of `tokens` tokens is sent to, were they sent evenly."""
+    """Return the share of a block's experts that at least one of `tokens` tokens reaches, if they are spread evenly."""
     if not weights.experts:
         return 1.0
     return 1.0 - (1.0 - weights.experts_per_token / weights.experts) ** tokens
 
 
 def _pairs(tokens: int, window: int | None) -> int:
-    """Query-key pairs of causal attention: each token sees itself and what is before it, `window` of them at most."""
+    """Count the query-key pairs of causal attention: a token sees itself and what is before it, at most `window`
+    tokens.
+    """
     full = min(tokens, window or tokens)
     return full * (full + 1) // 2 + (tokens - full) * full

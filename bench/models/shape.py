@@ -1,7 +1,7 @@
-"""A shape: a real config with weights that mean nothing, for speed and memory only.
+"""Make models for speed and memory only: a shape is a real config with weights that mean nothing.
 
-vLLM fills the weights itself (`--load-format dummy`); what it needs on disk is a config and a tokenizer. The tokenizer
-is made here: a word for each id, so that a prompt of n tokens is n tokens whichever vocabulary the shape has.
+vLLM fills the weights itself (`--load-format dummy`). On disk it needs a config and a tokenizer. The tokenizer is made
+here, with a word for each id: a prompt of n tokens is n tokens whichever vocabulary the shape has.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ SHAPES: dict[str, Config] = {
 
 
 def open_shape(name: str) -> Config:
-    """The config of a shape: a name of SHAPES, a config.json, or a folder with one."""
+    """Return the config of a shape: a name of SHAPES, a config.json, or a folder with one. Raises UserError for
+    another.
+    """
     if name in SHAPES:
         return dict(SHAPES[name])
     path = Path(name)
@@ -80,12 +82,12 @@ def open_shape(name: str) -> Config:
 
 
 def spread(num_blocks: int, k: int) -> tuple[int, ...]:
-    """k blocks, evenly spread: which ones go makes no difference to speed where all are of one kind."""
+    """Return k blocks, evenly spread. Which ones go makes no difference to speed where all are of one kind."""
     return tuple((2 * i + 1) * num_blocks // (2 * k) for i in range(k))
 
 
 def write_shape(config: Config, kept: Sequence[int], out: Path, *, force: bool = False) -> None:
-    """A folder that vLLM opens with `shape_flags`: the config of the kept blocks, and a tokenizer."""
+    """Write a folder that vLLM opens with `shape_flags`: the config of the kept blocks, and a tokenizer."""
     reduced = reduce_config(config, kept)
     text = reduced.get("text_config", reduced)
     with new_folder(out, force=force) as folder:
@@ -99,12 +101,16 @@ def write_shape(config: Config, kept: Sequence[int], out: Path, *, force: bool =
 
 
 def shape_flags(folder: Path) -> list[str]:
-    """For `mi-prun-serve`. The tokenizer lies apart: beside a config its class would be the family's own."""
+    """Return the flags of `mi-prun-serve` for a shape. The tokenizer lies apart: beside a config its class would be the
+    family's.
+    """
     return ["--load-format", "dummy", "--tokenizer", str(folder / TOKENIZER)]
 
 
 def tokenizer_files(vocabulary: int) -> dict[str, Any]:
-    """tokenizer.json and its config: id i is the word `ti`; id 0 is what is unknown, and the end of a text."""
+    """Return tokenizer.json and its config. Id i is the word `ti`; id 0 stands for unknown words and for the end of a
+    text.
+    """
     words = {f"t{i}": i for i in range(vocabulary)}
     tokenizer = {
         "version": "1.0",

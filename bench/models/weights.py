@@ -1,4 +1,6 @@
-"""What a step of a model reads and multiplies, block by block: by the headers of its files, or its config alone."""
+"""Count what a step of a model reads and multiplies, block by block, by the headers of its files or by its config
+alone.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,25 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class Tensor:
+    """A tensor by its name, shape and bytes."""
+
     name: str
     shape: tuple[int, ...]
     num_bytes: int
 
     @property
     def elements(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Block:
-    """num_bytes, elements: of what every token uses; expert_: of all routed experts together. elements: of matrices.
+    """What a block of a model holds.
 
-    window: tokens that attention looks back on at most; None: all. attends: False for a block without a KV cache.
+    num_bytes, elements: what every token uses; elements are of matrices. expert_bytes, expert_elements: of all routed
+    experts together. window: tokens that attention looks back on, at most; None: all. attends: False for a block
+    without a KV cache.
     """
 
     num_bytes: int
@@ -46,10 +53,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Weights:
-    """head: the matrix of the logits, the embedding itself where the two are tied; read whole in a step.
+    """What the weights of a model come to.
 
-    row_bytes: of one token's embedding. rest_bytes: norms outside the blocks. kv_bytes: of one token in one block.
-    attention_width: query heads x head size, of one block. experts, experts_per_token: 0 where no block has any.
+    head: the matrix of the logits, which is the embedding where the two are tied; a step reads it whole. row_bytes: of
+    one token's embedding. rest_bytes: norms outside the blocks. kv_bytes: of one token in one block. attention_width:
+    query heads x head size, of one block. experts, experts_per_token: 0 where no block has any.
     """
 
     blocks: tuple[Block, ...]
@@ -64,7 +72,7 @@ class Weights:
     experts_per_token: int = 0
 
     def keep(self, kept: Sequence[int]) -> Weights:
-        """Those of the model that has only the blocks `kept`."""
+        """Return the weights of the model that has only the blocks `kept`."""
         blocks = tuple(self.blocks[block] for block in kept)
         gone = sum(b.num_bytes + b.expert_bytes for b in self.blocks) - sum(
             b.num_bytes + b.expert_bytes for b in blocks
@@ -73,13 +81,15 @@ class Weights:
 
 
 def weights_of(folder: ModelFolder) -> Weights:
-    """Of a model's files."""
+    """Weigh a model by the headers of its files. Raises UserError for a family whose steps are not known."""
     tensors = (Tensor(i.name, i.shape, i.num_bytes) for shard in folder.shards for i in shard.tensors.values())
     return weigh(folder.config, tensors)
 
 
 def weights_of_config(config: Config) -> Weights:
-    """Of the tensors that transformers makes for a config; nothing is allocated."""
+    """Weigh the tensors that transformers makes for a config. Nothing is allocated. Raises UserError where it makes
+    none.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -91,17 +101,18 @@ def weights_of_config(config: Config) -> Weights:
     with refused, torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
     size = element_bytes(config)
-    named = ((name, tuple(found.shape)) for name, found in model.named_parameters())
+    named = ((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
     return weigh(config, (Tensor(name, shape, math.prod(shape) * size) for name, shape in named))
 
 
 def element_bytes(config: Config) -> int:
-    """Of the model's own dtype; bfloat16 where the config does not say."""
+    """Return the bytes of an element in the model's own dtype; bfloat16 where the config does not say."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     return BYTES_OF_DTYPE.get(name, 2)
 
 
 def weigh(config: Config, tensors: Iterable[Tensor]) -> Weights:
+    """Weigh tensors by a model's config. Raises UserError for a config or tensors that no step is known of."""
     family, count = family_of(config), num_blocks(config)
     text = config.get("text_config", config) if family.text else config
     inside: list[list[Tensor]] = [[] for _ in range(count)]
@@ -117,9 +128,7 @@ def weigh(config: Config, tensors: Iterable[Tensor]) -> Weights:
     head, row_bytes = _head(text, outside)
     experts = next((int(text[name]) for name in EXPERT_COUNTS if text.get(name)), 0)
     return Weights(
-        blocks=tuple(
-            _block(config, text, found, kind) for found, kind in zip(inside, block_kinds(config), strict=True)
-        ),
+        blocks=tuple(_block(config, text, own, kind) for own, kind in zip(inside, block_kinds(config), strict=True)),
         head_bytes=head.num_bytes,
         head_elements=head.elements,
         row_bytes=row_bytes,
@@ -148,8 +157,9 @@ def _block(config: Config, text: Config, tensors: Sequence[Tensor], kind: str) -
 
 
 def _multiplied(tensor: Tensor, config: Config) -> int:
-    """Elements of a matrix that tokens are multiplied with. Packed ones hold several in an integer; scales and zero
-    points belong to them, and are none themselves.
+    """Count the elements of a matrix that tokens are multiplied with.
+
+    Packed matrices hold several elements in an integer. Scales and zero points belong to them, and count for none.
     """
     if len(tensor.shape) < 2 or tensor.name.endswith(BESIDE_PACKED):
         return 0
@@ -157,16 +167,16 @@ def _multiplied(tensor: Tensor, config: Config) -> int:
 
 
 def _packed_bits(config: Config) -> int:
-    """Of AWQ and GPTQ `bits`, of compressed-tensors `num_bits` in the first group of modules; 4 where none says."""
-    found = config.get("quantization_config") or {}
-    groups = found.get("config_groups") or {}
+    """Return the bits of a packed element: `bits` of AWQ and GPTQ, `num_bits` of compressed-tensors, else 4."""
+    quantization = config.get("quantization_config") or {}
+    groups = quantization.get("config_groups") or {}
     inner: dict[str, Any] = next((group["weights"] for group in groups.values() if group.get("weights")), {})
-    bits = found.get("bits") or found.get("w_bit") or inner.get("num_bits") or 4
+    bits = quantization.get("bits") or quantization.get("w_bit") or inner.get("num_bits") or 4
     return bits if isinstance(bits, int) and 1 <= bits <= 8 else 4
 
 
 def _head(text: Config, outside: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """The matrix of the logits, and the bytes of a row of the embedding: what has a row for each token."""
+    """Return the matrix of the logits, and the bytes of a row of the embedding. Both have a row for each token."""
     tables = [tensor for tensor in outside if len(tensor.shape) == 2 and text.get("vocab_size") in tensor.shape]
     if not tables:
         raise UserError("no tensor outside the blocks has a row for each token of the vocabulary")
@@ -185,14 +195,16 @@ def _head_size(text: Config) -> int:
 
 
 def _kv_elements(text: Config) -> int:
-    """Of one token in one block: keys and values of each KV head, or the latent of multi-head latent attention."""
+    """Count the elements that a token keeps in one block: keys and values, or the latent of multi-head latent
+    attention.
+    """
     if latent := text.get("kv_lora_rank"):
         return int(latent) + int(text.get("qk_rope_head_dim") or 0)
     return 2 * int(text.get("num_key_value_heads") or _heads(text)) * _head_size(text)
 
 
 def _first(text: Config, *names: str) -> Any:
-    found = next((text[name] for name in names if isinstance(text.get(name), int)), None)
-    if found is None:
+    value = next((text[name] for name in names if isinstance(text.get(name), int)), None)
+    if value is None:
         raise UserError(f"config field {names[0]!r} is missing; no bound can be given")
-    return found
+    return value

@@ -1,1 +1,1 @@
-"""Perplexity and KL on a text."""
+"""Measure perplexity and KL on a text."""

@@ -1,4 +1,4 @@
-"""Perplexity of one model on any text, by the protocol that every figure of quality here follows."""
+"""Measure the perplexity of one model on any text, by the protocol that every figure of quality here follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mi_prun.quality.quality import load_with_held_out, protocol
 
 
 class Perplexity(Record):
-    """perplexity = exp(mean cross-entropy over predicted_tokens)."""
+    """The perplexity of a model on a text: exp(mean cross-entropy over predicted_tokens)."""
 
     model: str
     text: str
@@ -25,7 +25,7 @@ class Perplexity(Record):
 
 
 def perplexity_of(evaluator: Evaluator) -> float:
-    """Of the evaluator's whole model on its windows."""
+    """Return the perplexity of the evaluator's whole model on its windows."""
     with progress("perplexity", evaluator.windows.numel(), "tokens") as advance:
         return math.exp(evaluator.measure([()], advance)[0].ce_nats)
 
@@ -33,7 +33,7 @@ def perplexity_of(evaluator: Evaluator) -> float:
 def measure_perplexity(
     model: str, text: str, *, tokens: int, window_tokens: int | None = None, seed: int = 0, device: str | None = None
 ) -> Perplexity:
-    """Of about `tokens` tokens: the held-out part of `text` as `load_calibration` cuts it."""
+    """Measure a model on about `tokens` tokens: the held-out part of `text` as `load_calibration` cuts it."""
     folder = open_model(model)
     loaded, calibration = load_with_held_out(
         folder, text, tokens=tokens, window_tokens=window_tokens, seed=seed, device=device

@@ -1,4 +1,4 @@
-"""Quality on a text of the user's, measured in a process of its own: what it took on the device is free afterwards.
+"""Measure quality on a text of the user's, in a process of its own: what it took on the device is free afterwards.
 
     python -m bench.quality.quality DENSE TEXT --seed 0 PRUNED...
 
@@ -14,18 +14,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.models.measured_model import Subject, Subjects
+from bench.models.measured_model import MeasuredModel, MeasuredModels
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Quality
 from mi_prun.text.text_source import text_digest
 
 
-def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int) -> list[Quality]:
-    """Perplexity and KL(dense || pruned) per token on the held-out part of `text`."""
+def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed: int) -> list[Quality]:
+    """Return perplexity and KL(dense || pruned) per token on the held-out part of `text`, for each pruned model."""
     words = [
-        subject.arm.model if subject.arm.weights == "materialized" else ",".join(map(str, subject.arm.blocks.dropped))
-        for subject in pruned
+        model.arm.model if model.arm.weights == "materialized" else ",".join(map(str, model.arm.blocks.dropped))
+        for model in pruned
     ]
     command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -36,44 +36,45 @@ def quality_on_text(dense: str, pruned: Sequence[Subject], text: str, seed: int)
     return [Quality.model_validate_json(line) for line in done.stdout.strip().splitlines()[-len(pruned) :]]
 
 
-def with_quality_on(subjects: Subjects, text: str, seed: int) -> Subjects:
-    """Quality on a text of the user's: of the written checkpoint where there is one."""
-    pruned = [subject for subject in subjects.all if subject.arm.kind == "pruned"]
+def with_quality_on(models: MeasuredModels, text: str, seed: int) -> MeasuredModels:
+    """Return the models with their quality on a text of the user's: the written checkpoint's, where there is one."""
+    pruned = [model for model in models.all if model.arm.kind == "pruned"]
     say(f"quality on {text}")
-    found = quality_on_text(subjects.dense.name, pruned, text, seed)
+    qualities = quality_on_text(models.dense.name, pruned, text, seed)
     changed = {
-        subject.arm.label: replace(
-            subject,
+        model.arm.label: replace(
+            model,
             quality=quality,
-            quality_measured_on="checkpoint" if subject.arm.weights == "materialized" else "plan",
+            quality_measured_on="checkpoint" if model.arm.weights == "materialized" else "plan",
         )
-        for subject, quality in zip(pruned, found, strict=True)
+        for model, quality in zip(pruned, qualities, strict=True)
     }
-    measured_on = tuple(changed.get(subject.arm.label, subject) for subject in subjects.all)
-    return replace(subjects, all=measured_on, quality_text=text_digest(text))
+    measured_on = tuple(changed.get(model.arm.label, model) for model in models.all)
+    return replace(models, all=measured_on, quality_text=text_digest(text))
 
 
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:
-    """For each of `pruned`, in order."""
+    """Measure each of `pruned`, in order."""
     from mi_prun.model.model_folder import open_model
     from mi_prun.quality.evaluator import Evaluator
     from mi_prun.quality.quality import HELD_OUT_TOKENS, load_with_held_out, measure_quality, quality_of
 
     bypassed = {word: tuple(map(int, word.split(","))) for word in pruned if word.replace(",", "").isdecimal()}
-    found = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
+    qualities = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
     if bypassed:
         model, calibration = load_with_held_out(
             open_model(dense), text, tokens=HELD_OUT_TOKENS, window_tokens=None, seed=seed, device=None
         )
         evaluator = Evaluator(model, calibration.held_out.tokens)
         for word, dropped in bypassed.items():
-            found[word] = quality_of(
+            qualities[word] = quality_of(
                 evaluator, dropped, text=calibration.held_out.text, bos=calibration.description.bos
             )
-    return [found[word] for word in pruned]
+    return [qualities[word] for word in pruned]
 
 
 def main() -> None:
+    """Measure and print, as the module's docstring says."""
     parser = argparse.ArgumentParser()
     for name in ("dense", "text"):
         parser.add_argument(name)

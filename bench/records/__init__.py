@@ -1,1 +1,1 @@
-"""What is kept of a run, and how it is read back."""
+"""Keep the records of a run, and read them back."""

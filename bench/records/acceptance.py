@@ -1,6 +1,7 @@
-"""What a draft's tokens came to, as the engine itself counts them since its start (`vllm:spec_decode_*` of /metrics).
+"""Count how many tokens of a draft were accepted, by the engine's own counters (`vllm:spec_decode_*` of /metrics).
 
-What a load came to is the difference of two such counts: warm-ups and other loads are in neither.
+The counters run since the engine's start. What a load came to is the difference of two readings, so that warm-ups and
+other loads are in neither.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.records.schema import Acceptance
+from bench.records.schema import DraftAcceptance
 from mi_prun.errors import UserError
 
 Counts = dict[str, int]
@@ -27,21 +28,21 @@ def counts_of(metrics: str) -> Counts:
     return sums
 
 
-def acceptance_between(before: Counts, after: Counts) -> Acceptance:
-    """Raises UserError where nothing was drafted."""
+def acceptance_between(before: Counts, after: Counts) -> DraftAcceptance:
+    """Return what was accepted between two readings. Raises UserError where nothing was drafted."""
     drafts, drafted, accepted = (after[name] - before[name] for name in NAMES)
     if drafted < 1:
         raise UserError("the engine drafted no token (vllm:spec_decode_num_draft_tokens on its /metrics)")
-    return Acceptance(drafts=drafts, drafted_tokens=drafted, accepted_tokens=accepted)
+    return DraftAcceptance(drafts=drafts, drafted_tokens=drafted, accepted_tokens=accepted)
 
 
-def acceptance_over(rounds: Sequence[Acceptance | None]) -> Acceptance | None:
-    """Of all rounds of a load together; None where they tell of none."""
-    known = [found for found in rounds if found is not None]
+def acceptance_over(rounds: Sequence[DraftAcceptance | None]) -> DraftAcceptance | None:
+    """Sum what was accepted over the rounds of a load; None where no round says it."""
+    known = [acceptance for acceptance in rounds if acceptance is not None]
     if not known:
         return None
-    return Acceptance(
-        drafts=sum(found.drafts for found in known),
-        drafted_tokens=sum(found.drafted_tokens for found in known),
-        accepted_tokens=sum(found.accepted_tokens for found in known),
+    return DraftAcceptance(
+        drafts=sum(acceptance.drafts for acceptance in known),
+        drafted_tokens=sum(acceptance.drafted_tokens for acceptance in known),
+        accepted_tokens=sum(acceptance.accepted_tokens for acceptance in known),
     )

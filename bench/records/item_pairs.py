@@ -1,4 +1,4 @@
-"""The same items answered by two models: how much one is better than the other, and how sure that is."""
+"""Compare two models by their answers to the same items: how much better one is, and how sure that is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of two shares of right answers, the second minus the first, with its 95 % interval.
+class ItemDifference:
+    """The difference of two shares of right answers, the second minus the first, with its 95 % interval.
 
     gained, lost: items that only the second, or only the first, got right. p_value: McNemar's exact test.
     """
@@ -26,18 +26,19 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
+        """Whether the interval leaves out no difference."""
         return self.low > 0 or self.high < 0
 
     def points(self) -> str:
-        """In percentage points: `-3.1 [-5.0, -1.2]`."""
+        """Say the difference in percentage points: `-3.1 [-5.0, -1.2]`."""
         return f"{100 * self.mean:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
-    """Of answers to the same items, in the same order.
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> ItemDifference:
+    """Compare two models' answers to the same items, in the same order. Raises ValueError for lists that do not pair.
 
-    The interval is Bonett and Price's (2012): a Wald interval with one item more in each discordant cell, right also
-    where few items differ or none does.
+    The interval is Bonett and Price's (2012): a Wald interval with one item more in each discordant cell. It is right
+    also where few items differ, or none does.
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} answers are no pairs")
@@ -46,7 +47,7 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Differen
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
     up, down = (gained + 1) / (items + 2), (lost + 1) / (items + 2)
     half = Z95 * math.sqrt((up + down - (up - down) ** 2) / (items + 2))
-    return Difference(
+    return ItemDifference(
         mean=(gained - lost) / items,
         low=max(-1.0, up - down - half),
         high=min(1.0, up - down + half),
@@ -58,19 +59,18 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Differen
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value of `gained` and `lost` being the same by chance alone: a fair coin."""
-    tosses, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
-    return min(1.0, float(2 * tail / 2**tosses)) if tosses < 1000 else _normal_tail(tosses, fewer)
+    """Return the two-sided exact p-value of McNemar's test: `gained` and `lost` are tosses of a fair coin."""
+    from scipy.stats import binomtest
+
+    tosses = gained + lost
+    return float(binomtest(gained, tosses).pvalue) if tosses else 1.0
 
 
-def _normal_tail(tosses: int, fewer: int) -> float:
-    """The same where the exact sum is long: with the correction for continuity."""
-    return math.erfc(max(0.0, tosses / 2 - fewer - 0.5) / math.sqrt(tosses / 2))
+def mean_difference(differences: Sequence[ItemDifference]) -> tuple[float, float, float]:
+    """Return the mean over several sets of items, each counted alike, and its 95 % interval: low, high.
 
-
-def mean_difference(differences: Sequence[Difference]) -> tuple[float, float, float]:
-    """The mean over several sets of items, each counted alike, with its 95 % interval: the sets are independent."""
+    The sets are independent.
+    """
     mean = sum(d.mean for d in differences) / len(differences)
     half = math.sqrt(sum(((d.high - d.low) / 2) ** 2 for d in differences)) / len(differences)
     return mean, mean - half, mean + half

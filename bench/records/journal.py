@@ -1,4 +1,8 @@
-"""rounds.jsonl: what of a sweep has been measured, so that one that was killed goes on where it stopped."""
+"""The records of a results folder, parsed once; and the rounds that a run has, so that a killed one goes on.
+
+`results_folder` reads what is there, keeps other processes out, and hands one `ResultsFolder` down. Whoever measures
+appends through it: the file and the parsed records grow together, and nothing is read a second time.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +11,52 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.schema import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, RoundRecord, append_record, read_lines
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, PointRecord, RoundRecord, Workload, append_record, read_lines
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors
 
 
-class Journal:
-    """Rounds of one run, by load, number and arm.
+@dataclass(frozen=True)
+class ResultsFolder:
+    """A results folder that this process writes to. The lists hold what its files hold, in the order of the lines."""
 
-    A round of a load counts only where all arms were measured in it by one process: pairs lie close together in time.
-    """
+    path: Path
+    rounds: list[RoundRecord]
+    points: list[PointRecord]
+    tasks: list[TaskRecord]
+    generations: list[GenerationRecord]
 
-    def __init__(self, folder: Path, settings_sha256: str, labels: Sequence[str], *, again: bool = False) -> None:
-        """Goes on with the newest run of the same settings in the folder, if any; `again` begins a new one."""
-        self.session = uuid.uuid4().hex[:12]
-        self._folder = folder
-        self._labels = tuple(labels)
-        self._rounds: dict[tuple[Load, int], dict[str, RoundRecord]] = {}
-        own = [found for found in read_rounds(folder) if found.settings_sha256 == settings_sha256]
-        points = read_lines(folder, POINTS_NAME, PointRecord) if own else []
-        self.resumed = bool(own) and not again
-        self.run = own[-1].run if self.resumed else uuid.uuid4().hex[:12]
-        self.loads_done = {(point.load, point.arm.label) for point in points if point.run == self.run}
-        for found in own:
-            if found.run == self.run:
-                self._rounds.setdefault((found.load, found.number), {})[found.arm] = found
+    def add_round(self, record: RoundRecord) -> None:
+        """Append a record to rounds.jsonl."""
+        append_record(self.path, record, ROUNDS_NAME)
+        self.rounds.append(record)
 
-    def whole(self, load: Load, number: int) -> bool:
-        """Whether all arms have this round."""
-        found = self._rounds.get((load, number), {})
-        return set(found) == set(self._labels) and len({one.session for one in found.values()}) == 1
+    def add_point(self, record: PointRecord) -> None:
+        """Append a record to points.jsonl."""
+        append_record(self.path, record, POINTS_NAME)
+        self.points.append(record)
 
-    def rounds(self, load: Load, count: int) -> dict[str, list[RoundRecord]] | None:
-        """By arm, in order; None while one is missing."""
-        if not all(self.whole(load, number) for number in range(count)):
-            return None
-        return {label: [self._rounds[load, number][label] for number in range(count)] for label in self._labels}
+    def add_task(self, record: TaskRecord) -> None:
+        """Append a record to tasks.jsonl."""
+        append_record(self.path, record, TASKS_NAME)
+        self.tasks.append(record)
 
-    def append(self, record: RoundRecord) -> None:
-        append_record(self._folder, record, ROUNDS_NAME)
-        self._rounds.setdefault((record.load, record.number), {})[record.arm] = record
+    def add_generation(self, record: GenerationRecord) -> None:
+        """Append a record to generations.jsonl."""
+        append_record(self.path, record, GENERATIONS_NAME)
+        self.generations.append(record)
 
 
 @contextlib.contextmanager
-def results_folder(out: Path) -> Iterator[None]:
-    """Make the folder, and keep it for this process alone; the mark goes with the process, however it ends.
+def results_folder(out: Path) -> Iterator[ResultsFolder]:
+    """Make the folder if it is missing, lock it for this process, and yield it with all its records.
 
-    Raises UserError where it cannot be written, where another process works in it, or where this release could not read
-    its records beside its own.
+    The lock goes with the process, however that ends. Raises UserError where the folder cannot be written, where
+    another process works in it, and where one of its lines is not this release's.
     """
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -71,14 +70,65 @@ def results_folder(out: Path) -> Iterator[None]:
             raise UserError(f"--output {out}: another bench writes there; wait for it, or choose another") from error
         except OSError:  # a file system without locks
             pass
-        read_rounds(out)
-        read_lines(out, POINTS_NAME, PointRecord)
-        read_lines(out, TASKS_NAME, TaskRecord)
-        read_lines(out, GENERATIONS_NAME, GenerationRecord)
-        yield
+        yield ResultsFolder(
+            path=out,
+            rounds=read_lines(out, ROUNDS_NAME, RoundRecord),
+            points=read_lines(out, POINTS_NAME, PointRecord),
+            tasks=read_lines(out, TASKS_NAME, TaskRecord),
+            generations=read_lines(out, GENERATIONS_NAME, GenerationRecord),
+        )
     finally:
         os.close(folder)
 
 
-def read_rounds(folder: Path) -> list[RoundRecord]:
-    return read_lines(folder, ROUNDS_NAME, RoundRecord)
+class Journal:
+    """The rounds of one run, by load, number and arm.
+
+    A round of a load counts only where one process measured all arms in it: pairs then lie close together in time.
+    """
+
+    def __init__(
+        self, folder: ResultsFolder, settings_sha256: str, labels: Sequence[str], *, again: bool = False
+    ) -> None:
+        """Go on with the folder's newest run of the same settings, if there is one. `again` begins a new run."""
+        self.session = uuid.uuid4().hex[:12]
+        self._folder = folder
+        self._labels = tuple(labels)
+        self._rounds: dict[tuple[Workload, int], dict[str, RoundRecord]] = {}
+        same_settings = [record for record in folder.rounds if record.settings_sha256 == settings_sha256]
+        self.resumed = bool(same_settings) and not again
+        self.run = same_settings[-1].run if self.resumed else uuid.uuid4().hex[:12]
+        for record in same_settings:
+            if record.run == self.run:
+                self._keep(record)
+
+    @property
+    def points(self) -> list[PointRecord]:
+        """The points of this run, in the order they were made."""
+        return [point for point in self._folder.points if point.run == self.run]
+
+    def whole(self, load: Workload, number: int) -> bool:
+        """Tell whether one process has measured this round on all arms."""
+        by_arm = self._rounds.get((load, number), {})
+        return set(by_arm) == set(self._labels) and len({record.session for record in by_arm.values()}) == 1
+
+    def rounds(self, load: Workload, count: int) -> dict[str, list[RoundRecord]] | None:
+        """Return the rounds of a load by arm, in order; None while one is missing."""
+        if not all(self.whole(load, number) for number in range(count)):
+            return None
+        return {label: [self._rounds[load, number][label] for number in range(count)] for label in self._labels}
+
+    def add_round(self, record: RoundRecord) -> None:
+        """Append a round to the folder and to this run."""
+        self._folder.add_round(record)
+        self._keep(record)
+
+    def add_points(self, points: Sequence[PointRecord]) -> None:
+        """Append points to the folder, but for those that are there."""
+        there = {(point.load, point.arm.label) for point in self.points}
+        for point in points:
+            if (point.load, point.arm.label) not in there:
+                self._folder.add_point(point)
+
+    def _keep(self, record: RoundRecord) -> None:
+        self._rounds.setdefault((record.load, record.number), {})[record.arm] = record

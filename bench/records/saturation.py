@@ -1,8 +1,8 @@
-"""Whether requests pile up: an open loop that asks for more than the engine can give.
+"""Tell whether requests pile up: an open loop that asks for more than the engine can give.
 
-Requests/s of a round say little of that: after the last arrival the engine still answers, so that even an idle one
-gives fewer than the rate. What is in flight says it: where the engine keeps up it settles, else it grows as long as
-requests arrive.
+The requests/s of a round do not tell it: after the last arrival the engine still answers, so that even an idle one
+gives fewer than the rate. The number of requests in flight tells it. It settles where the engine keeps up, else it
+grows as long as requests arrive.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ PILES_UP = 0.2  # above it, growth is no chance (tests/bench/records/test_satura
 
 
 def growth(starts: Sequence[float], seconds: Sequence[float]) -> float | None:
-    """The share of the arriving requests that piles up: 0 where the engine keeps up, 1 - capacity / rate where not.
+    """Return the share of the arriving requests that piles up; None for too few requests.
 
-    That is what is in flight on the mean of the last quarter of the arrivals less that of the second, over the requests
-    that arrived between the two. The first quarter is left out: every engine fills up at first.
-    starts: when each request was sent; seconds: from then to the end of its answer. None of too few requests.
+    It is 0 where the engine keeps up, and 1 - capacity / rate where not: the mean number in flight in the last quarter
+    of the arrivals, less that of the second quarter, over the requests that arrived between the two. The first quarter
+    is left out, as every engine fills up at first.
+
+    starts: when each request was sent. seconds: from then to the end of its answer.
     """
     first, last = min(starts, default=0.0), max(starts, default=0.0)
     if len(starts) < LEAST_REQUESTS or last <= first:

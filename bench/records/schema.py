@@ -1,16 +1,16 @@
-"""What is kept of a sweep: JSON lines in a results folder, appended, never rewritten, refused if another release's.
+"""What is kept of a sweep: JSON lines in a results folder, appended and never rewritten.
 
     rounds.jsonl       one load on one model, once: what a killed sweep goes on from
     points.jsonl       one model under one load: medians over its rounds, beside the dense model's
-    tasks.jsonl        one model on one evaluation task (`task_record.py`)
-    generations.jsonl  the answers of one model (`task_record.py`)
+    tasks.jsonl        one model on one evaluation task (`task_schema.py`)
+    generations.jsonl  the answers of one model (`task_schema.py`)
 
-Points of one `run` were measured side by side; ratios are taken within a run, never across.
+Points of one `run` were measured side by side. Ratios are taken within a run, never across. A line of a schema version
+that is not READABLE is refused.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from bench.records.json_lines import parse_json, read_whole_lines
 from bench.records.saturation import PILES_UP
 from mi_prun.artefact import Record
 from mi_prun.checkpoint.manifest import Weights
@@ -38,7 +39,7 @@ Phase = Literal["prefill", "decode"]
 
 
 class Machine(Record):
-    """gpu: names and memory, driver: its version; None where there is no GPU."""
+    """The machine that a record was made on. gpu: names and memory; driver: its version; None where there is no GPU."""
 
     cpu: str
     cores: int
@@ -49,11 +50,12 @@ class Machine(Record):
 
 
 class Provenance(Record):
-    """Where a figure comes from. environment: the variables that steer the engine, of those in force.
+    """Where a figure comes from.
 
-    settings_sha256: of all that was asked for; a run is resumed only where it is the same.
-    engines_alive: `together`, one loaded while the others idle; `alone`, started anew each round.
-    sweep: what `sweep` was asked for beside the loads: ratios, methods, calibration, quality text; empty for others.
+    environment: the variables that steer the engine, of those in force. settings_sha256: of all that was asked for; a
+    run is resumed only where it is the same. engines_alive: `together`, one loaded while the others idle; `alone`,
+    started anew each round. sweep: what `sweep` was asked for beside the loads: ratios, methods, calibration, quality
+    text; empty for other commands.
     """
 
     machine: Machine
@@ -68,7 +70,7 @@ class Provenance(Record):
 
 
 class Blocks(Record):
-    """Of the model measured, 0-based; nothing dropped for the dense one."""
+    """The blocks of a measured model, 0-based. The dense one drops none."""
 
     num_blocks: int
     dropped: tuple[int, ...]
@@ -77,11 +79,12 @@ class Blocks(Record):
     method: str | None
 
 
-class Arm(Record):
-    """A model of a run. label: unique in it, for people: `dense`, `hybrid 25.0%`, `draft hybrid 50.0%`.
+class MeasuredArm(Record):
+    """A model of a run.
 
-    kind: `draft` is the dense model, its answers drafted by the blocks that are kept.
-    weights: None for the dense model's own; `dummy` for a shape, whose values mean nothing.
+    label: unique in the run, for people: `dense`, `hybrid 25.0%`, `draft hybrid 50.0%`. kind: `draft` is the dense
+    model, its answers drafted by the blocks that are kept. weights: None for the dense model's own; `dummy` for a
+    shape, whose values mean nothing.
     """
 
     kind: ArmKind
@@ -93,17 +96,20 @@ class Arm(Record):
 
 
 class Selection(Record):
-    """How an arm's blocks were chosen. plan_sha256: of the plan, whatever the dense model is called in it.
+    """How an arm's blocks were chosen.
 
-    settings: the plan's own: calibration text, number of candidates compared (`rerank`), seed, estimator.
+    plan_sha256: of the plan, whatever the dense model is called in it. settings: the plan's own: calibration text,
+    number of candidates compared (`rerank`), seed, estimator.
     """
 
     plan_sha256: str
     settings: dict[str, str | int | float | bool | None]
 
 
-class Dense(Record):
-    """The model all arms of a run come from. shape: its name where only the config is real; then no weights_sha256."""
+class DenseModel(Record):
+    """The model that all arms of a run come from. shape: its name where only the config is real; weights_sha256 is then
+    None.
+    """
 
     name: str
     model_type: str
@@ -113,19 +119,19 @@ class Dense(Record):
 
 
 class Trace(Record):
-    """A file of request lengths (and times); by its name and digest."""
+    """A file of request lengths (and times), told by its name and digest."""
 
     name: str
     sha256: str
     requests: int
 
 
-class Load(Record):
-    """What is asked of the engine. Lengths in tokens, of every request; means over the file for a trace.
+class Workload(Record):
+    """A load: what is asked of the engine.
 
-    text: prompts are pieces of it; None: of random tokens. Answers are greedy, and as long as asked for.
-    concurrency: requests in flight at most (closed loop). rate_per_s: requests that arrive a second, as a Poisson
-    process (open loop). Exactly one of the two is given.
+    Lengths are in tokens, of every request; means over the file for a trace. text: prompts are pieces of it; None: of
+    random tokens. Answers are greedy, and as long as asked for. concurrency: requests in flight at most (closed loop).
+    rate_per_s: requests that arrive a second, as a Poisson process (open loop). Exactly one of the two is given.
     """
 
     tool: str
@@ -141,20 +147,20 @@ class Load(Record):
     text: str | None = None
 
     @model_validator(mode="after")
-    def _one_loop(self) -> Load:
+    def _one_loop(self) -> Workload:
         if (self.concurrency is None) == (self.rate_per_s is None):
             raise ValueError("either concurrency (closed loop) or rate_per_s (open loop) must be given")
         return self
 
     @property
     def label(self) -> str:
-        """`decode-heavy, 8 in flight` or `chat, 2.5 requests/s`."""
+        """The load for people: `decode-heavy, 8 in flight` or `chat, 2.5 requests/s`."""
         how = f"{self.concurrency} in flight" if self.concurrency else f"{self.rate_per_s:.4g} requests/s"
         return f"{self.preset}, {how}"
 
 
 class Latency(Record):
-    """Milliseconds, over the requests of a round."""
+    """A latency in milliseconds, over the requests of a round."""
 
     mean_ms: float
     p50_ms: float
@@ -163,9 +169,10 @@ class Latency(Record):
 
 
 class Round(Record):
-    """Of one round. energy_j: of the device while it ran; None where the device does not say.
+    """The figures of one round.
 
-    backlog_growth: of an open loop, the share of its requests that piled up (`backlog.py`).
+    energy_j: of the device while it ran; None where the device does not say. backlog_growth: the share of an open
+    loop's requests that piled up (`saturation.py`).
     """
 
     output_tokens_per_s: float
@@ -182,64 +189,74 @@ class Round(Record):
 
 
 class Speed(Record):
-    """rounds: in the order they were run; the figures are medians over them, latencies field by field."""
+    """The rounds of a load, in the order they were run. The figures are medians over them; latencies field by field."""
 
     rounds: tuple[Round, ...] = Field(min_length=1)
 
     @property
     def output_tokens_per_s(self) -> float:
-        return median(found.output_tokens_per_s for found in self.rounds)
+        """The median over the rounds."""
+        return median(one.output_tokens_per_s for one in self.rounds)
 
     @property
     def total_tokens_per_s(self) -> float:
-        return median(found.total_tokens_per_s for found in self.rounds)
+        """The median over the rounds."""
+        return median(one.total_tokens_per_s for one in self.rounds)
 
     @property
     def requests_per_s(self) -> float:
-        return median(found.requests_per_s for found in self.rounds)
+        """The median over the rounds."""
+        return median(one.requests_per_s for one in self.rounds)
 
     @property
     def ttft(self) -> Latency:
-        return _median_latency([found.ttft for found in self.rounds])
+        """The time to the first token: medians over the rounds."""
+        return _median_latency([one.ttft for one in self.rounds])
 
     @property
     def tpot(self) -> Latency:
-        return _median_latency([found.tpot for found in self.rounds])
+        """The time per output token: medians over the rounds."""
+        return _median_latency([one.tpot for one in self.rounds])
 
     @property
     def itl(self) -> Latency:
-        return _median_latency([found.itl for found in self.rounds])
+        """The latency between tokens: medians over the rounds."""
+        return _median_latency([one.itl for one in self.rounds])
 
     @property
     def e2e(self) -> Latency:
-        return _median_latency([found.e2e for found in self.rounds])
+        """The latency from end to end: medians over the rounds."""
+        return _median_latency([one.e2e for one in self.rounds])
 
     @property
     def completed(self) -> int:
-        return sum(found.completed for found in self.rounds)
+        """The number of requests that were answered, over all rounds."""
+        return sum(one.completed for one in self.rounds)
 
     @property
     def energy_j(self) -> float | None:
-        """Joules a round; None where a round does not say."""
-        return _median_of_all([found.energy_j for found in self.rounds])
+        """The joules of a round, median; None where a round does not say."""
+        return _median_of_all([one.energy_j for one in self.rounds])
 
     @property
     def backlog_growth(self) -> float | None:
-        return _median_of_all([found.backlog_growth for found in self.rounds])
+        """The share of the requests that piled up, median; None where a round does not say."""
+        return _median_of_all([one.backlog_growth for one in self.rounds])
 
     @property
     def piles_up(self) -> bool:
+        """Whether requests pile up beyond chance."""
         growth = self.backlog_growth
         return growth is not None and growth > PILES_UP
 
 
-def _median_of_all(found: Sequence[float | None]) -> float | None:
-    known = [value for value in found if value is not None]
-    return median(known) if len(known) == len(found) else None
+def _median_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
 
 
-def _median_latency(found: Sequence[Latency]) -> Latency:
-    return Latency(**{name: median(getattr(one, name) for one in found) for name in Latency.model_fields})
+def _median_latency(latencies: Sequence[Latency]) -> Latency:
+    return Latency(**{name: median(getattr(one, name) for one in latencies) for name in Latency.model_fields})
 
 
 class Ratio(Record):
@@ -255,10 +272,10 @@ class Ratio(Record):
 
 
 class Paired(Record):
-    """How many times faster than the dense model, round by round: above 1 is better for every field.
+    """How many times faster than the dense model, round by round. Above 1 is better for every field.
 
-    Of throughputs it is pruned over dense, of latencies (their median in a round) dense over pruned. tpot, itl: None
-    where a request has one token only.
+    Throughputs are pruned over dense; latencies (their median in a round) are dense over pruned. tpot, itl: None where
+    a request has one token only.
     """
 
     output_tokens_per_s: Ratio
@@ -271,9 +288,10 @@ class Paired(Record):
 
 
 class Roofline(Record):
-    """A phase's bound (`roofline.py`) and what was reached of it. speedup: of TTFT (prefill) or TPOT (decode).
+    """The bound of a phase (`roofline.py`), and what was reached of it.
 
-    batch: requests in a step. tokens: of the prompt (prefill), or in the KV cache of each request (decode).
+    speedup: of TTFT (prefill) or TPOT (decode). batch: requests in a step. tokens: of the prompt (prefill), or in the
+    KV cache of each request (decode).
     """
 
     phase: Phase
@@ -288,15 +306,16 @@ class Roofline(Record):
 
     @property
     def efficiency(self) -> float:
-        """Measured speed-up over its bound."""
+        """The measured speed-up over its bound."""
         return self.speedup.ratio / self.bound
 
 
 class Memory(Record):
-    """weight_bytes: of the safetensors headers (of the config, for a shape). engine_weight_bytes: as the engine states.
+    """What a model takes.
 
+    weight_bytes: by the safetensors headers (by the config, for a shape). engine_weight_bytes: as the engine states.
     kv_tokens: that the KV cache holds, as the engine states. max_concurrency: requests of length_tokens that fit in it.
-    peak_device_bytes: of the engine's processes on the GPU; None without one. peak_rss_bytes: all its processes.
+    peak_device_bytes: of the engine's processes on the GPU; None without one. peak_rss_bytes: of all its processes.
     """
 
     weight_bytes: int
@@ -308,8 +327,10 @@ class Memory(Record):
     peak_rss_bytes: int
 
 
-class Acceptance(Record):
-    """drafts: passes of the dense model that checked drafted tokens. Tokens are summed over all of them."""
+class DraftAcceptance(Record):
+    """What was accepted of a draft. drafts: passes of the dense model that checked drafted tokens; tokens are summed
+    over them.
+    """
 
     drafts: int
     drafted_tokens: int
@@ -317,18 +338,19 @@ class Acceptance(Record):
 
     @property
     def rate(self) -> float:
-        """Share of the drafted tokens that were accepted."""
+        """The share of the drafted tokens that were accepted."""
         return self.accepted_tokens / self.drafted_tokens
 
     @property
     def length(self) -> float:
-        """Tokens that a pass of the dense model yields: those accepted, and its own one."""
+        """The tokens that a pass of the dense model yields: those accepted, and its own one."""
         return 1 + self.accepted_tokens / self.drafts
 
 
 class StartUp(Record):
-    """Seconds; medians over the starts. startup_s: to the first 200 of /health. load_s: of the weights, as the engine
-    says, None where it does not.
+    """How long an engine takes to start, in seconds; medians over the starts.
+
+    startup_s: to the first 200 of /health. load_s: of the weights, as the engine says; None where it does not.
     """
 
     starts: int
@@ -337,9 +359,10 @@ class StartUp(Record):
 
 
 class RoundRecord(Record):
-    """One load on one arm, once. session: of the process that measured; rounds pair only within one.
+    """One load on one arm, once.
 
-    acceptance: of this round's requests. The engine's other figures are those it had by then.
+    session: of the process that measured; rounds pair only within one. acceptance: of this round's requests. The
+    engine's other figures are those it had by then.
     """
 
     schema_version: Literal[2, 3] = SCHEMA_VERSION
@@ -348,7 +371,7 @@ class RoundRecord(Record):
     session: str
     time: str
     arm: str
-    load: Load
+    load: Workload
     number: int
     figures: Round
     startup_s: float
@@ -357,15 +380,15 @@ class RoundRecord(Record):
     kv_tokens: int
     peak_device_bytes: int | None
     peak_rss_bytes: int
-    acceptance: Acceptance | None
+    acceptance: DraftAcceptance | None
 
 
 class PointRecord(Record):
-    """One arm under one load; the same for all loads of an arm: memory, start-up, quality.
+    """One arm under one load. Memory, start-up and quality are the same for all loads of an arm.
 
     paired: None for the dense arm. roofline: of the phases for which the load shows them; empty for dense and draft.
     bound: of the speed-up of tokens/s, at most (`roofline.py`); None for dense and draft, and where it is not known.
-    quality: the dense arm's is the dense perplexity twice, KL 0; a draft's answers are the dense model's, so None.
+    quality: the dense arm's is the dense perplexity twice, KL 0; None for a draft, whose answers are the dense model's.
     quality_measured_on: the dense model with blocks skipped, as the plan did, or the checkpoint's own files.
     acceptance: over all rounds of the load. selection: None for dense, and for a shape.
     """
@@ -373,9 +396,9 @@ class PointRecord(Record):
     schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
-    dense: Dense
-    arm: Arm
-    load: Load
+    dense: DenseModel
+    arm: MeasuredArm
+    load: Workload
     speed: Speed
     paired: Paired | None
     roofline: tuple[Roofline, ...]
@@ -383,7 +406,7 @@ class PointRecord(Record):
     start_up: StartUp
     quality: Quality | None
     quality_measured_on: MeasuredOn | None
-    acceptance: Acceptance | None
+    acceptance: DraftAcceptance | None
     provenance: Provenance
     bound: float | None = None
     selection: Selection | None = None
@@ -395,55 +418,43 @@ class PointRecord(Record):
 
     @property
     def impossible(self) -> list[str]:
-        """Speed-ups whose whole interval is above their bound: something else than the blocks differs."""
-        found: list[tuple[str, float | None, float]] = []
-        found += [(roof.phase, roof.speedup.low, roof.bound) for roof in self.roofline]
+        """The speed-ups whose whole interval is above their bound: something else than the blocks differs."""
+        named: list[tuple[str, float | None, float]] = []
+        named += [(roof.phase, roof.speedup.low, roof.bound) for roof in self.roofline]
         if self.paired and self.bound is not None:
-            found.append(("tokens/s", self.paired.output_tokens_per_s.low, self.bound))
+            named.append(("tokens/s", self.paired.output_tokens_per_s.low, self.bound))
         return [
-            f"{name} at least {low:.3f}x of at most {bound:.3f}x" for name, low, bound in found if low and low > bound
+            f"{name} at least {low:.3f}x of at most {bound:.3f}x" for name, low, bound in named if low and low > bound
         ]
 
 
-Line = TypeVar("Line", bound=Record)
+RecordKind = TypeVar("RecordKind", bound=Record)
 
 
 def append_record(folder: Path, record: Record, name: str = POINTS_NAME) -> None:
-    """A line more in the file `name` of a results folder."""
+    """Append a record as a line of the file `name` of a results folder."""
     append_line(folder / name, record.model_dump_json())
 
 
 def read_points(folder: Path) -> list[PointRecord]:
-    """All points of a results folder, in the order they were made."""
+    """Read all points of a results folder, in the order they were made. Raises UserError where there is no file."""
     if not (folder / POINTS_NAME).is_file():
         older = " (records.jsonl there is an earlier release's)" if (folder / "records.jsonl").is_file() else ""
         raise UserError(f"{folder} has no {POINTS_NAME}{older}; make some with `mi-prun-bench sweep`")
     return read_lines(folder, POINTS_NAME, PointRecord)
 
 
-def read_lines(folder: Path, name: str, kind: type[Line]) -> list[Line]:
-    """The lines of a file of a results folder, in order; none where there is no such file.
+def read_lines(folder: Path, name: str, kind: type[RecordKind]) -> list[RecordKind]:
+    """Read the records of a file of a results folder, in order; none where there is no such file.
 
-    Raises UserError for a line that is not ours, or not this release's, or cut short.
+    Raises UserError for a line that is not ours, or not of a release that can be read, or cut short.
     """
     path = folder / name
-    if not path.exists():
-        return []
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if text and not text.endswith(b"\n"):
-        raise UserError(f"{path}: the last line is cut short; remove it")
-    return [_parse(path, number, line, kind) for number, line in enumerate(text.splitlines(), 1)]
+    return [_parse(f"{path}, line {number}", line, kind) for number, line in enumerate(read_whole_lines(path), 1)]
 
 
-def _parse(path: Path, number: int, line: bytes, kind: type[Line]) -> Line:
-    where = f"{path}, line {number}"
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
+def _parse(where: str, line: bytes, kind: type[RecordKind]) -> RecordKind:
+    data = parse_json(line, where)
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version not in READABLE:
         raise UserError(

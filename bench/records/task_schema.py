@@ -1,4 +1,6 @@
-"""What is kept of a model's answers: scores of tasks with every item's, and sampled generations. Appended lines."""
+"""What is kept of a model's answers: the scores of tasks with every item's, and sampled generations. Lines are
+appended.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bench.records.schema import SCHEMA_VERSION, Arm, Dense, Provenance
+from bench.records.schema import SCHEMA_VERSION, DenseModel, MeasuredArm, Provenance
 from mi_prun.artefact import Record
 
 TASKS_NAME = "tasks.jsonl"
@@ -18,10 +20,12 @@ TOLERANCE_MEAN_NATS = 0.05
 
 
 class TaskScore(Record):
-    """A task's score. source: `hub`, or the name of a local file. fewshot: examples before each item.
+    """The score of a task.
 
-    metric: the one that models are compared by. scores: every metric of lm-eval's.
-    correct: of each metric that is 0 or 1 for an item, one bit an item, in hexadecimal, the first item's bit first.
+    source: `hub`, or the name of a local file. fewshot: examples before each item. metric: the one that models are
+    compared by. scores: every metric of lm-eval's.
+
+    correct: for each metric that is 0 or 1 for an item, one bit an item, in hexadecimal, the first item's bit first.
     items_sha256: of the texts that the model was given and of the right answers, in order: only equal ones make pairs.
     truncated_items: items whose text did not fit into the context and lost its beginning.
     """
@@ -47,15 +51,18 @@ class TaskScore(Record):
 
     @property
     def score(self) -> float:
+        """The score by `metric`."""
         return self.scores[self.metric]
 
     def answers(self) -> list[bool]:
-        """Of each item, whether it was right by `metric`."""
+        """Return for each item whether it was right by `metric`."""
         return unpacked(self.correct[self.metric], self.items)
 
 
 class LogprobCheck(Record):
-    """Log-probabilities of a few strings' tokens, the endpoint's against transformers': absolute differences, nats."""
+    """How far the endpoint's log-probabilities are from transformers': absolute differences of a few strings' tokens,
+    nats.
+    """
 
     strings: int
     tokens: int
@@ -66,16 +73,17 @@ class LogprobCheck(Record):
 
 
 class Origin(Record):
-    """What a line comes from. run: the same for models that were asked together. context_tokens: of the server.
+    """What a line comes from.
 
-    endpoint: whether it was a server that the user named; else it was started for this, with the flags of `provenance`.
+    run: the same for models that were asked together. context_tokens: of the server. endpoint: whether the user named
+    the server; else it was started for this, with the flags of `provenance`.
     """
 
     schema_version: Literal[2, 3] = SCHEMA_VERSION
     run: str
     time: str
-    dense: Dense
-    arm: Arm
+    dense: DenseModel
+    arm: MeasuredArm
     context_tokens: int
     endpoint: bool
     provenance: Provenance
@@ -90,6 +98,8 @@ class TaskRecord(Origin):
 
 
 class Continuation(Record):
+    """A prompt and what a model wrote after it."""
+
     prompt: str
     text: str
 
@@ -104,7 +114,7 @@ class GenerationRecord(Origin):
 
 
 def packed(bits: Sequence[bool]) -> str:
-    """A bit for each item, in hexadecimal; the last byte is filled up with zeros."""
+    """Pack a bit for each item in hexadecimal. The last byte is filled up with zeros."""
     whole = [*bits, *[False] * (-len(bits) % 8)]
     return bytes(
         sum(bit << (7 - place) for place, bit in enumerate(whole[start : start + 8]))
@@ -113,4 +123,5 @@ def packed(bits: Sequence[bool]) -> str:
 
 
 def unpacked(text: str, count: int) -> list[bool]:
+    """Return the first `count` bits that `packed` packed."""
     return [bool(byte >> (7 - place) & 1) for byte in bytes.fromhex(text) for place in range(8)][:count]

@@ -1,24 +1,24 @@
-"""Tasks as rows: each model beside its dense one, item by item."""
+"""Summarise tasks as rows: each model beside its dense one, item by item."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.records.item_pairs import Difference, mean_difference, paired_difference
-from bench.records.schema import Arm
+from bench.records.item_pairs import ItemDifference, mean_difference, paired_difference
+from bench.records.schema import MeasuredArm
 from bench.records.task_schema import Origin, TaskRecord
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task of a model. difference: to the dense model on the same items, None where that did not answer them."""
+    """A task of a model. difference: to the dense model on the same items; None where that did not answer them."""
 
     record: TaskRecord
-    difference: Difference | None
+    difference: ItemDifference | None
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the row for a terminal."""
         score = self.record.score
         words = f"{self.record.arm.label:>16}: {score.task:14} {score.metric:11} {score.score:6.1%} of {score.items:,}"
         if self.difference is not None:
@@ -28,15 +28,18 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class MeanRow:
-    """The mean over the tasks that both the model and the dense one answered. low, high: None for the dense model."""
+    """The mean over the tasks that both the model and the dense one answered.
 
-    arm: Arm
+    difference: mean, low and high; None for the dense model.
+    """
+
+    arm: MeasuredArm
     tasks: int
     score: float
     difference: tuple[float, float, float] | None
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the row for a terminal."""
         words = f"{self.arm.label:>16}: {f'mean of {self.tasks}':26} {self.score:6.1%}"
         if self.difference is None:
             return words
@@ -45,12 +48,12 @@ class MeanRow:
 
 
 def model_key(record: Origin) -> tuple[str | None, str, tuple[int, ...]]:
-    """Which model it is, whatever its folder is called."""
+    """Return what tells a model from others, whatever its folder is called."""
     return record.dense.weights_sha256, record.arm.kind, record.arm.blocks.dropped
 
 
 def task_rows(records: Iterable[TaskRecord]) -> list[TaskRow]:
-    """The newest record of each task and model, dense first, paired where items and prompts are the same."""
+    """Return the newest record of each task and model, dense first, paired where items and prompts are the same."""
     newest = {(model_key(record), record.score.task): record for record in records}
     chosen = sorted(newest.values(), key=lambda record: len(record.arm.blocks.dropped))
     dense = {_pair_key(record): record for record in chosen if record.arm.kind == "dense"}
@@ -61,24 +64,25 @@ def task_rows(records: Iterable[TaskRecord]) -> list[TaskRow]:
     return rows
 
 
-def difference_of(first: TaskRecord, second: TaskRecord) -> Difference:
+def difference_of(first: TaskRecord, second: TaskRecord) -> ItemDifference:
+    """Compare two records' answers, item by item."""
     return paired_difference(first.score.answers(), second.score.answers())
 
 
 def comparable_answers(first: TaskRecord, second: TaskRecord) -> bool:
-    """Whether both were given the same texts, in the same order, with the same room."""
+    """Tell whether both models were given the same texts, in the same order, with the same room."""
     return _pair_key(first) == _pair_key(second)
 
 
 def _pair_key(record: TaskRecord) -> tuple[object, ...]:
-    """What must agree for two models' answers to be pairs."""
+    """Return what must agree for two models' answers to be pairs."""
     score = record.score
     return record.dense.weights_sha256, score.task, score.metric, score.items_sha256, score.items, record.context_tokens
 
 
 def mean_rows(rows: Sequence[TaskRow]) -> list[MeanRow]:
-    """A row for each model with more than one task; of a pruned model, over the tasks that have a pair."""
-    found = []
+    """Return a row for each model with more than one task. A pruned model's is over the tasks that have a pair."""
+    means = []
     for key in dict.fromkeys(model_key(row.record) for row in rows):
         own = [row for row in rows if model_key(row.record) == key]
         arm = own[0].record.arm
@@ -87,5 +91,5 @@ def mean_rows(rows: Sequence[TaskRow]) -> list[MeanRow]:
         if len(own) > 1:
             differences = [row.difference for row in own if row.difference is not None]
             mean = sum(row.record.score.score for row in own) / len(own)
-            found.append(MeanRow(arm, len(own), mean, mean_difference(differences) if differences else None))
-    return found
+            means.append(MeanRow(arm, len(own), mean, mean_difference(differences) if differences else None))
+    return means

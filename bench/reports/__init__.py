@@ -1,1 +1,1 @@
-"""Records become pages, tables, comparisons and recommendations."""
+"""Turn records into pages, tables, differences and recommendations."""

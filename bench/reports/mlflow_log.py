@@ -1,4 +1,4 @@
-"""Runs of a results folder as MLflow runs: one for each model under each load. Only here is mlflow imported.
+"""Log the runs of a results folder as MLflow runs, one for each model under each load. Only here is mlflow imported.
 
 What is there already, by the tag `mi_prun.key`, is left alone: a folder may be logged as often as one likes.
 """
@@ -9,7 +9,7 @@ import time
 from importlib.util import find_spec
 from typing import Any
 
-from bench.records.flat_rows import Row, rows_of
+from bench.records.flat_rows import FlatRow, rows_of
 from bench.records.results import Results
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import TaskRow, model_key, task_rows
@@ -28,8 +28,8 @@ def log_results(results: Results, uri: str) -> int:
 
     try:
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT)
+        known = client.get_experiment_by_name(EXPERIMENT)
+        experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
         made = 0
         for run in results.runs:
             given = run.dense.provenance
@@ -45,12 +45,12 @@ def log_results(results: Results, uri: str) -> int:
     return made
 
 
-def _parameters(row: Row) -> dict[str, str]:
+def _parameters(row: FlatRow) -> dict[str, str]:
     fields = row.model_dump(include={"dense_model", "arm", "kind", "method", "dropped", "block_ratio", "load"})
     return {name: str(value) for name, value in fields.items()}
 
 
-def _metrics(row: Row) -> dict[str, float]:
+def _metrics(row: FlatRow) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in row.model_dump().items()
@@ -73,7 +73,7 @@ def _log_task(client: Any, experiment: str, one: TaskRow) -> int:
 def _log(
     client: Any, experiment: str, key: str, parameters: dict[str, str], metrics: dict[str, float], tags: dict[str, str]
 ) -> int:
-    """One MLflow run; 0 where it is there."""
+    """Log one MLflow run, and return 1; 0 where it is there."""
     quoted = key.replace("'", "_")
     if client.search_runs([experiment], f"tags.`{KEY}` = '{quoted}'", max_results=1):
         return 0

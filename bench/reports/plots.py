@@ -1,13 +1,12 @@
-"""The pictures of the report, as SVG that takes its colours from the page (light, dark, print).
+"""Draw the pictures of the report, as SVG that takes its colours from the page (light, dark, print).
 
-Okabe and Ito's palette, told apart by colour-blind readers; shape and text say everything a second time.
+The palette is Okabe and Ito's, which colour-blind readers can tell apart. Shape and text say everything a second time.
 """
 
 from __future__ import annotations
 
 import functools
 import html
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,17 @@ from typing import Any, TypeVar, cast
 
 from bench.records.flat_rows import perplexity_of, row_of
 from bench.records.results import Run
-from bench.records.schema import Arm, Load, PointRecord
+from bench.records.schema import MeasuredArm, PointRecord, Workload
 from bench.records.task_summary import TaskRow
 from bench.reports.report_tables import rooflines
+from mi_prun.figure import new_figure, svg_of
+from mi_prun.plan.block_map import svg_lines
 
 # Each is replaced by a variable of the page's style sheet.
 INK, DENSE = "#123456", "#d55e00"
 SERIES = ("#0072b2", "#009e73", "#e69f00", "#cc79a7", "#7f7f7f", "#56b4e9")
 VARIABLES = {INK: "currentColor", DENSE: "var(--dense)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
 MARKERS = ("o", "^", "D", "v", "P", "X")
-CELL, GAP, LABEL, MAP_WIDTH = 22, 3, 132, 700
 MIB, GIB = 2**20, 2**30
 WIDTH = 5.8  # inches, of a picture that fills half a page
 DASHED = (0, (2, 3))
@@ -32,12 +32,14 @@ DASHED = (0, (2, 3))
 
 @dataclass(frozen=True)
 class Look:
+    """A colour and a marker."""
+
     colour: str
     marker: str
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A colour and a marker for each; six of each, of which no two pairs are alike up to 36 names."""
+    """Give each name a colour and a marker. There are six of each; no two pairs are alike up to 36 names."""
     return {
         name: Look(SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)])
         for i, name in enumerate(names)
@@ -45,17 +47,17 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def share(ratio: float) -> str:
-    """12.5%, 25%, 8.33%."""
+    """Write a share as 12.5%, 25% or 8.33%."""
     return f"{100 * ratio:.3g}%"
 
 
-def speed_arms(run: Run) -> list[Arm]:
-    """One arm of each kind and number of dropped blocks: which blocks they are makes no difference to speed."""
+def speed_arms(run: Run) -> list[MeasuredArm]:
+    """Return one arm of each kind and number of dropped blocks: which blocks they are makes no difference to speed."""
     return list({(arm.kind, len(arm.blocks.dropped)): arm for arm in reversed(run.arms)}.values())[::-1]
 
 
-def arm_looks(arms: Sequence[Arm]) -> dict[str, Look]:
-    """The dense model is a square of its own colour."""
+def arm_looks(arms: Sequence[MeasuredArm]) -> dict[str, Look]:
+    """Give each arm a look. The dense model is a square of its own colour."""
     others = looks([arm.label for arm in arms if arm.kind != "dense"])
     return {arm.label: others.get(arm.label, Look(DENSE, "s")) for arm in arms}
 
@@ -64,7 +66,10 @@ Drawing = TypeVar("Drawing", bound=Callable[..., str])
 
 
 def styled(draw: Drawing) -> Drawing:
-    """In force from the first text to the last: labels are plain words, matplotlib makes ticks as late as it draws."""
+    """Have a drawing use the page's colours and plain labels.
+
+    It is in force from the first text to the last: matplotlib makes ticks as late as it draws.
+    """
 
     @functools.wraps(draw)
     def wrapped(*args: Any) -> str:
@@ -81,14 +86,15 @@ def styled(draw: Drawing) -> Drawing:
 
 @styled
 def pareto_svg(run: Run) -> str:
-    """Quality against speed, both over the dense model's; each ratio a point, its whiskers the 95 % interval.
+    """Draw quality against speed, both over the dense model's. Each ratio is a point; its whiskers are the 95 %
+    interval.
 
-    A line for each method. Empty where nothing measured quality.
+    There is a line for each method. The text is empty where nothing measured quality.
     """
     shown = [p for p in run.under(run.main) if p.arm.kind == "pruned" and p.paired and perplexity_of(p)]
     if not shown:
         return ""
-    figure, axes = _figure(WIDTH, 4.2)
+    figure, axes = new_figure(WIDTH, 4.2)
     axes.axhline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.plot(1, 1, color=DENSE, marker="s", ms=9, zorder=4, ls="")
@@ -116,9 +122,9 @@ def pareto_svg(run: Run) -> str:
     return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", run.name)
 
 
-def curve_groups(run: Run) -> list[list[Load]]:
-    """Loads that differ only in how many requests there are at a time: two or more make a curve."""
-    groups: dict[tuple[object, ...], list[Load]] = {}
+def curve_groups(run: Run) -> list[list[Workload]]:
+    """Group loads that differ only in how many requests there are at a time. Two or more make a curve."""
+    groups: dict[tuple[object, ...], list[Workload]] = {}
     for load in run.loads:
         key = (load.preset, load.concurrency is None, load.input_tokens, load.output_tokens)
         groups.setdefault(key, []).append(load)
@@ -130,9 +136,9 @@ def curve_groups(run: Run) -> list[list[Load]]:
 
 
 @styled
-def curves_svg(run: Run, group: Sequence[Load]) -> str:
-    """Latency against throughput, a line for each model, a point for each number of requests: TTFT and TPOT, p50."""
-    figure, panels = _figure(2 * WIDTH, 3.6, columns=2)
+def curves_svg(run: Run, group: Sequence[Workload]) -> str:
+    """Draw latency against throughput: TTFT and TPOT, p50; a line for each model, a point for each load."""
+    figure, panels = new_figure(2 * WIDTH, 3.6, columns=2)
     arms = speed_arms(run)
     styles = arm_looks(arms)
     for axes, name, title in zip(panels, ("ttft", "tpot"), ("TTFT p50, ms", "TPOT p50, ms"), strict=True):
@@ -164,7 +170,9 @@ def _many(point: PointRecord) -> str:
 
 
 def _plain_ticks(axes: Any) -> None:
-    """Numbers, not powers of ten: ranges here are of a decade or two. Few in a long range: they would run together."""
+    """Label axes with numbers, not powers of ten: ranges here are of a decade or two. A long range gets few, to keep
+    apart.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -177,7 +185,7 @@ def _plain_ticks(axes: Any) -> None:
 
 @styled
 def memory_svg(run: Run) -> str:
-    """Weights, KV cache and the peak of all engine processes, a bar for each model."""
+    """Draw weights, KV cache and the peak of all engine processes, a bar for each model."""
     points = run.under(run.main)
     dense = run.dense.memory
     on_device = all(point.memory.peak_device_bytes for point in points)
@@ -187,7 +195,7 @@ def memory_svg(run: Run) -> str:
         ("KV cache, tokens", [float(p.memory.kv_tokens) for p in points], float(dense.kv_tokens)),
         (f"peak {'device' if on_device else 'RSS'}, GiB", [value / GIB for value in peak], peak[0] / GIB),
     ]
-    figure, panels = _figure(2 * WIDTH, 0.7 + 0.38 * len(points), columns=3)
+    figure, panels = new_figure(2 * WIDTH, 0.7 + 0.38 * len(points), columns=3)
     for axes, (title, values, base) in zip(panels, columns, strict=True):
         colours = [DENSE if point.arm.kind == "dense" else SERIES[0] for point in points]
         bars = axes.barh(range(len(points)), values, color=colours, height=0.62)
@@ -209,7 +217,9 @@ def _figures(value: float) -> str:
 
 @styled
 def roofline_svg(run: Run) -> str:
-    """What was reached of each bound: a panel for each phase and batch, a line for each model. Empty without bounds."""
+    """Draw what was reached of each bound: a panel for each phase and batch, a line for each model. Empty without
+    bounds.
+    """
     shown = {arm.label for arm in speed_arms(run)}
     pairs = [pair for pair in rooflines(run) if pair[0].arm.label in shown]
     panels = list(dict.fromkeys((point.load.preset, roof.phase, roof.batch) for point, roof in pairs))
@@ -217,17 +227,17 @@ def roofline_svg(run: Run) -> str:
         return ""
     rows = -(-len(panels) // 2)
     lines = max(sum((p.load.preset, r.phase, r.batch) == panel for p, r in pairs) for panel in panels)
-    figure, grid = _figure(2 * WIDTH, rows * (1.0 + 0.36 * lines), columns=2, rows=rows)
+    figure, grid = new_figure(2 * WIDTH, rows * (1.0 + 0.36 * lines), columns=2, rows=rows)
     for axes, panel in zip(grid, panels, strict=False):
         own = [(p, r) for p, r in pairs if (p.load.preset, r.phase, r.batch) == panel]
         for y, (_, roof) in enumerate(own):
-            found = roof.speedup
+            gain = roof.speedup
             axes.plot([1, roof.bound], [y, y], color=INK, alpha=0.18, lw=7, solid_capstyle="butt")
             axes.plot(roof.bound, y, color=INK, marker="|", ms=17, mew=2)
-            if found.low is not None and found.high is not None:
-                axes.plot([found.low, found.high], [y, y], color=SERIES[0], lw=1.8)
-            axes.plot(found.ratio, y, color=SERIES[0], marker="o", ms=7)
-            axes.annotate(f"{roof.efficiency:.0%}", (max(roof.bound, found.ratio, found.high or 0), y), xytext=(9, 0),
+            if gain.low is not None and gain.high is not None:
+                axes.plot([gain.low, gain.high], [y, y], color=SERIES[0], lw=1.8)
+            axes.plot(gain.ratio, y, color=SERIES[0], marker="o", ms=7)
+            axes.annotate(f"{roof.efficiency:.0%}", (max(roof.bound, gain.ratio, gain.high or 0), y), xytext=(9, 0),
                           textcoords="offset points", va="center", color=INK, fontsize=10)  # fmt: skip
         axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
         axes.set_yticks(range(len(own)), [p.arm.label for p, _ in own])
@@ -243,22 +253,22 @@ def roofline_svg(run: Run) -> str:
 
 @styled
 def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
-    """Differences to the dense model, points, with their intervals: a group for each task, a mark for each model."""
+    """Draw differences to the dense model in points, with intervals: a group for each task, a mark for each model."""
     shown = [row for row in rows if row.difference is not None]
     if not shown:
         return ""
     labels = list(dict.fromkeys(row.record.arm.label for row in shown))
     tasks = list(dict.fromkeys(row.record.score.task for row in shown))
     styles = looks(labels)
-    figure, axes = _figure(WIDTH, 1.3 + len(tasks) * (0.2 + 0.17 * len(labels)))
+    figure, axes = new_figure(WIDTH, 1.3 + len(tasks) * (0.2 + 0.17 * len(labels)))
     axes.axvline(0, color=INK, alpha=0.4, lw=1, ls=DASHED)
     for row in shown:
-        found, look = row.difference, styles[row.record.arm.label]
-        assert found is not None
+        difference, look = row.difference, styles[row.record.arm.label]
+        assert difference is not None
         place = labels.index(row.record.arm.label)
         y = tasks.index(row.record.score.task) + (place - (len(labels) - 1) / 2) * 0.8 / max(2, len(labels))
-        axes.plot([100 * found.low, 100 * found.high], [y, y], color=look.colour, lw=1.6)
-        axes.plot(100 * found.mean, y, color=look.colour, marker=look.marker, ms=6, ls="")
+        axes.plot([100 * difference.low, 100 * difference.high], [y, y], color=look.colour, lw=1.6)
+        axes.plot(100 * difference.mean, y, color=look.colour, marker=look.marker, ms=6, ls="")
     for label in labels:
         axes.plot([], [], color=styles[label].colour, marker=styles[label].marker, lw=1.6, label=label)
     axes.set_yticks(range(len(tasks)), tasks)
@@ -268,28 +278,12 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     return _svg(figure, "Difference of right answers to the dense model, by task", run)
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """The figure, and its axes: one, or a flat list."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, axes if len(axes) > 1 else axes[0]
-
-
 def _svg(figure: Any, title: str, run: str) -> str:
-    """Without XML prologue and fixed size, in the page's colours, text as text, with a name for screen readers.
+    """Return a figure as SVG for a page: no prologue, no fixed size, the page's colours, a name for screen readers.
 
     Ids are kept only where they are referred to, and differ between pictures: several stand in one page.
     """
-    from matplotlib import rc_context
-
-    out = io.StringIO()
-    with rc_context({"svg.hashsalt": f"{title} {run}"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
-    text = out.getvalue()
+    text = svg_of(figure, salt=f"{title} {run}", transparent=True)
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
@@ -301,40 +295,7 @@ def _svg(figure: Any, title: str, run: str) -> str:
     return body.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-def block_map_svg(arms: Sequence[Arm]) -> str:
-    """A line for each model, a cell for each of the dense model's blocks: filled is kept, crossed is dropped.
-
-    Deep models get narrower cells, down to what a cross can be seen in.
-    """
-    num_blocks = arms[0].blocks.num_blocks
-    cell = max(8, min(CELL, (MAP_WIDTH - LABEL) // num_blocks - GAP))
-    step, width = cell + GAP, LABEL + num_blocks * (cell + GAP)
-    height, arm_size = (len(arms) + 1) * (CELL + GAP), cell * 0.27
-    parts = [
-        f'<svg role="img" aria-label="Which blocks each model drops" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{width}px" xmlns="http://www.w3.org/2000/svg" font-size="12" fill="currentColor">'
-    ]
-    for line, arm in enumerate(arms):
-        y = line * (CELL + GAP)
-        parts.append(f'<text x="0" y="{y + 16}">{html.escape(arm.label)}</text>')
-        for block in range(num_blocks):
-            x, gone = LABEL + block * step, block in arm.blocks.dropped
-            colour, fill = ("var(--dense)", "none") if gone else ("var(--s0)", "var(--s0)")
-            parts.append(
-                f'<g stroke="{colour}"><title>block {block}: {"dropped" if gone else "kept"}</title>'
-                f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{cell - 1}" height="{CELL - 1}" rx="3" fill="{fill}"/>'
-            )
-            if gone:
-                middle = (x + cell / 2, y + CELL / 2)
-                parts.append(
-                    f'<path d="M{middle[0] - arm_size:g} {middle[1] - arm_size:g}l{2 * arm_size:g} {2 * arm_size:g}'
-                    f'm0 {-2 * arm_size:g}l{-2 * arm_size:g} {2 * arm_size:g}" stroke-width="1.8" fill="none"/>'
-                )
-            parts.append("</g>")
-    every = 1 if cell >= 18 else 5
-    y = len(arms) * (CELL + GAP) + 13
-    parts += [
-        f'<text x="{LABEL + block * step + cell / 2:g}" y="{y}" text-anchor="middle" font-size="11">{block}</text>'
-        for block in range(0, num_blocks, every)
-    ]
-    return "".join([*parts, "</svg>"])
+def block_map_svg(arms: Sequence[MeasuredArm]) -> str:
+    """Draw a line for each model, a cell for each of the dense model's blocks: filled is kept, crossed is dropped."""
+    models = [(arm.label, arm.blocks.dropped) for arm in arms]
+    return svg_lines(arms[0].blocks.num_blocks, models, kept="var(--s0)", dropped="var(--dense)")

@@ -1,7 +1,8 @@
-"""`mi-prun-bench recommend`: the ratio to take within limits on quality, speed and memory, and why; or that none fits.
+"""`mi-prun-bench recommend`: say which ratio to take within limits on quality, speed and memory, and why; or that none
+fits.
 
-Where a loss is allowed, the fastest model within it is taken; where only a speed or a memory is asked for, the one that
-loses least. The dense model is among the candidates.
+Where a loss is allowed, the fastest model within it is taken. Where only a speed or a memory is asked for, the model
+that loses least is taken. The dense model is among the candidates.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 from mi_prun.planning.limit import parse_limit
+from mi_prun.sizes import parse_size
 
 GIB = 2**30
-UNITS = {"GIB": GIB, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "TIB": 2**40, "TB": 10**12}
 # vLLM takes this share of a device by default; activations and the KV cache must fit into it beside the weights.
 DEVICE_SHARE = 0.9
 
@@ -29,14 +30,15 @@ def _percent(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
+class TradeoffLimits:
+    """Limits of a model. ppl_increase: 0.1 is 10 % more perplexity. memory_bytes: of the device. None: no limit."""
 
     ppl_increase: float | None = None
     speedup: float | None = None
     memory_bytes: int | None = None
 
     def words(self) -> str:
+        """Say the limits in words."""
         parts = []
         if self.ppl_increase is not None:
             parts.append(f"at most {_percent(self.ppl_increase)} more perplexity")
@@ -48,7 +50,7 @@ class Limits:
 
 
 class Recommendation(Record):
-    """fits: whether `arm` is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
+    """A model to take. fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
 
     fits: bool
     arm: str
@@ -66,38 +68,29 @@ class Recommendation(Record):
     why: str
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the recommendation for a terminal."""
         head = f"take {self.arm}" if self.fits else f"none fits; nearest is {self.arm}"
         return f"{head}: {self.why}"
 
 
-def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory: str | None) -> Limits:
-    """Raises UserError for a limit that is none, and where there is not one."""
+def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory: str | None) -> TradeoffLimits:
+    """Parse the limits of the options. Raises UserError for a limit that is none, and where there is not one."""
     if max_ppl_increase is None and min_speedup is None and memory is None:
         raise UserError("give at least one of --max-ppl-increase 10%, --min-speedup 1.25 and --memory 24GiB")
     if min_speedup is not None and not (math.isfinite(min_speedup) and min_speedup > 0):
         raise UserError(f"--min-speedup must be over 0, got {min_speedup:g}")
     allowed = parse_limit(max_ppl_increase, None)
-    return Limits(allowed.value if allowed else None, min_speedup, parse_memory(memory) if memory else None)
+    return TradeoffLimits(
+        allowed.value if allowed else None,
+        min_speedup,
+        parse_size(memory, "--memory", "24GiB or 500MB", needs_unit=True) if memory else None,
+    )
 
 
-def parse_memory(text: str) -> int:
-    """`24GiB`, `24GB` or `500MiB`, in bytes."""
-    upper = text.strip().upper()
-    unit = next((unit for unit in UNITS if upper.endswith(unit)), None)
-    try:
-        value = float(upper.removesuffix(unit)) if unit else math.nan
-    except ValueError:
-        value = math.nan
-    if unit is None or not (math.isfinite(value) and value > 0):
-        raise UserError(f"--memory must be like 24GiB or 500MB, got {text!r}")
-    return round(value * UNITS[unit])
+def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:
+    """Choose among the models under the run's main load. Drafts are left out: they are the dense model.
 
-
-def recommend(run: Run, limits: Limits, tasks: Sequence[TaskRecord] = ()) -> Recommendation:
-    """Of the models under the run's main load. Drafts are left out: they are the dense model.
-
-    tasks: what they answered, to be told beside the rest; no limit is set on it.
+    tasks: what the models answered, to be told beside the rest; no limit is set on it.
     """
     points = [point for point in run.under(run.main) if point.arm.kind != "draft"]
     rows = [row_of(point, run.dense) for point in points]
@@ -130,37 +123,41 @@ def recommend(run: Run, limits: Limits, tasks: Sequence[TaskRecord] = ()) -> Rec
     )
 
 
-def misses(row: Row, limits: Limits) -> list[tuple[str, float]]:
-    """Each limit that the model is beyond: in words, and by how much of the limit."""
-    found = []
+def misses(row: FlatRow, limits: TradeoffLimits) -> list[tuple[str, float]]:
+    """Return each limit that the model is beyond: in words, and by how much of the limit."""
+    missed = []
     if limits.ppl_increase is not None and row.dropped:
         if row.x_perplexity is None:
-            found.append(("its quality was not measured", math.inf))
+            missed.append(("its quality was not measured", math.inf))
         elif (increase := row.x_perplexity - 1) > limits.ppl_increase:
             over = (increase - limits.ppl_increase) / (1 + limits.ppl_increase)
-            found.append((f"perplexity {increase:+.1%}, {_percent(limits.ppl_increase)} allowed", over))
+            missed.append((f"perplexity {increase:+.1%}, {_percent(limits.ppl_increase)} allowed", over))
     if limits.speedup is not None and row.x_output_tokens_per_s < limits.speedup:
         speed = row.x_output_tokens_per_s
-        found.append((f"{speed:.2f}x tokens/s of {limits.speedup:g}x", (limits.speedup - speed) / limits.speedup))
+        missed.append((f"{speed:.2f}x tokens/s of {limits.speedup:g}x", (limits.speedup - speed) / limits.speedup))
     if limits.memory_bytes is not None and row.weight_bytes > (room := DEVICE_SHARE * limits.memory_bytes):
         words = f"weights of {row.weight_bytes / GIB:.2f} GiB, {room / GIB:.2f} GiB of room"
-        found.append((words, (row.weight_bytes - room) / room))
-    return found
+        missed.append((words, (row.weight_bytes - room) / room))
+    return missed
 
 
-def least(rows: Sequence[Row]) -> Row:
-    """The least loss: perplexity where it was measured, else the fewest blocks; the faster of equals."""
+def least(rows: Sequence[FlatRow]) -> FlatRow:
+    """Return the model with the least loss: perplexity where it was measured, else the fewest blocks; the faster of
+    equals.
+    """
     if all(row.x_perplexity is not None or not row.dropped for row in rows):
         return min(rows, key=lambda row: (row.x_perplexity or 1.0, -row.x_output_tokens_per_s))
     return min(rows, key=lambda row: (len(row.dropped), -row.x_output_tokens_per_s))
 
 
-def reason(fit: Sequence[Row], limits: Limits) -> str:
+def reason(fit: Sequence[FlatRow], limits: TradeoffLimits) -> str:
+    """Say why a model was taken."""
     how = "the fastest" if limits.ppl_increase is not None else "the least loss"
     return f"{how} of the {len(fit)} that fit ({limits.words()})"
 
 
-def figures(row: Row, dense: Row) -> str:
+def figures(row: FlatRow, dense: FlatRow) -> str:
+    """Say a model's figures, beside the dense one's."""
     speed = f"{row.x_output_tokens_per_s:.2f}x tokens/s"
     if row.x_low is not None and row.x_high is not None:
         speed += f" [{row.x_low:.2f}, {row.x_high:.2f}]"
@@ -170,8 +167,8 @@ def figures(row: Row, dense: Row) -> str:
     return ", ".join(words)
 
 
-def answers(row: Row, tasks: Sequence[TaskRecord]) -> str:
-    """What the model lost on tasks, where it and the dense model answered several."""
+def answers(row: FlatRow, tasks: Sequence[TaskRecord]) -> str:
+    """Say what the model lost on tasks, where it and the dense model answered several."""
     for mean in mean_rows(task_rows(tasks)):
         if mean.arm.kind == "pruned" and mean.arm.blocks.dropped == row.dropped and mean.difference is not None:
             middle, low, high = (100 * value for value in mean.difference)
@@ -179,8 +176,8 @@ def answers(row: Row, tasks: Sequence[TaskRecord]) -> str:
     return ""
 
 
-def doubt(row: Row, limits: Limits) -> str:
-    """Where the interval of the speed reaches below what was asked for, or below the dense model's."""
+def doubt(row: FlatRow, limits: TradeoffLimits) -> str:
+    """Say where the interval of the speed reaches below what was asked for, or below the dense model's."""
     asked = limits.speedup or 1.0
     if row.x_low is None or row.x_low >= asked:
         return ""

@@ -1,4 +1,4 @@
-"""`mi-prun-bench report`: records become one self-contained HTML page, Markdown and CSV.
+"""`mi-prun-bench report`: turn records into one self-contained HTML page, Markdown and CSV.
 
 Runs are not mixed: a table and its ratios come from one run; the newest run stands first.
 """
@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.records.flat_rows import Row, rows_of
-from bench.records.results import Run, read_results
+from bench.records.flat_rows import FlatRow, rows_of
+from bench.records.results import Results, Run, read_results
 from bench.reports.report_section import Section, sections
 from mi_prun.files import one_line_os_errors, write_text
 
@@ -20,13 +20,17 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(results: Path, out: Path) -> list[Path]:
-    """Write report.html, report.md and report.csv; returns their paths."""
-    found = read_results(results)
-    shown = sections(found)
+    """Read a results folder and write its report; see `write_pages`."""
+    return write_pages(read_results(results), out)
+
+
+def write_pages(results: Results, out: Path) -> list[Path]:
+    """Write report.html, report.md and report.csv into the folder `out`; return their paths."""
+    shown = sections(results)
     written = {
         "report.html": html(shown),
         "report.md": markdown(shown),
-        "report.csv": comma_separated(found.runs),
+        "report.csv": comma_separated(results.runs),
     }
     with one_line_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -36,6 +40,7 @@ def write_report(results: Path, out: Path) -> list[Path]:
 
 
 def markdown(shown: Sequence[Section]) -> str:
+    """Return the report as Markdown."""
     parts = ["# Dense against pruned", ""]
     for section in shown:
         parts += [f"## {_text(section.title)}, {section.time}", "", f"**{_text(section.headline)}**", ""]
@@ -57,21 +62,21 @@ def markdown(shown: Sequence[Section]) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain words in Markdown: neither tags nor emphasis, on one line."""
+    """Escape plain words for Markdown: neither tags nor emphasis, on one line."""
     return re.sub(r"([<*_`\[\]#])", r"\\\1", " ".join(text.split()))
 
 
 def _quoted(text: str) -> str:
-    """As it is, in a fence that it cannot close."""
+    """Quote a text as it is, in a fence that it cannot close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
 
 
 def comma_separated(runs: Sequence[Run]) -> str:
-    """Every model under every load, every percentile. Tasks are in tasks.jsonl."""
+    """Return CSV: every model under every load, every percentile. Tasks are in tasks.jsonl."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(Row.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(out, list(FlatRow.model_fields), lineterminator="\n")
     writer.writeheader()
     for run in runs:
         for row in rows_of(run):
@@ -80,6 +85,7 @@ def comma_separated(runs: Sequence[Run]) -> str:
 
 
 def html(shown: Sequence[Section]) -> str:
+    """Return the report as one HTML page that needs no network."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

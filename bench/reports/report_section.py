@@ -1,4 +1,4 @@
-"""A section of the report: one run with what was asked of its models, or only that where there is no run."""
+"""Make the sections of the report: a run with what its models were asked, or only the latter where there is no run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.machine import machine_words
 from bench.records.results import Results, Run
-from bench.records.schema import FEW_ROUNDS, Arm, PointRecord, Provenance
+from bench.records.schema import FEW_ROUNDS, MeasuredArm, PointRecord, Provenance
 from bench.records.task_schema import GenerationRecord, Origin, TaskRecord
 from bench.records.task_summary import MeanRow, TaskRow, mean_rows, task_rows
 from bench.reports.plots import (
@@ -45,6 +45,8 @@ BLOCKS_IN_HALF = 32  # as many can be told apart in a block map of half the page
 
 @dataclass(frozen=True)
 class Picture:
+    """A picture of a section."""
+
     title: str
     svg: str
     caption: str = ""
@@ -53,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prompt:
-    """answers: the model's label, and what it wrote."""
+    """A prompt with the answers to it. answers: the model's label, and what it wrote."""
 
     prompt: str
     answers: tuple[tuple[str, str], ...]
@@ -70,26 +72,26 @@ class Section:
     notes: tuple[str, ...]
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...]
-    arms: tuple[Arm, ...]
+    arms: tuple[MeasuredArm, ...]
     prompts: tuple[Prompt, ...]
     footers: tuple[tuple[str, str], ...]
 
 
 def sections(results: Results) -> list[Section]:
-    """Runs, the newest first; what was asked of a model stands in the newest run of it, or else on its own."""
-    found: list[Section] = []
+    """Return the sections, the newest run first. What a model was asked stands in its newest run, else on its own."""
+    shown: list[Section] = []
     told: set[str | None] = set()
     for run in results.runs:
         key = run.dense.dense.weights_sha256
         again = key in told or key is None
         told.add(key)
         tasks, generations = ([], []) if again else (results.tasks_of(key), results.generations_of(key))
-        found.append(_section(run, tasks, generations))
+        shown.append(_section(run, tasks, generations))
     origins: list[Origin] = [*results.tasks, *results.generations]
     for key in dict.fromkeys(origin.dense.weights_sha256 for origin in reversed(origins)):
         if key not in told:
-            found.append(_section(None, results.tasks_of(key), results.generations_of(key)))
-    return found
+            shown.append(_section(None, results.tasks_of(key), results.generations_of(key)))
+    return shown
 
 
 def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence[GenerationRecord]) -> Section:
@@ -157,18 +159,20 @@ def _block_map(run: Run, wide: bool) -> Picture:
 
 
 def _prompts(generations: Sequence[GenerationRecord]) -> list[Prompt]:
-    """The newest record of each model; models side by side under each prompt, fewest dropped blocks first."""
+    """Return the newest record of each model; models side by side under each prompt, fewest dropped blocks first."""
     newest = {(record.arm.kind, record.arm.blocks.dropped): record for record in generations}
     records = sorted(newest.values(), key=lambda record: len(record.arm.blocks.dropped))
     texts: dict[str, list[tuple[str, str]]] = {}
     for record in records:
-        for found in record.continuations:
-            texts.setdefault(found.prompt, []).append((record.arm.label, found.text.strip()))
+        for continuation in record.continuations:
+            texts.setdefault(continuation.prompt, []).append((record.arm.label, continuation.text.strip()))
     return [Prompt(prompt, tuple(answers)) for prompt, answers in texts.items()]
 
 
 def headline(run: Run) -> str:
-    """The largest ratio that costs at most a quarter of perplexity, else the smallest: what was gained and lost."""
+    """Say what was gained and lost: by the largest ratio that costs at most a quarter of perplexity, else by the
+    smallest.
+    """
     rows = [row_of(point, run.dense) for point in run.under(run.main)]
     pruned = [row for row in rows if row.kind == "pruned"]
     if not pruned:
@@ -184,8 +188,8 @@ def headline(run: Run) -> str:
     return words
 
 
-def _speed(row: Row) -> str:
-    """With its interval, and whether that leaves out no change."""
+def _speed(row: FlatRow) -> str:
+    """Say a speed-up with its interval, and whether that leaves out no change."""
     words = f"{row.x_output_tokens_per_s:.2f}× tokens/s"
     if row.x_low is None or row.x_high is None:
         return f"{words} (one round)"
@@ -194,7 +198,7 @@ def _speed(row: Row) -> str:
 
 
 def tasks_headline(means: Sequence[MeanRow]) -> str:
-    """What the smallest of the models lost on all tasks."""
+    """Say what the smallest of the models lost on all tasks."""
     pruned = [mean for mean in means if mean.difference is not None]
     if not pruned:
         return "Tasks and continuations; nothing was measured under load."
@@ -205,7 +209,7 @@ def tasks_headline(means: Sequence[MeanRow]) -> str:
     )
 
 
-def _draft_headline(rows: Sequence[Row]) -> str:
+def _draft_headline(rows: Sequence[FlatRow]) -> str:
     best = max(rows[1:], key=lambda row: row.x_output_tokens_per_s)
     return f"{best.arm}: {_speed(best)}, the dense model's own answers"
 
@@ -245,7 +249,7 @@ def _notes(run: Run | None, rows: Sequence[TaskRow]) -> list[str]:
 
 
 def _run_footers(run: Run) -> list[tuple[str, str]]:
-    """What the figures of a run depend on."""
+    """Say what the figures of a run depend on."""
     load, dense = run.main, run.dense
     given = dense.provenance
     loops = "; ".join(dict.fromkeys(load.label for load in run.loads))
@@ -279,17 +283,19 @@ def _run_footers(run: Run) -> list[tuple[str, str]]:
 
 
 def _selections(run: Run) -> Iterator[str]:
-    """Each method, what it chose by and among how many."""
+    """Yield each method, and what it chose by, among how many."""
     pruned = [point for point in run.under(run.main) if point.arm.blocks.dropped]
     for method in dict.fromkeys(point.arm.blocks.method for point in pruned):
         chosen = [p.selection.settings for p in pruned if p.selection and p.arm.blocks.method == method]
-        counts = [count for found in chosen if isinstance(count := found.get("rerank"), int)]
+        counts = [count for settings in chosen if isinstance(count := settings.get("rerank"), int)]
         words = [str(method)]
-        words += dict.fromkeys(f"calibration text {found['calibration']}" for found in chosen if "calibration" in found)
+        words += dict.fromkeys(
+            f"calibration text {settings['calibration']}" for settings in chosen if "calibration" in settings
+        )
         if counts:
             many = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
             words.append(f"{many} candidates compared by their loss" if max(counts) else "no candidates compared")
-        words += dict.fromkeys(f"seed {found['seed']}" for found in chosen if "seed" in found)
+        words += dict.fromkeys(f"seed {settings['seed']}" for settings in chosen if "seed" in settings)
         yield ", ".join(words)
 
 
@@ -338,11 +344,11 @@ def _asked_footers(tasks: Sequence[TaskRecord], generations: Sequence[Generation
                 )
             )
     if generations:
-        found = generations[-1]
+        sampled = generations[-1]
         footers.append(
             (
                 "Continuations",
-                f"temperature {found.temperature:g}, seed {found.seed}, {found.max_tokens} tokens at most",
+                f"temperature {sampled.temperature:g}, seed {sampled.seed}, {sampled.max_tokens} tokens at most",
             )
         )
     return footers

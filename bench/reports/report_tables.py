@@ -1,11 +1,11 @@
-"""The tables of the report, as text: what HTML and Markdown both show."""
+"""Make the tables of the report, as text: what HTML and Markdown both show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.records.flat_rows import Row, row_of
+from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
 from bench.records.schema import Latency, PointRecord, Roofline
 from bench.records.task_schema import TaskRecord
@@ -18,19 +18,20 @@ LATENCIES = (("TTFT", "ttft", ",.1f"), ("TPOT", "tpot", ",.2f"), ("ITL", "itl", 
 
 @dataclass(frozen=True)
 class Cell:
-    """text, and under it, smaller, the lines of `more`. strong: the figure that decides."""
+    """A cell of a table. Under its text, smaller, stand the lines of `more`. strong: the figure that decides."""
 
     text: str
     more: str = ""
     strong: bool = False
 
     def plain(self) -> str:
+        """Return the cell's text in one line."""
         return f"{self.text} {self.more}".strip()
 
 
 @dataclass(frozen=True)
 class Table:
-    """head: names and units of the columns. rows: as many cells each; the first names the row."""
+    """A table. head: names and units of the columns. rows: as many cells each; the first names the row."""
 
     title: str
     head: tuple[tuple[str, str], ...]
@@ -38,6 +39,7 @@ class Table:
     note: str = ""
 
     def markdown(self) -> list[str]:
+        """Return the table as lines of Markdown."""
         names = [f"{name}, {unit}" if unit else name for name, unit in self.head]
         lines = [f"### {self.title}", "", f"| {' | '.join(map(_in_table, names))} |", f"|{' ---: |' * len(names)}"]
         lines += [f"| {' | '.join(_in_table(cell.plain()) for cell in row)} |" for row in self.rows]
@@ -45,30 +47,36 @@ class Table:
 
 
 def _in_table(text: str) -> str:
-    """A bar would end the cell, a tag would be taken for HTML."""
+    """Escape a text for a table: a bar would end the cell, a tag would be taken for HTML."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of the main table."""
+
     name: str
     unit: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[FlatRow], Cell]
 
 
 def interval(low: float | None, high: float | None, form: str = ".2f") -> str:
+    """Write an interval; empty where there is none."""
     return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
 def at_most(bound: float | None) -> str:
+    """Write a bound; empty where there is none."""
     return "" if bound is None else f"at most {bound:.2f}"
 
 
 def lines_of(*words: str) -> str:
+    """Join words that are not empty, one a line."""
     return "\n".join(filter(None, words))
 
 
 def number(value: float | None, form: str, missing: str = NOT_MEASURED) -> str:
+    """Format a value, or say that it is missing."""
     return missing if value is None else format(value, form)
 
 
@@ -80,23 +88,23 @@ def _dropped(count: int) -> str:
     return f"{count} block{'s' * (count > 1)} dropped" if count else ""
 
 
-def _speed(row: Row) -> Cell:
+def _speed(row: FlatRow) -> Cell:
     return Cell(
         f"{row.x_output_tokens_per_s:.2f}", lines_of(interval(row.x_low, row.x_high), at_most(row.x_bound)), strong=True
     )
 
 
-def _output(row: Row) -> Cell:
+def _output(row: FlatRow) -> Cell:
     spread = f"{row.min_output_tokens_per_s:,.1f}–{row.max_output_tokens_per_s:,.1f}" if row.rounds > 1 else ""
     return Cell(f"{row.output_tokens_per_s:,.1f}", spread)
 
 
-def _weights(row: Row) -> Cell:
+def _weights(row: FlatRow) -> Cell:
     engine = "" if row.engine_weight_bytes is None else f"{row.engine_weight_bytes / MIB:,.1f} loaded"
     return Cell(f"{row.weight_bytes / MIB:,.1f}", lines_of(f"{row.x_weight_bytes:.2f}×", engine))
 
 
-def _perplexity(row: Row) -> Cell:
+def _perplexity(row: FlatRow) -> Cell:
     change = f"× {row.x_perplexity:.2f}" if row.x_perplexity and row.dropped else ""
     if row.kind == "draft":
         return Cell("as dense")
@@ -122,12 +130,12 @@ DEVICE = Column("Peak device", "MiB", lambda row: Cell(f"{(row.peak_device_bytes
 ENERGY = Column("Energy", "J/round", lambda row: Cell(number(row.energy_j, ",.0f")))
 
 
-def _loading(row: Row) -> str:
+def _loading(row: FlatRow) -> str:
     return f"{row.load_s:.1f} loading" if row.load_s is not None else ""
 
 
 def main_table(run: Run) -> Table:
-    """Every model under the main load."""
+    """Show every model under the main load."""
     rows = [row_of(point, run.dense) for point in run.under(run.main)]
     fit = Column("Requests that fit", _of_length(rows), lambda row: Cell(f"{row.max_concurrency:,.1f}"))
     columns = [
@@ -146,7 +154,7 @@ def main_table(run: Run) -> Table:
     )
 
 
-def _of_length(rows: Sequence[Row]) -> str:
+def _of_length(rows: Sequence[FlatRow]) -> str:
     return f"of {rows[0].length_tokens:,} tokens"
 
 
@@ -155,7 +163,7 @@ def _length(tokens: float) -> str:
 
 
 def loads_table(run: Run) -> Table | None:
-    """Speed-up of every model under every load; None where there is one load only."""
+    """Show the speed-up of every model under every load; None where there is one load only."""
     if len(run.loads) < 2:
         return None
     arms = [arm for arm in run.arms if arm.kind != "dense"]
@@ -178,8 +186,10 @@ def loads_table(run: Run) -> Table | None:
 def _against(point: PointRecord | None) -> Cell:
     if point is None or point.paired is None:
         return Cell(NONE)
-    found = point.paired.output_tokens_per_s
-    return Cell(f"{found.ratio:.2f}", lines_of(interval(found.low, found.high), at_most(point.bound), _piles_up(point)))
+    speedup = point.paired.output_tokens_per_s
+    return Cell(
+        f"{speedup.ratio:.2f}", lines_of(interval(speedup.low, speedup.high), at_most(point.bound), _piles_up(point))
+    )
 
 
 def _piles_up(point: PointRecord) -> str:
@@ -187,7 +197,7 @@ def _piles_up(point: PointRecord) -> str:
 
 
 def percentile_tables(run: Run) -> list[Table]:
-    """One for each load: a row for each model, its latencies as medians of the rounds' own percentiles."""
+    """Return a table for each load: a row for each model, its latencies as medians of the rounds' own percentiles."""
     tables = []
     for load in run.loads:
         rows = tuple(
@@ -202,28 +212,28 @@ def percentile_tables(run: Run) -> list[Table]:
     return tables
 
 
-def _percentiles(found: Latency, form: str) -> Cell:
-    return Cell(" / ".join(format(value, form) for value in (found.p50_ms, found.p90_ms, found.p99_ms)))
+def _percentiles(latency: Latency, form: str) -> Cell:
+    return Cell(" / ".join(format(value, form) for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms)))
 
 
 def rooflines(run: Run) -> list[tuple[PointRecord, Roofline]]:
-    """Of every point that shows a phase, phase by phase, batch by batch, in the order of the arms."""
-    found = [(point, roof) for point in run.points for roof in point.roofline]
+    """Return the bounds of every point that shows a phase, phase by phase, batch by batch, in the order of the arms."""
+    pairs = [(point, roof) for point in run.points for roof in point.roofline]
     arms = [arm.label for arm in run.arms]
-    return sorted(found, key=lambda pair: (pair[1].phase != "prefill", pair[1].batch, arms.index(pair[0].arm.label)))
+    return sorted(pairs, key=lambda pair: (pair[1].phase != "prefill", pair[1].batch, arms.index(pair[0].arm.label)))
 
 
 def roofline_table(run: Run) -> Table | None:
-    """A row for each phase and batch, a column for each model."""
-    found: dict[tuple[str, int, str], dict[str, Roofline]] = {}
+    """Show what was reached of each bound: a row for each phase and batch, a column for each model."""
+    by_phase: dict[tuple[str, int, str], dict[str, Roofline]] = {}
     for point, roof in rooflines(run):
-        found.setdefault((roof.phase, roof.batch, point.load.preset), {})[point.arm.label] = roof
-    if not found:
+        by_phase.setdefault((roof.phase, roof.batch, point.load.preset), {})[point.arm.label] = roof
+    if not by_phase:
         return None
-    labels = [arm.label for arm in run.arms if any(arm.label in roofs for roofs in found.values())]
+    labels = [arm.label for arm in run.arms if any(arm.label in roofs for roofs in by_phase.values())]
     rows = [
         (Cell(f"{phase}, batch {batch}", preset), *(_reached(roofs.get(label)) for label in labels))
-        for (phase, batch, preset), roofs in found.items()
+        for (phase, batch, preset), roofs in by_phase.items()
     ]
     note = (
         "The speed-up over its bound; under it both. Bound: the larger of dense bytes over pruned bytes and dense "
@@ -240,7 +250,7 @@ def _reached(roof: Roofline | None) -> Cell:
 
 
 def drafts_table(run: Run) -> Table | None:
-    """Of the arms whose answers are the dense model's, drafted by the kept blocks."""
+    """Show the arms whose answers are the dense model's, drafted by the kept blocks; None where there is none."""
     points = [point for point in run.under(run.main) if point.arm.kind == "draft"]
     rows = tuple(
         (
@@ -263,7 +273,7 @@ def drafts_table(run: Run) -> Table | None:
 
 
 def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | None:
-    """A row for each model, a column for each task; the paired difference under the score."""
+    """Show a row for each model, a column for each task; the paired difference stands under the score."""
     if not rows:
         return None
     by_model: dict[object, dict[str, TaskRow]] = {}
@@ -272,9 +282,9 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
     names = list(dict.fromkeys(row.record.score.task for row in rows))
     mean_of = {(mean.arm.kind, mean.arm.blocks.dropped): mean for mean in means}
     lines = []
-    for found in by_model.values():
-        arm = next(iter(found.values())).record.arm
-        cells = [Cell(arm.label), *(_score(found.get(name)) for name in names)]
+    for by_task in by_model.values():
+        arm = next(iter(by_task.values())).record.arm
+        cells = [Cell(arm.label), *(_score(by_task.get(name)) for name in names)]
         if means:
             cells.append(_mean(mean_of.get((arm.kind, arm.blocks.dropped))))
         lines.append(tuple(cells))
@@ -311,7 +321,7 @@ def _mean(mean: MeanRow | None) -> Cell:
 
 
 def other_scores(records: Sequence[TaskRecord]) -> list[str]:
-    """What lm-eval gives beside the metric that is compared."""
+    """Say what lm-eval gives beside the metric that is compared."""
     lines = []
     for record in records:
         others = {name: value for name, value in record.score.scores.items() if name != record.score.metric}

@@ -1,1 +1,1 @@
-"""Studies behind the defaults and the figures in docs. Not part of the wheel."""
+"""Studies behind the defaults and the figures in docs. They are not part of the wheel."""

@@ -1,13 +1,14 @@
-"""What `mi-prun-ab` costs: latency it adds on a fast fake engine, throughput it keeps on a real one, and a long run.
+"""Measure what `mi-prun-ab` costs: latency it adds on a fast fake engine, throughput it keeps on a real one, a long
+run.
 
     python -m bench.studies.ab_cost latency -o bench/published/ab [--litellm .../bin/litellm]
     python -m bench.studies.ab_cost vllm --shape qwen2.5-0.5b-32k -o bench/published/ab
     python -m bench.studies.ab_cost soak -o bench/published/ab        # 200 streaming clients for 60 s
 
 The targets take turns within a run, so that only what is between them differs. What is added is the difference of the
-same percentile of all answers of a run: directly asked, and through the proxy. LiteLLM's proxy needs an environment of
-its own; the option names its command. Under `chrt --rr 1` other work on the machine does not show; the record says that
-it was so. The last line is the record, JSON.
+same percentile of all answers of a run: asked directly, and through the proxy. LiteLLM's proxy needs an environment of
+its own; the option names its command. Under `chrt --rr 1` other work on the machine does not show, and the record says
+that it ran so. The last line is the record, JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from bench.load.prompt_files import Prompts
 from bench.load.workloads import CUSTOM, TOOL
 from bench.models.shape import open_shape, shape_flags, write_shape
 from bench.records.machine import commit, this_machine, versions
-from bench.records.schema import Load
+from bench.records.schema import Workload
 from bench.studies.stream_client import Timings, load
 from mi_prun.architecture.architecture import num_blocks
 from mi_prun.console import run_command
@@ -63,6 +64,7 @@ RECORDS = {"latency": "latency.jsonl", "vllm": "vllm.jsonl", "soak": "soak.jsonl
 
 @contextlib.contextmanager
 def fast_engine(folder: Path, tokens: int, token_ms: float, aligned: bool) -> Iterator[int]:
+    """Start the fast engine and yield its port."""
     port = free_port()
     command = [sys.executable, "-m", "bench.studies.fast_engine", "--port", str(port), "--tokens", str(tokens)]
     command += ["--token-ms", str(token_ms), *(["--aligned"] if aligned else [])]
@@ -73,7 +75,7 @@ def fast_engine(folder: Path, tokens: int, token_ms: float, aligned: bool) -> It
 
 @contextlib.contextmanager
 def proxy(folder: Path, arms: Sequence[str], *flags: str) -> Iterator[tuple[int, ProcessGroup]]:
-    """arms: NAME=URL, evenly split."""
+    """Start `mi-prun-ab` and yield its port and process. arms: NAME=URL, evenly split."""
     port = free_port()
     words = [word for arm in arms for word in ("--arm", arm)]
     split = ",".join(f"{arm.partition('=')[0]}=1" for arm in arms)
@@ -86,6 +88,7 @@ def proxy(folder: Path, arms: Sequence[str], *flags: str) -> Iterator[tuple[int,
 
 @contextlib.contextmanager
 def litellm(folder: Path, command: str, engine: int) -> Iterator[int]:
+    """Start LiteLLM's proxy before an engine and yield its port."""
     port = free_port()
     config = folder / "litellm.yaml"
     config.write_text(LITELLM_CONFIG.format(port=engine))
@@ -96,7 +99,7 @@ def litellm(folder: Path, command: str, engine: int) -> Iterator[int]:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Milliseconds."""
+    """Return the median, the 99th percentile and the mean in milliseconds. values: seconds."""
     cut = statistics.quantiles(values, n=100, method="inclusive")
     return {"p50_ms": round(1e3 * cut[49], 3), "p99_ms": round(1e3 * cut[98], 3), "mean_ms": _mean_ms(values)}
 
@@ -107,11 +110,12 @@ def _mean_ms(values: Sequence[float]) -> float:
 
 def _version_of(command: str) -> str:
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False, timeout=120)
-    found = re.search(r"\d+\.\d+[\w.]*", done.stdout)
-    return found[0] if found else "unknown"
+    number = re.search(r"\d+\.\d+[\w.]*", done.stdout)
+    return number[0] if number else "unknown"
 
 
 def latency(given: argparse.Namespace) -> dict[str, Any]:
+    """Measure the latency that is added to whole answers and to first tokens."""
     before = round(psutil.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -122,10 +126,10 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
         targets = {"direct": engine, "mi-prun-ab": ab}
         if given.litellm:
             targets["litellm"] = stack.enter_context(litellm(folder, given.litellm, engine))
-        found = _take_turns(targets, given)
-    direct = found["direct"]
+        by_target = _take_turns(targets, given)
+    direct = by_target["direct"]
     results: dict[str, Any] = {}
-    for target, timings in found.items():
+    for target, timings in by_target.items():
         result: dict[str, Any] = {"answers": len(timings.e2e_s), "failed": timings.failed}
         for what in ("ttft", "e2e"):
             here, base = (percentiles(getattr(one, f"{what}_s")) for one in (timings, direct))
@@ -150,22 +154,22 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
 def _take_turns(targets: dict[str, int], given: argparse.Namespace) -> dict[str, Timings]:
     import uvloop
 
-    found = {target: Timings() for target in targets}
+    by_target = {target: Timings() for target in targets}
     for port in targets.values():
         uvloop.run(load(port, BODY, 4, WARM_UP_S))
     for number in range(given.rounds):
         for target, port in targets.items():
             round_ = uvloop.run(load(port, BODY, given.clients, given.round_s))
-            found[target].ttft_s += round_.ttft_s
-            found[target].e2e_s += round_.e2e_s
-            found[target].failed += round_.failed
+            by_target[target].ttft_s += round_.ttft_s
+            by_target[target].e2e_s += round_.e2e_s
+            by_target[target].failed += round_.failed
             print(f"round {number + 1}, {target}: {json.dumps(percentiles(round_.e2e_s))}", file=sys.stderr)
-    return found
+    return by_target
 
 
 def vllm(given: argparse.Namespace) -> dict[str, Any]:
-    """Output tokens/s by vLLM's own serving benchmark: directly, and through the proxy, in turns."""
-    asked = Load(
+    """Measure output tokens/s by vLLM's own serving benchmark: directly, and through the proxy, in turns."""
+    asked = Workload(
         tool=TOOL,
         preset=CUSTOM,
         input_tokens=64,
@@ -210,7 +214,7 @@ def vllm(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def soak(given: argparse.Namespace) -> dict[str, Any]:
-    """Errors, and the proxy's memory once a minute has passed and at the end."""
+    """Count errors, and read the proxy's memory every second, at the beginning, half way and at the end."""
     with tempfile.TemporaryDirectory(prefix="mi-prun-ab-cost-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         engine = stack.enter_context(fast_engine(folder, given.tokens, given.token_ms, given.aligned))
@@ -242,10 +246,12 @@ async def _watched(port: int, group: ProcessGroup, given: argparse.Namespace) ->
 
 
 def main() -> None:
+    """Run the command and exit with its status."""
     sys.exit(run_command(command))
 
 
 def command() -> None:
+    """Parse the options, measure, and append the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sorted(RECORDS))
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder; a record is appended")

@@ -1,11 +1,13 @@
-"""What the one pass costs: its time over a plain forward's, planning for 80 blocks, and memory with streamed blocks.
+"""Measure what the one pass costs: its time over a plain forward's, planning for 80 blocks, memory with streamed
+blocks.
 
     python -m bench.studies.analysis_cost   # CPU: 24 blocks of hidden 896; CUDA: Llama-3.1-8B
     python -m bench.studies.analysis_cost --stream-gigabytes 4   # the memory of --stream-blocks too
 
-Random weights, random tokens. The pass is all that `analyze` does after text and model are there: hooks, projections,
+Weights and tokens are random. The pass is all that `analyze` does after text and model are there: hooks, projections,
 cosines, every segment's mutual information, angles. The plain forward is the same model's, on the same tokens, dtype
-and batches, with one position's logits in both. They take turns; medians and their ratio are in the last line, JSON.
+and batches; both compute one position's logits. They take turns. The last line is JSON, with the medians and their
+ratio.
 """
 
 from __future__ import annotations
@@ -87,6 +89,7 @@ print(json.dumps({"interpreter_rss_mb": before, "peak_rss_mb": peak_rss_mb()}))
 
 
 def random_model(fields: dict[str, int], device: torch.device, dtype: torch.dtype) -> BlockModel:
+    """Make a Llama model with random weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model("llama", tie_word_embeddings=True, **fields)
@@ -97,7 +100,7 @@ def random_model(fields: dict[str, int], device: torch.device, dtype: torch.dtyp
 
 
 def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> dict[str, float]:
-    """What `analyze` does once text and model are there, with its own defaults. Returns the seconds of its parts."""
+    """Do what `analyze` does once text and model are there, with its own defaults. Return the seconds of its parts."""
     settings, estimator = AnalyzeSettings(), Gaussian()
     ends = [time.perf_counter()]
     sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
@@ -122,11 +125,13 @@ def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> dict[str,
 
 @torch.inference_mode()
 def plain_forward(model: BlockModel, windows: Tensor, batch_tokens: int) -> None:
+    """Run the model over the windows, without hooks."""
     for tokens in torch.split(windows, max(1, batch_tokens // windows.shape[1])):
         model.model(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Return how long `work` takes, with what it queued on the device."""
     begun = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -135,6 +140,7 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
 
 
 def pass_cost(rounds: int, batch_tokens: int) -> dict[str, Any]:
+    """Time the pass and a plain forward in turn."""
     device = pick_device()
     dtype = pick_dtype(device)
     fields, tokens, window = SHAPES[device.type]
@@ -165,7 +171,7 @@ def pass_cost(rounds: int, batch_tokens: int) -> dict[str, Any]:
 
 
 def plan_cost() -> dict[str, Any]:
-    """Fast-Block-Select and the exact minimum of J for every k of 80 blocks, on random costs."""
+    """Time Fast-Block-Select for every k of 80 blocks on random costs, beside the exact minimum of J."""
     cost = np.triu(np.random.default_rng(0).random((PLAN_BLOCKS + 1, PLAN_BLOCKS + 1)), 1).cumsum(1)
     taken, gaps = [], []
     for k in range(1, PLAN_BLOCKS):
@@ -178,7 +184,9 @@ def plan_cost() -> dict[str, Any]:
 
 
 def stream_memory(gigabytes: float) -> dict[str, Any]:
-    """Peak memory of an analysis with one block at a time, of a random bf16 checkpoint, in a process of its own."""
+    """Measure the peak memory of an analysis with one block at a time, in a process of its own, on a random bf16
+    checkpoint.
+    """
     from safetensors.torch import save_file
 
     reference = Path(__file__).parents[1] / "reference"
@@ -217,15 +225,15 @@ def stream_memory(gigabytes: float) -> dict[str, Any]:
             capture_output=True,
             text=True,
         )
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return {
             "checkpoint_bytes": sum(file.stat().st_size for file in dense.glob("*.safetensors")),
             "blocks": blocks,
             "block_bytes": block_bytes,
             "tokens": tokens,
             "seconds": time.perf_counter() - begun,
-            **found,
-            "over_interpreter_mb": found["peak_rss_mb"] - found["interpreter_rss_mb"],
+            **memory,
+            "over_interpreter_mb": memory["peak_rss_mb"] - memory["interpreter_rss_mb"],
         }
 
 

@@ -1,7 +1,9 @@
-"""An engine that costs next to nothing: it answers every POST by a stream of chat chunks, at a pace. `python -m
-bench.studies.fast_engine --port N --tokens 32 --token-ms 20`. What stands before it can then be measured.
+"""Serve an engine that costs next to nothing: it answers every POST with a stream of chat chunks, at a pace.
 
-With `--aligned` all streams get their tokens at the same moments, as the steps of a real engine have it.
+    python -m bench.studies.fast_engine --port N --tokens 32 --token-ms 20
+
+What stands before it can then be measured. With `--aligned` all streams get their tokens at the same moments, as the
+steps of a real engine have it.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ EMPTY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2
 
 
 def framed(data: bytes) -> bytes:
+    """Return data as a chunk of HTTP's chunked encoding."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class FastEngine(asyncio.Protocol):
-    """One connection."""
+    """A connection to the engine."""
 
     def __init__(self, tokens: int, token_s: float, aligned: bool) -> None:
         self._tokens = tokens
@@ -67,6 +70,7 @@ class FastEngine(asyncio.Protocol):
 
 
 async def serve(port: int, tokens: int, token_s: float, aligned: bool) -> None:
+    """Serve on a local port until the process ends."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: FastEngine(tokens, token_s, aligned), "127.0.0.1", port, backlog=2048)
     async with server:

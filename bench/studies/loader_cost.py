@@ -1,11 +1,11 @@
-"""What the loader costs: a pruned folder by vLLM's own load format and by ours, and the same blocks virtually.
+"""Measure what the loader costs: a pruned folder by vLLM's own load format and by ours, and the same blocks virtually.
 
     python -m bench.studies.loader_cost -o bench/published/loader/cpu.json
 
-One process, everything in turn, A B C A B C: another load on the machine meets all of them alike. Load: vLLM's whole
-`load_model` (the model built, its weights read and processed), the files in the page cache (warm) or evicted from it
-(cold). Generate: the same prompts to two engines on the same folder. The record has every round, the medians, and the
-median of the rounds' ratios, which is what to read on a noisy machine: by processor time where other loads take turns.
+One process does everything in turn, A B C A B C: another load on the machine meets all of them alike. Load is vLLM's
+whole `load_model` (the model built, its weights read and processed), with the files in the page cache (warm) or evicted
+from it (cold). Generate is the same prompts to two engines on the same folder. The record has every round, the medians,
+and the median of the rounds' ratios. On a noisy machine read that one, by processor time where other loads take turns.
 The model is random: a Llama shape, 0.4 GB.
 """
 
@@ -97,7 +97,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                name: {clock: found["median_ratio"] for clock, found in figures.items()}
+                name: {clock: by_clock["median_ratio"] for clock, by_clock in figures.items()}
                 for name, figures in measured.items()
             }
         )
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def make_folders(folder: Path) -> tuple[Path, Path]:
-    """A random model without some blocks: written, and virtual."""
+    """Make a random model without some blocks: written, and virtual."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -123,25 +123,25 @@ def make_folders(folder: Path) -> tuple[Path, Path]:
 
 
 def engine_options() -> dict[str, Any]:
-    """On a GPU vLLM would take nearly all of it for one engine."""
+    """Return the engine's options. On a GPU vLLM would take nearly all of it for one engine."""
     import torch
 
     return ENGINE | ({"gpu_memory_utilization": GPU_MEMORY_SHARE} if torch.cuda.is_available() else {})
 
 
 def in_turn(variants: Variants, rounds: int) -> dict[str, Any]:
-    """Each variant once a round, after one round that is not counted; ratios are of seconds: less is faster."""
+    """Run each variant once a round, after one round that is not counted. Ratios are of seconds: less is faster."""
     for variant in variants.values():
         variant()
-    found: dict[str, list[Seconds]] = {name: [] for name in variants}
+    timings: dict[str, list[Seconds]] = {name: [] for name in variants}
     for number in range(rounds):
         # The order turns, so that none is always behind the same one.
         names = list(variants)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name].append(variants[name]())
+            timings[name].append(variants[name]())
     result: dict[str, Any] = {}
     for place, clock in enumerate(("wall_s", "processor_s")):
-        seconds = {name: [round(pair[place], 4) for pair in pairs] for name, pairs in found.items()}
+        seconds = {name: [round(pair[place], 4) for pair in pairs] for name, pairs in timings.items()}
         result[clock] = {
             "rounds": seconds,
             "median": {name: round(median(values), 4) for name, values in seconds.items()},
@@ -154,13 +154,14 @@ def in_turn(variants: Variants, rounds: int) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], object]) -> Seconds:
+    """Return how long `work` takes, by the clock and by this process's processors."""
     wall, processor = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
-    """Two engines side by side in this process, asked in turn."""
+    """Time two engines side by side in this process, asked in turn."""
     from vllm import LLM, SamplingParams
 
     sampling = SamplingParams(max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True, detokenize=False)
@@ -180,7 +181,7 @@ def measure_speed(written: Path, rounds: int) -> dict[str, Any]:
 
 
 def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> dict[str, Any]:
-    """Seconds of `load_model`; the process group that vLLM needs is there from the engines before."""
+    """Time `load_model`. The process group that vLLM needs is there from the engines before."""
 
     def load(folder: Path, load_format: str) -> Callable[[], Seconds]:
         def once() -> Seconds:
@@ -208,7 +209,7 @@ def measure_load(written: Path, virtual: Path, rounds: int, *, cold: bool) -> di
 
 @contextlib.contextmanager
 def one_process() -> Iterator[None]:
-    """vLLM's groups of ranks, of this process alone, unless they are there."""
+    """Make vLLM's groups of ranks, of this process alone, unless they are there."""
     from vllm.distributed import parallel_state
 
     if not parallel_state.model_parallel_is_initialized():

@@ -1,8 +1,8 @@
-"""Our checkpoint against mergekit's passthrough of the same slices: every tensor must be byte for byte the same.
+"""Compare our checkpoint with mergekit's passthrough of the same slices: every tensor must be the same byte for byte.
 
     python -m bench.studies.mergekit_equal --mergekit PATH/mergekit-yaml
 
-mergekit lives in an environment of its own (`pip install mergekit`); it is run as a program. The dense model is the
+mergekit lives in an environment of its own (`pip install mergekit`) and is run as a program. The dense model is the
 bundled one. The last line printed is JSON; the exit status is 1 where anything differs.
 """
 
@@ -24,7 +24,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def slices_of(kept: tuple[int, ...]) -> list[list[int]]:
-    """Runs of kept blocks as [begin, end)."""
+    """Return the runs of kept blocks as [begin, end)."""
     slices: list[list[int]] = []
     for block in kept:
         if slices and slices[-1][1] == block:
@@ -35,23 +35,24 @@ def slices_of(kept: tuple[int, ...]) -> list[list[int]]:
 
 
 def recipe(dense: Path, kept: tuple[int, ...]) -> str:
-    """mergekit's passthrough of the kept slices, as YAML."""
+    """Write mergekit's passthrough of the kept slices, as YAML."""
     return "merge_method: passthrough\ndtype: bfloat16\nslices:\n" + "".join(
         f"- sources:\n  - model: {dense}\n    layer_range: [{begin}, {end}]\n" for begin, end in slices_of(kept)
     )
 
 
 def contents(model: ModelFolder) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Name -> dtype, shape and bytes of every tensor."""
-    found = {}
+    """Return dtype, shape and bytes of every tensor, by name."""
+    tensors = {}
     for shard in model.shards:
         data = shard.path.read_bytes()
         for name, info in shard.tensors.items():
-            found[name] = (info.dtype, info.shape, data[info.begin : info.end])
-    return found
+            tensors[name] = (info.dtype, info.shape, data[info.begin : info.end])
+    return tensors
 
 
 def compare(dense: Path, dropped: tuple[int, ...], mergekit: str, work: Path) -> dict[str, Any]:
+    """Write the checkpoint both ways and say what differs."""
     model = open_model(dense)
     identity = model.identity
     plan = Plan(dense=identity, dropped=dropped, kept=kept_blocks(model.num_blocks, dropped), method="by hand")
@@ -75,9 +76,9 @@ def main() -> None:
     arguments = parser.parse_args()
     dropped = tuple(sorted({int(block) for block in arguments.drop.split(",")}))
     with tempfile.TemporaryDirectory(prefix="mergekit-") as work:
-        found = compare(arguments.dense, dropped, arguments.mergekit, Path(work))
-    print(json.dumps(found))
-    sys.exit(1 if found["different"] else 0)
+        comparison = compare(arguments.dense, dropped, arguments.mergekit, Path(work))
+    print(json.dumps(comparison))
+    sys.exit(1 if comparison["different"] else 0)
 
 
 if __name__ == "__main__":

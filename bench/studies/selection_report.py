@@ -1,8 +1,8 @@
-"""Reads the study's records (`bench.studies.selection_study`) into one Markdown page.
+"""Turn the study's records (`bench.studies.selection_study`) into one Markdown page.
 
     python -m bench.studies.selection_report bench/published/selection -o docs/selection-study.md
 
-What a ratio, a rank and a spread are: `bench.studies.selection_group`.
+What a ratio, a rank and a spread are, `bench.studies.selection_group` says.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ NEAR = 1e-3  # of a ratio over 1
 
 
 def page(groups: Sequence[Group]) -> str:
+    """Return the page."""
     parts = [
         "# The selection study",
         "Made by `python -m bench.studies.selection_report`; do not edit. The records and the command that makes them "
@@ -76,13 +77,13 @@ def page(groups: Sequence[Group]) -> str:
 
 
 def _found(groups: Sequence[Group]) -> str:
-    """Where that error is known."""
+    """Say for which texts the error of measuring is known."""
     known = [f"{group.model} on {group.text}" for group in groups if group.confirmed and group.confirmed.error_nats]
     return "" if len(known) == len(groups) else f" (found of {', '.join(known) or 'none'}; elsewhere it is taken as 0)"
 
 
 def _in_part(confirmed: Confirmed | None) -> str:
-    """Which sets were measured on less of the text."""
+    """Say which sets were measured on less of the text."""
     if confirmed is None or not confirmed.in_part:
         return ""
     return (
@@ -91,19 +92,19 @@ def _in_part(confirmed: Confirmed | None) -> str:
 
 
 def _scored(rows: Sequence[StudyRow]) -> int:
-    """Tokens of the one pass."""
+    """Return the tokens of the one pass."""
     return round(max(row.row.analysis_passes for row in rows) * rows[0].calibration_tokens)
 
 
 def _machines(groups: Sequence[Group]) -> str:
-    """Where the rows come from, the most frequent first."""
-    found = Counter(
+    """Say where the rows come from, the most frequent machine first."""
+    counts = Counter(
         f"{row.machine.gpu or f'{row.machine.cpu}, {row.machine.cores} cores'} (torch {row.versions['torch']}, "
         f"transformers {row.versions['transformers']})"
         for group in groups
         for row in group.rows
     )
-    return "; ".join(f"{name}: {count:,} choices" for name, count in found.most_common())
+    return "; ".join(f"{name}: {count:,} choices" for name, count in counts.most_common())
 
 
 def _together(groups: Sequence[Group]) -> str:
@@ -161,7 +162,7 @@ def _costs(texts: Texts) -> str:
 
 
 def _per_size(groups: Sequence[Group], figure: Callable[[Group], float]) -> str:
-    """A figure by number of blocks: its mean over the groups of that size."""
+    """Return a figure by number of blocks: its mean over the groups of that size."""
     sizes = sorted({group.num_blocks for group in groups})
     means = (statistics.mean(figure(group) for group in groups if group.num_blocks == size) for size in sizes)
     return ", ".join(f"{mean:.2f} (L={size})" for size, mean in zip(sizes, means, strict=True))
@@ -185,16 +186,18 @@ def _one(group: Group) -> str:
 
 
 def read_confirmed(records: Path) -> Confirmed | None:
+    """Read what was measured on the confirming text; None where there is no file."""
     path = confirmed_path(records)
     return Confirmed.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_groups(folder: Path) -> list[Group]:
-    found = [(rows, read_confirmed(path)) for path in sorted(folder.glob("*.jsonl")) if (rows := read_study(path))]
-    if not found:
+    """Read the groups of a folder, the smallest models first. Raises UserError where there is no record."""
+    records = [(rows, read_confirmed(path)) for path in sorted(folder.glob("*.jsonl")) if (rows := read_study(path))]
+    if not records:
         raise UserError(f"{folder} has no records; make some with `python -m bench.studies.selection_study`")
     return sorted(
-        (Group(rows, confirmed) for rows, confirmed in found),
+        (Group(rows, confirmed) for rows, confirmed in records),
         key=lambda group: (group.num_blocks, group.model, group.text),
     )
 

@@ -1,18 +1,18 @@
-"""The study behind the default selection: every method at every k up to L/2, beside the optimum.
+"""Run the study behind the default selection: every method at every k up to L/2, beside the optimum.
 
     python -m bench.studies.selection_study MODEL --text books=books.txt --text self -o bench/published/selection
 
-For each text: excerpts of it, all disjoint, make one evaluation text and one calibration text a seed. `self` is sampled
-from the model. All choices are measured on the evaluation text; the optimum on it comes from all C(L, k) sets, where
-they are no more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more
-than three standard errors of the paired difference on more of it, up to the whole.
+For each text, disjoint excerpts make one evaluation text and one calibration text a seed. `self` is sampled from the
+model. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
+more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more than three
+standard errors of the paired difference are measured on more of it, up to the whole.
 
-The best of a thousand sets on some text is also the luckiest on it: `--confirm TOKENS` measures every choice and every
-optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it no further.
-`--pair 2,3,7 2,3,9` with it measures these two sets alone, and prints their difference and its standard error.
+The best of a thousand sets on some text is also the luckiest on it. `--confirm TOKENS` measures every choice and every
+optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it are measured no
+further. `--pair 2,3,7 2,3,9` with it measures these two sets alone, and prints their difference and its standard error.
 
-Records are JSON lines, appended as they are made; a run that was killed goes on from them.
-`python -m bench.studies.selection_report` reads them.
+Records are JSON lines, appended as they are made; a run that was killed goes on from them. `python -m
+bench.studies.selection_report` reads them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from bench.records.json_lines import read_whole_lines
 from bench.records.machine import commit, this_machine, versions
 from bench.records.schema import Machine
 from mi_prun.analysis.analysis import Analysis, read_analysis
@@ -69,8 +70,10 @@ OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 
 
 class StudyRow(Record):
-    """A choice, measured on the evaluation text. `row` holds the choice; its own figures are of the ranking's sibling
-    text and are not read here. optimum_: the best set of as many blocks on the same evaluation text, where it is known.
+    """A choice, measured on the evaluation text.
+
+    `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
+    set of as many blocks on the same evaluation text, where it is known.
     """
 
     schema_version: Literal[1] = 1
@@ -98,11 +101,11 @@ class StudyRow(Record):
 
 
 class Confirmed(Record):
-    """Perplexity of each set on the confirming text; keys are the dropped blocks, 0-based, "" the dense model.
+    """The perplexity of each set on the confirming text. Keys are the dropped blocks, 0-based; "" is the dense model.
 
-    in_part: tokens of each set that was clearly behind on the first part of the text and measured on no more. Its
-    perplexity is that of the best set there, on the whole text, times their ratio on the part.
-    error_nats: the standard error, over windows, of each set's difference a token from the best of as many blocks.
+    in_part: tokens of each set that was clearly behind on the first part of the text and was measured on no more. Its
+    perplexity is that of the best set there, on the whole text, times their ratio on the part. error_nats: the standard
+    error, over windows, of each set's difference a token from the best of as many blocks.
     """
 
     schema_version: Literal[1] = 1
@@ -117,8 +120,10 @@ class Confirmed(Record):
 
 
 class Pair(Record):
-    """Two sets on the confirming text: the first one's cross-entropy above the second's, a token, and the standard
-    error of that difference over windows.
+    """Two sets on the confirming text.
+
+    difference_nats: the first one's cross-entropy above the second's, a token. standard_error_nats: of that difference,
+    over windows.
     """
 
     schema_version: Literal[1] = 1
@@ -136,15 +141,17 @@ class Pair(Record):
 
 
 def key_of(dropped: Dropped) -> str:
+    """Return the key of a set in a record: its blocks, with commas."""
     return ",".join(map(str, dropped))
 
 
 def blocks_of(key: str) -> Dropped:
+    """Return the blocks of a key."""
     return tuple(int(block) for block in key.split(",") if block)
 
 
 class Study:
-    """One model on one text."""
+    """The study of one model on one text."""
 
     def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
         self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
@@ -163,6 +170,7 @@ class Study:
         self.known = read_study(self.path)
 
     def run(self) -> None:
+        """Choose by every method at every k and seed, and append what is missing to the records."""
         evaluation = Evaluator(self.model, self.evaluation_windows())
         ks = range(self.options.least_blocks, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
         optimum = self.optimum(evaluation, ks)
@@ -213,28 +221,28 @@ class Study:
             compare(context, specs, list(ks), known=known, keep=keep)
 
     def check_alike(self, seed: int, evaluation_tokens: int) -> None:
-        """Raises UserError where rows of the seed were made with other settings: they are not rows of this study."""
+        """Refuse rows of the seed that were made with other settings: they are not rows of this study."""
         asked = {"window_tokens": self.options.window, "evaluation_tokens": evaluation_tokens}
         for row in self.known:
-            found = {name: getattr(row, name) for name in asked}
-            if row.seed == seed and found != asked:
+            made = {name: getattr(row, name) for name in asked}
+            if row.seed == seed and made != asked:
                 raise UserError(
-                    f"{self.path} has rows of other settings ({_words(found)}, not {_words(asked)}); "
+                    f"{self.path} has rows of other settings ({_words(made)}, not {_words(asked)}); "
                     "give theirs, or another output folder"
                 )
 
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
-        """The best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
+        """Return the best set of each k on the evaluation text; kept beside the records, as it takes the longest."""
         path = self.path.with_suffix(".optimum.json")
         text = tokens_digest(evaluation.windows)
         best: dict[int, Dropped] = {}
         counts: dict[int, list[int]] = {}
         if path.is_file():
-            found = json.loads(path.read_text())
-            if found.get("text_sha256", text) != text:  # older files do not say it
+            kept = json.loads(path.read_text())
+            if kept.get("text_sha256", text) != text:  # older files do not say it
                 raise UserError(f"{path} is of another evaluation text; give its settings, or another output folder")
-            best = {int(k): tuple(dropped) for k, dropped in found["optimum"].items()}
-            counts = {int(k): sets for k, sets in found["sets_measured"].items()}
+            best = {int(k): tuple(dropped) for k, dropped in kept["optimum"].items()}
+            counts = {int(k): sets for k, sets in kept["sets_measured"].items()}
         missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT]
         for k in missing:
             best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
@@ -278,7 +286,7 @@ class Study:
         )
 
     def confirm_some(self, evaluator: Evaluator, sets: Sequence[Dropped], known: Confirmed) -> None:
-        """Sets of as many blocks: the whole text only for those that a part of it leaves in question."""
+        """Measure sets of as many blocks: on the whole text only those that a part of it leaves in question."""
         whole = {key: value for key, value in known.perplexity.items() if key not in known.in_part}
         alike = [key for key in whole if len(blocks_of(key)) == len(sets[0])]
         compared = [*([blocks_of(min(alike, key=whole.__getitem__))] if alike else []), *sets]
@@ -300,7 +308,7 @@ class Study:
                 known.error_nats[key_of(dropped)] = error
 
     def confirmed(self, evaluator: Evaluator) -> Confirmed:
-        """What was measured on this very text before: the dense model's perplexity tells whether it is the same."""
+        """Return what was measured on this very text before; the dense perplexity tells whether it is the same."""
         path = confirmed_path(self.path)
         new = Confirmed(
             tokens=evaluator.predicted_tokens,
@@ -312,20 +320,21 @@ class Study:
         )
         if not path.is_file():
             return new
-        found = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
+        known = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
         dense = math.exp(evaluator.measure([()])[0].ce_nats)
-        if found.tokens != new.tokens or not math.isclose(found.perplexity[""], dense, rel_tol=1e-6):
+        if known.tokens != new.tokens or not math.isclose(known.perplexity[""], dense, rel_tol=1e-6):
             return new
-        update = {name: getattr(found, name) for name in ("perplexity", "in_part", "error_nats")}
+        update = {name: getattr(known, name) for name in ("perplexity", "in_part", "error_nats")}
         return new.model_copy(update=update)
 
     def evaluation_windows(self) -> Tensor:
+        """Return the windows of the evaluation text."""
         return self.windows("evaluation", self.options.evaluation_tokens)
 
     def windows(self, role: Literal["evaluation", "confirming"], tokens: int) -> Tensor:
-        """Windows of the text that plays that role."""
+        """Return the windows of the text that plays that role."""
         with tempfile.TemporaryDirectory() as folder:
-            found = load_calibration(
+            calibration = load_calibration(
                 self.excerpts(role, Path(folder)),
                 self.folder.tokenizer,
                 window_tokens=self.options.window,
@@ -336,10 +345,11 @@ class Study:
                 model=self.model.model,
                 scattered=True,
             )
-        check_enough(found.description)
-        return found.scoring.tokens
+        check_enough(calibration.description)
+        return calibration.scoring.tokens
 
     def analysis(self, seed: int) -> Analysis:
+        """Analyse the calibration text of a seed."""
         with tempfile.TemporaryDirectory() as folder:
             settings = replace(self.settings, calibration=self.excerpts(seed, Path(folder)), seed=seed)
             analyze(self.folder, Path(folder) / "analysis", settings, load=lambda: self.model)
@@ -348,7 +358,7 @@ class Study:
         return analysis
 
     def excerpts(self, role: Role, folder: Path) -> str:
-        """A text file of excerpts for a role: the evaluation, the confirmation or a seed. No two roles share one."""
+        """Write a text file of excerpts for a role: the evaluation, the confirmation or a seed. No two share one."""
         if self.source == SELF:
             return SELF
         document = "\n".join(text_source(self.source).open())
@@ -362,14 +372,15 @@ class Study:
         return str(path)
 
 
-def check_enough(found: CalibrationDescription) -> None:
-    have = found.scoring_tokens + found.ranking_tokens + found.held_out_tokens
-    if have < found.wanted_tokens:
-        raise UserError(f"text {found.source} has {have:,} of {found.wanted_tokens:,} tokens for a part of the study")
+def check_enough(text: CalibrationDescription) -> None:
+    """Refuse a text that is too short for its part. Raises UserError."""
+    have = text.scoring_tokens + text.ranking_tokens + text.held_out_tokens
+    if have < text.wanted_tokens:
+        raise UserError(f"text {text.source} has {have:,} of {text.wanted_tokens:,} tokens for a part of the study")
 
 
 def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped, list[int]]:
-    """The set of least cross-entropy, and how many sets were measured on each share of the windows."""
+    """Return the set of least cross-entropy, and how many sets were measured on each share of the windows."""
     left = list(sets)
     counts = []
     with progress("optimum", len(left), "sets") as advance:
@@ -391,20 +402,19 @@ def _words(settings: dict[str, int]) -> str:
 
 
 def read_study(path: Path) -> list[StudyRow]:
-    """The records of one file, none where it is missing."""
-    if not path.is_file():
-        return []
-    return [StudyRow.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read the records of one file; none where it is missing."""
+    return [StudyRow.model_validate_json(line) for line in read_whole_lines(path)]
 
 
 def errors(ce_nats: NDArray[np.float64]) -> list[float]:
-    """The standard error of each set's difference from the best one. ce_nats: (sets, windows), a token's."""
+    """Return the standard error of each set's difference from the best one. ce_nats: (sets, windows), a token's."""
     difference = ce_nats - ce_nats[ce_nats.mean(1).argmin()]
-    found: list[float] = (difference.std(1, ddof=1) / math.sqrt(ce_nats.shape[1])).tolist()
-    return found
+    standard_errors: list[float] = (difference.std(1, ddof=1) / math.sqrt(ce_nats.shape[1])).tolist()
+    return standard_errors
 
 
 def confirmed_path(records: Path) -> Path:
+    """Return where the confirmed perplexities of a file of records lie."""
     return records.with_suffix(".confirmed.json")
 
 

@@ -1,12 +1,12 @@
-"""Where a decode step's time goes: what a block costs, and what is there whatever the number of blocks.
+"""Find where a decode step's time goes: what a block costs, and what is there whatever the number of blocks.
 
     python -m bench.studies.step_cost --shape qwen2.5-0.5b-32k --blocks 24,18,12,6 -o bench/published/sweep/step.json
 
-One process, an engine for each number of blocks, asked in turn and in an order that turns with the rounds. A step's
-time is that of an answer of STEPS + 1 tokens less that of an answer of one, over STEPS. A line through the medians,
-`step = rest + blocks x block`, parts what dropping blocks can save from what it cannot; the bytes of a block over its
-time are the rate at which weights are read; at that rate the head takes its share of `rest`, and the remainder is the
-engine's own: scheduling, sampling, preparing the inputs.
+One process holds an engine for each number of blocks. They are asked in turn, in an order that turns with the rounds. A
+step's time is that of an answer of STEPS + 1 tokens less that of an answer of one, over STEPS. A line through the
+medians, `step = rest + blocks x block`, parts what dropping blocks can save from what it cannot. The bytes of a block
+over its time are the rate at which weights are read. At that rate the head takes its share of `rest`; the remainder is
+the engine's own: scheduling, sampling, preparing the inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEPS, PROMPT_TOKENS = 32, 64
 
 
 def measure(name: str, counts: list[int], rounds: int, dtype: str) -> dict[str, Any]:
-    """Milliseconds of a decode step at batch 1 by number of blocks, by round."""
+    """Return the milliseconds of a decode step at batch 1 by number of blocks, by round, and the line through them."""
     config = open_shape(name)
     total = num_blocks(config)
     if wrong := [count for count in counts if not 1 <= count <= total]:
@@ -49,7 +49,7 @@ def measure(name: str, counts: list[int], rounds: int, dtype: str) -> dict[str, 
     prompt = {"prompt_token_ids": list(range(1, PROMPT_TOKENS + 1))}
     kept = {count: kept_blocks(total, spread(total, total - count)) for count in counts}
     engines: dict[int, Any] = {}
-    found: dict[int, list[float]] = {count: [] for count in counts}
+    step_ms_by_round: dict[int, list[float]] = {count: [] for count in counts}
     with tempfile.TemporaryDirectory(prefix="mi-prun-step-cost-") as folder:
         for count in counts:
             home = Path(folder) / str(count)
@@ -75,18 +75,18 @@ def measure(name: str, counts: list[int], rounds: int, dtype: str) -> dict[str, 
             for count in counts[turn:] + counts[:turn]:
                 one, many = seconds(count, 1), seconds(count, STEPS + 1)
                 if number:  # the first round warms up
-                    found[count].append(1e3 * (many - one) / STEPS)
+                    step_ms_by_round[count].append(1e3 * (many - one) / STEPS)
             print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
     weights = weights_of_config(config)
     context = PROMPT_TOKENS + STEPS // 2
     bytes_of = {count: decode(weights.keep(kept[count]), 1, context).num_bytes for count in counts}
-    return summary({count: median(values) for count, values in found.items()}, bytes_of) | {
-        "round_step_ms": {count: [round(value, 3) for value in values] for count, values in found.items()}
+    return summary({count: median(values) for count, values in step_ms_by_round.items()}, bytes_of) | {
+        "round_step_ms": {count: [round(value, 3) for value in values] for count, values in step_ms_by_round.items()}
     }
 
 
 def summary(step_ms: dict[int, float], bytes_of: dict[int, int]) -> dict[str, Any]:
-    """The line through the steps, and what it says. Least squares over the numbers of blocks."""
+    """Fit the line through the steps by least squares over the numbers of blocks, and say what it tells."""
     counts = sorted(step_ms)
     block_ms, rest_ms = (float(value) for value in np.polyfit(counts, [step_ms[count] for count in counts], 1))
     block_bytes, rest_bytes = (float(value) for value in np.polyfit(counts, [bytes_of[count] for count in counts], 1))

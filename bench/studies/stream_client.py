@@ -1,4 +1,4 @@
-"""So many clients that ask for one streamed answer after another, and how long each took; as light as it can be."""
+"""Run clients that ask for one streamed answer after another, and time each answer. They are as light as can be."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Client(asyncio.Protocol):
             self._done.set_result(whole)
 
     async def ask(self, request: bytes) -> bool:
-        """Whether the answer was whole."""
+        """Send a request, wait for its answer, and tell whether that was whole."""
         if self._transport is None:
             return False
         self.first_s, self.body_end = 0.0, b""
@@ -67,17 +67,22 @@ class Client(asyncio.Protocol):
         return await self._done
 
     def close(self) -> None:
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
 
 def request_bytes(port: int, body: bytes) -> bytes:
+    """Return a chat request as bytes."""
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\n"
     return (head % port).encode() + b"authorization: Bearer sk-bench\r\ncontent-length: %d\r\n\r\n" % len(body) + body
 
 
 async def load(port: int, body: bytes, clients: int, seconds: float) -> Timings:
-    """Clients begin at random within the first second, whose answers do not count."""
+    """Have clients ask for `seconds`, and time their answers. Raises UserError where no answer was whole.
+
+    The clients begin at random within the first second, whose answers do not count.
+    """
     timings = Timings()
     request = request_bytes(port, body)
     loop = asyncio.get_running_loop()

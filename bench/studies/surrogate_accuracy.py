@@ -1,11 +1,11 @@
-"""How well the default's surrogate ranks sets that it has not seen, beside what it is made of.
+"""Measure how well the default's surrogate ranks sets that it has not seen, beside what it is made of.
 
-    python -m bench.studies.surrogate_accuracy MODEL --calibration books.txt -k 6 \
+    python -m bench.studies.surrogate_accuracy MODEL --calibration books.txt -k 6 \\
         >> bench/published/surrogate/accuracy.jsonl
 
 Hundreds of sets of k blocks are measured on the text that candidates are first measured on: the low sets of the
 quadratic of single removals, and all that differ in one block from the best of the default's candidates. Those that the
-surrogate learns from are left out; the others are ranked by its prediction from nothing (the quadratic alone), from the
+surrogate learns from are left out. The others are ranked by its prediction from nothing (the quadratic alone), from the
 default's candidates, and from the neighbours of one, two and three of them as well. The last line printed is JSON.
 """
 
@@ -43,14 +43,16 @@ BEST, TOP, SHORT_LIST = 150, 10, 24  # sets that the ranks are of; those to be f
 
 
 def swaps(dropped: Dropped, num_blocks: int) -> list[Dropped]:
-    """All sets that differ in one block."""
+    """Return all sets that differ from `dropped` in one block."""
     kept = [block for block in range(num_blocks) if block not in dropped]
     return [tuple(sorted({*dropped, new} - {old})) for old in dropped for new in kept]
 
 
 def figures(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> dict[str, float]:
-    """rank_correlation: Spearman's, over the BEST sets by measured loss. found: of the TOP best, among the SHORT_LIST
-    that are predicted to be the best. gap_nats: what the best of those lacks to the best of all.
+    """Say how well a prediction ranks measured sets.
+
+    rank_correlation: Spearman's, over the BEST sets by measured loss. found: of the TOP best, among the SHORT_LIST that
+    are predicted to be the best. gap_nats: what the best of those lacks to the best of all.
     """
     order = np.argsort(values, kind="stable")[:BEST]
     ranks = np.argsort(np.argsort(predicted[order], kind="stable"))
@@ -63,6 +65,7 @@ def figures(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> dict
 
 
 def accuracy(context: Context, k: int) -> dict[str, Any]:
+    """Rank sets that were not measured before by each surrogate, and compare with their measured losses."""
     evaluator, gram = context.screening, gram_of(context)
     first, few, length = first_windows(context), few_windows(context), evaluator.windows.shape[1] - 1
     candidates = METHODS["hybrid"].propose(context, k, METHODS["hybrid"].candidates(context.num_blocks, k))
@@ -78,7 +81,7 @@ def accuracy(context: Context, k: int) -> dict[str, Any]:
             sets, lambda tokens: advance(tokens / (first * evaluator.windows.shape[1])), windows=first
         )
     values = context.values(by_window) / length
-    found = {"quadratic": figures(gram.predict(sets, "kl"), values)}
+    by_surrogate = {"quadratic": figures(gram.predict(sets, "kl"), values)}
     for rounds in range(ROUNDS + 1):
         beside = [dropped for leader in best[:rounds] for dropped in neighbours(leader, context.num_blocks)]
         measured = list(dict.fromkeys([*beside, *candidates]))
@@ -86,11 +89,12 @@ def accuracy(context: Context, k: int) -> dict[str, Any]:
         label = "candidates" + (f" and neighbours of {rounds}" if rounds else "")
         linear, pair = corrected(gram, measured, losses)
         np.fill_diagonal(pair, 0.0)
-        found[label] = figures(np.array([energy(linear, pair, dropped) for dropped in sets]), values)
-    return {"sets": len(sets), "tokens": first * evaluator.windows.shape[1], "surrogate": found}
+        by_surrogate[label] = figures(np.array([energy(linear, pair, dropped) for dropped in sets]), values)
+    return {"sets": len(sets), "tokens": first * evaluator.windows.shape[1], "surrogate": by_surrogate}
 
 
 def main() -> None:
+    """Analyse the text, rank the sets, and print the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--name", help="of the model in the record; default: its folder's")
@@ -118,7 +122,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             analyze(folder, Path(place) / "analysis", settings, load=load)
             analysis = read_analysis(Path(place) / "analysis")
-        found = {
+        record = {
             "model": options.name or folder.path.resolve().name,
             "calibration": Path(options.calibration).name,
             "num_blocks": folder.num_blocks,
@@ -129,7 +133,7 @@ def main() -> None:
             "versions": versions(),
             "commit": commit(),
         }
-        print(json.dumps(found))
+        print(json.dumps(record))
 
     sys.exit(run_command(run))
 

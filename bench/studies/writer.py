@@ -1,9 +1,9 @@
-"""The checkpoint writer against `cp` of the bytes it keeps: time, and peak memory.
+"""Measure the checkpoint writer against `cp` of the bytes it keeps: time, and peak memory.
 
     python -m bench.studies.writer --gigabytes 4 --folder /some/disk
 
-A random bf16 checkpoint of Llama's shapes is made, every fourth block dropped. `apply` (in a process of its own, its
-checks, hashes and fsyncs included) and `cp` followed by fsync of the same kept files take turns; the source lies in
+A random bf16 checkpoint of Llama's shapes is made, and every fourth block dropped. `apply` (in a process of its own,
+its checks, hashes and fsyncs included) and `cp` followed by fsync of the same kept files take turns. The source lies in
 the page cache for both where memory allows. With `--mergekit PATH/mergekit-yaml` its passthrough merge of the same
 slices runs beside them. The last line printed is JSON.
 """
@@ -55,6 +55,7 @@ print(json.dumps({"seconds": seconds, "interpreter_rss_kib": before, "peak_rss_k
 
 
 def block_shapes(block: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a block's tensors."""
     prefix = f"model.layers.{block}."
     return {
         prefix + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
@@ -70,7 +71,7 @@ def block_shapes(block: int) -> dict[str, tuple[int, ...]]:
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> int:
-    """Write a random checkpoint of about that size; returns its number of blocks."""
+    """Write a random checkpoint of about that size; return its number of blocks."""
     block_bytes = sum(2 * _product(shape) for shape in block_shapes(0).values())
     blocks = max(DROP_EVERY, round(gigabytes * 1e9 / block_bytes))
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
@@ -100,7 +101,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
 
 
 def config_of(blocks: int) -> dict[str, Any]:
-    """The config of that many blocks of `block_shapes`."""
+    """Return the config of a model with that many blocks of `block_shapes`."""
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": blocks,
         "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HIDDEN // 64,
@@ -116,6 +117,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def run_apply(dense: Path, plan: Path, out: Path, max_shard_bytes: int) -> dict[str, Any]:
+    """Run `apply` in a process of its own, and return its seconds and peak memory."""
     arguments = [str(dense), str(plan), str(out), str(max_shard_bytes)]
     done = subprocess.run([sys.executable, "-c", APPLY, *arguments], check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -123,6 +125,7 @@ def run_apply(dense: Path, plan: Path, out: Path, max_shard_bytes: int) -> dict[
 
 
 def run_cp(source: Path, out: Path) -> float:
+    """Copy a folder with `cp`, fsync its files, and return the seconds."""
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(out)], check=True)
     for file in out.iterdir():
@@ -131,7 +134,7 @@ def run_cp(source: Path, out: Path) -> float:
 
 
 def run_mergekit(program: str, dense: Path, plan: Plan, out: Path) -> dict[str, float]:
-    """The passthrough merge of the kept slices; its peak memory is that of its process."""
+    """Run the passthrough merge of the kept slices; the peak memory is that of its process."""
     path = out.with_suffix(".yaml")
     path.write_text(recipe(dense, plan.kept))
     start = time.perf_counter()
@@ -161,6 +164,7 @@ def main() -> None:
 
 
 def measure(work: Path, gigabytes: float, rounds: int, max_shard_bytes: int, mergekit: str | None) -> dict[str, Any]:
+    """Time `apply`, `cp` and mergekit in turn, and return the record."""
     dense = work / "dense"
     dense.mkdir()
     blocks = make_checkpoint(dense, gigabytes)
@@ -203,10 +207,10 @@ def measure(work: Path, gigabytes: float, rounds: int, max_shard_bytes: int, mer
     }
     if mergekit:
         shutil.rmtree(work / "pruned")
-        found = run_mergekit(mergekit, dense, plan, work / "merged")
-        record["mergekit_seconds"] = round(found["seconds"], 3)
-        record["mergekit_mb_per_s"] = round(kept_bytes / 1e6 / found["seconds"], 1)
-        record["mergekit_peak_rss_mb"] = round(found["peak_rss_kib"] * 1024 / 1e6, 1)
+        merged = run_mergekit(mergekit, dense, plan, work / "merged")
+        record["mergekit_seconds"] = round(merged["seconds"], 3)
+        record["mergekit_mb_per_s"] = round(kept_bytes / 1e6 / merged["seconds"], 1)
+        record["mergekit_peak_rss_mb"] = round(merged["peak_rss_kib"] * 1024 / 1e6, 1)
     return record
 
 

@@ -1,1 +1,1 @@
-"""Every ratio measured beside the dense model."""
+"""Measure every ratio beside the dense model."""

@@ -1,4 +1,4 @@
-"""Rounds become points: medians, ratios to the dense model round by round, and what was reached of each bound."""
+"""Make points of rounds: medians, ratios to the dense model round by round, and what was reached of each bound."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
 
-from bench.models.measured_model import Subject, plan_digest
+from bench.models.measured_model import MeasuredModel, plan_digest
 from bench.models.roofline import bound, most, work
 from bench.records.acceptance import acceptance_over
 from bench.records.paired import paired
 from bench.records.schema import (
-    Dense,
-    Load,
+    DenseModel,
     MeasuredOn,
     Memory,
     Paired,
@@ -26,6 +25,7 @@ from bench.records.schema import (
     Selection,
     Speed,
     StartUp,
+    Workload,
 )
 from mi_prun.plan.plan import Quality
 
@@ -34,89 +34,94 @@ ANY_CONTEXT = 1 << 20
 
 def points_of(
     run: str,
-    dense: Dense,
-    subjects: Sequence[Subject],
-    load: Load,
+    dense: DenseModel,
+    models: Sequence[MeasuredModel],
+    load: Workload,
     rounds: dict[str, list[RoundRecord]],
     provenance: Provenance,
 ) -> list[PointRecord]:
-    """One load's points, dense first. rounds: by the arm's label, in order."""
-    first, base = subjects[0], rounds[subjects[0].arm.label]
+    """Return one load's points, dense first. rounds: by the arm's label, in order."""
+    first, base = models[0], rounds[models[0].arm.label]
     points = []
-    for subject in subjects:
-        own = rounds[subject.arm.label]
-        ratios = paired([r.figures for r in own], [r.figures for r in base]) if subject is not first else None
+    for model in models:
+        own = rounds[model.arm.label]
+        ratios = paired([r.figures for r in own], [r.figures for r in base]) if model is not first else None
         speed = Speed(rounds=tuple(r.figures for r in own))
         bounded = ratios is not None and same_batches(load, own, base)
-        quality, measured_on = subject.quality, subject.quality_measured_on
-        if subject is first:
-            quality, measured_on = dense_quality(subjects)
+        quality, measured_on = model.quality, model.quality_measured_on
+        if model is first:
+            quality, measured_on = dense_quality(models)
         points.append(
             PointRecord(
                 run=run,
                 time=datetime.now(UTC).isoformat(timespec="seconds"),
                 dense=dense,
-                arm=subject.arm,
+                arm=model.arm,
                 load=load,
                 speed=speed,
                 paired=ratios,
-                roofline=rooflines(first, subject, load, ratios) if ratios and bounded else (),
-                memory=memory_of(subject, load, own),
+                roofline=rooflines(first, model, load, ratios) if ratios and bounded else (),
+                memory=memory_of(model, load, own),
                 start_up=start_up_of(own),
                 quality=quality,
                 quality_measured_on=measured_on,
                 acceptance=acceptance_over([r.acceptance for r in own]),
                 provenance=provenance,
-                bound=bound_of(first, subject, load) if bounded else None,
-                selection=selection_of(subject),
+                bound=bound_of(first, model, load) if bounded else None,
+                selection=selection_of(model),
             )
         )
     return points
 
 
-def dense_quality(subjects: Sequence[Subject]) -> tuple[Quality | None, MeasuredOn | None]:
-    """The dense model's own figure is the one that its pruned models were compared with; none, where they were compared
-    on several texts.
+def dense_quality(models: Sequence[MeasuredModel]) -> tuple[Quality | None, MeasuredOn | None]:
+    """Return the dense model's own quality: the one that its pruned models were compared with.
+
+    None where they were compared on several texts.
     """
-    found = [(subject.quality, subject.quality_measured_on) for subject in subjects[1:] if subject.quality is not None]
-    if not found:
+    measured = [(model.quality, model.quality_measured_on) for model in models[1:] if model.quality is not None]
+    if not measured:
         return None, None
-    quality, measured_on = found[0]
+    quality, measured_on = measured[0]
     # Another machine's last digits are no other text.
-    if any(not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=1e-3) for other, _ in found):
+    if any(not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=1e-3) for other, _ in measured):
         return None, None
     same = {"pruned_perplexity": quality.dense_perplexity, "kl_nats_per_token": 0.0}
     return quality.model_copy(update=same), measured_on
 
 
-def same_batches(load: Load, *arms: Sequence[RoundRecord]) -> bool:
-    """Whether a step of each arm has as many requests: a bound is of the same step with fewer blocks. A model with less
-    weight has more room for keys and values: where the dense one cannot hold all that is in flight, the pruned one's
-    steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop. The longest
-    request of a trace is not in the load: twice the mean stands for it.
+def same_batches(load: Workload, *arms: Sequence[RoundRecord]) -> bool:
+    """Tell whether a step of each arm has as many requests: a bound is of the same step with fewer blocks.
+
+    A model with less weight has more room for keys and values. Where the dense one cannot hold all that is in flight,
+    the pruned one's steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop.
+    The longest request of a trace is not in the load: twice the mean stands for it.
     """
     if load.concurrency is None:
         return not any(Speed(rounds=tuple(r.figures for r in rounds)).piles_up for rounds in arms)
     length = load.input_tokens + load.output_tokens
     needed = load.concurrency * length * (1 if load.trace is None else 2)
-    return needed <= min(found.kv_tokens for rounds in arms for found in rounds)
+    return needed <= min(record.kv_tokens for rounds in arms for record in rounds)
 
 
-def rooflines(dense: Subject, pruned: Subject, load: Load, ratios: Paired) -> tuple[Roofline, ...]:
-    """Prefill by TTFT with one request in flight; decode by TPOT in a closed loop. Else the phases are mixed."""
+def rooflines(dense: MeasuredModel, pruned: MeasuredModel, load: Workload, ratios: Paired) -> tuple[Roofline, ...]:
+    """Return the bounds that a load shows: prefill by TTFT with one request in flight, decode by TPOT in a closed loop.
+
+    Under other loads the phases are mixed.
+    """
     if dense.weights is None or pruned.weights is None or load.concurrency is None or load.trace is not None:
         return ()
     phases: list[tuple[Phase, int, Ratio | None]] = [
         ("prefill", round(load.input_tokens), ratios.ttft if load.concurrency == 1 else None),
         ("decode", round(load.input_tokens + load.output_tokens / 2), ratios.tpot),
     ]
-    found = []
+    shown = []
     for phase, tokens, speedup in phases:
         if speedup is None:
             continue
         before = work(phase, dense.weights, load.concurrency, tokens)
         after = work(phase, pruned.weights, load.concurrency, tokens)
-        found.append(
+        shown.append(
             Roofline(
                 phase=phase,
                 batch=load.concurrency,
@@ -129,13 +134,13 @@ def rooflines(dense: Subject, pruned: Subject, load: Load, ratios: Paired) -> tu
                 speedup=speedup,
             )
         )
-    return tuple(found)
+    return tuple(shown)
 
 
-def bound_of(dense: Subject, pruned: Subject, load: Load) -> float | None:
-    """Of the speed-up of tokens/s: the larger of the phases' bounds, alone and all in flight together.
+def bound_of(dense: MeasuredModel, pruned: MeasuredModel, load: Workload) -> float | None:
+    """Bound the speed-up of tokens/s by the larger of the phases' bounds, alone and all in flight together.
 
-    Where requests come as they like or differ in length, steps are of any kind; how long a trace's longest request is
+    Where requests come as they like or differ in length, steps are of any kind. How long a trace's longest request is,
     is not in the load.
     """
     before, after = dense.weights, pruned.weights
@@ -152,17 +157,19 @@ def bound_of(dense: Subject, pruned: Subject, load: Load) -> float | None:
     )
 
 
-def selection_of(subject: Subject) -> Selection | None:
-    plan = subject.plan
+def selection_of(model: MeasuredModel) -> Selection | None:
+    """Say how a model's blocks were chosen; None for dense, and for a shape."""
+    plan = model.plan
     return Selection(plan_sha256=plan_digest(plan), settings=plan.settings) if plan else None
 
 
-def memory_of(subject: Subject, load: Load, rounds: Sequence[RoundRecord]) -> Memory:
+def memory_of(model: MeasuredModel, load: Workload, rounds: Sequence[RoundRecord]) -> Memory:
+    """Return what a model took under a load."""
     last = rounds[-1]
     length = round(load.input_tokens + load.output_tokens)
     device = [r.peak_device_bytes for r in rounds if r.peak_device_bytes is not None]
     return Memory(
-        weight_bytes=subject.weight_bytes,
+        weight_bytes=model.weight_bytes,
         engine_weight_bytes=last.engine_weight_bytes,
         kv_tokens=last.kv_tokens,
         length_tokens=length,
@@ -173,7 +180,7 @@ def memory_of(subject: Subject, load: Load, rounds: Sequence[RoundRecord]) -> Me
 
 
 def start_up_of(rounds: Sequence[RoundRecord]) -> StartUp:
-    """Rounds on one engine tell of the same start."""
+    """Return how long the engine took to start. Rounds on one engine tell of the same start."""
     starts = sorted({(r.startup_s, r.load_s) for r in rounds}, key=lambda start: start[0])
     loads = [load_s for _, load_s in starts if load_s is not None]
     return StartUp(
@@ -182,7 +189,7 @@ def start_up_of(rounds: Sequence[RoundRecord]) -> StartUp:
 
 
 def line(point: PointRecord) -> str:
-    """A point for a terminal."""
+    """Return a point for a terminal."""
     speed, memory = point.speed, point.memory
     ratio = f"{point.paired.output_tokens_per_s.ratio:.2f}x" if point.paired else "1.00x"
     words = (

@@ -1,4 +1,4 @@
-"""`mi-prun-bench sweep --dry-run`: what would be measured, whether it fits, and about how long it takes."""
+"""`mi-prun-bench sweep --dry-run`: say what would be measured, whether it fits, and about how long it takes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import json
 from collections.abc import Iterator
 
 from bench.engines.memory_check import GIB, room
-from bench.load.workloads import open_loads, rates_for
-from bench.records.schema import Load
+from bench.load.workloads import open_workloads, rates_for
+from bench.records.schema import Workload
+from bench.sweeps.choices import sweep_choices
 from bench.sweeps.estimate import MachineSpeed, choosing_seconds, machine_speed, round_seconds, sweep_seconds
 from bench.sweeps.measure import Prepared
 from bench.sweeps.sweep_settings import SweepSettings
-from mi_prun.comparison.comparison import parse_methods
 from mi_prun.selection.methods import method_named
 
 
 def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
-    """Lines for people."""
-    subjects, loads = prepared.subjects.all, prepared.settings.loads
+    """Yield lines for people; the last one is JSON."""
+    models, loads = prepared.models.all, prepared.settings.loads
     speed = machine_speed()
-    opened = expected_open_loads(prepared, speed)
-    free, needed = room(subjects, prepared.settings.serve_flags, prepared.device)
-    yield f"{prepared.subjects.dense.name}: {len(subjects)} models, {len(prepared.closed) + len(opened)} loads, " + (
+    opened = expected_open_workloads(prepared, speed)
+    free, needed = room(models, prepared.settings.serve_flags, prepared.device)
+    yield f"{prepared.models.dense.name}: {len(models)} models, {len(prepared.closed) + len(opened)} loads, " + (
         f"{loads.rounds} rounds, engines {prepared.alive} ({sum(needed) / GIB:.1f} GiB for all, {free / GIB:.1f} free)"
     )
-    for subject, size in zip(subjects, needed, strict=True):
-        blocks = subject.arm.blocks
+    for model, size in zip(models, needed, strict=True):
+        blocks = model.arm.blocks
         yield (
-            f"  {subject.arm.label}: {blocks.num_blocks - len(blocks.dropped)} of {blocks.num_blocks} blocks, weights "
-            f"{subject.weight_bytes / 2**20:,.1f} MiB, about {size / GIB:.1f} GiB in all"
+            f"  {model.arm.label}: {blocks.num_blocks - len(blocks.dropped)} of {blocks.num_blocks} blocks, weights "
+            f"{model.weight_bytes / 2**20:,.1f} MiB, about {size / GIB:.1f} GiB in all"
         )
     for load in (*prepared.closed, *opened):
         yield (
@@ -38,13 +38,13 @@ def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
     if prepared.requests:
         yield f"  trace: {len(prepared.requests):,} requests fit"
     yield from _tasks(prepared, settings)
-    seconds = sweep_seconds(subjects, [*prepared.closed, *opened], loads.rounds, prepared.alive, speed)
+    seconds = sweep_seconds(models, [*prepared.closed, *opened], loads.rounds, prepared.alive, speed)
     seen = f"by {speed.bytes_per_s / 1e9:.0f} GB/s and {speed.flops_per_s / 1e9:.0f} GFLOP/s as seen here"
-    if prepared.subjects.dense.shape is None:
-        choosing = choosing_seconds(prepared.subjects, list(_candidates(prepared, settings)), settings, speed)
+    if prepared.models.dense.shape is None:
+        choosing = choosing_seconds(prepared.models, list(_candidates(prepared, settings)), settings, speed)
         yield f"about {_minutes(choosing)} for analysis, plans and quality, where they are not there yet"
     yield f"about {_minutes(seconds)} under load and starting, {seen}"
-    yield json.dumps({"models": len(subjects), "loads": len(prepared.closed) + len(opened), "about_s": round(seconds)})
+    yield json.dumps({"models": len(models), "loads": len(prepared.closed) + len(opened), "about_s": round(seconds)})
 
 
 def _minutes(seconds: float) -> str:
@@ -52,28 +52,25 @@ def _minutes(seconds: float) -> str:
 
 
 def _candidates(prepared: Prepared, settings: SweepSettings) -> Iterator[int]:
-    """Sets that are compared for each pruned model, in their order."""
-    pruned = [subject.arm.blocks for subject in prepared.subjects.all if subject.arm.kind == "pruned"]
-    specs = parse_methods(settings.methods)
-    for number, blocks in enumerate(pruned):
-        spec = specs[number * len(specs) // len(pruned)]
-        own = method_named(spec.name).candidates(blocks.num_blocks, len(blocks.dropped))
-        yield own if spec.rerank is None else spec.rerank
+    """Yield how many sets are compared for each pruned model, in their order."""
+    for choice in sweep_choices(settings, prepared.models.all[0].arm.blocks.num_blocks):
+        own = method_named(choice.spec.name).candidates(choice.num_blocks, choice.k)
+        yield own if choice.spec.rerank is None else choice.spec.rerank
 
 
 def _tasks(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
     asked = settings.tasks
     if asked is None:
         return
-    models = sum(subject.arm.kind != "draft" for subject in prepared.subjects.all)
+    models = sum(model.arm.kind != "draft" for model in prepared.models.all)
     items = f"the first {asked.limit} items" if asked.limit else "all items"
     yield f"  tasks, {items} of each: {', '.join(task.name for task in asked.tasks)}, by {models} models in turn"
     if asked.missing:
         yield f"  left out, as {asked.tasks_from} lacks them: {', '.join(asked.missing)}"
 
 
-def expected_open_loads(prepared: Prepared, speed: MachineSpeed) -> list[Load]:
-    """By the rates asked for; `auto` takes shares of what the dense model is expected to give."""
+def expected_open_workloads(prepared: Prepared, speed: MachineSpeed) -> list[Workload]:
+    """Return the open loops at the rates asked for; `auto` takes shares of what the dense model is expected to give."""
     loads = prepared.settings.loads
     rates: list[tuple[float, ...]] = []
     for each in prepared.lengths:
@@ -82,5 +79,5 @@ def expected_open_loads(prepared: Prepared, speed: MachineSpeed) -> list[Load]:
             continue
         own = [load for load in prepared.closed if load.preset == each.preset]
         most = max(own, key=lambda load: load.concurrency or 0)
-        rates.append(rates_for(most.prompts / round_seconds(prepared.subjects.all[0], most, speed)))
-    return open_loads(loads, prepared.lengths, rates)
+        rates.append(rates_for(most.prompts / round_seconds(prepared.models.all[0], most, speed)))
+    return open_workloads(loads, prepared.lengths, rates)

@@ -1,4 +1,4 @@
-"""How long a sweep will take, about: the roofline of each step at what this machine is seen to do, and start-ups."""
+"""Estimate how long a sweep will take: the roofline of each step at what this machine is seen to do, and start-ups."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.models.measured_model import Subject, Subjects
+from bench.models.measured_model import MeasuredModel, MeasuredModels
 from bench.models.roofline import Work, decode, prefill
-from bench.records.schema import Load
+from bench.records.schema import Workload
 from bench.settings import Alive
 from bench.sweeps.sweep_settings import SweepSettings
 from mi_prun.quality.quality import HELD_OUT_TOKENS
@@ -27,15 +27,18 @@ PROPOSING, A_SET = 5, 1 / 32
 
 @dataclass(frozen=True)
 class MachineSpeed:
+    """What a machine is seen to do."""
+
     bytes_per_s: float
     flops_per_s: float
 
     def seconds(self, work: Work) -> float:
+        """Return how long a step takes, about."""
         return STEP_SECONDS + max(work.num_bytes / self.bytes_per_s, work.flops / self.flops_per_s)
 
 
 def machine_speed() -> MachineSpeed:
-    """Of this machine's CPU, by a product of matrices and a copy; the better of three."""
+    """Measure this machine's CPU by a product of matrices and a copy; the better of three."""
     import numpy as np
 
     matrix = np.ones((SIDE, SIDE), dtype=np.float32)
@@ -52,27 +55,27 @@ def machine_speed() -> MachineSpeed:
 
 
 def sweep_seconds(
-    subjects: Sequence[Subject], loads: Sequence[Load], rounds: int, alive: Alive, speed: MachineSpeed
+    models: Sequence[MeasuredModel], loads: Sequence[Workload], rounds: int, alive: Alive, speed: MachineSpeed
 ) -> float:
-    """Starts, and every round of every load on every subject."""
-    starts = len(subjects) * (1 if alive == "together" else rounds)
-    return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in subjects for load in loads)
+    """Estimate the starts, and every round of every load on every model."""
+    starts = len(models) * (1 if alive == "together" else rounds)
+    return starts * START_SECONDS + rounds * sum(round_seconds(s, load, speed) for s in models for load in loads)
 
 
 def choosing_seconds(
-    subjects: Subjects, candidates: Sequence[int], settings: SweepSettings, speed: MachineSpeed
+    models: MeasuredModels, candidates: Sequence[int], settings: SweepSettings, speed: MachineSpeed
 ) -> float:
-    """Of analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
+    """Estimate analysis, plans and quality: passes over their texts x FLOPs of a pass; 0 where those are not known.
 
     candidates: sets that are compared for each pruned model, 0 where the first one is taken.
     """
-    dense = subjects.all[0].weights
+    dense = models.all[0].weights
     if dense is None:
         return 0.0
     own = settings.analyze
-    window = own.window_tokens or min(WINDOW_TOKENS, subjects.context or WINDOW_TOKENS)
+    window = own.window_tokens or min(WINDOW_TOKENS, models.context or WINDOW_TOKENS)
     scoring, ranking, held_out = own.part_tokens
-    kept = [1 - s.arm.blocks.block_ratio for s in subjects.all if s.arm.kind == "pruned"]
+    kept = [1 - s.arm.blocks.block_ratio for s in models.all if s.arm.kind == "pruned"]
     compared = sum(PROPOSING + share * count * A_SET for share, count in zip(kept, candidates, strict=True) if count)
     judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)
     pass_work = prefill(dense, 1, window)
@@ -85,14 +88,15 @@ def choosing_seconds(
     return seconds
 
 
-def round_seconds(subject: Subject, load: Load, speed: MachineSpeed) -> float:
+def round_seconds(model: MeasuredModel, load: Workload, speed: MachineSpeed) -> float:
+    """Estimate one round of a load on a model."""
     if load.rate_per_s is not None:
         return load.prompts / load.rate_per_s
-    if subject.weights is None or load.concurrency is None:
-        return load.prompts * load.output_tokens * (STEP_SECONDS + subject.weight_bytes / speed.bytes_per_s)
+    if model.weights is None or load.concurrency is None:
+        return load.prompts * load.output_tokens * (STEP_SECONDS + model.weight_bytes / speed.bytes_per_s)
     batch, into, out = load.concurrency, round(load.input_tokens), round(load.output_tokens)
     turns = load.prompts / batch
     return turns * (
-        batch * speed.seconds(prefill(subject.weights, 1, into))
-        + out * speed.seconds(decode(subject.weights, batch, into + out // 2))
+        batch * speed.seconds(prefill(model.weights, 1, into))
+        + out * speed.seconds(decode(model.weights, batch, into + out // 2))
     )

@@ -1,7 +1,7 @@
-"""Subjects under loads, interleaved: A B, B A, A B, round by round; a point for each subject and load.
+"""Measure models under loads, interleaved round by round: A B, B A, A B. The result is a point for each model and load.
 
-Everything is checked before the first engine is started. A round is on the disk as soon as it is measured, a point as
-soon as its rounds are there: a run that is killed goes on from them.
+Everything is checked before the first engine is started. A round is on the disk as soon as it is measured, and a point
+as soon as all its rounds are: a run that was killed goes on from them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from bench.engines.device import Device
-from bench.engines.engine import Engine
+from bench.engines.engine import EngineProcess
 from bench.engines.flags import check_flags
 from bench.engines.fleet import Fleet
 from bench.engines.memory_check import engines_alive
@@ -26,82 +25,81 @@ from bench.load.trace import Request
 from bench.load.workloads import (
     RATE_SHARES,
     Lengths,
-    check_loads,
-    closed_loads,
+    check_workloads,
+    closed_workloads,
     lengths_of,
-    open_loads,
+    open_workloads,
     rates_for,
     served_context,
     with_context,
 )
-from bench.models.measured_model import Subject, Subjects, plan_digest
+from bench.models.measured_model import MeasuredModel, MeasuredModels, plan_digest
 from bench.records.acceptance import acceptance_between, counts_of
-from bench.records.journal import Journal
+from bench.records.journal import Journal, ResultsFolder
 from bench.records.machine import commit, environment, this_machine, versions
-from bench.records.schema import (
-    FEW_ROUNDS,
-    POINTS_NAME,
-    Load,
-    PointRecord,
-    Provenance,
-    RoundRecord,
-    append_record,
-    read_lines,
-)
+from bench.records.schema import FEW_ROUNDS, PointRecord, Provenance, RoundRecord, Workload
 from bench.settings import Alive, MeasureSettings
 from bench.sweeps.aggregate import points_of
 from mi_prun.console import say
 
-# The bench sets these itself, or could not reach the server with them.
-WhileServed = Callable[[Engine, Subject], None]
+WhileServed = Callable[[EngineProcess, MeasuredModel], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What will be measured, all of it checked. sweep: as in `record.Provenance`."""
+    """What will be measured, all of it checked. A dry run and the run itself share this one preparation.
 
-    subjects: Subjects
+    closed: the closed loops; open loops follow when the rates are known. requests: of the trace. pieces: of the text,
+    by preset. sweep: what `schema.Provenance` keeps under that name.
+    """
+
+    models: MeasuredModels
     settings: MeasureSettings
     lengths: list[Lengths]
     requests: list[Request]
     pieces: dict[str, Sequence[str]]
-    closed: list[Load]
+    closed: list[Workload]
     alive: Alive
     device: Device
     sweep: dict[str, str | int | bool | None] = field(default_factory=dict)
 
+    def with_models(self, models: MeasuredModels) -> Prepared:
+        """Return the same loads for other models. Only memory is looked at again. Raises UserError for too little."""
+        alive = engines_alive(models.all, self.settings.serve_flags, self.settings.alive, self.device)
+        return replace(self, models=models, alive=alive)
 
-def prepare(subjects: Subjects, settings: MeasureSettings) -> Prepared:
-    """Raises UserError for a setting or a memory that will not do; nothing is started or written."""
-    check_loads(settings.loads)
+
+def prepare(models: MeasuredModels, settings: MeasureSettings) -> Prepared:
+    """Check settings and memory, and make the loads. Nothing is started or written. Raises UserError."""
+    check_workloads(settings.loads)
     check_flags(settings.serve_flags)
-    lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, subjects.context))
-    settings = replace(settings, serve_flags=with_context(settings.serve_flags, subjects.context, lengths))
+    lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, models.context))
+    settings = replace(settings, serve_flags=with_context(settings.serve_flags, models.context, lengths))
     device = Device()
-    alive = engines_alive(subjects.all, settings.serve_flags, settings.alive, device)
-    closed = closed_loads(settings.loads, lengths)
+    alive = engines_alive(models.all, settings.serve_flags, settings.alive, device)
     pieces: dict[str, Sequence[str]] = {}
     if (text := settings.loads.text) is not None:
+        assert models.folder is not None  # a shape is refused a text
         rates = RATE_SHARES if isinstance(settings.loads.rates, str) else settings.loads.rates
-        every = [*closed, *open_loads(settings.loads, lengths, [rates] * len(lengths))]
-        name, pieces = text_prompts(subjects.dense.name, text, every, settings.loads.rounds)
+        every = closed_workloads(settings.loads, lengths)
+        every += open_workloads(settings.loads, lengths, [rates] * len(lengths))
+        name, pieces = text_prompts(models.folder, text, every, settings.loads.rounds)
         settings = replace(settings, loads=replace(settings.loads, text=name))
-        closed = closed_loads(settings.loads, lengths)
-    return Prepared(subjects, settings, lengths, requests, pieces, closed, alive, device)
+    closed = closed_workloads(settings.loads, lengths)
+    return Prepared(models, settings, lengths, requests, pieces, closed, alive, device)
 
 
-def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = None) -> list[PointRecord]:
-    """All points of the run, by load, dense first in each; in a `results_folder`.
+def measure(prepared: Prepared, folder: ResultsFolder, while_served: WhileServed | None = None) -> list[PointRecord]:
+    """Return all points of the run, load by load, dense first in each.
 
     `while_served` may use each engine before it is measured.
     """
-    settings, subjects = prepared.settings, prepared.subjects.all
+    settings = prepared.settings
     provenance = provenance_of(prepared)
-    journal = Journal(
-        out, provenance.settings_sha256, [subject.arm.label for subject in subjects], again=settings.again
-    )
+    labels = [model.arm.label for model in prepared.models.all]
+    journal = Journal(folder, provenance.settings_sha256, labels, again=settings.again)
     if journal.resumed:
-        say(f"going on with run {journal.run}: what {out} has of it is not measured again")
+        say(f"going on with run {journal.run}: what {folder.path} has of it is not measured again")
     if settings.loads.rounds < FEW_ROUNDS:
         say(f"fewer than {FEW_ROUNDS} rounds: intervals will be wide, or none")
     points: list[PointRecord] = []
@@ -109,20 +107,20 @@ def measure(prepared: Prepared, out: Path, while_served: WhileServed | None = No
         load_generator(prepared.device, Prompts(prepared.requests, prepared.pieces)) as generator,
         Fleet(settings.serve_flags, prepared.alive, prepared.device) as fleet,
     ):
-        run = _Run(prepared, journal, out, provenance, generator, fleet, while_served)
+        run = _Run(prepared, journal, provenance, generator, fleet, while_served)
         rates = settings.loads.rates
         if isinstance(rates, str):
             points += run.points(prepared.closed)
             more = [rates_for(_dense_rate(points, each.preset)) for each in prepared.lengths]
-            points += run.points(open_loads(settings.loads, prepared.lengths, more))
+            points += run.points(open_workloads(settings.loads, prepared.lengths, more))
         else:
-            opened = open_loads(settings.loads, prepared.lengths, [rates] * len(prepared.lengths))
+            opened = open_workloads(settings.loads, prepared.lengths, [rates] * len(prepared.lengths))
             points += run.points([*prepared.closed, *opened])
     return points
 
 
 def _dense_rate(points: Sequence[PointRecord], preset: str) -> float:
-    """Requests/s of the dense model at the highest concurrency."""
+    """Return the dense model's requests/s at the highest concurrency."""
     own = [p for p in points if p.load.preset == preset and p.arm.kind == "dense" and p.load.concurrency]
     return max(own, key=lambda p: p.load.concurrency or 0).speed.requests_per_s
 
@@ -131,29 +129,29 @@ def _dense_rate(points: Sequence[PointRecord], preset: str) -> float:
 class _Run:
     prepared: Prepared
     journal: Journal
-    out: Path
     provenance: Provenance
     generator: LoadGenerator
     fleet: Fleet
     while_served: WhileServed | None
-    _warm: set[tuple[str, Load]] = field(default_factory=set)
+    _warm: set[tuple[str, Workload]] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
 
-    def points(self, loads: Sequence[Load]) -> list[PointRecord]:
-        """Measure what is missing; each load's points are on the disk as soon as its last round is."""
-        for load, number, subject in self._steps(loads):
-            self._measure(load, number, subject)
+    def points(self, loads: Sequence[Workload]) -> list[PointRecord]:
+        """Measure what is missing. A load's points are on the disk as soon as its last round is."""
+        for load, number, model in self._steps(loads):
+            self._measure(load, number, model)
             self._finish([load])
         self._finish(loads)  # those that an earlier process had measured whole
-        known = read_lines(self.out, POINTS_NAME, PointRecord)
-        return [p for load in loads for p in known if p.run == self.journal.run and p.load == load]
+        points = self.journal.points
+        return [point for load in loads for point in points if point.load == load]
 
-    def _steps(self, loads: Sequence[Load]) -> Iterator[tuple[Load, int, Subject]]:
-        """Interleaved. Side by side: load by load. One at a time: round by round, all loads on an engine.
+    def _steps(self, loads: Sequence[Workload]) -> Iterator[tuple[Workload, int, MeasuredModel]]:
+        """Yield the missing rounds in the order in which they are measured.
 
-        Every second round begins with the last subject: a machine that drifts favours none.
+        Engines side by side: load by load. One at a time: round by round, all loads on an engine. Every second round
+        begins with the last model, so that a machine that drifts favours none.
         """
-        subjects, rounds = self.prepared.subjects.all, range(self.prepared.settings.loads.rounds)
+        models, rounds = self.prepared.models.all, range(self.prepared.settings.loads.rounds)
         alone = self.prepared.alive == "alone"
         if not alone:
             cycles = [([load], number) for load in loads for number in rounds]
@@ -163,23 +161,23 @@ class _Run:
             missing = [load for load in own if not self.journal.whole(load, number)]
             if alone:
                 self.fleet.stop()  # else the last one of a round would be the first one of the next, not started anew
-            for subject, load in itertools.product(subjects[::-1] if number % 2 else subjects, missing):
-                yield load, number, subject
+            for model, load in itertools.product(models[::-1] if number % 2 else models, missing):
+                yield load, number, model
 
-    def _measure(self, load: Load, number: int, subject: Subject) -> None:
-        label, rounds = subject.arm.label, self.prepared.settings.loads.rounds
-        engine = self.fleet.engine(subject)
+    def _measure(self, load: Workload, number: int, model: MeasuredModel) -> None:
+        label, rounds = model.arm.label, self.prepared.settings.loads.rounds
+        engine = self.fleet.engine(model)
         if label not in self._seen and self.while_served is not None:
-            self.while_served(engine, subject)
+            self.while_served(engine, model)
         self._seen.add(label)
         if (engine.base_url, load) not in self._warm:
             self.generator.warm_up(engine, load)
             self._warm.add((engine.base_url, load))
-        drafts = subject.arm.kind == "draft"
+        drafts = model.arm.kind == "draft"
         before = counts_of(engine.metrics()) if drafts else {}
         figures = self.generator.round(engine, load, number)
         say(f"{load.label}, round {number + 1} of {rounds}, {label}: {figures.output_tokens_per_s:,.1f} tokens/s")
-        self.journal.append(
+        self.journal.add_round(
             RoundRecord(
                 run=self.journal.run,
                 settings_sha256=self.provenance.settings_sha256,
@@ -193,26 +191,25 @@ class _Run:
                 load_s=engine.load_s,
                 engine_weight_bytes=engine.weight_bytes,
                 kv_tokens=engine.kv_tokens(),
-                peak_device_bytes=self.fleet.peak_device_bytes(subject),
+                peak_device_bytes=self.fleet.peak_device_bytes(model),
                 peak_rss_bytes=engine.group.peak_rss_bytes,
                 acceptance=acceptance_between(before, counts_of(engine.metrics())) if drafts else None,
             )
         )
 
-    def _finish(self, loads: Sequence[Load]) -> None:
+    def _finish(self, loads: Sequence[Workload]) -> None:
         """Write the points of loads whose rounds are all there, but for those that are on the disk."""
-        subjects = self.prepared.subjects
+        models = self.prepared.models
         for load in loads:
             rounds = self.journal.rounds(load, self.prepared.settings.loads.rounds)
-            if rounds is None:
-                continue
-            for point in points_of(self.journal.run, subjects.dense, subjects.all, load, rounds, self.provenance):
-                if (load, point.arm.label) not in self.journal.loads_done:
-                    append_record(self.out, point)
-                    self.journal.loads_done.add((load, point.arm.label))
+            if rounds is not None:
+                self.journal.add_points(
+                    points_of(self.journal.run, models.dense, models.all, load, rounds, self.provenance)
+                )
 
 
 def provenance_of(prepared: Prepared) -> Provenance:
+    """Say where the figures of a run will come from, with the digest of all that was asked for."""
     settings = prepared.settings
     known: dict[str, Any] = {
         "machine": this_machine(),
@@ -224,10 +221,10 @@ def provenance_of(prepared: Prepared) -> Provenance:
         "engines_alive": prepared.alive,
     }
     asked = {
-        "dense": prepared.subjects.dense.model_dump(exclude={"name"}),
-        "arms": [subject.arm.model_dump() for subject in prepared.subjects.all],
-        "plans": [subject.plan and plan_digest(subject.plan) for subject in prepared.subjects.all],
-        "quality": prepared.subjects.quality_text,
+        "dense": prepared.models.dense.model_dump(exclude={"name"}),
+        "arms": [model.arm.model_dump() for model in prepared.models.all],
+        "plans": [model.plan and plan_digest(model.plan) for model in prepared.models.all],
+        "quality": prepared.models.quality_text,
         "loads": asdict(settings.loads) | {"trace": [each.trace and each.trace.sha256 for each in prepared.lengths]},
         "pieces": prepared.pieces,
         **known,

@@ -1,4 +1,4 @@
-"""`mi-prun-bench run` and `draft`: models that are there already, measured beside their dense one."""
+"""`mi-prun-bench run` and `draft`: measure models that are there already beside their dense one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.models.measured_model import open_subjects
+from bench.models.measured_model import open_measured_models
 from bench.quality.quality import with_quality_on
 from bench.records.journal import results_folder
 from bench.records.schema import PointRecord
@@ -23,34 +23,34 @@ def run(
     quality_text: str | None = None,
     while_served: WhileServed | None = None,
 ) -> list[PointRecord]:
-    """Pruned folders beside the dense model; `while_served` may use each engine before it is measured.
+    """Measure pruned folders beside the dense model; `while_served` may use each engine before it is measured.
 
     quality_text: measure quality on this text; None takes what each plan measured.
     Raises UserError before anything is started or written for a setting or a model that will not do.
     """
-    subjects = open_subjects(dense, pruned)
-    prepared = prepare(subjects, settings)
-    with results_folder(out):
+    models = open_measured_models(dense, pruned)
+    prepared = prepare(models, settings)
+    with results_folder(out) as folder:
         if quality_text is not None:
-            prepared = replace(prepared, subjects=with_quality_on(subjects, quality_text, settings.loads.seed))
-        return measure(prepared, out, while_served)
+            prepared = replace(prepared, models=with_quality_on(models, quality_text, settings.loads.seed))
+        return measure(prepared, folder, while_served)
 
 
 def run_drafts(
     dense: str, drafts: Sequence[Path], out: Path, settings: MeasureSettings, draft_tokens: int | None
 ) -> list[PointRecord]:
-    """The dense model alone, then drafted by what each plan, or pruned folder, keeps of it.
+    """Measure the dense model alone, then drafted by what each plan, or pruned folder, keeps of it.
 
     draft_tokens: at a time; None takes what the plan says, or mi-prun-serve's own number.
     """
-    subjects = open_subjects(dense, (), drafts)
+    models = open_measured_models(dense, (), drafts)
     if draft_tokens is not None:
         given = ("--draft-tokens", str(draft_tokens))
         changed = (
             replace(s, flags=(*s.flags, *given), arm=s.arm.model_copy(update={"draft_tokens": draft_tokens}))
-            for s in subjects.all[1:]
+            for s in models.all[1:]
         )
-        subjects = replace(subjects, all=(subjects.all[0], *changed))
-    prepared = prepare(subjects, settings)
-    with results_folder(out):
-        return measure(prepared, out)
+        models = replace(models, all=(models.all[0], *changed))
+    prepared = prepare(models, settings)
+    with results_folder(out) as folder:
+        return measure(prepared, folder)

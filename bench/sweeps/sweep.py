@@ -1,9 +1,9 @@
-"""`mi-prun-bench sweep`: one analysis, plans, checkpoints, and every ratio measured beside the dense model.
+"""`mi-prun-bench sweep`: make one analysis, plans and checkpoints, and measure every ratio beside the dense model.
 
 The results folder holds all of it, so that a sweep that was killed goes on where it stopped:
 
     analysis-*/  plans/*.json  checkpoints/*/     what is measured (shapes/*/ for a shape)
-    rounds.jsonl  points.jsonl                    what was measured (record.py)
+    rounds.jsonl  points.jsonl                    what was measured (records/schema.py)
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from functools import cache
 from pathlib import Path
 
 from bench.load.workloads import served_context
-from bench.models.measured_model import Subject, Subjects, context_of, dense_subjects, open_subjects
+from bench.models.measured_model import MeasuredModel, MeasuredModels, open_dense, with_made
 from bench.models.shape import SHAPES, open_shape, shape_flags, spread, write_shape
 from bench.models.weights import Weights, weights_of_config
 from bench.quality.quality import with_quality_on
 from bench.records.journal import results_folder
-from bench.records.schema import Arm, Blocks, Dense, PointRecord
+from bench.records.schema import Blocks, DenseModel, MeasuredArm, PointRecord
 from bench.records.task_schema import TaskRecord
 from bench.sweeps.measure import Prepared, measure, prepare
 from bench.sweeps.sweep_settings import SweepSettings
-from bench.tasks.tasks import ask, check_context, check_tasks, open_asked
+from bench.tasks.tasks import ask, check_context, check_tasks, served_in_turn
 from mi_prun.analysis.analysis import Analysis
 from mi_prun.architecture.architecture import Config, check_config, num_blocks
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
@@ -31,7 +31,7 @@ from mi_prun.console import say
 from mi_prun.errors import UserError
 from mi_prun.model.identity import config_digest
 from mi_prun.model.loading import free_accelerators
-from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.model.model_folder import ModelFolder
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_ratios
 from mi_prun.settings import SELF, PlanSettings
@@ -39,63 +39,59 @@ from mi_prun.text.text_source import text_source
 from mi_prun.version import __version__
 
 
-def expected(dense: str, settings: SweepSettings) -> Prepared:
-    """A sweep of a model as it will be, before any block is chosen: which ones go makes no difference to bytes.
+def prepare_sweep(dense: str, settings: SweepSettings) -> Prepared:
+    """Prepare a sweep of a model, before any block is chosen: which ones go makes no difference to bytes.
 
+    The pruned models and drafts are stand-ins; `sweep` puts those that it makes in their place.
     Raises UserError for all that can be known to be wrong by then.
     """
-    from mi_prun.comparison.comparison import parse_methods
+    from bench.sweeps.choices import sweep_choices
     from mi_prun.selection.methods import check_possible
 
     if settings.draft and settings.measure.loads.text is None:
         raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
-    folder = open_model(dense)
-    check_config(folder.config)
-    specs = parse_methods(settings.methods)
-    subjects = dense_subjects(dense)
-    first = subjects.all[0]
-    ks = parse_ratios(settings.ratios, folder.num_blocks, dense=True)
-    for spec in specs:
-        for k in ks:
-            check_possible(folder.config, spec.name, k)
-    made = [
-        _stand_in(first, f"{spec.name} {k / folder.num_blocks:.1%}", spread(folder.num_blocks, k))
-        for spec in specs
-        for k in ks
-    ]
-    drafts = [replace(first, arm=_draft_arm(subject.arm)) for subject in made] if settings.draft else []
-    everything = replace(subjects, all=(first, *made, *drafts))
-    prepared = _prepared(everything, settings)
+    models = open_dense(dense)
+    check_config(models.config)
+    dense_model = models.all[0]
+    choices = sweep_choices(settings, dense_model.arm.blocks.num_blocks)
+    for choice in choices:
+        check_possible(models.config, choice.spec.name, choice.k)
+    pruned = [_stand_in(dense_model, choice.label, spread(choice.num_blocks, choice.k)) for choice in choices]
+    drafts = [replace(dense_model, arm=_draft_arm(model.arm)) for model in pruned] if settings.draft else []
+    prepared = _prepared(replace(models, all=(dense_model, *pruned, *drafts)), settings)
     if settings.tasks is not None:
         check_tasks(settings.tasks)
-        context = served_context(prepared.settings.serve_flags, subjects.context)
+        context = served_context(prepared.settings.serve_flags, models.context)
         if context is not None:
             check_context(settings.tasks.tasks, dense, context)
     return prepared
 
 
 def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRecord], list[TaskRecord]]:
-    """Measure a model; raises UserError before anything is started or written for what can be known by then."""
-    expected(dense, settings)
-    with results_folder(out):
-        folders, plans = pruned_folders(open_model(dense), out, settings)
+    """Measure a model, and ask it and its checkpoints the tasks, if any.
+
+    Raises UserError before anything is started or written for what can be known by then.
+    """
+    prepared = prepare_sweep(dense, settings)
+    with results_folder(out) as folder:
+        assert prepared.models.folder is not None
+        checkpoints, plans = pruned_folders(prepared.models.folder, out, settings)
         free_accelerators()
-        pruned = [str(folder) for folder in folders]
-        subjects = open_subjects(dense, pruned, plans if settings.draft else ())
+        models = with_made(prepared.models, [str(path) for path in checkpoints], plans if settings.draft else ())
         if settings.quality_text is not None:
-            subjects = with_quality_on(subjects, settings.quality_text, settings.measure.loads.seed)
-        prepared = _prepared(subjects, settings)
-        points = measure(prepared, out)
+            models = with_quality_on(models, settings.quality_text, settings.measure.loads.seed)
+        points = measure(prepared.with_models(models), folder)
         if settings.tasks is None:
             return points, []
         asked = replace(settings.tasks, serve_flags=prepared.settings.serve_flags)
-        return points, ask(open_asked([dense, *pruned], []), out, asked, again=settings.measure.again)
+        return points, ask(served_in_turn(models), folder, asked, again=settings.measure.again)
 
 
 def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tuple[list[Path], list[Path]]:
-    """The checkpoints of each method and ratio and their plans, made where the results folder lacks them."""
+    """Return the checkpoints of each method and ratio, and their plans; make those that the results folder lacks."""
+    from bench.sweeps.choices import sweep_choices
     from mi_prun.checkpoint.checkpoint import write_checkpoint
-    from mi_prun.comparison.comparison import analysis_in, parse_methods
+    from mi_prun.comparison.comparison import analysis_in
     from mi_prun.model.loading import load_on
     from mi_prun.planning.planning import make_context, make_plan
 
@@ -107,30 +103,30 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     base = PlanSettings(model=dense.name, seed=settings.analyze.seed, device=settings.analyze.device)
     context = make_context(analysis, base, load)
     weights: Written = "materialized" if settings.materialise else "virtual"
-    folders, plans = [], []
-    for spec in parse_methods(settings.methods):
-        for k in parse_ratios(settings.ratios, dense.num_blocks, dense=True):
-            name = f"{spec.label.replace(':', '-')}-{k}"
-            path, folder = out / "plans" / f"{name}.json", out / "checkpoints" / f"{name}-{weights}"
-            plan = Plan.read(path) if path.is_file() else None
-            if plan is None or not _chosen_by(plan, analysis):
-                say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
-                plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
-                plan.write(path)
-            if not is_pruned(folder) or Manifest.read(folder / MANIFEST_NAME).plan != plan:
-                write_checkpoint(dense, plan, folder, virtual=weights == "virtual", force=True)
-            folders.append(folder)
-            plans.append(path)
-    return folders, plans
+    checkpoints, plans = [], []
+    for choice in sweep_choices(settings, dense.num_blocks):
+        spec, k = choice.spec, choice.k
+        path = out / "plans" / f"{choice.file_name}.json"
+        checkpoint = out / "checkpoints" / f"{choice.file_name}-{weights}"
+        plan = Plan.read(path) if path.is_file() else None
+        if plan is None or not _chosen_by(plan, analysis):
+            say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
+            plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
+            plan.write(path)
+        if not is_pruned(checkpoint) or Manifest.read(checkpoint / MANIFEST_NAME).plan != plan:
+            write_checkpoint(dense, plan, checkpoint, virtual=weights == "virtual", force=True)
+        checkpoints.append(checkpoint)
+        plans.append(path)
+    return checkpoints, plans
 
 
 def _chosen_by(plan: Plan, analysis: Analysis) -> bool:
-    """Another release may choose other blocks."""
+    """Tell whether this release chose the plan, by this analysis. Another release may choose other blocks."""
     return plan.tool_version == __version__ and plan.settings.get("analysis") == analysis.record.fingerprint
 
 
-def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
-    """A sweep of a shape: the folders are named, not written."""
+def prepare_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
+    """Prepare a sweep of a shape. The folders are named, not written. Raises UserError for what does not go with it."""
     unfit = {
         "--draft": settings.draft,
         "--quality-text": settings.quality_text,
@@ -143,43 +139,39 @@ def expected_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     check_config(config)
     count, weights = num_blocks(config), weights_of_config(config)
     title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
-    subjects = [
-        _shape_subject(title, config, weights, spread(count, k), out)
+    models = [
+        _shape_model(title, config, weights, spread(count, k), out)
         for k in (0, *parse_ratios(settings.ratios, count, dense=True))
     ]
-    found = Subjects(
-        dense=Dense(
-            name=title,
-            model_type=config["model_type"],
-            shape=title,
-            config_sha256=config_digest(config),
-            weights_sha256=None,
-        ),
-        all=tuple(subjects),
-        context=context_of(config),
+    dense = DenseModel(
+        name=title,
+        model_type=config["model_type"],
+        shape=title,
+        config_sha256=config_digest(config),
+        weights_sha256=None,
     )
-    return _prepared(found, settings)
+    return _prepared(MeasuredModels(dense=dense, all=tuple(models), config=config), settings)
 
 
 def sweep_shape(name: str, out: Path, settings: SweepSettings) -> list[PointRecord]:
     """Measure a shape: speed and memory only."""
-    prepared = expected_shape(name, out, settings)
-    config = open_shape(name)
-    with results_folder(out):
-        for subject in prepared.subjects.all:
-            folder = Path(subject.arm.model)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_shape(config, kept_blocks(num_blocks(config), subject.arm.blocks.dropped), folder, force=True)
-        return measure(prepared, out)
+    prepared = prepare_shape(name, out, settings)
+    config = prepared.models.config
+    with results_folder(out) as folder:
+        for model in prepared.models.all:
+            home = Path(model.arm.model)
+            home.parent.mkdir(parents=True, exist_ok=True)
+            write_shape(config, kept_blocks(num_blocks(config), model.arm.blocks.dropped), home, force=True)
+        return measure(prepared, folder)
 
 
-def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> Subject:
+def _shape_model(name: str, config: Config, weights: Weights, dropped: tuple[int, ...], out: Path) -> MeasuredModel:
     count = num_blocks(config)
     own = weights.keep(kept_blocks(count, dropped))
     ratio = len(dropped) / count
     folder = out / "shapes" / f"{Path(name).name}-{count - len(dropped)}-of-{count}"
-    return Subject(
-        arm=Arm(
+    return MeasuredModel(
+        arm=MeasuredArm(
             kind="pruned" if dropped else "dense",
             label=f"{ratio:.1%} dropped" if dropped else "dense",
             model=str(folder),
@@ -198,30 +190,30 @@ def _shape_subject(name: str, config: Config, weights: Weights, dropped: tuple[i
     )
 
 
-def _stand_in(dense: Subject, label: str, dropped: tuple[int, ...]) -> Subject:
-    """For a model that is not made yet: what it will weigh."""
+def _stand_in(dense: MeasuredModel, label: str, dropped: tuple[int, ...]) -> MeasuredModel:
+    """Stand for a model that is not made yet: what it will weigh."""
     count = dense.arm.blocks.num_blocks
     own = dense.weights.keep(kept_blocks(count, dropped)) if dense.weights else None
     blocks = dense.arm.blocks.model_copy(update={"dropped": dropped, "block_ratio": len(dropped) / count})
-    return Subject(
+    return MeasuredModel(
         arm=dense.arm.model_copy(update={"kind": "pruned", "label": label, "blocks": blocks, "weights": "virtual"}),
         weight_bytes=own.total_bytes if own else dense.weight_bytes,
         weights=own,
     )
 
 
-def _draft_arm(pruned: Arm) -> Arm:
+def _draft_arm(pruned: MeasuredArm) -> MeasuredArm:
     return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
 
 
-def _prepared(subjects: Subjects, settings: SweepSettings) -> Prepared:
-    prepared = prepare(subjects, settings.measure)
-    shape = subjects.dense.shape is not None
+def _prepared(models: MeasuredModels, settings: SweepSettings) -> Prepared:
+    prepared = prepare(models, settings.measure)
+    shape = models.dense.shape is not None
     return replace(prepared, sweep={"ratios": settings.ratios, **({} if shape else _choosing(settings))})
 
 
 def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
-    """What blocks are chosen and judged by; texts by their names: a record names no folder of the machine."""
+    """Say what blocks are chosen and judged by. Texts go by their names: a record names no folder of the machine."""
     text = settings.quality_text
     return {
         "methods": settings.methods,

@@ -1,4 +1,4 @@
-"""Settings of a sweep, and their defaults: the one place they live."""
+"""Settings of a sweep, and their defaults. They live here only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from mi_prun.settings import AnalyzeSettings
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """ratios: shares of the blocks to drop; 0, the dense model, is always among them. methods: see `mi-prun methods`.
+    """What a sweep is asked for.
 
+    ratios: shares of the blocks to drop; 0, the dense model, is always among them. methods: see `mi-prun methods`.
     materialise: write whole checkpoints instead of virtual ones. draft: measure the dense model drafted by each pruned
-    one too. quality_text: measure quality on this text; None takes the held-out part of the calibration text.
-    tasks: what the dense model and the checkpoints are asked when all is measured, by the flags of `measure`.
+    one too. quality_text: measure quality on this text; None takes the held-out part of the calibration text. tasks:
+    what the dense model and the checkpoints are asked when all is measured, by the flags of `measure`.
     """
 
     ratios: str = "0,.125,.25,.375,.5"

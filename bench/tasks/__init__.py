@@ -1,1 +1,1 @@
-"""Zero-shot tasks through served endpoints."""
+"""Ask models zero-shot tasks through served endpoints."""

@@ -1,4 +1,4 @@
-"""A few prompts continued by each model, with the same seed: what figures do not show, read side by side."""
+"""Have each model continue a few prompts with the same seed: read side by side they show what figures do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def sampling_of(max_tokens: int, temperature: float, seed: int, prompts: tuple[str, ...] | None) -> Sampling | None:
-    """None where no token is asked for."""
+    """Return the sampling that the options say; None where no token is asked for. Raises UserError."""
     if max_tokens < 0:
         raise UserError(f"--generate must be at least 0 tokens, got {max_tokens}")
     if not 0 <= temperature <= 2:  # what the API takes
@@ -23,19 +23,19 @@ def sampling_of(max_tokens: int, temperature: float, seed: int, prompts: tuple[s
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """One a line; empty lines are left out."""
+    """Read prompts from a file, one a line; empty lines are left out. Raises UserError where there is none."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    found = tuple(line for line in map(str.strip, lines) if line)
-    if not found:
+    prompts = tuple(line for line in map(str.strip, lines) if line)
+    if not prompts:
         raise UserError(f"--prompts {path} has no prompt; write one a line")
-    return found
+    return prompts
 
 
 def continuations(endpoint: Endpoint, sampling: Sampling) -> tuple[Continuation, ...]:
-    """Of each prompt, in order."""
+    """Return the continuation of each prompt, in order."""
     return tuple(
         Continuation(
             prompt=prompt,

@@ -1,6 +1,6 @@
-"""lm-eval through a completions endpoint, in a process of its own: it is large, and talks a lot.
+"""Run lm-eval through a completions endpoint, in a process of its own: it is large, and prints a lot.
 
-python -m bench.tasks.harness SPEC.json OUT.jsonl       appends a TaskScore to OUT as soon as a task is done
+python -m bench.tasks.harness SPEC.json OUT.jsonl appends a TaskScore to OUT as soon as a task is done
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ class Spec(Record):
 
 
 def check_installed() -> None:
+    """Refuse to begin without lm-eval. Raises UserError."""
     if find_spec("lm_eval") is None:
         raise UserError("tasks need lm-eval: pip install 'lm-eval[api]'")
 
 
 def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: None) -> Iterator[TaskScore]:
-    """Each task's score as soon as it is there. `alive` is called while waiting; it may raise to give up."""
+    """Yield each task's score as soon as it is there.
+
+    `alive` is called while waiting; it may raise to give up. Raises UserError where the process fails.
+    """
     with TemporaryDirectory(prefix="mi-prun-tasks-") as folder:
         asked, out, log = Path(folder) / "spec.json", Path(folder) / "out.jsonl", Path(folder) / "harness.log"
         asked.write_text(spec.model_dump_json())
@@ -73,7 +77,7 @@ def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: N
 
 
 def evaluate(spec: Spec, out: Path) -> None:
-    """The process: every task in turn."""
+    """Run every task in turn, in this process, and append its score to `out`."""
     import lm_eval
     from lm_eval.models.openai_completions import LocalCompletionsAPI
     from lm_eval.tasks import TaskManager
@@ -83,7 +87,7 @@ def evaluate(spec: Spec, out: Path) -> None:
 
     class Served(LocalCompletionsAPI):  # type: ignore[misc]
         def _create_payload(self, messages: Any, generate: bool = False, **options: Any) -> dict[str, Any]:
-            """Tokens by their ids: two tokens that read alike would be one entry of `top_logprobs`."""
+            """Ask for tokens by their ids: two tokens that read alike would be one entry of `top_logprobs`."""
             payload: dict[str, Any] = super()._create_payload(messages, generate, **options)
             return payload if generate else {**payload, "return_tokens_as_token_ids": True}
 
@@ -105,7 +109,7 @@ def evaluate(spec: Spec, out: Path) -> None:
             source = prepare(task, Path(folder), library, spec.tasks_from)
             try:
                 manager = TaskManager(include_path=[folder], include_defaults=False)
-                found = lm_eval.simple_evaluate(
+                evaluated = lm_eval.simple_evaluate(
                     model=model, tasks=[name], task_manager=manager, limit=spec.limit, bootstrap_iters=0
                 )
             except (ConnectionError, FileNotFoundError) as error:
@@ -113,11 +117,11 @@ def evaluate(spec: Spec, out: Path) -> None:
                     f"task {name}: its data set cannot be had from the hub ({str(error).splitlines()[0]}); "
                     "give local files with --tasks-from"
                 ) from error
-        append_line(out, score_of(task, source, found, model).model_dump_json())
+        append_line(out, score_of(task, source, evaluated, model).model_dump_json())
 
 
 def prepare(task: Task, folder: Path, library: Path, tasks_from: str | None) -> str:
-    """Write the configuration, and the items where they are local, into `folder`; says where the items come from."""
+    """Write the configuration into `folder`, and the items where they are local; return where the items come from."""
     items = None
     if tasks_from is not None:
         items = folder / f"{task.name}.jsonl"
@@ -134,11 +138,13 @@ def prepare(task: Task, folder: Path, library: Path, tasks_from: str | None) -> 
     return str(task.file) if items is not None else "hub"
 
 
-def score_of(task: Task, source: str, found: dict[str, Any], model: Any) -> TaskScore:
-    """Of what lm-eval returns: `samples` of each subtask, and its own means in `results`."""
-    parts = sorted(found["samples"])
+def score_of(task: Task, source: str, evaluated: dict[str, Any], model: Any) -> TaskScore:
+    """Make a score of what lm-eval returns: `samples` of each subtask, and its own means in `results`."""
+    parts = sorted(evaluated["samples"])
     samples = [
-        sample for part in parts for sample in sorted(found["samples"][part], key=lambda sample: int(sample["doc_id"]))
+        sample
+        for part in parts
+        for sample in sorted(evaluated["samples"][part], key=lambda sample: int(sample["doc_id"]))
     ]
     digest = hashlib.sha256()
     own = [sample for sample in samples if sample["filter"] == task.filter]
@@ -155,11 +161,11 @@ def score_of(task: Task, source: str, found: dict[str, Any], model: Any) -> Task
                 correct[name] = packed([bool(value) for value in values])
                 means[name] = sum(values) / len(values)
             elif len(parts) == 1:
-                means[name] = float(found["results"][parts[0]][f"{metric},{filter_name}"])
+                means[name] = float(evaluated["results"][parts[0]][f"{metric},{filter_name}"])
     return TaskScore(
         task=task.name,
         source=source,
-        fewshot=int(found["n-shot"][parts[0]]),
+        fewshot=int(evaluated["n-shot"][parts[0]]),
         metric=task.metric,
         scores=means,
         correct=correct,
@@ -170,7 +176,7 @@ def score_of(task: Task, source: str, found: dict[str, Any], model: Any) -> Task
 
 
 def _is_truncated(arguments: Sequence[Any], model: Any) -> bool:
-    """Whether one of an item's requests is longer than the model can be given: its beginning is cut off."""
+    """Tell whether one of an item's requests is longer than the model can be given. Its beginning is then cut off."""
 
     def too_long(context: str, rest: Any) -> bool:
         if isinstance(rest, str):
@@ -181,6 +187,7 @@ def _is_truncated(arguments: Sequence[Any], model: Any) -> bool:
 
 
 def main() -> None:
+    """Run the tasks of a spec, as the module's docstring says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("spec", type=Path)
     parser.add_argument("out", type=Path)

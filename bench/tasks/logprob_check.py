@@ -1,4 +1,4 @@
-"""Are the log-probabilities that an endpoint returns those of the model? Computed directly with transformers, compared.
+"""Check that the log-probabilities an endpoint returns are those of the model, as transformers computes them.
 
     python -m bench.tasks.logprob_check MODEL --device cpu       prints token ids and log-probabilities as JSON
 
@@ -33,7 +33,7 @@ MAX_TOKENS = 128  # of a string
 
 
 class Direct(Record):
-    """tokens: of each string. logprobs: of each string's tokens but the first, nats."""
+    """What transformers computes. tokens: of each string. logprobs: of each string's tokens but the first, in nats."""
 
     computed: str
     tokens: tuple[tuple[int, ...], ...]
@@ -41,7 +41,7 @@ class Direct(Record):
 
 
 def direct_logprobs(model: str, device: str | None = None) -> Direct:
-    """By transformers, in a process of its own."""
+    """Compute log-probabilities by transformers, in a process of its own. Raises UserError where that fails."""
     command = [sys.executable, "-m", "bench.tasks.logprob_check", model]
     command += ["--device", device] if device else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,13 +53,15 @@ def direct_logprobs(model: str, device: str | None = None) -> Direct:
 
 
 def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERANCE_MEAN_NATS) -> LogprobCheck:
-    """Raises UserError where they differ by more than `tolerance` on the mean, nats."""
+    """Compare an endpoint with transformers. Raises UserError where they differ by more than `tolerance` nats on the
+    mean.
+    """
     differences = [
         abs(theirs - ours)
         for tokens, logprobs in zip(direct.tokens, direct.logprobs, strict=True)
         for theirs, ours in zip(endpoint.prompt_logprobs(tokens), logprobs, strict=True)
     ]
-    found = LogprobCheck(
+    check = LogprobCheck(
         strings=len(direct.tokens),
         tokens=len(differences),
         mean_nats=sum(differences) / len(differences),
@@ -67,18 +69,18 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
         tolerance_mean_nats=tolerance,
         direct=direct.computed,
     )
-    if found.mean_nats > tolerance:
+    if check.mean_nats > tolerance:
         raise UserError(
-            f"the log-probabilities of {endpoint.url} are not those of the model: over {found.tokens} tokens they "
-            f"differ by {found.mean_nats:.4f} nats on the mean (at most {found.max_nats:.4f}) from transformers' "
-            f"({found.direct}), more than {tolerance:g}; is it another model, or a quantised one "
+            f"the log-probabilities of {endpoint.url} are not those of the model: over {check.tokens} tokens they "
+            f"differ by {check.mean_nats:.4f} nats on the mean (at most {check.max_nats:.4f}) from transformers' "
+            f"({check.direct}), more than {tolerance:g}; is it another model, or a quantised one "
             "(--logprob-tolerance)?"
         )
-    return found
+    return check
 
 
 def measure(model: str, device_name: str | None) -> Direct:
-    """Of a dense model, a pruned checkpoint or a virtual one."""
+    """Compute the log-probabilities of a dense model, a pruned checkpoint or a virtual one."""
     from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
     from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
     from mi_prun.text.calibration import begins_with_bos
@@ -117,6 +119,7 @@ def check_memory(folder: ModelFolder, device: torch.device, dtype: torch.dtype) 
 
 
 def main() -> None:
+    """Print the log-probabilities of a model, as the module's docstring says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--device")

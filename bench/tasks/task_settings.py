@@ -1,4 +1,4 @@
-"""Settings of tasks and sampled continuations, and their defaults: the one place they live."""
+"""Settings of tasks and sampled continuations, and their defaults. They live here only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """max_tokens: of a continuation, at most. temperature: 0 is greedy."""
+    """How prompts are continued. max_tokens: of a continuation, at most. temperature: 0 is greedy."""
 
     prompts: tuple[str, ...] = PROMPTS
     max_tokens: int = 64
@@ -28,9 +28,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """tasks_from: a folder of items; None takes them from the hub. missing: files that a default task lacks there.
+    """What models are asked.
 
-    limit: items of each task; None for all. logprob_tolerance_nats: None leaves the check out. sampling: None leaves
+    tasks_from: a folder of items; None takes them from the hub. missing: files that a default task lacks there. limit:
+    items of each task; None for all. logprob_tolerance_nats: None leaves the check out. sampling: None leaves
     continuations out.
     """
 

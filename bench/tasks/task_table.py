@@ -1,8 +1,8 @@
-"""The tasks that the bench knows, as data: which of lm-eval's own, what scores it, and what its local file is like.
+"""List the tasks that the bench knows, as data: lm-eval's configuration, the metric, and the local file of each.
 
 A task is lm-eval's own configuration, prompts and metrics included. From a local folder only the place of its items
-differs: rows of a JSON lines file (the form of mosaicml/llm-foundry's `scripts/eval/local_data`) are turned into the
-columns that lm-eval's prompt template asks for, so that a model sees the same text either way.
+differs. The rows of a JSON lines file (the form of mosaicml/llm-foundry's `scripts/eval/local_data`) are turned into
+the columns that lm-eval's prompt template asks for, so that a model sees the same text either way.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from typing import Any
 
 from mi_prun.errors import UserError
 
-Row = dict[str, Any]
+TaskItem = dict[str, Any]
 LETTERS = "ABCDEFGH"
 OWN_FEWSHOT_LEAST = 7  # five examples, the item itself, and one to draw
 
 
 @dataclass(frozen=True)
 class Task:
-    """config: a file of `lm_eval/tasks`, or for a group its folder. metric: the one that models are compared by: 0 or 1
-    for an item. filter: of a generated answer, as lm-eval names it. split: what lm-eval scores.
+    """A task of lm-eval's.
 
-    file, columns: of the local form, None where there is none. own_fewshot: examples are drawn from the file itself,
-    the item that is asked left out; on the hub they come from the training split.
+    config: a file of `lm_eval/tasks`; its folder for a group. metric: 0 or 1 for an item; models are compared by it.
+    filter: of a generated answer, as lm-eval names it. split: what lm-eval scores.
+
+    file, columns: of the local form; None where there is none. own_fewshot: examples are drawn from the file itself,
+    without the item that is asked; on the hub they come from the training split.
     """
 
     name: str
@@ -34,14 +36,14 @@ class Task:
     metric: str
     split: str
     file: str | None = None
-    columns: Callable[[Row], Row] | None = None
+    columns: Callable[[TaskItem], TaskItem] | None = None
     filter: str = "none"
     overrides: tuple[tuple[str, Any], ...] = ()
     own_fewshot: bool = False
     min_context: int = 0
 
 
-def _choices(row: Row) -> tuple[list[str], int]:
+def _choices(row: TaskItem) -> tuple[list[str], int]:
     choices, gold = row["choices"], row["gold"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise TypeError("choices is not a list of strings")
@@ -50,34 +52,38 @@ def _choices(row: Row) -> tuple[list[str], int]:
     return choices, gold
 
 
-def _question(row: Row, prefix: str = "Question: ") -> str:
-    """The template writes the word itself."""
+def _question(row: TaskItem, prefix: str = "Question: ") -> str:
+    """Return a row's question without the word that the template writes itself."""
     query = row["query"]
     if not query.startswith(prefix):
         raise ValueError(f"query does not begin with {prefix!r}")
     return str(query.removeprefix(prefix).removesuffix("\n"))
 
 
-def _letters(row: Row) -> Row:
+def _letters(row: TaskItem) -> TaskItem:
     choices, gold = _choices(row)
     return {"choices": {"text": choices, "label": list(LETTERS[: len(choices)])}, "answerKey": LETTERS[gold]}
 
 
-def arc(row: Row) -> Row:
+def arc(row: TaskItem) -> TaskItem:
+    """Turn a row into ARC's columns."""
     return {"question": _question(row), **_letters(row)}
 
 
-def openbookqa(row: Row) -> Row:
+def openbookqa(row: TaskItem) -> TaskItem:
+    """Turn a row into OpenBookQA's columns."""
     return {"question_stem": str(row["query"]), **_letters(row)}
 
 
-def piqa(row: Row) -> Row:
+def piqa(row: TaskItem) -> TaskItem:
+    """Turn a row into PIQA's columns."""
     choices, gold = _choices(row)
     first, second = choices
     return {"goal": _question(row), "sol1": first, "sol2": second, "label": gold}
 
 
-def boolq(row: Row) -> Row:
+def boolq(row: TaskItem) -> TaskItem:
+    """Turn a row into BoolQ's columns."""
     choices, gold = _choices(row)
     if choices != ["no", "yes"]:
         raise ValueError(f"choices are {choices}, not no and yes")
@@ -87,13 +93,16 @@ def boolq(row: Row) -> Row:
     return {"passage": passage, "question": question.removesuffix("?"), "label": gold}
 
 
-def hellaswag(row: Row) -> Row:
+def hellaswag(row: TaskItem) -> TaskItem:
+    """Turn a row into HellaSwag's columns."""
     choices, gold = _choices(row)
     return {"query": str(row["query"]), "choices": choices, "label": gold}
 
 
-def winogrande(row: Row) -> Row:
-    """The sentence begins with its gap: what lies before it is the same in both options."""
+def winogrande(row: TaskItem) -> TaskItem:
+    """Turn a row into WinoGrande's columns. The sentence begins with its gap: what lies before it is the same in both
+    options.
+    """
     first, second = row["context_options"]
     if type(row["gold"]) is not int or row["gold"] not in (0, 1):
         raise ValueError(f"gold {row['gold']!r} is neither 0 nor 1")
@@ -105,14 +114,16 @@ def winogrande(row: Row) -> Row:
     }
 
 
-def lambada(row: Row) -> Row:
+def lambada(row: TaskItem) -> TaskItem:
+    """Turn a row into LAMBADA's columns."""
     word = row["continuation"].strip()
     if not word or " " in word:
         raise ValueError(f"continuation {word!r} is not one word")
     return {"text": f"{row['context']} {word}"}
 
 
-def gsm8k(row: Row) -> Row:
+def gsm8k(row: TaskItem) -> TaskItem:
+    """Turn a row into GSM8K's columns."""
     return {"question": str(row["context"]), "answer": f"{row['chain_of_thought']}\n#### {row['answer']}"}
 
 
@@ -157,7 +168,10 @@ DEFAULT = "default"
 
 
 def chosen_tasks(text: str, folder: Path | None) -> tuple[list[Task], list[str]]:
-    """As named; or `default`, of the seven those whose items `folder` has, and the files that it lacks."""
+    """Return the tasks that are named, and the files that the folder lacks.
+
+    `default` takes those of the seven whose items the folder has. Raises UserError for an unknown name.
+    """
     if text != DEFAULT:
         return parse_tasks(text), []
     seven = parse_tasks(ZEROSHOT)
@@ -171,7 +185,7 @@ def chosen_tasks(text: str, folder: Path | None) -> tuple[list[Task], list[str]]
 
 
 def parse_tasks(text: str) -> list[Task]:
-    """`arc_easy,boolq`: known, none twice."""
+    """Parse `arc_easy,boolq`. Raises UserError for an unknown task, and for one that is named twice."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if unknown := [name for name in names if name not in TASKS]:
         raise UserError(f"--tasks {text!r}: there is no task {unknown[0]!r}; the known ones are {', '.join(TASKS)}")
@@ -182,8 +196,8 @@ def parse_tasks(text: str) -> list[Task]:
     return [TASKS[name] for name in names]
 
 
-def local_rows(task: Task, folder: Path) -> list[Row]:
-    """The items of a task's local file, in lm-eval's columns. Raises UserError with the line that will not do."""
+def local_rows(task: Task, folder: Path) -> list[TaskItem]:
+    """Read the items of a task's local file, in lm-eval's columns. Raises UserError with the line that will not do."""
     if task.file is None or task.columns is None:
         raise UserError(f"task {task.name} has no local form; leave out --tasks-from to take it from the hub")
     path = folder / task.file
@@ -208,8 +222,8 @@ def local_rows(task: Task, folder: Path) -> list[Row]:
     return rows
 
 
-def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> Row:
-    """What lm-eval is given: its own task, with the items in `rows_file` where they are local."""
+def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> TaskItem:
+    """Return what lm-eval is given: its own task, with the items in `rows_file` where they are local."""
     if rows_file is None:
         return {"include": str(lm_eval_tasks / task.config), "task": task.name}
     splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
@@ -227,7 +241,7 @@ def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> Ro
 
 
 def check_local(tasks: Sequence[Task], folder: Path) -> None:
-    """Every file is there and every row is an item, before anything is started."""
+    """Check that every file is there and that every row is an item, before anything is started. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"--tasks-from {folder}: no such folder")
     for task in tasks:

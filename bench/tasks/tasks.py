@@ -1,4 +1,4 @@
-"""`mi-prun-bench tasks`: lm-eval's tasks through served endpoints, and a few continuations, for each model in turn.
+"""`mi-prun-bench tasks`: ask each model in turn lm-eval's tasks, and a few continuations, through its endpoint.
 
 Everything is opened and checked before the first engine is started. A record is on the disk as soon as its task is
 done.
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.endpoint import Endpoint, open_endpoint
-from bench.engines.engine import Engine, running
+from bench.engines.engine import EngineProcess, running
 from bench.engines.flags import check_flags
-from bench.models.measured_model import Subject, context_of, open_subject
-from bench.records.journal import results_folder
+from bench.models.measured_model import MeasuredModel, MeasuredModels, context_of, open_measured_model
+from bench.records.journal import ResultsFolder, results_folder
 from bench.records.machine import commit, environment, this_machine, versions
-from bench.records.schema import Dense, Provenance, append_record, read_lines
-from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, Origin, TaskRecord
+from bench.records.schema import DenseModel, Provenance
+from bench.records.task_schema import GenerationRecord, Origin, TaskRecord
 from bench.records.task_summary import model_key
 from bench.tasks.generations import continuations
 from bench.tasks.harness import Spec, check_installed, scores
@@ -41,46 +41,50 @@ ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that will be asked. endpoint: where it is served already; else it is served here."""
+    """A model that will be asked. endpoint: where it is served already; None: it will be served here."""
 
-    subject: Subject
-    dense: Dense
+    model: MeasuredModel
+    dense: DenseModel
     folder: Path
     endpoint: Endpoint | None
 
     @property
     def name(self) -> str:
-        return self.subject.arm.model
+        """The model as the user named it."""
+        return self.model.arm.model
 
 
 def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: TaskSettings) -> list[TaskRecord]:
-    """A record of each task of each model, in that order.
+    """Return a record of each task of each model, in that order.
 
     Raises UserError before anything is started for a setting, a file, a model or an endpoint that will not do.
     """
     check_tasks(settings)
     asked = open_asked(models, urls)
-    with results_folder(out):
-        return ask(asked, out, settings)
+    with results_folder(out) as folder:
+        return ask(asked, folder, settings)
 
 
 def check_tasks(settings: TaskSettings) -> None:
+    """Refuse settings and local files that will not do. Raises UserError."""
     check_installed()
-    for name, value in (("limit", settings.limit), ("concurrency", settings.concurrency)):
+    for option, value in (("--task-limit", settings.limit), ("--concurrency", settings.concurrency)):
         if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+            raise UserError(f"{option} must be at least 1, got {value}")
     check_flags(settings.serve_flags)
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
 
 
-def ask(asked: Sequence[Asked], out: Path, settings: TaskSettings, *, again: bool = True) -> list[TaskRecord]:
-    """In a `results_folder`. again: else what it holds of the same models and settings is not asked once more."""
+def ask(
+    asked: Sequence[Asked], folder: ResultsFolder, settings: TaskSettings, *, again: bool = True
+) -> list[TaskRecord]:
+    """Ask each model in turn, and return its records. Without `again`, what the folder holds is not asked once more."""
     if settings.missing:
         say(f"left out, as {settings.tasks_from} lacks them: {', '.join(settings.missing)}")
-    known = [] if again else read_lines(out, TASKS_NAME, TaskRecord)
-    said = [] if again else read_lines(out, GENERATIONS_NAME, GenerationRecord)
-    asking, records = _Asking(uuid.uuid4().hex[:12], out, settings), []
+    known = [] if again else list(folder.tasks)
+    said = [] if again else list(folder.generations)
+    asking, records = _Asking(uuid.uuid4().hex[:12], folder, settings), []
     keys = {task.name: asking.key(task.name) for task in settings.tasks}
     for one in asked:
         done = {r.score.task: r for r in known if asking.same(r, one, keys.get(r.score.task))}
@@ -110,12 +114,12 @@ class _Asking:
     """What all models of a run have in common. run: its name."""
 
     run: str
-    out: Path
+    folder: ResultsFolder
     settings: TaskSettings
     provenance: dict[str, Any] = field(default_factory=_provenance)
 
     def key(self, task: str | None) -> str:
-        """Digest of all that a task's answers depend on beside the model; None: the continuations'."""
+        """Return the digest of all that a task's answers depend on beside the model. None: of the continuations."""
         settings = self.settings
         asked: dict[str, Any] = {"task": task, "flags": settings.serve_flags}
         if task is None:
@@ -128,14 +132,14 @@ class _Asking:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def same(self, record: Origin, asked: Asked, key: str | None) -> bool:
-        """Whether the record is of that model, asked in that way."""
-        arm = asked.subject.arm
+        """Tell whether the record is of that model, asked in that way."""
+        arm = asked.model.arm
         model = asked.dense.weights_sha256, arm.kind, arm.blocks.dropped
         return record.provenance.settings_sha256 == key and not record.endpoint and model_key(record) == model
 
     def origin(self, asked: Asked, endpoint: Endpoint, context: int, task: str | None) -> dict[str, Any]:
-        """The fields of `task_record.Origin`."""
-        arm, settings = asked.subject.arm, self.settings
+        """Return the fields of `task_schema.Origin`."""
+        arm, settings = asked.model.arm, self.settings
         return {
             "run": self.run,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -154,7 +158,10 @@ class _Asking:
 
 
 def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
-    """Models to serve, or endpoints: with both, the n-th model names what the n-th endpoint serves."""
+    """Open models to serve, or endpoints. With both, the n-th model names what the n-th endpoint serves.
+
+    Raises UserError for what is neither, and for an endpoint that serves another model than named.
+    """
     if not models and not urls:
         raise UserError("name a MODEL, or an endpoint that serves one with --url")
     if urls and models and len(urls) != len(models):
@@ -175,17 +182,27 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
     return asked
 
 
+def served_in_turn(models: MeasuredModels) -> list[Asked]:
+    """Return the dense model and the pruned ones, to be served here. Drafts answer as the dense model does."""
+    assert models.folder is not None  # a shape is asked nothing
+    return [
+        Asked(model, models.dense, models.folder.path if model.arm.kind == "dense" else Path(model.arm.model), None)
+        for model in models.all
+        if model.arm.kind != "draft"
+    ]
+
+
 def _asked(name: str, endpoint: Endpoint | None) -> Asked:
-    dense, subject = open_subject(name)
-    return Asked(subject, dense, resolve(name), endpoint)
+    dense, model = open_measured_model(name)
+    return Asked(model, dense, resolve(name), endpoint)
 
 
 def _check_same(endpoint: Endpoint, asked: Asked) -> None:
-    """Where the server says what it serves, that is the model named."""
+    """Refuse an endpoint that says it serves another model. Raises UserError."""
     said = endpoint.pruning()
     if said is None:
         return
-    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.subject.arm.blocks.dropped
+    theirs, ours = tuple(said.get("dropped_blocks", ())), asked.model.arm.blocks.dropped
     weights = said.get("dense", {}).get("weights_sha256", asked.dense.weights_sha256)
     if (theirs, weights) != (ours, asked.dense.weights_sha256):
         raise UserError(
@@ -195,17 +212,17 @@ def _check_same(endpoint: Endpoint, asked: Asked) -> None:
 
 
 @contextlib.contextmanager
-def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engine | None]]:
+def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, EngineProcess | None]]:
     if asked.endpoint is not None:
         yield asked.endpoint, None
         return
-    say(f"{asked.subject.arm.label} ({asked.name}): starting")
+    say(f"{asked.model.arm.label} ({asked.name}): starting")
     with running(asked.name, flags) as engine:
         yield open_endpoint(engine.base_url), engine
 
 
 def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
-    label, name, settings = asked.subject.arm.label, asked.name, asking.settings
+    label, name, settings = asked.model.arm.label, asked.name, asking.settings
     direct = None
     if settings.logprob_tolerance_nats is not None:
         say(f"{label} ({name}): log-probabilities by transformers")
@@ -220,7 +237,7 @@ def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
         check_context(settings.tasks, name, context)
         if settings.sampling is not None:
             origin = asking.origin(asked, endpoint, context, None)
-            append_record(asking.out, _generated(endpoint, origin, settings.sampling), GENERATIONS_NAME)
+            asking.folder.add_generation(_generated(endpoint, origin, settings.sampling))
         if not settings.tasks:
             return
 
@@ -241,12 +258,13 @@ def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
         for score in scores(endpoint, spec, alive):
             origin = asking.origin(asked, endpoint, context, score.task)
             record = TaskRecord(**origin, limit=settings.limit, logprobs=check, score=score)
-            append_record(asking.out, record, TASKS_NAME)
+            asking.folder.add_task(record)
             say(f"{label}: {score.task} {score.metric} {score.score:.1%} of {score.items} items")
             yield record
 
 
 def check_context(tasks: Sequence[Task], name: str, context: int) -> None:
+    """Refuse a task that needs a longer context than the model is served with. Raises UserError."""
     for task in tasks:
         if task.min_context > context:
             raise UserError(

@@ -1,1 +1,1 @@
-"""Small language models, trained from any text."""
+"""Train small language models from any text."""

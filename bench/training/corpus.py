@@ -1,4 +1,4 @@
-"""Training text as tokens on disk: read and tokenised once, mapped into memory by every later run.
+"""Keep training text as tokens on disk: it is read and tokenised once, and every later run maps it into memory.
 
 A corpus folder holds `tokenizer/`, `train.bin` and `held_out.bin` (token ids; each document is closed by EOS) and
 `corpus.json`. The held-out part is the end of each file, in proportion to its length. It is cut off as text: neither
@@ -33,8 +33,10 @@ BATCH_DOCUMENTS = 64
 
 
 class TextIdentity(Record):
-    """name: of the file, without its folder, and the field after it if one is named. num_bytes, sha256: of the file as
-    it lies on the disk.
+    """What tells a text file from others.
+
+    name: of the file, without its folder, and the field after it if one is named. num_bytes, sha256: of the file as it
+    lies on the disk.
     """
 
     name: str
@@ -44,19 +46,20 @@ class TextIdentity(Record):
 
 @dataclass(frozen=True)
 class TextFile:
-    """source: as `text_source` takes it."""
+    """A text file. source: as `text_source` takes it."""
 
     source: str
     identity: TextIdentity
 
     def documents(self) -> Iterator[str]:
-        """Documents without the blanks around them; empty ones are left out."""
+        """Yield documents without the blanks around them; empty ones are left out."""
         return (document for document in map(str.strip, text_source(self.source).open()) if document)
 
 
 class CorpusSizes(Record):
-    """vocabulary: entries of the tokenizer. The other fields are sums over the files, of documents without the blanks
-    around them; tokens count EOS, not BOS.
+    """The sizes of a corpus: sums over the files, of documents without the blanks around them.
+
+    vocabulary: entries of the tokenizer. Tokens count EOS, not BOS.
     """
 
     vocabulary: int
@@ -68,7 +71,7 @@ class CorpusSizes(Record):
 
 
 def text_file(source: str) -> TextFile:
-    """Raises UserError for what is not a text file; a data set of the hub is none."""
+    """Open a text file. Raises UserError for what is not one; a data set of the hub is none."""
     path, field = path_and_field(source)
     if not path.is_file():
         raise UserError(f"text {source}: no such file")
@@ -81,7 +84,9 @@ def text_file(source: str) -> TextFile:
 
 
 class Corpus:
-    """Windows of `window_tokens` as calibration makes them: BOS first, where the tokenizer begins a text with it."""
+    """Windows of `window_tokens` tokens as calibration makes them: BOS first, where the tokenizer begins a text with
+    it.
+    """
 
     def __init__(self, folder: Path, window_tokens: int) -> None:
         from transformers import AutoTokenizer
@@ -92,18 +97,18 @@ class Corpus:
         self._train = self._bodies(folder / TRAIN, window_tokens)
         self._held_out = self._bodies(folder / HELD_OUT, window_tokens)
         self._order: tuple[object, NDArray[np.int64]] = (None, np.empty(0, dtype=np.int64))
-        for part, bodies, found in (
+        for part, bodies, tokens in (
             ("training", self._train, self.sizes.train_tokens),
             ("held-out", self._held_out, self.sizes.held_out_tokens),
         ):
             if not len(bodies):
                 raise UserError(
-                    f"too little text: its {part} part has {found:,} tokens, less than one window of {window_tokens}; "
+                    f"too little text: its {part} part has {tokens:,} tokens, less than one window of {window_tokens}; "
                     "give more text or a smaller --context"
                 )
 
     def _bodies(self, path: Path, window_tokens: int) -> NDArray[Any]:
-        """The windows of a file without their BOS; what is left at its end is not used."""
+        """Return the windows of a file without their BOS. What is left at its end is not used."""
         body = window_tokens - int(self.bos)
         ids = np.memmap(path, dtype=_dtype(self.sizes.vocabulary), mode="r")
         return ids[: len(ids) // body * body].reshape(-1, body)
@@ -114,10 +119,11 @@ class Corpus:
 
     @property
     def train_windows(self) -> int:
+        """The number of windows to train on."""
         return len(self._train)
 
     def batch(self, first: int, count: int, seed: int) -> Tensor:
-        """Windows first .. first + count of an endless row: every window once, in a new order each time round.
+        """Return windows first .. first + count of an endless row: every window once, in a new order each time round.
 
         (count, window_tokens) int64; the same whenever it is asked for.
         """
@@ -131,12 +137,14 @@ class Corpus:
         return self._order[1]
 
     def held_out(self) -> Tensor:
-        """(windows, window_tokens) int64."""
+        """Return the held-out windows: (windows, window_tokens) int64."""
         return self._windows(self._held_out)
 
 
 def write_corpus(texts: Sequence[TextFile], folder: Path, *, vocabulary: int) -> None:
-    """Fill `folder`. The tokenizer has at most `vocabulary` entries."""
+    """Fill `folder` with a corpus. The tokenizer has at most `vocabulary` entries. Raises UserError where there is no
+    text.
+    """
     lengths = [sum(len(document) for document in text.documents()) for text in texts]
     total = sum(lengths)
     if not total:
@@ -167,7 +175,7 @@ def write_corpus(texts: Sequence[TextFile], folder: Path, *, vocabulary: int) ->
 
 
 def _cut(parts: Iterable[tuple[TextFile, int, int]]) -> Iterator[str]:
-    """What lies from character `begin` to `end` of each file; a document over such a place is cut there."""
+    """Yield what lies from character `begin` to `end` of each file. A document over such a place is cut there."""
     for text, begin, end in parts:
         place = 0
         for document in text.documents():
@@ -185,7 +193,7 @@ def _counted(documents: Iterable[str], advance: Advance) -> Iterator[str]:
 
 
 def _train_tokenizer(documents: Iterator[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer that begins a text with BOS."""
+    """Train a byte-level BPE tokenizer that begins a text with BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -210,7 +218,7 @@ def _dtype(vocabulary: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _tokenise(documents: Iterator[str], tokenizer: Any, entries: int, out: Path) -> tuple[int, int]:
-    """Write the ids; returns the numbers of documents and tokens."""
+    """Write the ids, and return the numbers of documents and tokens."""
     count = tokens = 0
     with out.open("wb") as file:
         while batch := list(islice(documents, BATCH_DOCUMENTS)):

@@ -1,4 +1,4 @@
-"""`mi-prun-bench train`: a small language model from any text, on CPU or CUDA, as the bundled one was made.
+"""`mi-prun-bench train`: train a small language model from any text, on CPU or CUDA, as the bundled one was made.
 
 While it runs, `OUTPUT.training/` beside the output holds the tokens, the settings and the last checkpoint (weights,
 optimizer, step). An interrupt saves one; after a kill -9 the last one is there, whole. The same command goes on from
@@ -45,7 +45,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Training(Artefact):
-    """What a training folder belongs to: only the same command goes on from it."""
+    """What a training folder belongs to. Only the same command goes on from it."""
 
     schema_name: ClassVar[str] = "training"
 
@@ -54,7 +54,9 @@ class Training(Artefact):
 
 
 class Trained(Record):
-    """perplexity: of the written bf16 weights on the held-out text, which neither model nor tokenizer saw."""
+    """A trained model. perplexity: of the written bf16 weights on the held-out text, which neither model nor tokenizer
+    saw.
+    """
 
     model: str
     parameters: int
@@ -89,7 +91,7 @@ def train(
 
 @contextlib.contextmanager
 def _owned(folder: Path, training: Training) -> Iterator[None]:
-    """A training folder that no other run works in, and that belongs to `training`."""
+    """Hold a training folder that belongs to `training` and that no other run works in."""
     if (folder / SETTINGS).exists():
         if Training.read(folder / SETTINGS) != training:
             raise UserError(
@@ -117,7 +119,7 @@ def _owned(folder: Path, training: Training) -> Iterator[None]:
 
 
 def new_model(settings: TrainSettings, corpus: Corpus) -> nn.Module:
-    """A random float32 model, the same for the same seed."""
+    """Make a random float32 model, the same for the same seed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -143,7 +145,7 @@ def new_model(settings: TrainSettings, corpus: Corpus) -> nn.Module:
 
 
 def fit(model: nn.Module, corpus: Corpus, settings: TrainSettings, state: Path) -> float:
-    """Train to the last step, from the checkpoint `state` if there is one. Returns the seconds of all runs together.
+    """Train to the last step, from the checkpoint `state` if there is one. Return the seconds of all runs together.
 
     Ctrl-C and SIGTERM end it after the step that runs, with a checkpoint.
     """
@@ -192,7 +194,7 @@ def fit(model: nn.Module, corpus: Corpus, settings: TrainSettings, state: Path) 
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine down to LAST_RATE_SHARE of the highest rate."""
+    """Return the rate of a step: a linear warm-up, then a cosine down to LAST_RATE_SHARE of the highest rate."""
     warm_up = max(1, round(WARM_UP_SHARE * settings.steps))
     if step < warm_up:
         return settings.learning_rate * (step + 1) / warm_up
@@ -212,7 +214,7 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """Signals that asked for an end; a second one ends at once."""
+    """Collect signals that ask for an end. A second one ends at once."""
     requests: list[int] = []
 
     def ask(signum: int, frame: FrameType | None) -> None:
@@ -229,7 +231,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, step: int, seconds: float) -> None:
-    """One file, whole or not at all: weights, the two moments of each, the step."""
+    """Write one file, whole or not at all: weights, the two moments of each, the step."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
@@ -242,7 +244,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.AdamW, step: int,
 
 
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> tuple[int, float]:
-    """Restore what `_save` wrote; returns the step and the seconds."""
+    """Restore what `_save` wrote; return the step and the seconds."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -267,7 +269,7 @@ def _write(
     seconds: float,
     force: bool,
 ) -> Trained:
-    """The model folder: bf16 weights, tokenizer, and a card with the perplexity of just these weights."""
+    """Write the model folder: bf16 weights, tokenizer, and a card with the perplexity of just these weights."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -298,11 +300,11 @@ def _write(
 
 
 def card(trained: Trained, training: Training, corpus: Corpus) -> str:
-    """Markdown: what the model is, of what text, how long, how good."""
+    """Return the model card: what the model is, of what text, how long, how good."""
     shape, sizes, machine = training.settings, corpus.sizes, this_machine()
     held_out = protocol(shape.context, corpus.bos)
     where = machine.gpu if trained.device == "cuda" and machine.gpu else f"{machine.cpu}, {machine.cores} cores"
-    found = versions()
+    package_versions = versions()
     rows = [
         (
             "architecture",
@@ -315,7 +317,7 @@ def card(trained: Trained, training: Training, corpus: Corpus) -> str:
         ("tokens seen", f"{trained.tokens_seen:,}"),
         ("held-out perplexity", f"{trained.perplexity:.2f} over {trained.held_out_tokens:,} tokens"),
         ("time", f"{trained.seconds / 60:.0f} minutes on {where}"),
-        ("versions", ", ".join(f"{name} {found[name]}" for name in ("mi-prun", "torch", "transformers"))),
+        ("versions", ", ".join(f"{name} {package_versions[name]}" for name in ("mi-prun", "torch", "transformers"))),
     ]
     texts = [(f.name, f"{f.num_bytes:,}", f.sha256) for f in training.texts]
     options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in shape.model_dump().items())

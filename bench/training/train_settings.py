@@ -1,4 +1,4 @@
-"""The settings of `mi-prun-bench train`, their defaults and what they may be. No torch is imported."""
+"""Settings of `mi-prun-bench train`, their defaults and what they may be. No torch is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAST = {"blocks": 2, "hidden": 8, "heads": 1, "vocabulary": 300, "context": 8, 
 
 
 class TrainSettings(Record):
-    """hidden: width of a boundary state. context: tokens in a window. tokens: seen in all; batch_tokens: in a step."""
+    """How a model is trained. hidden: width of a boundary state. context: tokens in a window. tokens: seen in all."""
 
     family: str = "llama"
     blocks: int = 12
@@ -27,10 +27,12 @@ class TrainSettings(Record):
 
     @property
     def windows_per_step(self) -> int:
+        """Windows in a step."""
         return max(1, self.batch_tokens // self.context)
 
     @property
     def steps(self) -> int:
+        """Steps in all."""
         return math.ceil(self.tokens / (self.windows_per_step * self.context))
 
     def check(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mi_prun.comparison.comparison_row import Row
+from mi_prun.figure import new_figure, svg_of
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the marker says it a second time.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -21,7 +20,7 @@ def quality_svg(rows: Sequence[Row]) -> str:
     """Draw perplexity over dense, a line for each method, the best first. A line far off ends at the picture's edge."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    figure, axes = _figure(8.6, 4.6)
+    figure, axes = new_figure(8.6, 4.6)
     values = {(row.label, len(row.dropped)): row.perplexity / row.dense_perplexity for row in rows}
     best = {k: min(value for (_, other), value in values.items() if other == k) for _, k in values}
     order = sorted(dict.fromkeys(row.label for row in rows), key=lambda label: _last(values, label))
@@ -48,7 +47,7 @@ def quality_svg(rows: Sequence[Row]) -> str:
     axes.set_xlabel("share of blocks dropped")
     axes.set_ylabel("perplexity, x dense (down: better)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _last(values: dict[tuple[str, int], float], label: str) -> float:
@@ -58,28 +57,10 @@ def _last(values: dict[tuple[str, int], float], label: str) -> float:
 
 def segments_svg(cost_nats: NDArray[np.float64]) -> str:
     """Draw cost[i, j] of dropping blocks i..j-1 as a heat map: the first dropped block down, the last one across."""
-    figure, axes = _figure(5.6, 4.8)
+    figure, axes = new_figure(5.6, 4.8)
     shown = np.where(np.triu(np.ones_like(cost_nats), 1) > 0, cost_nats, np.nan)[:-1, 1:]
     image = axes.imshow(shown, cmap="cividis", origin="upper")
     axes.set_xlabel("last dropped block (0-based)")
     axes.set_ylabel("first dropped block (0-based)")
     figure.colorbar(image, ax=axes, label="segment cost, nats of mutual information")
-    return _svg(figure)
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib as mpl
-
-    out = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mi-prun"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    return svg_of(figure)

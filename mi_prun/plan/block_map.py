@@ -9,6 +9,7 @@ BLOCKS_PER_ROW = 50
 GROUP = 10
 COLOURS = ("#3b6fb6", "#c77d2e", "#4f9a5b", "#8a5fb0", "#b0485a", "#5b8f9c")
 CELL = 18
+TALL_CELL, GAP, LABEL_WIDTH, LINE_WIDTH = 22, 3, 132, 700  # of a line for each model
 
 
 def text_map(num_blocks: int, dropped: Collection[int], kinds: Sequence[str] = ()) -> str:
@@ -71,14 +72,42 @@ def svg_map(num_blocks: int, dropped: Collection[int], kinds: Sequence[str] = ()
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _cell(x: int, y: int, colour: str, gone: bool) -> str:
-    size = CELL - 3
+def svg_lines(num_blocks: int, models: Sequence[tuple[str, Collection[int]]], *, kept: str, dropped: str) -> str:
+    """Draw a line for each model and a cell for each block, in a page's own text colour.
+
+    models: a label and the dropped blocks of each. kept, dropped: the colours. Deep models get narrower cells, down to
+    what a cross can be seen in.
+    """
+    cell = max(8, min(TALL_CELL, (LINE_WIDTH - LABEL_WIDTH) // num_blocks - GAP))
+    step, line_height = cell + GAP, TALL_CELL + GAP
+    width, height = LABEL_WIDTH + num_blocks * step, (len(models) + 1) * line_height
+    parts = [
+        f'<svg role="img" aria-label="Which blocks each model drops" viewBox="0 0 {width} {height}" '
+        f'style="max-width:{width}px" xmlns="http://www.w3.org/2000/svg" font-size="12" fill="currentColor">'
+    ]
+    for line, (label, gone) in enumerate(models):
+        y = line * line_height
+        parts.append(f'<text x="0" y="{y + 16}">{escape(label)}</text>')
+        for block in range(num_blocks):
+            drawn = _cell(
+                LABEL_WIDTH + block * step, y, dropped if block in gone else kept, block in gone, cell, TALL_CELL
+            )
+            parts.append(f"<g><title>block {block}: {'dropped' if block in gone else 'kept'}</title>{drawn}</g>")
+    y = len(models) * line_height + 13
+    for block in range(0, num_blocks, 1 if cell >= 18 else 5):
+        x = LABEL_WIDTH + block * step + cell / 2
+        parts.append(f'<text x="{x:g}" y="{y}" text-anchor="middle" font-size="11">{block}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _cell(x: int, y: int, colour: str, gone: bool, width: int = CELL - 3, height: int = CELL - 3) -> str:
+    rect = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="2"'
     if not gone:
-        return f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="2" fill="{colour}"/>'
-    return (
-        f'<rect x="{x}" y="{y}" width="{size}" height="{size}" rx="2" fill="none" stroke="{colour}"/>'
-        f'<path d="M{x + 3} {y + 3}l{size - 6} {size - 6}m0 -{size - 6}l-{size - 6} {size - 6}" stroke="{colour}"/>'
-    )
+        return f'{rect} fill="{colour}"/>'
+    cross = 0.6 * width
+    left, top = x + (width - cross) / 2, y + (height - cross) / 2
+    path = f"M{left:g} {top:g}l{cross:g} {cross:g}m0 -{cross:g}l-{cross:g} {cross:g}"
+    return f'{rect} fill="none" stroke="{colour}"/><path d="{path}" stroke="{colour}"/>'
 
 
 def _letters(kinds: Sequence[str]) -> dict[str, str]:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from bench.records.schema import (
-    Arm,
     Blocks,
-    Dense,
+    DenseModel,
     Latency,
-    Load,
     Machine,
+    MeasuredArm,
     Memory,
     Paired,
     PointRecord,
@@ -25,6 +24,7 @@ from bench.records.schema import (
     Selection,
     Speed,
     StartUp,
+    Workload,
 )
 from bench.records.task_schema import (
     Continuation,
@@ -61,10 +61,10 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
     values: dict[str, Any] = {
         "run": "run-1",
         "time": "2026-11-25T05:15:33+00:00",
-        "dense": Dense(
+        "dense": DenseModel(
             name="owner/dense", model_type="llama", shape=None, config_sha256="1" * 64, weights_sha256="0" * 64
         ),
-        "arm": Arm(
+        "arm": MeasuredArm(
             kind=kind or ("pruned" if dropped else "dense"),
             label=label,
             model=f"pruned-{len(dropped)}" if dropped else "owner/dense",
@@ -77,7 +77,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
             ),
             weights="virtual" if dropped else None,
         ),
-        "load": Load(
+        "load": Workload(
             tool="vllm bench serve",
             preset="chat",
             concurrency=4,

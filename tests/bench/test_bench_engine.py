@@ -58,7 +58,7 @@ def test_a_sweep_with_drafts_goes_on_after_a_kill(
     text, results = tmp_path / "text.txt", tmp_path / "results"
     text.write_text((REFERENCE.parents[1] / "LICENSE").read_text())
     words = ["sweep", "--dense", REFERENCE, "--ratios", "0,.25", "--methods", "bi:0", "--calibration", text]
-    words += ["--tokens", "512", "--text", text, "--materialise", "--draft", "--engines", "together", *QUICK]
+    words += ["--tokens", "512", "--text", text, "--no-virtual", "--draft", "--engines", "together", *QUICK]
     words += ["--rates", "none", "-o", results, f"--serve-flags={SERVE_FLAGS}"]
 
     plan = subprocess.run(
@@ -91,8 +91,8 @@ def test_a_sweep_with_drafts_goes_on_after_a_kill(
     assert recorded[: len(killed_rounds)] == killed_rounds
     others = recorded[len(killed_rounds) :]
     # Two rounds of three models, in one process: no round is a pair of the one before the kill. The second is reversed.
-    assert len({found.session for found in others}) == 1
-    assert [(found.number, found.arm) for found in others] == [
+    assert len({record.session for record in others}) == 1
+    assert [(record.number, record.arm) for record in others] == [
         *((0, label) for label in ("dense", "bi 25.0%", "draft bi 25.0%")),
         *((1, label) for label in ("draft bi 25.0%", "bi 25.0%", "dense")),
     ]
@@ -182,7 +182,7 @@ def test_an_engine_that_does_not_start_says_why(
     tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
 ) -> None:
     pruned, results = prune(REFERENCE, tmp_path / "p", [2]), tmp_path / "results"
-    words = ["run", "--dense", REFERENCE, "--pruned", pruned, "-o", results, *QUICK, "--serve-flags=--no-such-flag"]
+    words = ["run", "--dense", REFERENCE, pruned, "-o", results, *QUICK, "--serve-flags=--no-such-flag"]
     done = subprocess.run(command(*words), env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the engine for ")
@@ -201,7 +201,7 @@ def test_an_interrupted_run_leaves_no_process(
     signum: signal.Signals,
 ) -> None:
     pruned, results = prune(REFERENCE, tmp_path / "p", [2]), tmp_path / "results"
-    words = ["run", "--dense", REFERENCE, "--pruned", pruned, "-o", results, *QUICK, f"--serve-flags={SERVE_FLAGS}"]
+    words = ["run", "--dense", REFERENCE, pruned, "-o", results, *QUICK, f"--serve-flags={SERVE_FLAGS}"]
     run = subprocess.Popen(command(*words), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: bool(engine_cores(marked(environment[MARK]))) or run.poll() is not None, 180)

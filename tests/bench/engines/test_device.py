@@ -88,9 +88,9 @@ def test_an_engine_takes_its_share_of_its_own_gpus(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", driver())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    subject: Any = SimpleNamespace(weight_bytes=50)
+    model: Any = SimpleNamespace(weight_bytes=50)
     free = 10 if not flags else 30
-    assert room([subject], flags, Device()) == (free, [needed])
+    assert room([model], flags, Device()) == (free, [needed])
 
 
 def test_a_gpu_that_does_not_count_energy(monkeypatch: pytest.MonkeyPatch) -> None:

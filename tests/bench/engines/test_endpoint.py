@@ -115,8 +115,8 @@ def test_log_probabilities_of_another_model_are_refused(serve: Callable[[Answers
     def direct(*logprobs: float) -> Direct:
         return Direct(computed="float32, cpu", tokens=((5, 6, 7),), logprobs=(logprobs,))
 
-    found = check_logprobs(endpoint, direct(-1.02, -1.98))
-    assert (found.tokens, found.mean_nats, found.max_nats) == (2, pytest.approx(0.02), pytest.approx(0.02))
+    check = check_logprobs(endpoint, direct(-1.02, -1.98))
+    assert (check.tokens, check.mean_nats, check.max_nats) == (2, pytest.approx(0.02), pytest.approx(0.02))
     with pytest.raises(UserError, match=r"differ by 0\.2500 nats on the mean \(at most 0\.3000\).*more than 0\.05"):
         check_logprobs(endpoint, direct(-1.2, -1.7))
     assert check_logprobs(endpoint, direct(-1.2, -1.7), tolerance=0.3).tolerance_mean_nats == 0.3

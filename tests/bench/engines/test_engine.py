@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.engines import engine
-from bench.engines.engine import Engine, kv_tokens, running
+from bench.engines.engine import EngineProcess, kv_tokens, running
 from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 
@@ -43,9 +43,9 @@ def test_an_engine_that_does_not_say(page: str) -> None:
 
 def test_an_engine_that_does_not_answer_any_more_is_quoted() -> None:
     group: Any = SimpleNamespace(last_lines=lambda: "RuntimeError: out of memory")
-    found = Engine("m", "t", f"http://127.0.0.1:{free_port()}", 1.0, None, None, group)
+    result = EngineProcess("m", "t", f"http://127.0.0.1:{free_port()}", 1.0, None, None, group)
     said = r"the engine of m does not answer at /metrics \(.*refused.*\): RuntimeError: out of memory"
-    for asked in (found.metrics, found.kv_tokens):
+    for asked in (result.metrics, result.kv_tokens):
         with pytest.raises(UserError, match=said):
             asked()
 
@@ -81,10 +81,10 @@ class Port:
 def test_a_port_that_is_taken_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Port(times=2)
     monkeypatch.setattr(engine, "ProcessGroup", server)
-    with running("m", ["--tokenizer", "t"]) as found:
+    with running("m", ["--tokenizer", "t"]) as result:
         assert server.started == 3
-        assert (found.startup_s, found.load_s, found.weight_bytes) == (12.0, 0.5, 3 * 2**29)
-        assert (found.model, found.tokenizer) == ("m", "t")
+        assert (result.startup_s, result.load_s, result.weight_bytes) == (12.0, 0.5, 3 * 2**29)
+        assert (result.model, result.tokenizer) == ("m", "t")
     assert server.stopped >= 3
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench.load.driver import arguments, round_of
 from bench.load.worker import check, plain
-from bench.records.schema import Load, PointRecord, Trace
+from bench.records.schema import PointRecord, Trace, Workload
 
 Point = Callable[..., PointRecord]
 
@@ -32,18 +32,18 @@ def result(**fields: Any) -> dict[str, Any]:
 
 
 def test_a_round_in_our_terms(point: Point) -> None:
-    found = round_of(point().load, result(backlog_growth=0.3), 12.5)
-    assert (found.output_tokens_per_s, found.total_tokens_per_s, found.requests_per_s) == (256, 768, 4)
-    assert (found.duration_s, found.completed, found.energy_j) == (4, 16, 12.5)
-    assert (found.ttft.mean_ms, found.ttft.p50_ms, found.ttft.p90_ms, found.ttft.p99_ms) == (10, 20, 80, 90)
-    assert [latency.p50_ms for latency in (found.tpot, found.itl, found.e2e)] == [21, 22, 23]
-    assert found.backlog_growth is None  # so many in flight, and no more
+    made = round_of(point().load, result(backlog_growth=0.3), 12.5)
+    assert (made.output_tokens_per_s, made.total_tokens_per_s, made.requests_per_s) == (256, 768, 4)
+    assert (made.duration_s, made.completed, made.energy_j) == (4, 16, 12.5)
+    assert (made.ttft.mean_ms, made.ttft.p50_ms, made.ttft.p90_ms, made.ttft.p99_ms) == (10, 20, 80, 90)
+    assert [latency.p50_ms for latency in (made.tpot, made.itl, made.e2e)] == [21, 22, 23]
+    assert made.backlog_growth is None  # so many in flight, and no more
     opened = point().load.model_copy(update={"concurrency": None, "rate_per_s": 2.5})
     assert round_of(opened, result(backlog_growth=0.3), None).backlog_growth == 0.3
     assert round_of(opened, result(), None).backlog_growth is None
 
 
-def asked(load: Load) -> dict[str, str]:
+def asked(load: Workload) -> dict[str, str]:
     engine: Any = SimpleNamespace(base_url="http://127.0.0.1:1", model="m", tokenizer="t")
     words = arguments(engine, load, 7)
     flags = [word for word in words if word.startswith("--")]

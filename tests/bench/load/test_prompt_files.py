@@ -12,6 +12,7 @@ from bench.load.prompt_files import Prompts, text_prompts
 from bench.load.trace import Request
 from bench.records.schema import PointRecord, Trace
 from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
 
 
 def test_pieces_of_a_text(reference: Path, point: Callable[..., PointRecord], tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_pieces_of_a_text(reference: Path, point: Callable[..., PointRecord], tm
     text.write_text(" ".join(f"Chapter {number} of the story." for number in range(400)))
     load = point().load.model_copy(update={"input_tokens": 8.0, "prompts": 3, "warmups": 2, "text": "licence.txt"})
     other = load.model_copy(update={"preset": "other", "input_tokens": 16.0})
-    name, pieces = text_prompts(str(reference), str(text), [load, load, other], 4)
+    name, pieces = text_prompts(open_model(reference), str(text), [load, load, other], 4)
     assert name == "licence.txt"
     assert list(pieces) == ["chat", "other"]
     assert (len(pieces["chat"]) >= 28, len(pieces["other"]) >= 14) == (True, True)
@@ -31,7 +32,7 @@ def test_pieces_of_a_text(reference: Path, point: Callable[..., PointRecord], tm
     assert seen[0] == seen[2]
     assert len(set(seen[0] + seen[1])) == 6
     with pytest.raises(UserError, match="asked for: give more text"):
-        text_prompts(str(reference), str(text), [load.model_copy(update={"prompts": 900})], 4)
+        text_prompts(open_model(reference), str(text), [load.model_copy(update={"prompts": 900})], 4)
 
 
 def test_requests_of_a_trace(point: Callable[..., PointRecord], tmp_path: Path) -> None:

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from bench.load.workloads import (
-    check_loads,
-    closed_loads,
+    check_workloads,
+    closed_workloads,
     lengths_of,
-    open_loads,
     open_prompts,
+    open_workloads,
     rates_for,
     served_context,
     with_context,
 )
-from bench.options import run_loads
-from bench.settings import PRESETS, LoadSettings
+from bench.options import run_workloads
+from bench.settings import PRESETS, WorkloadSettings
 from mi_prun.errors import UserError
 
-SETTINGS = LoadSettings()
+SETTINGS = WorkloadSettings()
 
 
 def test_each_preset_at_each_concurrency_and_rate_with_prompts_of_its_own() -> None:
@@ -31,8 +31,8 @@ def test_each_preset_at_each_concurrency_and_rate_with_prompts_of_its_own() -> N
         SETTINGS, presets=("decode-heavy", "prefill-heavy"), concurrency=(1, 8), seed=3, rates=(1.0, 2.0)
     )
     lengths, requests = lengths_of(settings, 2048)
-    closed = closed_loads(settings, lengths)
-    opened = open_loads(settings, lengths, [(0.5, 1.0), (2.0, 4.0)])
+    closed = closed_workloads(settings, lengths)
+    opened = open_workloads(settings, lengths, [(0.5, 1.0), (2.0, 4.0)])
     assert requests == []
     assert [load.label for load in (*closed, *opened)] == [
         "decode-heavy, 1 in flight",
@@ -55,7 +55,7 @@ def test_lengths_by_hand_take_the_place_of_presets() -> None:
     settings = replace(SETTINGS, input_tokens=60, output_tokens=4, prompts=5)
     lengths, _ = lengths_of(settings, 64)
     assert [(each.preset, each.longest) for each in lengths] == [("custom", 64)]
-    assert {load.prompts for load in closed_loads(settings, lengths)} == {5}
+    assert {load.prompts for load in closed_workloads(settings, lengths)} == {5}
 
 
 def test_rates_go_past_what_the_dense_model_can_give() -> None:
@@ -96,9 +96,9 @@ def test_an_open_loop_lasts_long_enough_to_saturate(fields: dict[str, Any], prom
     ],
 )
 def test_settings_that_will_not_do(fields: dict[str, Any], said: str) -> None:
-    check_loads(SETTINGS)
+    check_workloads(SETTINGS)
     with pytest.raises(UserError, match=said):
-        check_loads(replace(SETTINGS, **fields))
+        check_workloads(replace(SETTINGS, **fields))
 
 
 def test_requests_longer_than_the_context() -> None:
@@ -152,7 +152,7 @@ def test_a_trace_is_a_preset_more(tmp_path: Path) -> None:
     settings = replace(SETTINGS, trace=path, concurrency=(2,))
     lengths, requests = lengths_of(settings, 192)
     assert len(requests) == 2  # one is too long, one failed
-    loads = closed_loads(settings, lengths)
+    loads = closed_workloads(settings, lengths)
     assert [load.label for load in loads] == ["balanced, 2 in flight", "trace, 2 in flight"]
     assert (loads[1].input_tokens, loads[1].output_tokens) == (20, 20)
     assert loads[1].trace is not None
@@ -160,8 +160,8 @@ def test_a_trace_is_a_preset_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "concurrency", "found"), [(None, "4", 32), (None, "1,64", 128), (5, "4", 5), (0, "4", 0)]
+    ("prompts", "concurrency", "expected"), [(None, "4", 32), (None, "1,64", 128), (5, "4", 5), (0, "4", 0)]
 )
-def test_run_and_draft_keep_all_in_flight(prompts: int | None, concurrency: str, found: int) -> None:
+def test_run_and_draft_keep_all_in_flight(prompts: int | None, concurrency: str, expected: int) -> None:
     """What cannot be is refused where the loads are checked."""
-    assert run_loads(16, 8, prompts, concurrency, rounds=3, seed=0).prompts == found
+    assert run_workloads(16, 8, prompts, concurrency, rounds=3, seed=0).prompts == expected

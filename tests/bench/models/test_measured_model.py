@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.models.measured_model import open_subjects
+from bench.models.measured_model import open_measured_models
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
@@ -17,7 +17,7 @@ Prune = Callable[..., Path]
 
 def refused(dense: Path, pruned: list[Path], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        open_subjects(str(dense), [str(path) for path in pruned])
+        open_measured_models(str(dense), [str(path) for path in pruned])
 
 
 def test_models_that_will_not_do(tmp_path: Path, dense: Path, other_dense: Path, prune: Prune) -> None:
@@ -32,7 +32,7 @@ def test_models_that_will_not_do(tmp_path: Path, dense: Path, other_dense: Path,
     (own / "model.safetensors").write_bytes((own / "model.safetensors").read_bytes()[:-8])
     refused(dense, [own], r"model\.safetensors")
     with pytest.raises(UserError, match="is another model"):
-        open_subjects(str(dense), (), [other])
+        open_measured_models(str(dense), (), [other])
 
 
 def test_a_manifest_beside_weights_of_another_size(tmp_path: Path, dense: Path, prune: Prune) -> None:
@@ -45,17 +45,17 @@ def test_subjects_say_what_they_lack(tmp_path: Path, dense: Path, prune: Prune) 
     written, virtual = prune(dense, tmp_path / "p", [1, 2]), prune(dense, tmp_path / "v", [3], virtual=True)
     plan = tmp_path / "plan.json"
     read_manifest(virtual).plan.write(plan)
-    subjects = open_subjects(str(dense), [str(written), str(virtual)], [plan])
-    first, second, third, drafted = subjects.all
+    models = open_measured_models(str(dense), [str(written), str(virtual)], [plan])
+    first, second, third, drafted = models.all
     identity = open_model(dense).identity
-    assert [subject.arm.label for subject in subjects.all] == [
+    assert [model.arm.label for model in models.all] == [
         "dense",
         "by hand 50.0%",
         "by hand 25.0%",
         "draft by hand 25.0%",
     ]
-    assert [subject.arm.weights for subject in subjects.all] == [None, "materialized", "virtual", "virtual"]
-    assert (subjects.dense.weights_sha256, subjects.context) == (identity.weights_sha256, 64)
+    assert [model.arm.weights for model in models.all] == [None, "materialized", "virtual", "virtual"]
+    assert (models.dense.weights_sha256, models.context) == (identity.weights_sha256, 64)
     assert first.arm.blocks.dropped == ()
     assert second.arm.blocks.dropped == (1, 2)
     assert second.arm.blocks.parameter_ratio == pytest.approx(
@@ -63,16 +63,16 @@ def test_subjects_say_what_they_lack(tmp_path: Path, dense: Path, prune: Prune) 
     )
     block_bytes = (first.weight_bytes - second.weight_bytes) // 2
     assert first.weight_bytes - third.weight_bytes == block_bytes == 4 * identity.block_parameters[1]
-    for subject in (first, second, third):
-        assert subject.weights is not None
-        assert subject.weights.total_bytes == subject.weight_bytes
+    for model in (first, second, third):
+        assert model.weights is not None
+        assert model.weights.total_bytes == model.weight_bytes
     assert drafted.flags == ("--draft", str(plan))
     assert drafted.weight_bytes == first.weight_bytes
 
 
 def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Prune) -> None:
     one, two = prune(dense, tmp_path / "one", [1]), prune(dense, tmp_path / "two", [2])
-    labels = [subject.arm.label for subject in open_subjects(str(dense), [str(one), str(two)], [one, two]).all]
+    labels = [model.arm.label for model in open_measured_models(str(dense), [str(one), str(two)], [one, two]).all]
     assert labels[1:] == [
         "by hand 25.0% (one)",
         "by hand 25.0% (two)",
@@ -86,12 +86,12 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, dense
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one, two = prune(dense, tmp_path / "a" / "same", [1]), prune(dense, tmp_path / "b" / "same", [1])
-    labels = [subject.arm.label for subject in open_subjects(str(dense), [str(one), str(two)], [one, two]).all]
+    labels = [model.arm.label for model in open_measured_models(str(dense), [str(one), str(two)], [one, two]).all]
     assert labels[1:] == [
         f"by hand 25.0% ({one})",
         f"by hand 25.0% ({two})",
         f"draft by hand 25.0% ({one})",
         f"draft by hand 25.0% ({two})",
     ]
-    with pytest.raises(UserError, match=r"--draft .* is named twice"):
-        open_subjects(str(dense), [], [one, one])
+    with pytest.raises(UserError, match=r"^draft .* is named twice"):
+        open_measured_models(str(dense), [], [one, one])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.models.measured_model import Subject
+from bench.models.measured_model import MeasuredModel
 from bench.models.roofline import Work, bound, decode, most, prefill, work
 from bench.models.shape import open_shape, spread
 from bench.models.weights import Block, Tensor, Weights, _multiplied, weights_of_config
@@ -71,8 +71,8 @@ def test_experts_are_read_as_far_as_tokens_reach_them() -> None:
 def test_no_machine_passes_the_bound(bandwidth: float, rate: float, batch: int) -> None:
     dense, pruned = decode(TOY, batch, 50), decode(TOY.keep((0, 2, 3)), batch, 50)
 
-    def seconds(found: Work) -> float:
-        return max(found.num_bytes / bandwidth, found.flops / rate)
+    def seconds(weighed: Work) -> float:
+        return max(weighed.num_bytes / bandwidth, weighed.flops / rate)
 
     assert 1 < seconds(dense) / seconds(pruned) <= bound(dense, pruned) + 1e-12 < 4 / 3
 
@@ -94,7 +94,7 @@ def test_shapes_weigh_what_their_cards_say(
 ) -> None:
     config = open_shape(shape)
     weights = weights_of_config(config)
-    assert {found.elements for found in weights.blocks} == {block}
+    assert {weighed.elements for weighed in weights.blocks} == {block}
     assert weights.head_elements == head
     assert weights.kv_bytes == kv_bytes
     assert weights.total_bytes == 2 * total
@@ -158,9 +158,9 @@ def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
         name = f"model.layers.{block}.mlp.up_proj"
         tensors.append(Tensor(f"{name}.{packed}", (8, elements // 8 // values), elements // 2))
         tensors += [Tensor(f"{name}.{other}", (2, 3), 24) for other in beside]
-    found = weigh(config, tensors)
-    assert {block.elements for block in found.blocks} == {elements}
-    assert {block.num_bytes for block in found.blocks} == {elements // 2 + 24 * len(beside)}
+    weighed = weigh(config, tensors)
+    assert {block.elements for block in weighed.blocks} == {elements}
+    assert {block.num_bytes for block in weighed.blocks} == {elements // 2 + 24 * len(beside)}
 
 
 def test_only_attention_has_a_cache_and_packed_experts_multiply_their_elements() -> None:
@@ -189,21 +189,21 @@ def test_no_mixture_of_steps_passes_the_most() -> None:
     mixed = replace(TOY, blocks=(TOY.blocks[0], window, experts, TOY.blocks[0]), experts=8, experts_per_token=2)
     for kept in ((0, 1, 2), (1, 2, 3), (0, 2, 3), (1, 2)):
         pruned, longest = mixed.keep(kept), 64
-        found = most(mixed, pruned, longest)
+        weighed = most(mixed, pruned, longest)
         steps = [
             bound(work(phase, mixed, batch, tokens), work(phase, pruned, batch, tokens))
             for phase in ("prefill", "decode")
             for batch in (1, 2, 7, 64, 4096)
             for tokens in (1, 5, 8, 9, 33, longest)
         ]
-        assert max(steps) <= found * (1 + 1e-3)  # bytes of experts are rounded
-        assert found < 3
+        assert max(steps) <= weighed * (1 + 1e-3)  # bytes of experts are rounded
+        assert weighed < 3
     # Where the only block that attends to everything goes, the context decides.
     assert most(mixed, mixed.keep((1, 2)), 8) < most(mixed, mixed.keep((1, 2)), 64)
 
 
 def test_the_bound_of_tokens_per_second(point: Callable[..., PointRecord]) -> None:
-    dense, pruned = (Subject(point().arm, TOY.total_bytes, weights) for weights in (TOY, TOY.keep((0, 1, 3))))
+    dense, pruned = (MeasuredModel(point().arm, TOY.total_bytes, weights) for weights in (TOY, TOY.keep((0, 1, 3))))
     load = point().load.model_copy(update={"input_tokens": 5, "output_tokens": 8, "concurrency": 3})
     phases = [
         bound(work(phase, TOY, batch, tokens), work(phase, TOY.keep((0, 1, 3)), batch, tokens))

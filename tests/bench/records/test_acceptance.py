@@ -30,10 +30,10 @@ def test_the_engines_counters() -> None:
 
 def test_what_was_counted_before_a_load_is_not_of_it() -> None:
     before = {"drafts": 100, "draft_tokens": 300, "accepted_tokens": 150}
-    found = acceptance_between(before, {"drafts": 120, "draft_tokens": 360, "accepted_tokens": 165})
-    assert (found.drafts, found.drafted_tokens, found.accepted_tokens) == (20, 60, 15)
-    assert found.rate == 0.25
-    assert found.length == 1.75
+    acceptance = acceptance_between(before, {"drafts": 120, "draft_tokens": 360, "accepted_tokens": 165})
+    assert (acceptance.drafts, acceptance.drafted_tokens, acceptance.accepted_tokens) == (20, 60, 15)
+    assert acceptance.rate == 0.25
+    assert acceptance.length == 1.75
 
 
 def test_the_rounds_of_a_load_are_summed() -> None:
@@ -42,9 +42,9 @@ def test_the_rounds_of_a_load_are_summed() -> None:
         acceptance_between(none, {"drafts": n, "draft_tokens": 3 * n, "accepted_tokens": accepted})
         for n, accepted in ((10, 30), (30, 30))
     ]
-    found = acceptance_over(rounds)
-    assert found is not None
-    assert (found.drafts, found.rate, found.length) == (40, 0.5, 2.5)
+    acceptance = acceptance_over(rounds)
+    assert acceptance is not None
+    assert (acceptance.drafts, acceptance.rate, acceptance.length) == (40, 0.5, 2.5)
     assert acceptance_over([None, None]) is None
 
 

@@ -18,37 +18,37 @@ def test_a_difference_by_hand() -> None:
     """10 items: both right 4, only the first 3, only the second 1, neither 2."""
     first = [True] * 4 + [True] * 3 + [False] * 1 + [False] * 2
     second = [True] * 4 + [False] * 3 + [True] * 1 + [False] * 2
-    found = paired_difference(first, second)
-    assert (found.mean, found.gained, found.lost, found.items) == (-0.2, 1, 3, 10)
+    difference = paired_difference(first, second)
+    assert (difference.mean, difference.gained, difference.lost, difference.items) == (-0.2, 1, 3, 10)
     # Bonett and Price: (1 + 1) / 12 - (3 + 1) / 12, and the Wald interval of those shares.
     half = 1.959964 * math.sqrt((2 / 12 + 4 / 12 - (2 / 12) ** 2) / 12)
-    assert (found.low, found.high) == pytest.approx((-2 / 12 - half, -2 / 12 + half), abs=1e-6)
-    assert not found.beyond_noise
-    assert found.p_value == pytest.approx(0.625)
-    assert found.points() == f"-20.0 [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    assert (difference.low, difference.high) == pytest.approx((-2 / 12 - half, -2 / 12 + half), abs=1e-6)
+    assert not difference.beyond_noise
+    assert difference.p_value == pytest.approx(0.625)
+    assert difference.points() == f"-20.0 [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 @given(ANSWERS)
 def test_what_holds_of_any_answers(pairs: list[tuple[bool, bool]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    found, back = paired_difference(first, second), paired_difference(second, first)
-    assert found.mean == pytest.approx((sum(second) - sum(first)) / len(pairs))
-    assert -1 <= found.low < found.high <= 1
-    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
-    assert 0 < found.p_value <= 1
+    difference, back = paired_difference(first, second), paired_difference(second, first)
+    assert difference.mean == pytest.approx((sum(second) - sum(first)) / len(pairs))
+    assert -1 <= difference.low < difference.high <= 1
+    assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
+    assert 0 < difference.p_value <= 1
 
 
 def test_the_same_answers_differ_by_nothing_and_still_have_an_interval() -> None:
-    found = paired_difference([True, False] * 50, [True, False] * 50)
-    assert found.mean == 0
-    assert found.low < 0 < found.high
-    assert found.p_value == 1
+    difference = paired_difference([True, False] * 50, [True, False] * 50)
+    assert difference.mean == 0
+    assert difference.low < 0 < difference.high
+    assert difference.p_value == 1
 
 
 def test_more_items_narrow_the_interval() -> None:
     def width(times: int) -> float:
-        found = paired_difference([True, False, True, True] * times, [True, True, False, True] * times)
-        return found.high - found.low
+        difference = paired_difference([True, False, True, True] * times, [True, True, False, True] * times)
+        return difference.high - difference.low
 
     assert width(400) == pytest.approx(width(100) / 2, rel=0.05)
 
@@ -60,6 +60,13 @@ def test_mcnemar_is_a_fair_coin(gained: int, lost: int) -> None:
         return
     exact = float(binomtest(gained, gained + lost, 0.5).pvalue)
     assert mcnemar(gained, lost) == pytest.approx(exact, rel=0.02)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_sum_over_a_tail(gained: int, lost: int) -> None:
+    tosses, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
+    assert mcnemar(gained, lost) == pytest.approx(min(1.0, 2 * tail / 2**tosses), rel=1e-9)
 
 
 def test_answers_of_different_length_are_no_pairs() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bench.load.workloads import open_prompts
 from bench.records.saturation import PILES_UP, growth
-from bench.settings import LoadSettings
+from bench.settings import WorkloadSettings
 
 Times = tuple[list[float], list[float]]
 
@@ -58,7 +58,7 @@ def shared(count: int, rate: float, seed: int) -> Times:
 def told(engine: Callable[..., Times], share: float, count: int, seed: int, **options: int) -> bool:
     """Over three rounds, as a point does."""
     rounds = [growth(*engine(count, share, 100 * seed + number, **options)) for number in range(3)]
-    return median(found for found in rounds if found is not None) > PILES_UP
+    return median(piled_up for piled_up in rounds if piled_up is not None) > PILES_UP
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def told(engine: Callable[..., Times], share: float, count: int, seed: int, **op
 )
 def test_an_engine_that_keeps_up_and_one_that_does_not(engine: Callable[..., Times], in_flight: int) -> None:
     """The rates and numbers of requests that a sweep takes; one request a second is all that the engine can give."""
-    counts = open_prompts(LoadSettings(concurrency=(in_flight,), rates="auto"))
+    counts = open_prompts(WorkloadSettings(concurrency=(in_flight,), rates="auto"))
     for share, count in zip((0.25, 0.5, 0.75), counts, strict=False):
         assert sum(told(engine, share, count, seed) for seed in range(20)) <= 1, share
     assert all(told(engine, 2.0, counts[4], seed) for seed in range(20))
@@ -79,9 +79,9 @@ def test_requests_a_second_would_not_have_told() -> None:
     starts, seconds = in_turn(64, 0.25, 1, servers=64)
     duration = max(start + took for start, took in zip(starts, seconds, strict=True))
     assert 64 / duration < 0.9 * 0.25
-    found = growth(starts, seconds)
-    assert found is not None
-    assert found < PILES_UP
+    piled_up = growth(starts, seconds)
+    assert piled_up is not None
+    assert piled_up < PILES_UP
 
 
 def test_how_much_piles_up() -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from bench.records.schema import POINTS_NAME, Load, PointRecord, Speed, append_record, read_lines, read_points
+from bench.records.schema import POINTS_NAME, PointRecord, Speed, Workload, append_record, read_lines, read_points
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
 
 
 def test_what_is_appended_is_read_back_in_order(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
-    for found in one_sweep:
-        append_record(tmp_path, found)
+    for record in one_sweep:
+        append_record(tmp_path, record)
     before = (tmp_path / POINTS_NAME).read_bytes()
     assert read_points(tmp_path) == one_sweep
     append_record(tmp_path, one_sweep[0])
@@ -94,7 +94,7 @@ def test_a_load_is_closed_or_open(point: Point) -> None:
     assert opened.label == "chat, 2.5 requests/s"
     for concurrency, rate in ((4, 2.5), (None, None)):
         with pytest.raises(ValidationError, match="either concurrency"):
-            Load(**(load.model_dump() | {"concurrency": concurrency, "rate_per_s": rate}))
+            Workload(**(load.model_dump() | {"concurrency": concurrency, "rate_per_s": rate}))
 
 
 def test_a_rate_that_is_not_kept_up_with(point: Point) -> None:
@@ -114,12 +114,12 @@ def test_a_rate_that_is_not_kept_up_with(point: Point) -> None:
 
 
 def test_a_speed_up_above_its_bound_is_told(point: Point) -> None:
-    found = point((2, 3))  # 1.25x [1.23, 1.27]
-    assert found.impossible == []
-    roof = found.roofline[0].model_copy(update={"bound": 1.2})
-    assert found.model_copy(update={"roofline": (roof,)}).impossible == ["decode at least 1.230x of at most 1.200x"]
-    assert found.model_copy(update={"bound": 1.24}).impossible == []  # the interval reaches below it
-    assert found.model_copy(update={"bound": 1.22}).impossible == ["tokens/s at least 1.230x of at most 1.220x"]
+    record = point((2, 3))  # 1.25x [1.23, 1.27]
+    assert record.impossible == []
+    roof = record.roofline[0].model_copy(update={"bound": 1.2})
+    assert record.model_copy(update={"roofline": (roof,)}).impossible == ["decode at least 1.230x of at most 1.200x"]
+    assert record.model_copy(update={"bound": 1.24}).impossible == []  # the interval reaches below it
+    assert record.model_copy(update={"bound": 1.22}).impossible == ["tokens/s at least 1.230x of at most 1.220x"]
 
 
 @pytest.mark.parametrize("folder", ["reference", "shape"])
@@ -131,9 +131,9 @@ def test_a_point_of_the_schema_before(tmp_path: Path, point: Point) -> None:
     data = json.loads(point((3,)).model_dump_json())
     del data["bound"], data["selection"], data["provenance"]["sweep"]
     (tmp_path / POINTS_NAME).write_text(json.dumps(data | {"schema_version": 2}) + "\n")
-    (found,) = read_points(tmp_path)
-    assert found.schema_version == 2
-    assert (found.bound, found.selection, found.provenance.sweep) == (None, None, {})
+    (record,) = read_points(tmp_path)
+    assert record.schema_version == 2
+    assert (record.bound, record.selection, record.provenance.sweep) == (None, None, {})
 
 
 def test_figures_are_finite(point: Point) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from bench.records.results import Run
-from bench.records.schema import Load, PointRecord
+from bench.records.schema import PointRecord, Workload
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import task_rows
 from bench.reports.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, tasks_svg
@@ -44,9 +44,9 @@ class Drawing:
 
     def ticks(self, left: float = -math.inf, right: float = math.inf) -> tuple[list[At], list[At]]:
         """Numbers under a panel and beside it. left, right: where the panel ends."""
-        found = [text for text in self.texts if re.fullmatch(r"[−\d.,]+", text.words) and left < text.x < right]
-        rows = [[t for t in found if abs(t.y - one.y) < 1] for one in found]
-        columns = [[t for t in found if abs(t.x - one.x) < 1] for one in found]
+        drawn = [text for text in self.texts if re.fullmatch(r"[−\d.,]+", text.words) and left < text.x < right]
+        rows = [[t for t in drawn if abs(t.y - one.y) < 1] for one in drawn]
+        columns = [[t for t in drawn if abs(t.x - one.x) < 1] for one in drawn]
         return max(rows, key=len), max(columns, key=len, default=[])
 
     def coloured(self, colour: str) -> list[At]:
@@ -67,8 +67,8 @@ def scale(ticks: Sequence[At], along: str, *, log: bool = False) -> Callable[[At
     slope = (ends[1] - ends[0]) / (places[1] - places[0])
 
     def read(mark: At) -> float:
-        found = ends[0] + slope * (getattr(mark, along) - places[0])
-        return math.exp(found) if log else found
+        drawn = ends[0] + slope * (getattr(mark, along) - places[0])
+        return math.exp(drawn) if log else drawn
 
     return read
 
@@ -90,14 +90,14 @@ def test_quality_against_speed(one_sweep: list[PointRecord]) -> None:
 
 
 def test_latency_against_throughput(point: Point) -> None:
-    def loaded(dropped: Sequence[int], load: Load) -> PointRecord:
-        found = point(dropped, load=load)
+    def loaded(dropped: Sequence[int], load: Workload) -> PointRecord:
+        result = point(dropped, load=load)
         faster = math.sqrt(load.concurrency or 1)
         rounds = tuple(
             one.model_copy(update={"output_tokens_per_s": faster * one.output_tokens_per_s})
-            for one in found.speed.rounds
+            for one in result.speed.rounds
         )
-        return found.model_copy(update={"speed": found.speed.model_copy(update={"rounds": rounds})})
+        return result.model_copy(update={"speed": result.speed.model_copy(update={"rounds": rounds})})
 
     loads = [point().load.model_copy(update={"concurrency": in_flight}) for in_flight in (1, 4, 64)]
     run = Run("run-1", tuple(loaded(dropped, load) for load in loads for dropped in ((), (3,), (2, 3), (2, 3, 5, 6))))

@@ -12,7 +12,7 @@ from bench.records.flat_rows import rows_of
 from bench.records.results import Run, read_side
 from bench.records.schema import PointRecord, append_record
 from bench.records.task_schema import TaskRecord
-from bench.reports.recommend import Recommendation, parse_limits, parse_memory, recommend
+from bench.reports.recommend import Recommendation, parse_limits, recommend
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
@@ -44,11 +44,11 @@ def taken(run: Run, ppl: str | None = None, speedup: float | None = None, memory
     ],
 )
 def test_what_fits(run: Run, limits: dict[str, object], arm: str) -> None:
-    found = taken(run, **limits)  # type: ignore[arg-type]
-    assert found.fits
-    assert found.arm == arm
-    assert found.line().startswith(f"take {arm}: the ")
-    assert f"{found.x_output_tokens_per_s:.2f}x tokens/s" in found.why
+    taken_model = taken(run, **limits)  # type: ignore[arg-type]
+    assert taken_model.fits
+    assert taken_model.arm == arm
+    assert taken_model.line().startswith(f"take {arm}: the ")
+    assert f"{taken_model.x_output_tokens_per_s:.2f}x tokens/s" in taken_model.why
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_what_fits(run: Run, limits: dict[str, object], arm: str) -> None:
     ],
 )
 def test_where_none_fits_the_nearest_is_named(run: Run, limits: dict[str, object], arm: str, said: str) -> None:
-    found = taken(run, **limits)  # type: ignore[arg-type]
-    assert not found.fits
-    assert found.arm == arm
-    assert found.line().startswith(f"none fits; nearest is {arm}: {said}; it has ")
+    taken_model = taken(run, **limits)  # type: ignore[arg-type]
+    assert not taken_model.fits
+    assert taken_model.arm == arm
+    assert taken_model.line().startswith(f"none fits; nearest is {arm}: {said}; it has ")
 
 
 def test_an_interval_that_reaches_below_is_said(run: Run) -> None:
@@ -83,9 +83,9 @@ def test_answers_to_tasks_are_told(run: Run, task: Callable[..., TaskRecord]) ->
         for name in ("boolq", "piqa")
         for dropped, right in (((), [True] * 8), ((3,), [True, False] * 4))
     ]
-    found = recommend(run, parse_limits("20%", None, None), tasks)
-    assert ", -50.0 [" in found.why
-    assert found.why.endswith("points on 2 tasks")
+    taken_model = recommend(run, parse_limits("20%", None, None), tasks)
+    assert ", -50.0 [" in taken_model.why
+    assert taken_model.why.endswith("points on 2 tasks")
 
 
 def test_each_model_is_judged_by_the_dense_model_on_its_own_text(point: Point) -> None:
@@ -129,8 +129,8 @@ def test_limits_that_are_none(options: tuple[str | None, float | None, str | Non
 
 
 def test_memory_is_in_bytes() -> None:
-    assert parse_memory("24GiB") == 24 * 2**30
-    assert parse_memory(" 1.5 gb") == 1_500_000_000
+    assert parse_limits(None, None, "24GiB").memory_bytes == 24 * 2**30
+    assert parse_limits(None, None, " 1.5 gb").memory_bytes == 1_500_000_000
 
 
 def test_exit_status(
@@ -165,8 +165,8 @@ def test_of_several_runs_one_that_was_judged_is_taken_and_the_others_are_named(
     """A model, then a shape of which nobody knows the quality."""
     shape = point().dense.model_copy(update={"name": "qwen", "shape": "qwen", "weights_sha256": None})
     unjudged = {"run": "run-2", "dense": shape, "quality": None, "quality_measured_on": None}
-    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
-        append_record(tmp_path, found)
+    for taken_model in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, taken_model)
     place = str(tmp_path)
 
     def judged(run: Run) -> bool:
@@ -192,8 +192,8 @@ def test_the_command_on_a_folder_of_several_runs(
     from mi_prun.console import run_app
 
     unjudged = {"run": "run-2", "quality": None, "quality_measured_on": None}
-    for found in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
-        append_record(tmp_path, found)
+    for taken_model in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
+        append_record(tmp_path, taken_model)
     monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), "--max-ppl-increase", "45%"])
     assert run_app(app) == 0
     first, *_, last = capsys.readouterr().out.splitlines()

@@ -74,14 +74,14 @@ def written(
 
 def many_loads(point: Point) -> list[PointRecord]:
     """Three numbers of requests in flight, two methods, a draft."""
-    found = []
+    shown = []
     for in_flight in (1, 8, 64):
         for dropped, kind in (((), None), ((3,), None), ((2, 3), None), ((2, 3), "draft")):
             made = point(dropped, kind=kind)
             arm = made.arm.model_copy(update={"label": f"draft {made.arm.label}"}) if kind else made.arm
             load = made.load.model_copy(update={"concurrency": in_flight})
-            found.append(made.model_copy(update={"arm": arm, "load": load}))
-    return found
+            shown.append(made.model_copy(update={"arm": arm, "load": load}))
+    return shown
 
 
 def test_the_page_is_well_formed_and_needs_no_network(
@@ -299,11 +299,11 @@ def test_few_rounds_and_rates_that_saturate_nothing_are_said(tmp_path: Path, one
 
 def test_a_headline_within_noise_says_so(point: Point) -> None:
     def between(low: float | None, high: float | None) -> str:
-        found = point((3,))
-        assert found.paired is not None
+        shown = point((3,))
+        assert shown.paired is not None
         wide = Ratio(ratio=1.12, low=low, high=high, pairs=3)
-        paired = found.paired.model_copy(update={"output_tokens_per_s": wide})
-        return headline(Run("run-1", (point(), found.model_copy(update={"paired": paired}))))
+        paired = shown.paired.model_copy(update={"output_tokens_per_s": wide})
+        return headline(Run("run-1", (point(), shown.model_copy(update={"paired": paired}))))
 
     assert "1.12× tokens/s [0.90, 1.40] (not beyond noise)" in between(0.9, 1.4)
     assert "1.12× tokens/s [1.05, 1.20], " in between(1.05, 1.2)

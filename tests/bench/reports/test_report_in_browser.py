@@ -55,9 +55,9 @@ def page_file(
     """Two loads, three ratios, tasks and continuations: every picture and every table."""
     for in_flight in (1, 64):
         for dropped in ((), (3,), (2, 3), (2, 3, 5, 6)):
-            found = point(dropped)
-            load = found.load.model_copy(update={"concurrency": in_flight})
-            append_record(tmp_path, found.model_copy(update={"load": load}), POINTS_NAME)
+            shown = point(dropped)
+            load = shown.load.model_copy(update={"concurrency": in_flight})
+            append_record(tmp_path, shown.model_copy(update={"load": load}), POINTS_NAME)
     for name in ("boolq", "piqa"):
         for dropped, right in (((), [True] * 8), ((3,), [True, False] * 4)):
             append_record(tmp_path, task(dropped, right, task=name), TASKS_NAME)

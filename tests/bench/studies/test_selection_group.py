@@ -55,8 +55,8 @@ def group(**perplexities: list[float]) -> Group:
     return Group([row(name, seed, p) for name, values in perplexities.items() for seed, p in enumerate(values)])
 
 
-def ranks(found: Group) -> dict[str, int]:
-    return {label.removesuffix(":0"): found.rank(label, 1) for label in found.labels}
+def ranks(tried: Group) -> dict[str, int]:
+    return {label.removesuffix(":0"): tried.rank(label, 1) for label in tried.labels}
 
 
 def test_a_method_that_is_worse_on_each_seed_is_behind_however_wild_it_is() -> None:
@@ -66,8 +66,8 @@ def test_a_method_that_is_worse_on_each_seed_is_behind_however_wild_it_is() -> N
 
 def test_methods_are_paired_by_seed() -> None:
     """Texts differ by far more than the methods do on each of them."""
-    found = group(good=[10.0, 12.0, 14.0], worse=[10.3, 12.2, 14.0], same=[10.1, 11.9, 14.0])
-    assert ranks(found) == {"good": 1, "worse": 3, "same": 1}
+    tried = group(good=[10.0, 12.0, 14.0], worse=[10.3, 12.2, 14.0], same=[10.1, 11.9, 14.0])
+    assert ranks(tried) == {"good": 1, "worse": 3, "same": 1}
 
 
 def test_what_differs_within_its_own_spread_is_tied() -> None:
@@ -88,14 +88,14 @@ def test_what_measuring_cannot_tell_apart_is_first_within_error(error: float, fi
         versions={},
         commit=None,
     )
-    found = Group(rows, confirmed)
-    assert [found.rank(label, 1) for label in found.labels] == [1, 2]
-    assert [found.first(label, 1) for label in found.labels] == [True, first]
+    tried = Group(rows, confirmed)
+    assert [tried.rank(label, 1) for label in tried.labels] == [1, 2]
+    assert [tried.first(label, 1) for label in tried.labels] == [True, first]
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
-    found = Group([row("a", 0, 10.0), row("a", 1, 30.0), row("b", 0, 11.0), row("c", 2, 50.0)])
-    assert ranks(found) == {"a": 1, "b": 2, "c": 1}  # nobody else has the seed of c
+    tried = Group([row("a", 0, 10.0), row("a", 1, 30.0), row("b", 0, 11.0), row("c", 2, 50.0)])
+    assert ranks(tried) == {"a": 1, "b": 2, "c": 1}  # nobody else has the seed of c
 
 
 def test_a_method_is_compared_where_it_was_tried_on_every_seed() -> None:
@@ -103,11 +103,11 @@ def test_a_method_is_compared_where_it_was_tried_on_every_seed() -> None:
     methods = {"greedy-loss": 10.0, "b": 11.0}
     rows = [row(name, seed, p, (*range(k),)) for k in (1, 2, 3) for name, p in methods.items() for seed in (0, 1)]
     rows += [row("c", seed, 9.0) for seed in (0, 1)] + [row("c", 0, 9.0, (0, 1, 2))]
-    found = Group(rows)
-    assert found.ks == [1, 2, 3]
-    assert found.ks_of("c:0") == [1]
-    assert [found.rank("greedy-loss:0", k) for k in found.ks] == [2, 1, 1]
-    lines = page([found]).splitlines()
+    result = Group(rows)
+    assert result.ks == [1, 2, 3]
+    assert result.ks_of("c:0") == [1]
+    assert [result.rank("greedy-loss:0", k) for k in result.ks] == [2, 1, 1]
+    lines = page([result]).splitlines()
     assert "| c:0 | 1.000 ± 0.000 (1) | - | - | 1.00 |" in lines
     (together,) = [line for line in lines if line.startswith("| greedy-loss:0 | 3 | 67% |")]
     # Cases, first, first within error (none was measured), mean rank, near.

@@ -104,18 +104,18 @@ def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkey
     run(text, records, monkeypatch)
 
     def choices(lines: str) -> list[tuple[object, ...]]:
-        found = (json.loads(line) for line in lines.splitlines())
-        return [(row["seed"], row["row"]["method"], row["row"]["dropped"], row["perplexity"]) for row in found]
+        rows = (json.loads(line) for line in lines.splitlines())
+        return [(row["seed"], row["row"]["method"], row["row"]["dropped"], row["perplexity"]) for row in rows]
 
     assert choices(path.read_text()) == choices(whole)
 
 
 def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:
-    found = made.pair((2, 3), (0, 1), 512)
+    pair = made.pair((2, 3), (0, 1), 512)
     losses = Evaluator(made.model, made.windows("confirming", 512)).measure([(2, 3), (0, 1)])
-    assert found.perplexity == pytest.approx([math.exp(loss.ce_nats) for loss in losses])
-    assert found.difference_nats == pytest.approx(losses[0].ce_nats - losses[1].ce_nats)
-    assert found.difference_nats < -3 * found.standard_error_nats < 0
+    assert pair.perplexity == pytest.approx([math.exp(loss.ce_nats) for loss in losses])
+    assert pair.difference_nats == pytest.approx(losses[0].ce_nats - losses[1].ce_nats)
+    assert pair.difference_nats < -3 * pair.standard_error_nats < 0
     same = made.pair((2, 3), (2, 3), 512)
     assert same.difference_nats == same.standard_error_nats == 0
 
@@ -129,9 +129,9 @@ def test_the_optimum_is_found_where_it_is_missing_and_only_of_the_same_text(
     made.path = tmp_path / "reference.harbour.jsonl"
     path = made.path.with_suffix(".optimum.json")
     path.write_text(json.dumps(known))
-    found = made.optimum(Evaluator(made.model, windows), [1, 2])
-    assert found[1] == tuple(known["optimum"]["1"])
-    assert len(found[2]) == 2
+    best = made.optimum(Evaluator(made.model, windows), [1, 2])
+    assert best[1] == tuple(known["optimum"]["1"])
+    assert len(best[2]) == 2
     assert json.loads(path.read_text())["sets_measured"]["2"][0] == 66
     with pytest.raises(UserError, match="is of another evaluation text"):
         made.optimum(Evaluator(made.model, windows[:-1]), [1])
@@ -148,9 +148,9 @@ def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monk
     assert "k=1 |" in page
     assert "k=2* |" in page  # whose optimum is not known
     for label in group.labels:
-        found = re.search(rf"\| {label} \| (\d\.\d+) ± \d\.\d+ \((\d)\)", page)
-        assert found is not None
-        assert float(found[1]) == pytest.approx(group.mean(label, 1), abs=1e-3)
+        cell = re.search(rf"\| {label} \| (\d\.\d+) ± \d\.\d+ \((\d)\)", page)
+        assert cell is not None
+        assert float(cell[1]) == pytest.approx(group.mean(label, 1), abs=1e-3)
     assert min(group.mean(label, 2) for label in group.labels) >= 1
     assert group.rank("tail:0", 2) == 4
 
@@ -235,32 +235,32 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     assert min(group.mean(label, 1) for label in group.labels) >= 1
 
     path = out / "reference.harbour.confirmed.json"
-    found = json.loads(path.read_text())
+    confirmed = json.loads(path.read_text())
     evaluator = Evaluator(made.model, made.windows("confirming", 1024))
-    assert set(found["in_part"].values()) == {8 * 31}  # those far behind: from their ratio to the best there
-    for own in found["in_part"]:
-        alike = [other for other in found["perplexity"] if other.count(",") == own.count(",")]
+    assert set(confirmed["in_part"].values()) == {8 * 31}  # those far behind: from their ratio to the best there
+    for own in confirmed["in_part"]:
+        alike = [other for other in confirmed["perplexity"] if other.count(",") == own.count(",")]
         ce = evaluator.by_window(map(study.blocks_of, alike), windows=8)[..., 1].sum(1) / (8 * 31)
-        expected = found["perplexity"][alike[ce.argmin()]] * math.exp(ce[alike.index(own)] - ce.min())
-        assert found["perplexity"][own] == pytest.approx(expected, rel=1e-6)
-    assert found["error_nats"].keys() == found["perplexity"].keys()
-    whole = [key for key in found["perplexity"] if key.count(",") == 1 and key not in found["in_part"]]
+        expected = confirmed["perplexity"][alike[ce.argmin()]] * math.exp(ce[alike.index(own)] - ce.min())
+        assert confirmed["perplexity"][own] == pytest.approx(expected, rel=1e-6)
+    assert confirmed["error_nats"].keys() == confirmed["perplexity"].keys()
+    whole = [key for key in confirmed["perplexity"] if key.count(",") == 1 and key not in confirmed["in_part"]]
     ce = evaluator.by_window(map(study.blocks_of, whole))[..., 1] / 31
     apart = ce - ce[ce.mean(1).argmin()]
     errors = apart.std(1, ddof=1) / 32**0.5
-    assert [found["error_nats"][key] for key in whole] == pytest.approx(list(errors), rel=1e-4, abs=1e-9)
+    assert [confirmed["error_nats"][key] for key in whole] == pytest.approx(list(errors), rel=1e-4, abs=1e-9)
     assert max(errors) > 0 or len(whole) == 1
-    key = next(key for key in found["perplexity"] if key and key not in found["in_part"])
-    measured = found["perplexity"][key]
+    key = next(key for key in confirmed["perplexity"] if key and key not in confirmed["in_part"])
+    measured = confirmed["perplexity"][key]
 
     def again() -> float:
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(confirmed))
         with pytest.raises(SystemExit):
             study.main()
         perplexity: float = json.loads(path.read_text())["perplexity"][key]
         return perplexity
 
-    found["perplexity"][key] = 1.0
+    confirmed["perplexity"][key] = 1.0
     assert again() == 1.0  # what is there is not measured again
-    found["perplexity"][""] *= 2
+    confirmed["perplexity"][""] *= 2
     assert again() == pytest.approx(measured, rel=1e-6)  # but it is where the text was another

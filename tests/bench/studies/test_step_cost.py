@@ -10,10 +10,10 @@ from bench.studies.step_cost import main, summary
 def test_the_line_parts_blocks_head_and_engine() -> None:
     """Blocks of 10 MB in 1 ms; a head of 20 MB, 2 ms at that rate; 3 ms that are nobody's bytes."""
     counts = (4, 8, 16)
-    found = summary({n: n * 1.0 + 5.0 for n in counts}, {n: 10_000_000 * n + 20_000_000 for n in counts})
-    assert (found["block_ms"], found["rest_ms"], found["read_gb_per_s"]) == (1.0, 5.0, 10.0)
-    assert (found["rest_for_its_bytes_ms"], found["engine_ms"]) == (2.0, 3.0)
-    assert found["speedup"] == {"of": [16, 8], "measured": 1.6154, "by_the_line": 1.6154, "bound": 1.8}
+    line = summary({n: n * 1.0 + 5.0 for n in counts}, {n: 10_000_000 * n + 20_000_000 for n in counts})
+    assert (line["block_ms"], line["rest_ms"], line["read_gb_per_s"]) == (1.0, 5.0, 10.0)
+    assert (line["rest_for_its_bytes_ms"], line["engine_ms"]) == (2.0, 3.0)
+    assert line["speedup"] == {"of": [16, 8], "measured": 1.6154, "by_the_line": 1.6154, "bound": 1.8}
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from bench.engines import fleet, memory_check
-from bench.models.measured_model import open_subjects
+from bench.models.measured_model import open_measured_models
 from bench.records.journal import results_folder
-from bench.records.schema import POINTS_NAME, ROUNDS_NAME, Load, PointRecord, Round, read_points
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, PointRecord, Round, Workload, read_points
 from bench.records.task_schema import TASKS_NAME
-from bench.settings import LoadSettings, MeasureSettings
+from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import measure
 from bench.sweeps.aggregate import dense_quality, line
 from bench.sweeps.measure import prepare
@@ -34,7 +34,7 @@ from mi_prun.plan.plan import Quality
 
 Prune = Callable[..., Path]
 SETTINGS = MeasureSettings(
-    LoadSettings(input_tokens=16, output_tokens=8, concurrency=(1, 2), rounds=3, warmups=1), alive="together"
+    WorkloadSettings(input_tokens=16, output_tokens=8, concurrency=(1, 2), rounds=3, warmups=1), alive="together"
 )
 
 
@@ -85,11 +85,11 @@ class Bench:
     def draft(self, *counts: int) -> None:
         self.drafted = [before + more for before, more in zip(self.drafted, counts, strict=True)]
 
-    def warm_up(self, engine: Any, load: Load) -> None:
+    def warm_up(self, engine: Any, load: Workload) -> None:
         self.warm_ups.append(engine.model)
         self.draft(50, 150, 150)
 
-    def round(self, engine: Any, load: Load, number: int) -> Round:
+    def round(self, engine: Any, load: Workload, number: int) -> Round:
         if self.kill_at == len(self.rounds):
             raise KeyboardInterrupt
         self.rounds.append((engine.model, load.label, number))
@@ -101,7 +101,7 @@ class Bench:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) -> Bench:
-    found = Bench()
+    stand_in = Bench()
 
     def made(rate: float) -> Round:
         one = point().speed.rounds[0]
@@ -112,16 +112,16 @@ def bench(monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]) ->
         same = dict.fromkeys(("output_tokens_per_s", "total_tokens_per_s", "requests_per_s"), rate)
         return one.model_copy(update=same | slower)
 
-    found.made = made
-    monkeypatch.setattr(fleet, "running", found.running)
-    monkeypatch.setattr(measure, "load_generator", found.load_generator)
-    return found
+    stand_in.made = made
+    monkeypatch.setattr(fleet, "running", stand_in.running)
+    monkeypatch.setattr(measure, "load_generator", stand_in.load_generator)
+    return stand_in
 
 
 def measured(dense: Path, pruned: Path, out: Path, settings: MeasureSettings = SETTINGS) -> list[PointRecord]:
-    prepared = prepare(open_subjects(str(dense), [str(pruned)]), settings)
-    with results_folder(out):
-        return measure.measure(prepared, out)
+    prepared = prepare(open_measured_models(str(dense), [str(pruned)]), settings)
+    with results_folder(out) as folder:
+        return measure.measure(prepared, folder)
 
 
 def test_side_by_side_rounds_alternate_and_a_drift_cancels_out(
@@ -223,11 +223,11 @@ def test_rates_up_to_saturation_come_from_the_dense_model(
 
 
 def test_a_speed_up_that_cannot_be_is_said(point: Callable[..., PointRecord]) -> None:
-    found = point((2, 3))  # 1.25x [1.23, 1.27] of at most 1.333x
-    assert "decode 1.250x [1.230, 1.270] of at most 1.333x (93.8%)" in line(found)
-    assert "more than can be" not in line(found)
-    tight = found.roofline[0].model_copy(update={"bound": 1.2})
-    assert "(104.2%), more than can be" in line(found.model_copy(update={"roofline": (tight,)}))
+    made = point((2, 3))  # 1.25x [1.23, 1.27] of at most 1.333x
+    assert "decode 1.250x [1.230, 1.270] of at most 1.333x (93.8%)" in line(made)
+    assert "more than can be" not in line(made)
+    tight = made.roofline[0].model_copy(update={"bound": 1.2})
+    assert "(104.2%), more than can be" in line(made.model_copy(update={"roofline": (tight,)}))
 
 
 def test_no_bound_where_the_arms_have_not_the_same_steps(
@@ -237,7 +237,7 @@ def test_no_bound_where_the_arms_have_not_the_same_steps(
     pruned one's steps are larger, and it may gain more than its blocks.
     """
     pruned = prune(dense, tmp_path / "p25", [1])
-    loads = LoadSettings(input_tokens=30, output_tokens=10, concurrency=(1, 120, 121), prompts=128)
+    loads = WorkloadSettings(input_tokens=30, output_tokens=10, concurrency=(1, 120, 121), prompts=128)
     points = measured(dense, pruned, tmp_path / "results", MeasureSettings(loads, alive="together"))
     bounds = {point.load.concurrency: point.bound is not None for point in points if point.arm.kind == "pruned"}
     assert bounds == {1: True, 120: True, 121: False}
@@ -254,11 +254,11 @@ def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_severa
         return Quality(**fields, dense_perplexity=dense_perplexity, **more)
 
     folders = [str(prune(dense, tmp_path / f"p{block}", [block])) for block in (1, 2)]
-    first, *pruned = open_subjects(str(dense), folders).all
-    alike = [replace(subject, quality=judged(7.0), quality_measured_on="plan") for subject in pruned]
-    found, measured_on = dense_quality([first, *alike])
-    assert found is not None
-    assert (found.pruned_perplexity, found.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
+    first, *pruned = open_measured_models(str(dense), folders).all
+    alike = [replace(model, quality=judged(7.0), quality_measured_on="plan") for model in pruned]
+    made, measured_on = dense_quality([first, *alike])
+    assert made is not None
+    assert (made.pruned_perplexity, made.kl_nats_per_token, measured_on) == (7.0, 0.0, "plan")
     assert dense_quality([first, alike[0], replace(pruned[1], quality=judged(12.0))]) == (None, None)
     assert dense_quality([first, *pruned]) == (None, None)
 
@@ -266,9 +266,9 @@ def test_the_dense_model_has_no_perplexity_of_its_own_where_the_texts_are_severa
 def test_drafts_are_arms_too(bench: Bench, tmp_path: Path, dense: Path, prune: Prune) -> None:
     plan = tmp_path / "plan.json"
     read_manifest(prune(dense, tmp_path / "p25", [1])).plan.write(plan)
-    subjects = open_subjects(str(dense), (), [plan])
-    with results_folder(tmp_path / "results"):
-        points = measure.measure(prepare(subjects, SETTINGS), tmp_path / "results")
+    models = open_measured_models(str(dense), (), [plan])
+    with results_folder(tmp_path / "results") as folder:
+        points = measure.measure(prepare(models, SETTINGS), folder)
     drafted = points[1]
     assert (drafted.arm.kind, drafted.arm.label) == ("draft", "draft by hand 25.0%")
     assert drafted.acceptance is not None
@@ -300,12 +300,12 @@ def test_the_commands_run_and_draft(
         argv = ["mi-prun-bench", *words, "--dense", reference, "-o", out, *lengths, "--engines", "together"]
         monkeypatch.setattr("sys.argv", list(map(str, argv)))
         assert run_app(app) == 0
-        found = read_points(out)
+        made = read_points(out)
         last = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert last == {"run": found[0].run, "points": len(found)}
-        return found
+        assert last == {"run": made[0].run, "points": len(made)}
+        return made
 
-    dense, without = points("run", "--pruned", pruned)
+    dense, without = points("run", pruned)
     assert (dense.arm.kind, without.arm.kind, without.arm.weights) == ("dense", "pruned", "virtual")
     assert without.arm.blocks.dropped == (2, 3, 7)
     assert without.provenance.sweep == {}
@@ -384,9 +384,9 @@ def test_another_text_to_judge_by_is_another_run(
     for name, path in texts.items():
         path.parent.mkdir()
         path.write_text(name)
-    found = {str(texts["a"]): 12.0, str(texts["b"]): 15.0}
+    made = {str(texts["a"]): 12.0, str(texts["b"]): 15.0}
     monkeypatch.setattr(
-        "bench.quality.quality.quality_on_text", lambda dense, pruned, text, seed: [quality("text.txt", found[text])]
+        "bench.quality.quality.quality_on_text", lambda dense, pruned, text, seed: [quality("text.txt", made[text])]
     )
 
     def judged(text: Path) -> PointRecord:
@@ -433,4 +433,4 @@ def test_fewer_than_three_rounds_are_measured_and_told(
 def test_flags_that_the_bench_sets_itself(dense: Path, flags: tuple[str, ...]) -> None:
     name = flags[0].partition("=")[0].replace("_", "-")
     with pytest.raises(UserError, match=f"--serve-flags may not hold {name}"):
-        prepare(open_subjects(str(dense), ()), replace(SETTINGS, serve_flags=flags))
+        prepare(open_measured_models(str(dense), ()), replace(SETTINGS, serve_flags=flags))

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from bench.engines import memory_check
-from bench.settings import LoadSettings, MeasureSettings
+from bench.models import measured_model
+from bench.settings import MeasureSettings, WorkloadSettings
+from bench.sweeps import measure as measuring
 from bench.sweeps import sweep as sweeping
 from bench.sweeps.dry_run import describe
 from bench.sweeps.estimate import MachineSpeed, choosing_seconds, sweep_seconds
-from bench.sweeps.sweep import expected, expected_shape, pruned_folders, sweep, sweep_shape
+from bench.sweeps.sweep import prepare_shape, prepare_sweep, pruned_folders, sweep, sweep_shape
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import parse_tasks
@@ -30,16 +32,16 @@ SETTINGS = SweepSettings(
     ratios="0,.25,.5",
     methods="bi:0",
     analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
-    measure=MeasureSettings(LoadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
+    measure=MeasureSettings(WorkloadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
 )
 
 
 def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
     def seconds(candidates: int, **changed: Any) -> float:
         settings = replace(SETTINGS, **changed)
-        return choosing_seconds(subjects, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
+        return choosing_seconds(models, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
 
-    subjects = expected(str(reference), SETTINGS).subjects
+    models = prepare_sweep(str(reference), SETTINGS).models
     text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
     # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
     passes = 1000 + 2000 * (1 + 0.75 + 0.5)
@@ -64,8 +66,8 @@ def test_a_sweep_is_described_before_it_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     measure = prompts_from(tmp_path_factory.mktemp("text"), SETTINGS.measure)
-    prepared = expected(str(reference), replace(SETTINGS, draft=True, measure=measure))
-    assert [subject.arm.label for subject in prepared.subjects.all] == [
+    prepared = prepare_sweep(str(reference), replace(SETTINGS, draft=True, measure=measure))
+    assert [model.arm.label for model in prepared.models.all] == [
         "dense",
         "bi 25.0%",
         "bi 50.0%",
@@ -99,10 +101,10 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
         ({"methods": "magic"}, "magic"),
         ({"ratios": "2"}, "--ratios"),
         ({"draft": True}, "--draft needs --text: a draft foresees nothing of random tokens"),
-        ({"measure": MeasureSettings(LoadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
+        ({"measure": MeasureSettings(WorkloadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
     ):
         with pytest.raises(UserError, match=said):
-            expected(model, replace(SETTINGS, **fields))
+            prepare_sweep(model, replace(SETTINGS, **fields))
     asked = TaskSettings(tuple(parse_tasks("boolq")))
     for fields, option in (
         ({"draft": True}, "--draft"),
@@ -110,10 +112,10 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
         ({"tasks": asked}, "--tasks"),
     ):
         with pytest.raises(UserError, match=f"{option} does not go with --shape"):
-            expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
+            prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
     monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("M", (), {"available": 2**33}))
     with pytest.raises(UserError, match=r"too little memory for dense: its weights \(14\.96 GiB\)"):
-        expected_shape("llama-3.1-8b", tmp_path, SETTINGS)
+        prepare_shape("llama-3.1-8b", tmp_path, SETTINGS)
 
 
 def test_tasks_that_cannot_be_asked_are_said_first(reference: Path, tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_tasks_that_cannot_be_asked_are_said_first(reference: Path, tmp_path: Pa
     short = replace(SETTINGS.measure, serve_flags=("--max_model_len=400",))
     for asked, measure, said in (
         (TaskSettings(tuple(parse_tasks("boolq")), tmp_path), SETTINGS.measure, "has no boolq.jsonl"),
-        (TaskSettings(tuple(parse_tasks("boolq")), limit=0), SETTINGS.measure, "--limit must be at least 1"),
+        (TaskSettings(tuple(parse_tasks("boolq")), limit=0), SETTINGS.measure, "--task-limit must be at least 1"),
         (TaskSettings(tuple(parse_tasks("gsm8k"))), short, "gsm8k needs a context of 512 tokens, .* served with 400"),
     ):
         with pytest.raises(UserError, match=said):
@@ -135,18 +137,25 @@ def test_after_the_points_the_models_are_asked(
     pytest.importorskip("lm_eval")
     done: list[Any] = []
 
-    def measured(prepared: Any, out: Path) -> list[Any]:
-        done.append([subject.arm.kind for subject in prepared.subjects.all])
+    def measured(prepared: Any, folder: Any) -> list[Any]:
+        done.append([model.arm.kind for model in prepared.models.all])
         done.append(prepared.sweep)
         return [point()]
 
-    def ask(asked: Any, out: Path, settings: TaskSettings, *, again: bool) -> list[Any]:
-        done.append([(one.name, one.subject.arm.kind) for one in asked])
+    def ask(asked: Any, folder: Any, settings: TaskSettings, *, again: bool) -> list[Any]:
+        done.append([(one.name, one.model.arm.kind) for one in asked])
         done.append((settings.serve_flags, again))
         return []
 
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: (done.append(name), real(*given))[1])
+
     monkeypatch.setattr(sweeping, "measure", measured)
     monkeypatch.setattr(sweeping, "ask", ask)
+    counted(measured_model, "open_model")
+    counted(measuring, "lengths_of")
+    counted(measuring, "text_prompts")
     asked = TaskSettings(tuple(parse_tasks("boolq")))
     short = replace(prompts_from(tmp_path / "text", SETTINGS.measure), serve_flags=("--max-model-len", "512"))
     out = tmp_path / "out"
@@ -156,6 +165,9 @@ def test_after_the_points_the_models_are_asked(
     assert (len(points), answers) == (1, [])
     checkpoint = str(out / "checkpoints" / "bi-0-3-virtual")
     assert done == [
+        "open_model",  # once, though the sweep prunes it, measures it and asks it
+        "lengths_of",
+        "text_prompts",
         ["dense", "pruned", "draft"],
         {
             "ratios": ".25",
@@ -200,25 +212,25 @@ def test_the_commands_errors(
 
 
 def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:
-    flags = expected_shape("qwen3-0.6b", tmp_path, SETTINGS).settings.serve_flags
+    flags = prepare_shape("qwen3-0.6b", tmp_path, SETTINGS).settings.serve_flags
     assert flags == ("--max-model-len", "4096")
     given = replace(SETTINGS.measure, serve_flags=("--max-model-len=512",))
-    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=given)).settings.serve_flags == (
+    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=given)).settings.serve_flags == (
         "--max-model-len=512",
     )
     long = replace(SETTINGS.measure, loads=replace(SETTINGS.measure.loads, input_tokens=8000, output_tokens=100))
-    assert expected_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=long)).settings.serve_flags[-1] == "8100"
-    assert expected(str(reference), SETTINGS).settings.serve_flags == ()  # 512 tokens are few
+    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=long)).settings.serve_flags[-1] == "8100"
+    assert prepare_sweep(str(reference), SETTINGS).settings.serve_flags == ()  # 512 tokens are few
 
 
 def test_a_shape_by_its_config(tmp_path: Path, dense: Path) -> None:
-    measure = MeasureSettings(LoadSettings(input_tokens=8, output_tokens=4), alive="alone")
-    prepared = expected_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
-    assert prepared.subjects.dense.shape == "config"
-    assert [subject.arm.blocks.dropped for subject in prepared.subjects.all] == [(), (2,), (1, 3)]
-    assert [subject.arm.label for subject in prepared.subjects.all] == ["dense", "25.0% dropped", "50.0% dropped"]
-    assert prepared.subjects.all[0].weight_bytes == open_model(dense).weight_bytes
-    assert prepared.subjects.all[1].flags[:2] == ("--load-format", "dummy")
+    measure = MeasureSettings(WorkloadSettings(input_tokens=8, output_tokens=4), alive="alone")
+    prepared = prepare_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
+    assert prepared.models.dense.shape == "config"
+    assert [model.arm.blocks.dropped for model in prepared.models.all] == [(), (2,), (1, 3)]
+    assert [model.arm.label for model in prepared.models.all] == ["dense", "25.0% dropped", "50.0% dropped"]
+    assert prepared.models.all[0].weight_bytes == open_model(dense).weight_bytes
+    assert prepared.models.all[1].flags[:2] == ("--load-format", "dummy")
 
 
 def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) -> None:
@@ -255,11 +267,11 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
 
 
 def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
-    prepared = expected_shape("qwen3-0.6b", tmp_path, SETTINGS)
+    prepared = prepare_shape("qwen3-0.6b", tmp_path, SETTINGS)
     speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
-    subjects, loads = prepared.subjects.all, prepared.closed
-    once = sweep_seconds(subjects, loads, 1, "together", speed)
+    models, loads = prepared.models.all, prepared.closed
+    once = sweep_seconds(models, loads, 1, "together", speed)
     assert once > 3 * 45
-    assert sweep_seconds(subjects, loads[:1], 1, "together", speed) < once
-    assert sweep_seconds(subjects, loads, 2, "alone", speed) == pytest.approx(2 * once)
-    assert sweep_seconds(subjects, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)
+    assert sweep_seconds(models, loads[:1], 1, "together", speed) < once
+    assert sweep_seconds(models, loads, 2, "alone", speed) == pytest.approx(2 * once)
+    assert sweep_seconds(models, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)

@@ -71,9 +71,9 @@ def loaded(task: Task, folder: Path, source: Path) -> Any:
 
     folder.mkdir()
     assert prepare(task, folder, Path(lm_eval.__file__).parent / "tasks", str(source)) == task.file
-    found = TaskManager(include_path=[str(folder)], include_defaults=False).load([task.name])["tasks"][task.name]
-    found.set_fewshot_seed(seed=1234)
-    return found
+    result = TaskManager(include_path=[str(folder)], include_defaults=False).load([task.name])["tasks"][task.name]
+    result.set_fewshot_seed(seed=1234)
+    return result
 
 
 @pytest.mark.parametrize("name", list(ITEMS))
@@ -81,12 +81,12 @@ def test_the_text_is_lm_evals_own(tmp_path: Path, name: str) -> None:
     pytest.importorskip("lm_eval")
     row, asked, right = ITEMS[name]
     write(tmp_path, TASKS[name], [row, row])
-    found = loaded(TASKS[name], tmp_path / "task", tmp_path)
-    found.set_config(key="num_fewshot", value=0)
-    found.build_all_requests(limit=1, rank=0, world_size=1)
-    assert [instance.args for instance in found.instances] == asked
-    assert found.doc_to_target(found.eval_docs[0]) == (f"{row['continuation']}" if name == "winogrande" else right)
-    assert TASKS[name].metric in found._metric_fn_list
+    result = loaded(TASKS[name], tmp_path / "task", tmp_path)
+    result.set_config(key="num_fewshot", value=0)
+    result.build_all_requests(limit=1, rank=0, world_size=1)
+    assert [instance.args for instance in result.instances] == asked
+    assert result.doc_to_target(result.eval_docs[0]) == (f"{row['continuation']}" if name == "winogrande" else right)
+    assert TASKS[name].metric in result._metric_fn_list
 
 
 def test_gsm8k_draws_its_examples_from_the_same_file(tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_gsm8k_draws_its_examples_from_the_same_file(tmp_path: Path) -> None:
         for n in range(1, 9)
     ]
     write(tmp_path, TASKS["gsm8k"], rows)
-    found = loaded(TASKS["gsm8k"], tmp_path / "task", tmp_path)
-    found.build_all_requests(limit=2, rank=0, world_size=1)
-    for number, instance in enumerate(found.instances, 1):
+    result = loaded(TASKS["gsm8k"], tmp_path / "task", tmp_path)
+    result.build_all_requests(limit=2, rank=0, world_size=1)
+    for number, instance in enumerate(result.instances, 1):
         prompt, settings = instance.args
         assert prompt.endswith(f"\n\nQuestion: How much is {number} and {number}?\nAnswer:")
         assert prompt.count("Question:") == 6
         assert prompt.count(f"How much is {number} and {number}?") == 1  # the item itself is no example
         assert "Question:" in settings["until"]
-    assert found.process_results(found.eval_docs[0], ["2"])["exact_match"] == 1
+    assert result.process_results(result.eval_docs[0], ["2"])["exact_match"] == 1
     (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
     with pytest.raises(UserError, match="has 6 items; gsm8k draws its examples from them and needs 7"):
         check_local([TASKS["gsm8k"]], tmp_path)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench.engines.endpoint import Endpoint, open_endpoint
-from bench.engines.engine import Engine, running
+from bench.engines.engine import EngineProcess, running
 from bench.records.journal import results_folder
 from bench.records.schema import append_record, read_lines
 from bench.records.task_schema import (
@@ -66,7 +66,7 @@ def virtual(prune: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def engine(virtual: Path) -> Iterator[Engine]:
+def engine(virtual: Path) -> Iterator[EngineProcess]:
     flags = ("--enforce-eager", "--max-model-len", "128", "--max-num-seqs", "4", "--dtype", "float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -93,7 +93,7 @@ def pruned_logprob() -> Callable[[str, str], float]:
 
 @pytest.mark.engine
 def test_scores_are_those_of_transformers(
-    tmp_path: Path, items: Path, engine: Engine, virtual: Path, pruned_logprob: Callable[[str, str], float]
+    tmp_path: Path, items: Path, engine: EngineProcess, virtual: Path, pruned_logprob: Callable[[str, str], float]
 ) -> None:
     pytest.importorskip("lm_eval")
     command = [sys.executable, "-m", "bench.cli", "tasks", "--url", engine.base_url, "--generate", "8"]
@@ -123,12 +123,12 @@ def test_scores_are_those_of_transformers(
 
     (generated,) = read_lines(tmp_path, GENERATIONS_NAME, GenerationRecord)
     assert len(generated.continuations) == 4
-    assert all(found.text for found in generated.continuations)
+    assert all(each.text for each in generated.continuations)
     assert json.loads(done.stdout.splitlines()[-1])["records"] == 2
 
 
 @pytest.mark.engine
-def test_another_model_than_the_one_served_is_refused(engine: Engine, items: Path, tmp_path: Path) -> None:
+def test_another_model_than_the_one_served_is_refused(engine: EngineProcess, items: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     settings = TaskSettings(tuple(parse_tasks("arc_easy")), tasks_from=items, sampling=None)
     with pytest.raises(UserError, match=r"serves a model without blocks \[2, 3, 7\], .* lacks \[\] of "):
@@ -145,7 +145,7 @@ def test_a_virtual_checkpoint_is_computed_as_the_written_one(
     written = prune(REFERENCE, tmp_path / "written", DROPPED)
     direct = [measure(str(path), "cpu") for path in (virtual, written, REFERENCE)]
     assert direct[0].tokens == direct[1].tokens == direct[2].tokens
-    flat = [torch.tensor([value for row in found.logprobs for value in row]) for found in direct]
+    flat = [torch.tensor([value for row in each.logprobs for value in row]) for each in direct]
     torch.testing.assert_close(flat[0], flat[1], rtol=0, atol=1e-4)
     assert (flat[0] - flat[2]).abs().mean() > 0.2  # dropping three blocks is no rounding
 
@@ -153,7 +153,7 @@ def test_a_virtual_checkpoint_is_computed_as_the_written_one(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"limit": 0}, "--limit must be at least 1, got 0"),
+        ({"limit": 0}, "--task-limit must be at least 1, got 0"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
         ({"serve_flags": ("--port", "80")}, "--serve-flags may not hold --port"),
         ({"tasks_from": Path("absent")}, "--tasks-from absent: no such folder"),
@@ -176,29 +176,29 @@ def test_without_lm_eval_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def answering(monkeypatch: pytest.MonkeyPatch, task: Callable[..., TaskRecord]) -> list[str]:
     """No engine and no lm-eval: what was started and asked, in order; every item is answered right."""
     pytest.importorskip("lm_eval")
-    found: list[str] = []
+    done: list[str] = []
 
     @contextlib.contextmanager
     def running(model: str, flags: Sequence[str] = ()) -> Iterator[Any]:
-        found.append(f"{Path(model).name} {' '.join(flags)}".strip())
+        done.append(f"{Path(model).name} {' '.join(flags)}".strip())
         yield SimpleNamespace(base_url=model, group=None)
 
     def scores(endpoint: Endpoint, spec: Any, alive: Any) -> Iterator[TaskScore]:
         for name in spec.tasks:
-            if name == "piqa" and "piqa breaks" in found:
+            if name == "piqa" and "piqa breaks" in done:
                 raise KeyboardInterrupt
-            found.append(name)
+            done.append(name)
             yield task((), [True] * 4, task=name).score
 
     def generated(endpoint: Endpoint, sampling: Any) -> tuple[Continuation, ...]:
-        found.append("continuations")
+        done.append("continuations")
         return (Continuation(prompt="a", text="b"),)
 
     monkeypatch.setattr(tasks, "running", running)
     monkeypatch.setattr(tasks, "open_endpoint", lambda url: Endpoint(url, "m", url, 128))
     monkeypatch.setattr(tasks, "scores", scores)
     monkeypatch.setattr(tasks, "continuations", generated)
-    return found
+    return done
 
 
 def test_what_was_answered_is_not_asked_again_in_a_sweep(
@@ -210,15 +210,15 @@ def test_what_was_answered_is_not_asked_again_in_a_sweep(
 
     def answers(changed: TaskSettings = settings, *, again: bool = False) -> list[str]:
         answering.clear()
-        with results_folder(out):
-            records = ask(asked, out, changed, again=again)
+        with results_folder(out) as folder:
+            records = ask(asked, folder, changed, again=again)
         names = [task.name for task in changed.tasks]
         assert [(r.arm.kind, r.score.task) for r in records] == [(k, n) for k in ("dense", "pruned") for n in names]
         return list(answering)
 
     answering.append("piqa breaks")
-    with results_folder(out), pytest.raises(KeyboardInterrupt):
-        ask(asked, out, settings, again=False)
+    with results_folder(out) as folder, pytest.raises(KeyboardInterrupt):
+        ask(asked, folder, settings, again=False)
     assert answering == ["piqa breaks", "dense --seed=1", "continuations", "boolq"]
     # Killed, it goes on: the dense model's first task and its continuations are there.
     assert answers() == ["dense --seed=1", "piqa", "p25 --seed=1", "continuations", "boolq", "piqa"]

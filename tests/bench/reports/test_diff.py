@@ -14,7 +14,7 @@ from scipy.stats import ttest_ind
 from bench.records.results import read_side
 from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
 from bench.records.task_schema import TASKS_NAME, TaskRecord
-from bench.reports.compare import Comparison, compare
+from bench.reports.diff import RunDiff, diff
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 
@@ -29,8 +29,8 @@ def save(folder: Path, points: Sequence[PointRecord], tasks: Sequence[TaskRecord
     return str(folder)
 
 
-def against(a: str, b: str, **options: bool) -> Comparison:
-    return compare(read_side(a), read_side(b), **options)
+def against(a: str, b: str, **options: bool) -> RunDiff:
+    return diff(read_side(a), read_side(b), **options)
 
 
 def as_run(points: Sequence[PointRecord], name: str, **provenance: object) -> list[PointRecord]:
@@ -42,35 +42,35 @@ def as_run(points: Sequence[PointRecord], name: str, **provenance: object) -> li
 
 def faster(point: PointRecord, times: float) -> PointRecord:
     rounds = tuple(
-        found.model_copy(update={"output_tokens_per_s": times * found.output_tokens_per_s})
-        for found in point.speed.rounds
+        changed.model_copy(update={"output_tokens_per_s": times * changed.output_tokens_per_s})
+        for changed in point.speed.rounds
     )
     return point.model_copy(update={"speed": Speed(rounds=rounds)})
 
 
 def test_the_same_figures_have_not_changed(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
-    found = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run(one_sweep, "run-2", commit="f00")))
-    assert found.beyond_noise == []
-    assert found.notes == ("commit 0123456789ab -> f00",)
+    changed = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run(one_sweep, "run-2", commit="f00")))
+    assert changed.beyond_noise == []
+    assert changed.notes == ("commit 0123456789ab -> f00",)
     # Of four models: tokens/s, eight latencies, two sizes, RSS, two times of a start, perplexity; of three, two more.
-    assert len(found.changes) == 4 * 15 + 3 * 2
-    assert "66 figures compared, 0 beyond noise; of the 39 with a 95 % interval about 2 " in found.summary()
+    assert len(changed.changes) == 4 * 15 + 3 * 2
+    assert "66 figures compared, 0 beyond noise; of the 39 with a 95 % interval about 2 " in changed.summary()
 
 
 def test_a_speed_beyond_noise_and_one_within(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
     a = save(tmp_path / "a", one_sweep)
     after = as_run(one_sweep, "run-2")
     after[1], after[2] = faster(after[1], 1.5), faster(after[2], 1.05)  # rounds of 95, 100, 110
-    found = against(a, save(tmp_path / "b", after))
-    (change,) = found.beyond_noise
+    changed = against(a, save(tmp_path / "b", after))
+    (change,) = changed.beyond_noise
     assert (change.arm, change.figure, change.better) == ("hybrid 12.5%", "tokens/s", True)
     assert change.change == pytest.approx(1.5)
-    (within,) = (c for c in found.changes if c.arm == "hybrid 25.0%" and c.figure == "tokens/s")
+    (within,) = (c for c in changed.changes if c.arm == "hybrid 25.0%" and c.figure == "tokens/s")
     assert within.low is not None
     assert within.high is not None
     assert within.low < 1 < 1.05 < within.high
     # The interval is Welch's, of the logarithms.
-    logs = [[math.log(found.output_tokens_per_s) for found in side[2].speed.rounds] for side in (after, one_sweep)]
+    logs = [[math.log(changed.output_tokens_per_s) for changed in side[2].speed.rounds] for side in (after, one_sweep)]
     interval = ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
     assert np.log([within.low, within.high]) == pytest.approx([interval.low, interval.high])
 
@@ -94,9 +94,9 @@ def test_one_round_is_no_change_beyond_noise(tmp_path: Path, one_sweep: list[Poi
         ]
 
     a = save(tmp_path / "a", first_round(one_sweep, 1))
-    found = against(a, save(tmp_path / "b", as_run(first_round(one_sweep, 2), "run-2")))
-    assert found.beyond_noise == []
-    assert {c.low for c in found.changes if c.figure == "tokens/s"} == {None}
+    changed = against(a, save(tmp_path / "b", as_run(first_round(one_sweep, 2), "run-2")))
+    assert changed.beyond_noise == []
+    assert {c.low for c in changed.changes if c.figure == "tokens/s"} == {None}
 
 
 def test_other_blocks_and_their_perplexity(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
@@ -110,10 +110,10 @@ def test_other_blocks_and_their_perplexity(tmp_path: Path, one_sweep: list[Point
             "quality": quality.model_copy(update={"pruned_perplexity": 55.0}),
         }
     )
-    found = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", after))
-    (change,) = found.beyond_noise
+    changed = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", after))
+    (change,) = changed.beyond_noise
     assert (change.figure, change.before, change.after, change.better) == ("perplexity", 60.0, 55.0, True)
-    assert "hybrid 12.5% drops other blocks: 3 -> 5" in found.notes
+    assert "hybrid 12.5% drops other blocks: 3 -> 5" in changed.notes
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_speed_of_another_engine_is_not_compared_unless_asked(
 ) -> None:
     a = save(tmp_path / "a", one_sweep)
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2", **provenance))
-    found = against(a, b)
-    assert f"{said}: speed and memory are not compared" in found.notes
-    assert {change.figure for change in found.changes} == {"perplexity", "KL to dense"}
+    changed = against(a, b)
+    assert f"{said}: speed and memory are not compared" in changed.notes
+    assert {change.figure for change in changed.changes} == {"perplexity", "KL to dense"}
     anyway = against(a, b, anyway=True)
     assert f"{said}: speed and memory are compared anyway" in anyway.notes
     assert {change.figure for change in anyway.beyond_noise} == {"tokens/s"}
@@ -170,13 +170,13 @@ def test_prompts_of_a_text_are_another_load_than_random_tokens(tmp_path: Path, o
 def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
     def other(point: PointRecord, times: float) -> PointRecord:
         rounds = tuple(
-            found.model_copy(
+            result.model_copy(
                 update={
-                    "itl": found.itl.model_copy(update={"p99_ms": times * found.itl.p99_ms}),
+                    "itl": result.itl.model_copy(update={"p99_ms": times * result.itl.p99_ms}),
                     "energy_j": times * (100 + number),
                 }
             )
-            for number, found in enumerate(point.speed.rounds)
+            for number, result in enumerate(point.speed.rounds)
         )
         memory = point.memory.model_copy(update={"peak_device_bytes": int(times * 2**30)})
         start_up = point.start_up.model_copy(update={"startup_s": 25.0 * times})
@@ -187,8 +187,8 @@ def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_swee
 
     before = [other(point, 1) for point in one_sweep[:2]]
     after = [other(point, 2) for point in as_run(one_sweep[:2], "run-2")]
-    found = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
-    told = {(change.arm, change.figure): change for change in found.beyond_noise}
+    result = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
+    told = {(change.arm, change.figure): change for change in result.beyond_noise}
     figures = {"ITL p99 ms", "energy J a request", "start-up s", "peak device bytes"}
     assert set(told) == {(arm, figure) for arm in ("dense", "hybrid 12.5%") for figure in figures} | {
         ("hybrid 12.5%", "KL to dense")
@@ -205,8 +205,8 @@ def test_energy_is_of_a_request_and_quality_by_the_first_load_that_both_have(
 
     def of(point: PointRecord, requests: int, concurrency: int, perplexity: float = 1.0) -> PointRecord:
         rounds = tuple(
-            found.model_copy(update={"completed": requests, "energy_j": 10.0 * requests + number})
-            for number, found in enumerate(point.speed.rounds)
+            changed.model_copy(update={"completed": requests, "energy_j": 10.0 * requests + number})
+            for number, changed in enumerate(point.speed.rounds)
         )
         assert point.quality is not None
         quality = point.quality.model_copy(update={"pruned_perplexity": perplexity * point.quality.pruned_perplexity})
@@ -215,10 +215,10 @@ def test_energy_is_of_a_request_and_quality_by_the_first_load_that_both_have(
 
     before = [of(point, 32, concurrency) for concurrency in (1, 8) for point in one_sweep[:2]]
     after = [of(point, 64, 8, perplexity=1.5) for point in as_run(one_sweep[:2], "run-2")]
-    found = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
-    energy = [change for change in found.changes if change.figure == "energy J a request"]
+    changed = against(save(tmp_path / "a", before), save(tmp_path / "b", after))
+    energy = [change for change in changed.changes if change.figure == "energy J a request"]
     assert [change.change for change in energy] == [pytest.approx(1, abs=0.02)] * 2
-    worse = [(change.arm, change.change) for change in found.beyond_noise if change.figure == "perplexity"]
+    worse = [(change.arm, change.change) for change in changed.beyond_noise if change.figure == "perplexity"]
     assert worse == [("dense", pytest.approx(1.5)), ("hybrid 12.5%", pytest.approx(1.5))]
 
 
@@ -240,8 +240,8 @@ def test_runs_and_commits_of_one_folder(tmp_path: Path, one_sweep: list[PointRec
     newer = as_run([faster(point, 2) for point in one_sweep], "run-2", commit="beef00000000")
     folder = save(tmp_path / "a", [*one_sweep, *newer])
     for a, b in ((f"{folder}@run-1", folder), (f"{folder}@0123", f"{folder}@beef")):
-        found = against(a, b)
-        assert [change.change for change in found.beyond_noise] == pytest.approx([2] * 4)
+        changed = against(a, b)
+        assert [change.change for change in changed.beyond_noise] == pytest.approx([2] * 4)
     with pytest.raises(UserError, match="are the same run run-2"):
         against(folder, f"{folder}@beef")
 
@@ -263,7 +263,7 @@ def test_the_command_prints_changes_then_json(
 
     a = save(tmp_path / "a", one_sweep)
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2"))
-    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "compare", a, b])
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "diff", a, b])
     assert run_app(app) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("dense, chat, 4 in flight: tokens/s 101.")

@@ -1,7 +1,7 @@
-"""`mi-prun-bench compare A B`: what changed between two runs, beyond noise.
+"""`mi-prun-bench diff A B`: say what changed between two runs, beyond noise.
 
-Speeds have rounds on either side; they are not pairs, so the interval is Welch's, of the mean logarithms. What a
-machine did differently on the two days is in that figure too: beside it stands the change of the speed-up over the
+Speeds have rounds on either side. They are not pairs, so the interval is Welch's, of the mean logarithms. What a
+machine did differently on the two days is in that figure too. Beside it stands the change of the speed-up over the
 dense model of the same run, in which it is not. Perplexity, bytes and tokens have no noise where machine and engine are
 the same. Answers to tasks are pairs, item by item.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import mean, variance
 
-from bench.records.comparable import Comparable, comparable, load_key, protocol_of
+from bench.records.comparable import Comparable, comparable, protocol_of, workload_key
 from bench.records.paired import CONFIDENCE
 from bench.records.results import Run, Side
-from bench.records.schema import Arm, Load, PointRecord, Ratio, Round
+from bench.records.schema import MeasuredArm, PointRecord, Ratio, Round, Workload
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import comparable_answers, difference_of
 from mi_prun.artefact import Record
@@ -30,10 +30,11 @@ SHARE_OF_START = 0.25
 LATENCIES = (("TTFT", "ttft"), ("TPOT", "tpot"), ("ITL", "itl"), ("end to end", "e2e"))
 
 
-class Change(Record):
-    """B against A. change: B over A, or for tasks B minus A. low, high: its 95 % interval; None for an exact figure.
+class RunChange(Record):
+    """A figure of B against A.
 
-    beyond_noise: the interval leaves out no change, or an exact figure is another. better: None where it is not beyond.
+    change: B over A; for tasks B minus A. low, high: its 95 % interval; None for an exact figure. beyond_noise: the
+    interval leaves out no change, or an exact figure is another. better: None where it is not beyond noise.
     """
 
     arm: str
@@ -48,7 +49,7 @@ class Change(Record):
     better: bool | None
 
     def line(self) -> str:
-        """For a terminal."""
+        """Return the change for a terminal."""
         where = f"{self.arm}, {self.load}" if self.load else self.arm
         form = "+.3f" if self.figure.startswith("task ") else ".3f"
         width = "" if self.low is None or self.high is None else f" [{self.low:{form}}, {self.high:{form}}]"
@@ -59,17 +60,19 @@ class Change(Record):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """notes: what is not compared and why, and what else differs."""
+class RunDiff:
+    """What changed between two runs. notes: what is not compared and why, and what else differs."""
 
-    changes: tuple[Change, ...]
+    changes: tuple[RunChange, ...]
     notes: tuple[str, ...]
 
     @property
-    def beyond_noise(self) -> list[Change]:
+    def beyond_noise(self) -> list[RunChange]:
+        """The changes that are more than noise."""
         return [change for change in self.changes if change.beyond_noise]
 
     def summary(self) -> str:
+        """Say how many figures were compared, and how many would be beyond noise by chance alone."""
         measured = sum(change.low is not None for change in self.changes)
         return (
             f"{len(self.changes)} figures compared, {len(self.beyond_noise)} beyond noise; of the {measured} with a "
@@ -77,13 +80,13 @@ class Comparison:
         )
 
 
-def compare(a: Side, b: Side, *, anyway: bool = False) -> Comparison:
-    """Every figure of models and loads that A and B have in common.
+def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
+    """Compare every figure of models and loads that A and B have in common.
 
     anyway: speed and memory too, though the machines or the engines differ. Raises UserError where nothing compares.
     """
     may = comparable(a, b, anyway=anyway)
-    changes: list[Change] = []
+    changes: list[RunChange] = []
     notes = list(may.notes)
     if a.run and b.run:
         changes += _runs(a.run, b.run, may)
@@ -93,7 +96,7 @@ def compare(a: Side, b: Side, *, anyway: bool = False) -> Comparison:
     if not changes:
         reason = "; ".join(notes) or "no model and load, and no task, is in both"
         raise UserError(f"{a.name} and {b.name} have nothing to compare: {reason}")
-    return Comparison(tuple(changes), tuple(notes))
+    return RunDiff(tuple(changes), tuple(notes))
 
 
 def _other_blocks(a: Run, b: Run) -> Iterator[str]:
@@ -103,7 +106,7 @@ def _other_blocks(a: Run, b: Run) -> Iterator[str]:
             yield f"{before.arm.label} drops other blocks: {ours} -> {theirs}"
 
 
-def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
+def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
     told: set[str] = set()
     for before, after in _pairs(a, b):
         if before.arm.label not in told:  # by the first load that both have
@@ -114,10 +117,10 @@ def _runs(a: Run, b: Run, may: Comparable) -> Iterator[Change]:
 
 
 def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
-    """Points of the same kind of model, method and number of blocks, under the same load."""
+    """Yield points of the same kind of model, method and number of blocks, under the same load."""
 
-    def key(arm: Arm, load: Load) -> tuple[object, ...]:
-        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), load_key(load)
+    def key(arm: MeasuredArm, load: Workload) -> tuple[object, ...]:
+        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), workload_key(load)
 
     theirs = {key(point.arm, point.load): point for point in b.points}
     for load in a.loads:
@@ -126,8 +129,8 @@ def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
                 yield point, other
 
 
-def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[Change]:
-    """What a model has under any load."""
+def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[RunChange]:
+    """Yield the changes of what a model has under any load."""
     if may.speed:
         first, second = before.memory, after.memory
         yield _exact(before.arm, "weight bytes", first.weight_bytes, second.weight_bytes, more=False)
@@ -148,18 +151,18 @@ def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[
             yield _exact(before.arm, "KL to dense", ours.kl_nats_per_token, theirs.kl_nats_per_token, more=False)
 
 
-def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
+def _speeds(before: PointRecord, after: PointRecord) -> Iterator[RunChange]:
     def rounds(of: Callable[[Round], float]) -> tuple[list[float], list[float]]:
-        return [of(found) for found in before.speed.rounds], [of(found) for found in after.speed.rounds]
+        return [of(each) for each in before.speed.rounds], [of(each) for each in after.speed.rounds]
 
-    yield _noisy(before, "tokens/s", *rounds(lambda found: found.output_tokens_per_s), more=True)
+    yield _noisy(before, "tokens/s", *rounds(lambda each: each.output_tokens_per_s), more=True)
     for title, name in LATENCIES:
         for percentile in ("p50", "p99"):
             of = attrgetter(f"{name}.{percentile}_ms")
             first, second = rounds(of)
             if min(*first, *second) > 0:
                 yield _noisy(before, f"{title} {percentile} ms", first, second, more=False)
-    first, second = rounds(lambda found: (found.energy_j or 0.0) / found.completed)
+    first, second = rounds(lambda each: (each.energy_j or 0.0) / each.completed)
     if min(*first, *second) > 0:
         yield _noisy(before, "energy J a request", first, second, more=False)
     if before.paired and after.paired:
@@ -167,11 +170,14 @@ def _speeds(before: PointRecord, after: PointRecord) -> Iterator[Change]:
         yield _change_of_ratio(before, ours, theirs)
 
 
-def _exact(arm: Arm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> Change:
-    """more: whether more of it is better. least: a smaller relative change is none."""
+def _exact(arm: MeasuredArm, figure: str, before: float, after: float, *, more: bool, least: float = SAME) -> RunChange:
+    """Return the change of a figure that has no noise.
+
+    more: whether more of it is better. least: a smaller relative change is none.
+    """
     change = after / before if before else 1.0
     changed = abs(change - 1) > least
-    return Change(
+    return RunChange(
         arm=arm.label,
         load=None,
         figure=figure,
@@ -185,21 +191,23 @@ def _exact(arm: Arm, figure: str, before: float, after: float, *, more: bool, le
     )
 
 
-def _noisy(point: PointRecord, figure: str, before: Sequence[float], after: Sequence[float], *, more: bool) -> Change:
+def _noisy(
+    point: PointRecord, figure: str, before: Sequence[float], after: Sequence[float], *, more: bool
+) -> RunChange:
     logs = [[math.log(value) for value in side] for side in (before, after)]
     spreads = [(variance(side) / len(side) if len(side) > 1 else None, len(side)) for side in logs]
     return _with_interval(point, figure, [math.exp(mean(side)) for side in logs], spreads, more=more)
 
 
-def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> Change:
-    """The intervals are Student's t of log ratios (`paired.py`): their standard errors are read back."""
+def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> RunChange:
+    """Return the change of a speed-up. Its intervals are Student's t of log ratios; standard errors are read back."""
     from scipy.stats import t
 
-    def spread(found: Ratio) -> tuple[float | None, int]:
-        if found.low is None or found.high is None or found.pairs < 2:
-            return None, found.pairs
-        half = math.log(found.high / found.low) / 2
-        return (half / float(t.ppf(0.5 + CONFIDENCE / 2, found.pairs - 1))) ** 2, found.pairs
+    def spread(ratio: Ratio) -> tuple[float | None, int]:
+        if ratio.low is None or ratio.high is None or ratio.pairs < 2:
+            return None, ratio.pairs
+        half = math.log(ratio.high / ratio.low) / 2
+        return (half / float(t.ppf(0.5 + CONFIDENCE / 2, ratio.pairs - 1))) ** 2, ratio.pairs
 
     figures = [before.ratio, after.ratio]
     return _with_interval(point, "speed-up over dense", figures, [spread(before), spread(after)], more=True)
@@ -207,8 +215,12 @@ def _change_of_ratio(point: PointRecord, before: Ratio, after: Ratio) -> Change:
 
 def _with_interval(
     point: PointRecord, figure: str, means: Sequence[float], spreads: Sequence[tuple[float | None, int]], *, more: bool
-) -> Change:
-    """Welch's t interval of the difference of two mean logarithms. spreads: squared standard error, and of how many."""
+) -> RunChange:
+    """Return a change with Welch's t interval of the difference of two mean logarithms.
+
+    spreads: squared standard error, and of how many. (scipy gives this interval for samples only, and a speed-up's are
+    not kept.)
+    """
     from scipy.stats import t
 
     before, after = means
@@ -221,7 +233,7 @@ def _with_interval(
         half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(error2)
         low, high = after / before * math.exp(-half), after / before * math.exp(half)
     changed = low is not None and high is not None and not low <= 1 <= high
-    return Change(
+    return RunChange(
         arm=point.arm.label,
         load=point.load.label,
         figure=figure,
@@ -235,7 +247,7 @@ def _with_interval(
     )
 
 
-def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[Change]:
+def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChange]:
     def key(record: TaskRecord) -> tuple[object, ...]:
         blocks = record.arm.blocks
         return record.arm.kind, blocks.method, len(blocks.dropped), record.score.task
@@ -245,16 +257,16 @@ def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[Change]
         other = theirs.get(place)
         if other is None or not comparable_answers(record, other):
             continue
-        found = difference_of(record, other)
-        yield Change(
+        difference = difference_of(record, other)
+        yield RunChange(
             arm=record.arm.label,
             load=None,
             figure=f"task {record.score.task} {record.score.metric}",
             before=record.score.score,
             after=other.score.score,
-            change=found.mean,
-            low=found.low,
-            high=found.high,
-            beyond_noise=found.beyond_noise,
-            better=found.mean > 0 if found.beyond_noise else None,
+            change=difference.mean,
+            low=difference.low,
+            high=difference.high,
+            beyond_noise=difference.beyond_noise,
+            better=difference.mean > 0 if difference.beyond_noise else None,
         )

@@ -1,0 +1,47 @@
+"""The command line: one way each, and an old spelling is refused in one line that names the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.cli import app
+from mi_prun.console import run_app
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["compare", "a", "b", "--all"],
+            "`mi-prun-bench compare` is called `mi-prun-bench diff`; write: mi-prun-bench",
+        ),
+        (["tasks", "m", "-o", "out", "--limit", "5"], "--limit is called --task-limit"),
+        (["sweep", "--dense", "m", "-o", "out", "--materialise"], "--materialise is called --no-virtual"),
+        (["run", "--dense", "m", "--pruned", "p", "q", "-o", "out"], "--pruned is gone; name the folders without it"),
+        (["run", "--dense", "m", "-o", "out"], "PRUNED is missing: name at least one folder"),
+    ],
+)
+def test_old_spellings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mi-prun-bench", *words])
+    assert run_app(app) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_spellings_are_not_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, old in (("--help", "compare"), ("tasks", "--limit"), ("sweep", "--materialise"), ("run", "--pruned")):
+        monkeypatch.setattr("sys.argv", ["mi-prun-bench", *dict.fromkeys((command, "--help"))])
+        assert run_app(app) == 0
+        words = capsys.readouterr().out.split()
+        assert old not in words
+        assert ("diff" if command == "--help" else "--serve-flags") in words
