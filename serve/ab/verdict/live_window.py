@@ -6,22 +6,17 @@ compared is the verdict's business.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mi_prun.artefact import Record
-from serve.ab.verdict.event import Observation, Outcome, ShadowComparison
+from serve.ab.verdict.event import ARM_FAULTS, Event, ShadowComparison
+from serve.ab.verdict.quantiles import Quantiles
 
 BUCKET_SECONDS = 10
 BUCKETS = 60
 NOW_SECONDS = 60
-GROWTH = 1.05  # of the histogram's bins: a quantile is within 2.5 % of the value it stands for
-BINS_PER_E = 1 / math.log(GROWTH)
-SMALLEST, LARGEST = 1e-6, 1e6
-FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 
 class LiveArm(Record):
@@ -78,28 +73,8 @@ class LiveFigures(Record):
     shadow: LiveShadow
 
 
-class Histogram:
-    """Counts in bins that grow by `GROWTH`: at most a few hundred of them, however many values come."""
-
-    def __init__(self) -> None:
-        self.bins: Counter[int] = Counter()
-
-    def add(self, *values: float) -> None:
-        self.bins.update(
-            [round(math.log(min(value, LARGEST) if value > SMALLEST else SMALLEST) * BINS_PER_E) for value in values]
-        )
-
-    def merge(self, other: Histogram) -> None:
-        self.bins.update(other.bins)
-
-    def quantile(self, share: float) -> float | None:
-        rank = share * self.bins.total()
-        seen = 0
-        for bin_, count in sorted(self.bins.items()):
-            seen += count
-            if seen >= rank:
-                return float(f"{GROWTH**bin_:.3g}")
-        return None
+def _three_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
 
 
 @dataclass
@@ -107,21 +82,21 @@ class ArmBucket:
     requests: int = 0
     errors: int = 0
     output_tokens: int = 0
-    answer_tokens_per_s: Histogram = field(default_factory=Histogram)
-    ttft_s: Histogram = field(default_factory=Histogram)
-    itl_s: Histogram = field(default_factory=Histogram)
+    answer_tokens_per_s: Quantiles = field(default_factory=Quantiles)
+    ttft_s: Quantiles = field(default_factory=Quantiles)
+    itl_s: Quantiles = field(default_factory=Quantiles)
 
-    def add(self, observation: Observation) -> None:
+    def add(self, event: Event) -> None:
         self.requests += 1
-        self.errors += observation.outcome in FAULTS
-        tokens, ttft_s = observation.output_tokens or 0, observation.ttft_s
+        self.errors += event.outcome in ARM_FAULTS
+        tokens, ttft_s = event.output_tokens or 0, event.ttft_s
         self.output_tokens += tokens
-        self.itl_s.add(*observation.itl_s)
-        if ttft_s is None or not observation.streamed or observation.status != 200:
+        self.itl_s.add(event.itl_s)
+        if ttft_s is None or not event.streamed or event.status != 200:
             return  # without a stream the first byte is the whole answer; a refusal is none
-        self.ttft_s.add(ttft_s)
-        if tokens > 1 and observation.e2e_s > ttft_s:
-            self.answer_tokens_per_s.add((tokens - 1) / (observation.e2e_s - ttft_s))
+        self.ttft_s.add((ttft_s,))
+        if tokens > 1 and event.e2e_s > ttft_s:
+            self.answer_tokens_per_s.add(((tokens - 1) / (event.e2e_s - ttft_s),))
 
     def merge(self, other: ArmBucket) -> None:
         self.requests += other.requests
@@ -137,11 +112,11 @@ class ArmBucket:
             errors=self.errors,
             requests_per_s=round(self.requests / seconds, 3),
             output_tokens_per_s=round(self.output_tokens / seconds, 2),
-            answer_tokens_per_s_p50=self.answer_tokens_per_s.quantile(0.5),
-            ttft_s_p50=self.ttft_s.quantile(0.5),
-            ttft_s_p99=self.ttft_s.quantile(0.99),
-            itl_s_p50=self.itl_s.quantile(0.5),
-            itl_s_p99=self.itl_s.quantile(0.99),
+            answer_tokens_per_s_p50=_three_digits(self.answer_tokens_per_s.quantile(0.5)),
+            ttft_s_p50=_three_digits(self.ttft_s.quantile(0.5)),
+            ttft_s_p99=_three_digits(self.ttft_s.quantile(0.99)),
+            itl_s_p50=_three_digits(self.itl_s.quantile(0.5)),
+            itl_s_p99=_three_digits(self.itl_s.quantile(0.99)),
         )
 
 
@@ -160,10 +135,10 @@ class Bucket:
         return self._closed[arm]
 
 
-class Live:
+class LiveWindow:
     """A listener of the proxy. To be used from one thread, as the proxy's event loop is.
 
-    arms: those that are known; an observation of another one is left out, so that nothing grows.
+    arms: those that are known; an event of another one is left out, so that nothing grows.
     """
 
     def __init__(
@@ -181,10 +156,10 @@ class Live:
         self._started = clock()
         self._ring: dict[int, Bucket] = {}  # by bucket number: Unix time over bucket_s
 
-    def __call__(self, event: Observation | ShadowComparison) -> None:
+    def __call__(self, event: Event | ShadowComparison) -> None:
         """Counted when it comes, not when the request began: a bucket that was shown does not change afterwards."""
         bucket = self._current()
-        if isinstance(event, Observation):
+        if isinstance(event, Event):
             if event.arm in bucket.arms:
                 bucket.arms[event.arm].add(event)
         elif event.agreement is None:

@@ -18,7 +18,7 @@ ODDS = tuple(map(math.exp, TILTS))
 ALPHA = 0.01
 
 
-class Seen:
+class SeenKeys:
     """A set of keys in constant memory, that may take a new one for a known one."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Seen:
         return base64.b64encode(self._bits).decode("ascii")
 
     @classmethod
-    def restored(cls, state: str) -> Seen:
+    def restored(cls, state: str) -> SeenKeys:
         seen = cls()
         seen._bits = bytearray(base64.b64decode(state))
         if len(seen._bits) != SEEN_BITS // 8:
@@ -78,13 +78,21 @@ class SampleRatio:
         return math.exp(-self._largest)
 
     def state(self) -> dict[str, Any]:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
+        """Return what JSON can hold; the names are those on disk."""
+        return {
+            "clients": self.clients,
+            "arm_clients": self.arm_clients,
+            "expected": self.expected,
+            "log_ratios": self._log_ratios,
+            "largest": self._largest,
+        }
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> SampleRatio:
+        """Return the counts whose `state` this is. Raises KeyError or ValueError for anything else."""
         ratio = cls()
-        for name in vars(ratio):
-            setattr(ratio, name, state[name.lstrip("_")])
+        ratio.clients, ratio.arm_clients, ratio.expected = state["clients"], state["arm_clients"], state["expected"]
+        ratio._log_ratios, ratio._largest = list(state["log_ratios"]), state["largest"]
         if len(ratio._log_ratios) != len(TILTS):
             raise ValueError(f"{len(ratio._log_ratios)} tilts, not {len(TILTS)}")
         return ratio

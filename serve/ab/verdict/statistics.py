@@ -64,8 +64,8 @@ class Share:
         failures = self.trials - self.successes
         if (share <= 0 and self.successes) or (share >= 1 and failures):
             return -math.inf
-        found = self.successes * math.log(share) if self.successes else 0.0
-        return found + failures * math.log1p(-share) if failures else found
+        likelihood = self.successes * math.log(share) if self.successes else 0.0
+        return likelihood + failures * math.log1p(-share) if failures else likelihood
 
     def bounds(self, alpha: float) -> Bounds:
         """Every share that the trials do not speak against."""
@@ -138,7 +138,16 @@ class BoundedMean:
         return max(0.0, centre - margin), min(1.0, centre + margin)
 
     def state(self) -> dict[str, Any]:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
+        """Return what JSON can hold; the names are those on disk."""
+        return {
+            "alpha": self.alpha,
+            "count": self.count,
+            "total": self._total,
+            "squares": self._squares,
+            "bets": self._bets,
+            "bet_values": self._bet_values,
+            "penalty": self._penalty,
+        }
 
     @classmethod
     def restored(cls, state: dict[str, Any], alpha: float) -> BoundedMean:
@@ -146,8 +155,8 @@ class BoundedMean:
         if state["alpha"] != alpha:
             raise ValueError(f"made for alpha {state['alpha']}, not {alpha}")
         mean = cls(alpha)
-        for name in vars(mean):
-            setattr(mean, name, state[name.lstrip("_")])
+        mean.count, mean._total, mean._squares = state["count"], state["total"], state["squares"]
+        mean._bets, mean._bet_values, mean._penalty = state["bets"], state["bet_values"], state["penalty"]
         return mean
 
 

@@ -9,21 +9,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.schema import Verdict, VerdictSettings
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
-Observed = Callable[..., Observation]
+Observed = Callable[..., Event]
 Compared = Callable[..., ShadowComparison]
 
 
-def feed(judge: Judge, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88) -> None:
+def feed(collector: Collector, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88) -> None:
     rng = np.random.default_rng(18)
     for place in range(count):
         mine = bool(rng.random() < 0.5)
         pace = faster if mine else 1.0
-        judge.observe(
+        collector.observe(
             observed(
                 "pruned" if mine else "dense",
                 key_hash=f"{rng.integers(2**63):016x}",
@@ -34,13 +34,13 @@ def feed(judge: Judge, observed: Observed, compared: Compared, count: int = 900,
             )
         )
         if place % 5 == 0:
-            judge.observe(compared(float(rng.beta(7, 3)), logprob_difference_nats=float(rng.normal(-0.1, 0.05))))
+            collector.observe(compared(float(rng.beta(7, 3)), logprob_difference_nats=float(rng.normal(-0.1, 0.05))))
 
 
 def test_the_verdict(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
-    feed(judge, observed, compared)
-    found = judge.verdict()
+    collector = Collector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
+    feed(collector, observed, compared)
+    found = collector.verdict()
     comparison = found.comparisons[0]
     assert comparison.arm == "pruned"
     ratio = comparison.differences["ttft_ms"].ratio_interval
@@ -62,14 +62,14 @@ def test_the_verdict(observed: Observed, compared: Compared) -> None:
 
 
 def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
-    assert judge.verdict().text == "pruned: no counted request yet"
-    judge.observe(observed("pruned", ttft_s=0.01))
-    judge.observe(observed("dense", ttft_s=0.01))
-    assert judge.verdict().text.endswith("n=1, too few to say how many are needed")
-    feed(judge, observed, compared)
-    text = judge.verdict().text
-    size = judge.verdict().comparisons[0].sample_size
+    collector = Collector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
+    assert collector.verdict().text == "pruned: no counted request yet"
+    collector.observe(observed("pruned", ttft_s=0.01))
+    collector.observe(observed("dense", ttft_s=0.01))
+    assert collector.verdict().text.endswith("n=1, too few to say how many are needed")
+    feed(collector, observed, compared)
+    text = collector.verdict().text
+    size = collector.verdict().comparisons[0].sample_size
     assert size.needed is not None
     assert not size.reached
     assert text.startswith("pruned: TTFT 1")
@@ -80,43 +80,43 @@ def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
 
 
 def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed: Observed) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
+    collector = Collector("trial", "dense", WEIGHTS)
     rng = np.random.default_rng(19)
     for draw, lost in rng.random((1500, 2)):
         if draw < 0.5 and lost < 0.4:
             continue
-        judge.observe(observed("pruned" if draw < 0.5 else "dense"))
-    found = judge.verdict()
+        collector.observe(observed("pruned" if draw < 0.5 else "dense"))
+    found = collector.verdict()
     assert found.comparisons[0].sample_ratio.mismatch
     assert "do not believe the differences" in found.notes[0]
     assert found.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
 
 
 def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.split_changed(900.0, {"dense": 95.0, "pruned": 5.0})
-    found = judge.verdict()
+    collector = Collector("trial", "dense", WEIGHTS)
+    collector.split_changed({"dense": 95.0, "pruned": 5.0})
+    found = collector.verdict()
     assert found.split_changes == 1
     assert "the split was changed once" in found.notes[0]
     assert [arm.share for arm in found.arms] == [0.95, 0.05]
 
 
 def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
-    judge = Judge("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
-    judge.observe(observed("dense"))
-    assert judge.verdict().comparisons == []
-    assert "the only arm" in judge.verdict().text
+    collector = Collector("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
+    collector.observe(observed("dense"))
+    assert collector.verdict().comparisons == []
+    assert "the only arm" in collector.verdict().text
 
 
 def test_a_restart_goes_on(observed: Observed, compared: Compared) -> None:
     guardrails = ("error_rate<1%", "agreement>0.9")
-    judge = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
-    feed(judge, observed, compared)
-    again = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
-    again.restore(judge.state())
-    assert again.verdict().model_copy(update={"time": 0.0}) == judge.verdict().model_copy(update={"time": 0.0})
-    assert again.guard.breaks
-    assert again.guard.breaks == judge.guard.breaks
+    collector = Collector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    feed(collector, observed, compared)
+    again = Collector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    again.restore(collector.state())
+    assert again.verdict().model_copy(update={"time": 0.0}) == collector.verdict().model_copy(update={"time": 0.0})
+    assert again.guardrail_check.breaks
+    assert again.guardrail_check.breaks == collector.guardrail_check.breaks
 
 
 def test_another_model_begins_anew_with_guardrails_that_act(
@@ -129,9 +129,9 @@ def test_another_model_begins_anew_with_guardrails_that_act(
         drained.append(arm)
         return True
 
-    def of(model: str) -> Judge:
+    def of(model: str) -> Collector:
         identities = {"dense": "d", "pruned": model}
-        return Judge("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
+        return Collector("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
 
     first = of("one")
     for _ in range(50):
@@ -139,14 +139,14 @@ def test_another_model_begins_anew_with_guardrails_that_act(
     assert drained == ["pruned"]
     same = of("one")
     same.restore(first.state())
-    assert same.guard.breaks[0].drained
+    assert same.guardrail_check.breaks[0].drained
     with caplog.at_level(logging.WARNING):
         caplog.clear()
         other = of("two")
         other.restore(first.state())
     (line,) = caplog.records
     assert "begun anew: the figures kept are of another model: pruned has changed" in line.getMessage()
-    assert (other.guard.breaks, other.evidence.arms["pruned"].requests) == ([], 0)
+    assert (other.guardrail_check.breaks, other.aggregates.arms["pruned"].requests) == ([], 0)
     for _ in range(50):
         other.observe(observed("pruned", outcome="timeout"))
     assert drained == ["pruned"] * 2
@@ -158,36 +158,36 @@ def test_another_model_begins_anew_with_guardrails_that_act(
 def test_a_state_that_cannot_be_read_is_said_and_left(
     observed: Observed, compared: Compared, caplog: pytest.LogCaptureFixture, spoil: Callable[[str], str]
 ) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.observe(observed())
+    collector = Collector("trial", "dense", WEIGHTS)
+    collector.observe(observed())
     with caplog.at_level(logging.WARNING):
-        judge.restore(spoil(judge.state()))
+        collector.restore(spoil(collector.state()))
     assert "begun anew" in caplog.text
-    assert judge.verdict().arms[0].requests == 1
+    assert collector.verdict().arms[0].requests == 1
 
 
 def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
     observed: Observed, compared: Compared
 ) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    feed(judge, observed, compared, count=50)
-    other = Judge("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
-    other.restore(judge.state())
+    collector = Collector("trial", "dense", WEIGHTS)
+    feed(collector, observed, compared, count=50)
+    other = Collector("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
+    other.restore(collector.state())
     assert other.verdict().arms[0].requests == 0
-    moved = Judge("trial", "dense", {"dense": 1.0, "pruned": 3.0})
-    moved.restore(judge.state())
+    moved = Collector("trial", "dense", {"dense": 1.0, "pruned": 3.0})
+    moved.restore(collector.state())
     assert moved.verdict().split_changes == 1
-    assert moved.verdict().arms[0].requests == judge.verdict().arms[0].requests
+    assert moved.verdict().arms[0].requests == collector.verdict().arms[0].requests
     json.loads(moved.state())
 
 
 @pytest.mark.parametrize(("failures", "direction"), [(0, "no different"), (3, "no different"), (60, "higher")])
 def test_few_errors_more_are_no_difference(observed: Observed, failures: int, direction: str) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
+    collector = Collector("trial", "dense", WEIGHTS)
     for place in range(300):
-        judge.observe(observed("dense"))
-        judge.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
-    found = judge.verdict().comparisons[0].error_rate
+        collector.observe(observed("dense"))
+        collector.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
+    found = collector.verdict().comparisons[0].error_rate
     assert found.direction == direction
     assert found.difference == pytest.approx(failures / 300)
     assert found.interval is not None

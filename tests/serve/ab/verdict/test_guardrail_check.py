@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.guardrail_check import bounds_of, level, standing, thresholds, value_of
 from serve.ab.verdict.guardrail_rule import parse_guardrail
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
-Observed = Callable[..., Observation]
+Observed = Callable[..., Event]
 Compared = Callable[..., ShadowComparison]
 
 
@@ -31,8 +31,8 @@ class Drained:
         return had
 
 
-def judge(*guardrails: str, drain: Drained | None = None) -> Judge:
-    return Judge("trial", "dense", WEIGHTS, guardrails=guardrails, drain=drain or Drained())
+def collector(*guardrails: str, drain: Drained | None = None) -> Collector:
+    return Collector("trial", "dense", WEIGHTS, guardrails=guardrails, drain=drain or Drained())
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_it_breaks_where_it_should_and_holds_where_it_should(
     rng = np.random.default_rng(16)
     for fields, wanted in ((good, "holds"), (bad, "broken")):
         drain = Drained()
-        one = judge(guardrail, drain=drain)
+        one = collector(guardrail, drain=drain)
         for place in range(600):
             slow = float(rng.uniform(0.95, 1.05))
             common = {"e2e_s": 0.3 * slow, "key_hash": f"{rng.integers(2**63):016x}"}
@@ -67,7 +67,7 @@ def test_it_breaks_where_it_should_and_holds_where_it_should(
 
 def test_agreement_that_is_too_low_drains(compared: Compared) -> None:
     drain = Drained()
-    one = judge("agreement>0.6", drain=drain)
+    one = collector("agreement>0.6", drain=drain)
     for _ in range(400):
         one.observe(compared(0.4))
     assert drain.asked == [("pruned", drain.asked[0][1])]
@@ -77,7 +77,7 @@ def test_agreement_that_is_too_low_drains(compared: Compared) -> None:
 @pytest.mark.parametrize(("difference", "wanted"), [(-0.05, "holds"), (-0.3, "broken")])
 def test_log_probabilities_that_are_too_low_drain(compared: Compared, difference: float, wanted: str) -> None:
     drain = Drained()
-    one = judge("logprob_difference_nats>-0.1", drain=drain)
+    one = collector("logprob_difference_nats>-0.1", drain=drain)
     rng = np.random.default_rng(20)
     for value in rng.normal(difference, 0.05, 400):
         one.observe(compared(0.5, logprob_difference_nats=float(value)))
@@ -91,7 +91,7 @@ def test_log_probabilities_that_are_too_low_drain(compared: Compared, difference
 def test_more_errors_than_the_control_drain(observed: Observed, rate: float, wanted: str) -> None:
     """It is the difference that counts: a bound of its own would blame both arms for an outage of what they share."""
     drain = Drained()
-    one = judge("error_rate<1.5x", drain=drain)
+    one = collector("error_rate<1.5x", drain=drain)
     rng = np.random.default_rng(21)
     for place, draw in enumerate(rng.random(3000)):
         arm, errors = ("pruned", rate) if place % 2 else ("dense", 0.1)
@@ -106,7 +106,7 @@ def test_more_errors_than_the_control_drain(observed: Observed, rate: float, wan
 
 def test_more_errors_than_a_control_that_has_none(observed: Observed) -> None:
     drain = Drained()
-    one = judge("error_rate<2x", drain=drain)
+    one = collector("error_rate<2x", drain=drain)
     for place in range(600):
         one.observe(observed("dense"))
         one.observe(observed("pruned", outcome="timeout" if place % 3 else "ok"))
@@ -122,18 +122,20 @@ def test_arms_with_equal_errors_are_drained_less_often_than_alpha(observed: Obse
     drained = blamed = 0
     for _ in range(12):
         drain = Drained()
-        one = judge("error_rate<1.2x", drain=drain)
-        one.split_changed(0.0, {"dense": 95.0, "pruned": 5.0})
+        one = collector("error_rate<1.2x", drain=drain)
+        one.split_changed({"dense": 95.0, "pruned": 5.0})
         for place, (draw, error) in enumerate(rng.random((1600, 2))):
             later = place >= 1000
             if place == 1000:
-                one.split_changed(5000.0, WEIGHTS)
+                one.split_changed(WEIGHTS)
             arm = "pruned" if draw < (0.5 if later else 0.05) else "dense"
             failed = "timeout" if error < (0.3 if later else 0.01) else "ok"
             at = 9000.0 if later else 1000.0
             one.observe(observed(arm, outcome=failed, time=at, streamed=False, itl_s=()))
         drained += bool(drain.asked)
-        mine, control = (one.evidence.arms[name].errors.bounds(one.guard.alpha / 2) for name in ("pruned", "dense"))
+        mine, control = (
+            one.aggregates.arms[name].errors.bounds(one.guardrail_check.alpha / 2) for name in ("pruned", "dense")
+        )
         blamed += mine[0] > 1.2 * control[1]
     assert drained == 0
     assert blamed >= 6  # by plain shares
@@ -145,7 +147,7 @@ def test_an_arm_at_its_bound_is_drained_less_often_than_alpha(observed: Observed
     drained = 0
     for _ in range(60):
         drain = Drained()
-        one = judge("error_rate<5%", drain=drain)
+        one = collector("error_rate<5%", drain=drain)
         for error in rng.random(250) < 0.05:
             one.observe(observed("pruned", outcome="timeout" if error else "ok", streamed=False, itl_s=()))
         drained += bool(drain.asked)
@@ -154,7 +156,7 @@ def test_an_arm_at_its_bound_is_drained_less_often_than_alpha(observed: Observed
 
 def test_it_is_done_once_and_an_operator_may_overrule(observed: Observed) -> None:
     drain = Drained()
-    one = judge("error_rate<1%", drain=drain)
+    one = collector("error_rate<1%", drain=drain)
 
     def fail(count: int) -> None:
         for _ in range(count):
@@ -178,14 +180,14 @@ def test_an_arm_without_weight_is_drained_when_it_is_given_some(compared: Compar
     """Mirrored first, and not good enough: the split that comes next is taken back at once."""
     drain = Drained()
     drain.weights["pruned"] = 0.0
-    one = judge("agreement>0.9", drain=drain)
+    one = collector("agreement>0.9", drain=drain)
     for _ in range(200):
         one.observe(compared(0.3))
-    assert not one.guard.breaks[0].drained
+    assert not one.guardrail_check.breaks[0].drained
     drain.weights["pruned"] = 5.0
     one.observe(compared(0.3))
-    assert one.guard.breaks[0].drained
-    assert len(one.guard.breaks) == 1
+    assert one.guardrail_check.breaks[0].drained
+    assert len(one.guardrail_check.breaks) == 1
 
 
 def test_a_drain_that_fails_is_tried_again(observed: Observed) -> None:
@@ -196,7 +198,7 @@ def test_a_drain_that_fails_is_tried_again(observed: Observed) -> None:
             raise failures.pop()
         return True
 
-    one = Judge("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain)
+    one = Collector("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain)
     failed = 0
     for _ in range(60):
         try:
@@ -204,19 +206,19 @@ def test_a_drain_that_fails_is_tried_again(observed: Observed) -> None:
         except OSError:
             failed += 1
     assert failed == 2
-    assert one.guard.breaks[0].drained
+    assert one.guardrail_check.breaks[0].drained
 
 
 def test_the_control_is_never_drained(observed: Observed) -> None:
     drain = Drained()
-    one = judge("error_rate<1%", drain=drain)
+    one = collector("error_rate<1%", drain=drain)
     for _ in range(100):
         one.observe(observed("dense", outcome="timeout"))
     assert drain.asked == []
 
 
 def test_guardrails_of_mirrored_requests_are_idle_while_nothing_is_mirrored() -> None:
-    one = judge("error_rate<1%", "agreement>0.6", "logprob_difference_nats>-1")
+    one = collector("error_rate<1%", "agreement>0.6", "logprob_difference_nats>-1")
     assert [said.partition(" cannot act")[0] for said in one.idle(0.0)] == [
         "guardrail agreement>0.6",
         "guardrail logprob_difference_nats>-1",
@@ -232,11 +234,11 @@ def test_several_guardrails_share_the_level() -> None:
 
 
 def test_before_anything_came_it_is_undecided() -> None:
-    one = judge(
+    one = collector(
         *("error_rate<1%", "error_rate<2x", "agreement>0.6", "logprob_difference_nats>-1", "ttft_ms<1.2x"),
         *("ttft_ms<90", "ttft_p90_ms<90"),
     )
-    for guardrail in one.guardrails:
-        assert standing(guardrail, "pruned", one.evidence, one.guard.alpha) == "undecided"
-        assert bounds_of(guardrail, "pruned", one.evidence, one.guard.alpha) is None
-        assert value_of(guardrail, "pruned", one.evidence, one.guard.alpha) is None
+    for guardrail in one.rules:
+        assert standing(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) == "undecided"
+        assert bounds_of(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) is None
+        assert value_of(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) is None
