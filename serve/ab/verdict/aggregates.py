@@ -54,6 +54,7 @@ class ArmAggregates:
 
     @property
     def requests(self) -> int:
+        """Requests that were added."""
         return self.outcomes.total()
 
     @property
@@ -123,7 +124,7 @@ class ArmAggregates:
 
     @classmethod
     def restored(cls, state: dict[str, Any], thresholds: Sequence[Threshold] = ()) -> ArmAggregates:
-        """Raises ValueError or KeyError for the state of other guardrails, or of no arm."""
+        """Return the sums whose `state` this is. Raises ValueError or KeyError for other guardrails."""
         arm = cls()
         arm.outcomes = Counter(state["outcomes"])
         arm.finish_reasons = Counter(state["finish_reasons"])
@@ -361,7 +362,10 @@ class Aggregates:
         thresholds: Sequence[Threshold] = (),
         identities: Mapping[str, str] | None = None,
     ) -> Aggregates:
-        """Raises ValueError or KeyError for the state of other arms or models, another control or other levels."""
+        """Return the sums whose `state` this is.
+
+        Raises ValueError or KeyError for other arms or models, another control or other levels.
+        """
         if state["control"] != control or state["arms"].keys() != weights.keys():
             raise ValueError("the figures kept are of other arms, or of another release")
         identities = dict(identities or {})

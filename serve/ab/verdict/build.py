@@ -113,7 +113,10 @@ def _difference(aggregates: Aggregates, arm: str, figure: str, alpha: float) -> 
 
 
 def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds]) -> Difference:
-    """bounds: of both shares, each at half the level: both hold at the whole one, however few errors there are."""
+    """Compare two rates.
+
+    bounds: of both, each at half the level. So both hold at the whole one, however few errors there are.
+    """
     if ours.mean is None or control.mean is None:
         return Difference(difference=None, interval=None, direction="unknown")
     between = (bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
@@ -230,8 +233,8 @@ def _notes(aggregates: Aggregates, comparisons: Sequence[Comparison]) -> list[st
             )
     if aggregates.order.waiting and aggregates.order.oldest_s > NOTED_WAIT_S:
         notes.append(
-            f"{aggregates.order.waiting:,} requests that ended are not in the figures yet: requests count in the order "
-            f"in which they were asked, and one asked {aggregates.order.oldest_s:.0f} s ago is still answered"
+            f"not in the figures yet: {aggregates.order.waiting:,} that ended. Requests count in the order in which "
+            f"they were asked, and one asked {aggregates.order.oldest_s:.0f} s ago is still being answered"
         )
     if aggregates.split_changes:
         times = "once" if aggregates.split_changes == 1 else f"{aggregates.split_changes} times"

@@ -1,4 +1,4 @@
-"""What must hold of an arm, or it is given no more requests: `error_rate<1%`, `agreement>0.6`, `ttft_ms<1.2x`.
+"""A guardrail must hold of an arm, or the arm is given no more requests: `error_rate<1%`, `ttft_ms<1.2x`.
 
     guardrail = quantity ("<" | ">") bound
     quantity  = error_rate | agreement | logprob_difference_nats | ttft_ms | itl_ms | e2e_ms | tokens_per_s
@@ -33,7 +33,9 @@ Kind = Literal["error_rate", "error_rate_ratio", "percentile", "agreement", "mea
 
 @dataclass(frozen=True)
 class GuardrailRule:
-    """text: as it was given. bound: a share in [0, 1], a number, or with `relative` a factor of the control's figure.
+    """A guardrail as it was spelt.
+
+    text: as it was given. bound: a share in [0, 1], a number, or with `relative` a factor of the control's figure.
 
     percentile: of the values of `quantity`, in (0, 1); None is the mean.
     """
@@ -62,7 +64,7 @@ class GuardrailRule:
         return self.quantity in MIRRORED
 
     def verdict(self, *, all_above: bool, all_below: bool) -> Standing:
-        """Whether all values that are still possible are above the bound, or all below."""
+        """Return the standing, by whether all values that are still possible are above the bound, or all below."""
         if all_above or all_below:
             return "holds" if all_below == self.below else "broken"
         return "undecided"

@@ -1,7 +1,8 @@
 """Live figures: what the last minutes of traffic looked like, for each arm, as time buckets in bounded memory.
 
-Everything an arm answered is in them, failovers and explicit requests too: they say how the arms do now. What may be
-compared is the verdict's business.
+Everything an arm answered is in them, failovers and explicit requests too: they say how the arms do now. A request is
+in the bucket in which it ended. So the first buckets after a start, or after a burst, hold the quick answers only.
+Nothing is tested here: what may be compared is the verdict's business.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NOW_SECONDS = 60
 
 
 class LiveArm(Record):
-    """Of a stretch of time. Rates are per second; quantiles are None where nothing was observed.
+    """An arm in a stretch of time. Rates are per second; quantiles are None where nothing was observed.
 
     requests: attempts that ended. errors: those the arm is to blame for. answer_tokens_per_s: of one answer, its first
     token's wait left out: how fast text appears.
@@ -38,7 +39,7 @@ class LiveArm(Record):
 
 
 class LiveSeries(Record):
-    """The same by bucket: a column each."""
+    """An arm by bucket: a column for each figure of `LiveArm`."""
 
     requests: tuple[int, ...]
     errors: tuple[int, ...]
@@ -52,7 +53,7 @@ class LiveSeries(Record):
 
 
 class LiveShadow(Record):
-    """Of all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
+    """Mirrored requests in all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
 
     compared: int
     failed: int
@@ -60,7 +61,9 @@ class LiveShadow(Record):
 
 
 class LiveFigures(Record):
-    """time_s: when each bucket starts, oldest first, Unix time; the one that is still filling is not among them.
+    """Live figures of all arms.
+
+    time_s: when each bucket starts, oldest first, Unix time; the one that is still filling is not among them.
 
     series: for each arm, one value a bucket. now: about the last `now_s` seconds, the filling bucket included.
     """
@@ -129,14 +132,14 @@ class Bucket:
         self._closed: dict[str, LiveArm] = {}
 
     def closed_figures(self, arm: str, seconds: float) -> LiveArm:
-        """Of a bucket that nothing is added to any more: worked out once, however often a page asks."""
+        """Return the figures of a bucket that nothing is added to any more: worked out once."""
         if arm not in self._closed:
             self._closed[arm] = self.arms[arm].figures(seconds)
         return self._closed[arm]
 
 
 class LiveWindow:
-    """A listener of the proxy. To be used from one thread, as the proxy's event loop is.
+    """The last minutes, by bucket: a listener of the proxy. Use it from one thread, as the proxy's event loop is.
 
     arms: those that are known; an event of another one is left out, so that nothing grows.
     """
@@ -157,7 +160,7 @@ class LiveWindow:
         self._ring: dict[int, Bucket] = {}  # by bucket number: Unix time over bucket_s
 
     def __call__(self, event: Event | ShadowComparison) -> None:
-        """Counted when it comes, not when the request began: a bucket that was shown does not change afterwards."""
+        """Count an event when it comes, not when its request began: a bucket that was shown stays as it was."""
         bucket = self._current()
         if isinstance(event, Event):
             if event.arm in bucket.arms:

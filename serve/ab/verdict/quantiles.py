@@ -41,11 +41,11 @@ class Quantiles:
         self._counts += other._counts
 
     def quantile(self, share: float) -> float | None:
-        """The value that this share of the weight is at or below; None where nothing was counted."""
+        """Return the value that this share of the weight is at or below; None where nothing was counted."""
         return self.quantiles([share])[0]
 
     def quantiles(self, shares: Sequence[float]) -> list[float | None]:
-        """One value for each share."""
+        """Return one value for each share."""
         cumulative = np.cumsum(self._counts)
         if cumulative[-1] <= 0:
             return [None] * len(shares)

@@ -1,4 +1,4 @@
-"""What is measured of each answer, one table: the verdict's figures, and what guardrails may speak of."""
+"""A table of what is measured of each answer: the verdict's figures, and what guardrails may speak of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filt
 
 @dataclass(frozen=True)
 class Quantity:
-    """values: of a request; None where it has none. The mean of an arm is sum of y over sum of x."""
+    """One figure of an answer.
+
+    y_x: None where the answer has none; the mean of an arm is sum of y over sum of x. values: for percentiles.
+    """
 
     title: str
     unit: str
@@ -21,7 +24,7 @@ class Quantity:
 
 
 def _ttft(event: Event) -> tuple[float, float] | None:
-    """Of streams: the first byte of any other answer is its last token's."""
+    """TTFT of streams only: the first byte of any other answer is its last token's."""
     return (1e3 * event.ttft_s, 1.0) if event.ttft_s is not None and event.streamed and event.status == 200 else None
 
 
@@ -63,5 +66,5 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def known_finish_reason(reason: str) -> str:
-    """An engine's word, or `other`: series and counts do not grow with what engines make up."""
+    """Return an engine's word, or `other`: series and counts do not grow with what engines make up."""
     return reason if reason in FINISH_REASONS else "other"

@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Sums:
-    """y and x of one arm's requests, weighted."""
+    """Weighted sums of y and x of one arm's requests."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -64,11 +64,11 @@ class Sums:
 
     @property
     def variance(self) -> float:
-        """Of the ratio, were all requests independent."""
+        """Variance of the ratio, were all requests independent."""
         return self._residual_squares() / self._x**2 * self.count / max(1, self.count - 1)
 
     def residuals(self) -> Floats:
-        """By bucket; they sum to 0, and their squares to the variance of the ratio."""
+        """Return residuals by bucket; they sum to 0, and their squares to the variance of the ratio."""
         return np.asarray((self._bucket_y - self._y / self._x * self._bucket_x) / self._x)
 
     def filled(self) -> npt.NDArray[np.bool_]:
@@ -111,7 +111,7 @@ def _unpacked(text: str) -> Floats:
 
 
 class Contrast:
-    """R_arm - c R_control, with its standard error, for any c. For an arm alone: without a control, c = 0."""
+    """The contrast R_arm - c R_control with its standard error, for any c; for an arm alone c = 0."""
 
     def __init__(self, arm: Sums, control: Sums | None = None) -> None:
         self.ready = arm.count >= MIN_REQUESTS and (control is None or control.count >= MIN_REQUESTS)
@@ -163,7 +163,10 @@ class Contrast:
         return ratio_bounds(lambda c: abs(self.estimate(c)) <= self.margin(c, alpha), ratio)
 
     def needed(self, effect: float, alpha: float, z_power: float) -> float | None:
-        """How many times the requests would show a difference of `effect`. z_power: normal quantile of the power."""
+        """Return how many times the requests would show a difference of `effect`; None where none would.
+
+        z_power: normal quantile of the power.
+        """
         if not self.ready or effect <= 0:
             return None
         variance = self.variance(1.0)

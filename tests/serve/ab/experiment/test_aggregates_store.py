@@ -146,13 +146,13 @@ def test_a_reset_whose_start_fails_leaves_nothing_to_go_on_with(tmp_path: Path, 
     def kept(*, reset: bool, starts: bool) -> int:
         app = create_app(config, keys=Keys(), reset=reset)
         collector = app.state.ab.collector
-        found = int(collector.aggregates.arms["pruned"].requests)
+        requests = int(collector.aggregates.arms["pruned"].requests)
         if starts:
             with TestClient(app):
                 collector.observe(observed("pruned"))
         else:
             app.state.ab.experiment.store.close()
-        return found
+        return requests
 
     assert [kept(reset=False, starts=True), kept(reset=False, starts=True)] == [0, 1]
     assert kept(reset=True, starts=False) == 0

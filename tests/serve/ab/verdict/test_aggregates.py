@@ -174,3 +174,75 @@ def test_state_of_another_experiment_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"figures kept are of|made for alpha"):
         Aggregates.restored(aggregates.state(), control, weights, levels, thresholds)
+
+
+def test_requests_count_in_the_order_in_which_they_were_asked(aggregates: Aggregates, observed: Observed) -> None:
+    for sequence, arm in enumerate(("dense", "pruned", "pruned")):
+        aggregates.asked(sequence, arm, "")
+    assert aggregates.ratios["pruned"].clients == 3  # when they are asked
+    aggregates.observe(observed("pruned", sequence=2))
+    aggregates.observe(observed("pruned", sequence=1, outcome="timeout"))
+    assert [arm.requests for arm in aggregates.arms.values()] == [0, 0]
+    assert [(arm.ended, arm.in_flight) for arm in aggregates.arms.values()] == [(0, 1), (2, 0)]
+    assert aggregates.observe(observed("dense", sequence=0)) == {"dense", "pruned"}
+    assert [arm.requests for arm in aggregates.arms.values()] == [1, 2]
+    assert (aggregates.arms["pruned"].errors.successes, aggregates.arms["pruned"].errors.trials) == (1, 2)
+    assert aggregates.ratios["pruned"].clients == 3
+
+
+def test_a_request_that_is_lost_holds_up_nothing(aggregates: Aggregates, observed: Observed) -> None:
+    aggregates.asked(0, "dense", "")
+    aggregates.asked(1, "pruned", "")
+    aggregates.observe(observed("pruned", sequence=1))
+    aggregates.lost(0)
+    aggregates.lost(0)
+    assert [(arm.requests, arm.in_flight) for arm in aggregates.arms.values()] == [(0, 0), (1, 0)]
+
+
+def test_what_was_asked_before_a_reset_is_not_counted(aggregates: Aggregates, observed: Observed) -> None:
+    aggregates.observe(observed("pruned", sequence=77))
+    assert (aggregates.not_counted, aggregates.arms["pruned"].requests) == (1, 0)
+
+
+def test_requests_in_flight_are_taken_either_way(aggregates: Aggregates, observed: Observed) -> None:
+    arm = aggregates.arms["pruned"]
+    for sequence in range(10):
+        aggregates.asked(sequence, "pruned", "")
+    aggregates.observe(observed("pruned", sequence=9, outcome="timeout", ttft_s=None))
+    aggregates.observe(observed("pruned", sequence=8, ttft_s=0.2))
+    fewest, most = arm.fewest_and_most_errors()
+    assert [(share.successes, share.trials) for share in (fewest, most)] == [(1, 10), (9, 10)]
+    fewest, most = arm.fewest_and_most_above(("ttft_ms", 150.0))
+    assert [(share.successes, share.trials) for share in (fewest, most)] == [(1, 9), (9, 9)]
+
+
+def test_comparisons_count_in_the_order_of_their_requests(
+    aggregates: Aggregates, observed: Observed, compared: Compared
+) -> None:
+    """One that is not mirrored holds up nothing once it has ended."""
+    agreement = aggregates.shadows["pruned"].agreement[0.05]
+    for sequence in range(3):
+        aggregates.asked(sequence, "dense", "")
+    aggregates.mirrored(0)
+    aggregates.mirrored(2)
+    for sequence in (2, 0):
+        aggregates.observe(observed("dense", sequence=sequence))
+    aggregates.observe(compared(0.9, sequence=2))
+    aggregates.observe(compared(0.5, sequence=0))
+    assert agreement.mean == pytest.approx(0.5)
+    aggregates.observe(observed("dense", sequence=1))
+    assert (agreement.count, agreement.mean) == (2, pytest.approx(0.7))
+
+
+def test_a_restart_loses_what_waited_and_what_was_in_flight(aggregates: Aggregates, observed: Observed) -> None:
+    """In both arms alike: what is left is all that was asked up to some moment."""
+    for sequence, arm in enumerate(("pruned", "dense", "pruned")):
+        aggregates.asked(sequence, arm, "")
+    for sequence, outcome in ((0, "ok"), (2, "timeout")):
+        aggregates.observe(observed("pruned", sequence=sequence, outcome=outcome))
+    again = Aggregates.restored(aggregates.state(), "dense", WEIGHTS, LEVELS, [("ttft_ms", 150.0)])
+    pruned = again.arms["pruned"]
+    assert (pruned.requests, pruned.ended, pruned.in_flight) == (1, 1, 0)
+    assert pruned.fewest_and_most_errors()[0].successes == 0
+    again.observe(observed("dense"))
+    assert again.arms["dense"].requests == 1

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from serve.ab.verdict import build
 from serve.ab.verdict.collector import Collector
 from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.schema import Verdict, VerdictSettings
@@ -40,8 +41,8 @@ def feed(collector: Collector, observed: Observed, compared: Compared, count: in
 def test_the_verdict(observed: Observed, compared: Compared) -> None:
     collector = Collector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
     feed(collector, observed, compared)
-    found = collector.verdict()
-    comparison = found.comparisons[0]
+    verdict = collector.verdict()
+    comparison = verdict.comparisons[0]
     assert comparison.arm == "pruned"
     ratio = comparison.differences["ttft_ms"].ratio_interval
     assert ratio is not None
@@ -55,10 +56,10 @@ def test_the_verdict(observed: Observed, compared: Compared) -> None:
     assert comparison.shadow.logprob_difference_nats.interval is not None
     assert not comparison.sample_ratio.mismatch
     assert comparison.sample_size.reached
-    assert found.arms[0].figures["ttft_ms"].p50 == pytest.approx(10, rel=0.1)
-    assert found.arms[1].finish_reasons == {"stop": found.arms[1].requests}
-    assert found.notes == []
-    assert Verdict.model_validate_json(found.model_dump_json()) == found
+    assert verdict.arms[0].figures["ttft_ms"].p50 == pytest.approx(10, rel=0.1)
+    assert verdict.arms[1].finish_reasons == {"stop": verdict.arms[1].requests}
+    assert verdict.notes == []
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
 def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
@@ -86,19 +87,19 @@ def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed:
         if draw < 0.5 and lost < 0.4:
             continue
         collector.observe(observed("pruned" if draw < 0.5 else "dense"))
-    found = collector.verdict()
-    assert found.comparisons[0].sample_ratio.mismatch
-    assert "do not believe the differences" in found.notes[0]
-    assert found.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
+    verdict = collector.verdict()
+    assert verdict.comparisons[0].sample_ratio.mismatch
+    assert "do not believe the differences" in verdict.notes[0]
+    assert verdict.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
 
 
 def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> None:
     collector = Collector("trial", "dense", WEIGHTS)
     collector.split_changed({"dense": 95.0, "pruned": 5.0})
-    found = collector.verdict()
-    assert found.split_changes == 1
-    assert "the split was changed once" in found.notes[0]
-    assert [arm.share for arm in found.arms] == [0.95, 0.05]
+    verdict = collector.verdict()
+    assert verdict.split_changes == 1
+    assert "the split was changed once" in verdict.notes[0]
+    assert [arm.share for arm in verdict.arms] == [0.95, 0.05]
 
 
 def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
@@ -187,9 +188,32 @@ def test_few_errors_more_are_no_difference(observed: Observed, failures: int, di
     for place in range(300):
         collector.observe(observed("dense"))
         collector.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
-    found = collector.verdict().comparisons[0].error_rate
-    assert found.direction == direction
-    assert found.difference == pytest.approx(failures / 300)
-    assert found.interval is not None
-    assert found.interval.low < failures / 300 < found.interval.high  # type: ignore[operator]
-    assert found.interval.high - found.interval.low > 0.01  # type: ignore[operator]
+    difference = collector.verdict().comparisons[0].error_rate
+    assert difference.direction == direction
+    assert difference.difference == pytest.approx(failures / 300)
+    assert difference.interval is not None
+    assert difference.interval.low < failures / 300 < difference.interval.high  # type: ignore[operator]
+    assert difference.interval.high - difference.interval.low > 0.01  # type: ignore[operator]
+
+
+def test_answers_that_wait_long_are_noted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector("trial", "dense", WEIGHTS)
+    collector.asked(0, "dense", "")
+    collector.asked(1, "pruned", "")
+    collector.observe(observed("pruned", sequence=1))
+    assert collector.verdict().notes == []
+    monkeypatch.setattr(build, "NOTED_WAIT_S", 0.0)
+    assert "not in the figures yet: 1 that ended" in collector.verdict().notes[0]
+    collector.observe(observed("dense", sequence=0))
+    assert collector.verdict().notes == []
+
+
+def test_requests_in_flight_at_a_reset_are_left_out(observed: Observed) -> None:
+    collector = Collector("trial", "dense", WEIGHTS)
+    collector.asked(0, "dense", "")
+    collector.reset()
+    collector.asked(1, "pruned", "")
+    collector.observe(observed("dense", sequence=0))
+    collector.observe(observed("pruned", sequence=1))
+    assert [arm.requests for arm in collector.verdict().arms] == [0, 1]
+    assert collector.verdict().not_counted == 1

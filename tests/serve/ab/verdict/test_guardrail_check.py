@@ -59,10 +59,10 @@ def test_it_breaks_where_it_should_and_holds_where_it_should(
             common = {"e2e_s": 0.3 * slow, "key_hash": f"{rng.integers(2**63):016x}"}
             mine = place % 2 == 0
             one.observe(observed("pruned" if mine else "dense", **common, **(fields if mine else good)))
-        found = one.verdict().comparisons[0].guardrails[0]
-        assert found.standing == wanted
+        figure = one.verdict().comparisons[0].guardrails[0]
+        assert figure.standing == wanted
         assert [arm for arm, _ in drain.asked] == (["pruned"] if wanted == "broken" else [])
-        assert found.drained == (wanted == "broken")
+        assert figure.drained == (wanted == "broken")
 
 
 def test_agreement_that_is_too_low_drains(compared: Compared) -> None:
@@ -81,10 +81,10 @@ def test_log_probabilities_that_are_too_low_drain(compared: Compared, difference
     rng = np.random.default_rng(20)
     for value in rng.normal(difference, 0.05, 400):
         one.observe(compared(0.5, logprob_difference_nats=float(value)))
-    found = one.verdict().comparisons[0].guardrails[0]
-    assert (found.standing, bool(drain.asked)) == (wanted, wanted == "broken")
-    assert found.value == pytest.approx(difference, abs=0.02)
-    assert found.interval is not None
+    figure = one.verdict().comparisons[0].guardrails[0]
+    assert (figure.standing, bool(drain.asked)) == (wanted, wanted == "broken")
+    assert figure.value == pytest.approx(difference, abs=0.02)
+    assert figure.interval is not None
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(0.05, "holds"), (0.4, "broken")])
@@ -98,10 +98,10 @@ def test_more_errors_than_the_control_drain(observed: Observed, rate: float, wan
         failed = "timeout" if draw < errors else "ok"
         key = f"{rng.integers(2**63):016x}"
         one.observe(observed(arm, outcome=failed, streamed=False, itl_s=(), key_hash=key))
-    found = one.verdict().comparisons[0].guardrails[0]
-    assert (found.standing, bool(drain.asked)) == (wanted, wanted == "broken")
-    assert found.interval is not None
-    assert found.interval.low < rate / 0.1 < (found.interval.high or np.inf)  # type: ignore[operator]
+    figure = one.verdict().comparisons[0].guardrails[0]
+    assert (figure.standing, bool(drain.asked)) == (wanted, wanted == "broken")
+    assert figure.interval is not None
+    assert figure.interval.low < rate / 0.1 < (figure.interval.high or np.inf)  # type: ignore[operator]
 
 
 def test_more_errors_than_a_control_that_has_none(observed: Observed) -> None:
@@ -242,3 +242,40 @@ def test_before_anything_came_it_is_undecided() -> None:
         assert standing(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) == "undecided"
         assert bounds_of(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) is None
         assert value_of(guardrail, "pruned", one.aggregates, one.guardrail_check.alpha) is None
+
+
+def test_errors_that_come_before_the_answers_do_not_drain(observed: Observed) -> None:
+    """3 of 100 fail, at once: among what has ended they are all there is."""
+    drain = Drained()
+    one = collector("error_rate<5%", drain=drain)
+    for sequence in range(100):
+        one.asked(sequence, "pruned", "")
+    for sequence in (97, 98, 99):
+        one.observe(observed("pruned", sequence=sequence, outcome="upstream_error", status=500))
+    assert drain.asked == []
+    assert one.verdict().comparisons[0].guardrails[0].value == pytest.approx(0.03)
+    for sequence in range(97):
+        one.observe(observed("pruned", sequence=sequence))
+    assert drain.asked == []
+
+
+def test_an_arm_that_fails_is_drained_while_the_other_one_answers_slowly(observed: Observed) -> None:
+    drain = Drained()
+    one = collector("error_rate<5%", "e2e_p90_ms<100", drain=drain)
+    one.asked(0, "dense", "")
+    for sequence in range(1, 30):
+        one.asked(sequence, "pruned", "")
+        one.observe(observed("pruned", sequence=sequence, outcome="timeout"))
+    assert [arm for arm, _ in drain.asked] == ["pruned"]
+    assert "error_rate<5% is broken: it is 1 after" in drain.asked[0][1]
+    assert one.aggregates.arms["pruned"].requests == 0  # they wait for the control's
+
+
+def test_a_percentile_is_broken_before_its_values_are_counted(observed: Observed) -> None:
+    drain = Drained()
+    one = collector("e2e_p90_ms<100", drain=drain)
+    one.asked(0, "dense", "")
+    for sequence in range(1, 30):
+        one.asked(sequence, "pruned", "")
+        one.observe(observed("pruned", sequence=sequence))
+    assert "e2e_p90_ms<100 is broken: it is beyond 100 after" in drain.asked[0][1]

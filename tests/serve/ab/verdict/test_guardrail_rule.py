@@ -64,10 +64,10 @@ def test_what_cannot_is_one_line(text: str, said: str) -> None:
 @given(st.text(max_size=40) | st.from_regex(r"[a-z_0-9]{1,12}[<>=][0-9.]{1,6}[%x]?", fullmatch=True))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        found = parse_guardrail(text)
+        rule = parse_guardrail(text)
     except UserError:
         return
-    assert parse_guardrail(found.text) == found
+    assert parse_guardrail(rule.text) == rule
 
 
 def test_all_values_above_or_below() -> None:

@@ -19,7 +19,7 @@ def experiment(
 ) -> tuple[bool, bool]:
     """Whether equal arms were ever told apart: by the sequence, and by an interval for a single look."""
     arm, control = Sums(), Sums()
-    found = naive = False
+    told_apart = naive = False
     draws, buckets = rng.random(len(values)), rng.integers(0, BUCKETS, len(values))
     if clients:
         client = rng.integers(0, clients, len(values))
@@ -33,9 +33,9 @@ def experiment(
             contrast = Contrast(arm, control)
             if contrast.ready:
                 estimate = abs(contrast.estimate())
-                found = found or estimate > contrast.margin(1.0, ALPHA)
+                told_apart = told_apart or estimate > contrast.margin(1.0, ALPHA)
                 naive = naive or estimate > 1.96 * contrast.variance(1.0) ** 0.5
-    return found, naive
+    return told_apart, naive
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_equal_arms_are_told_apart_less_often_than_alpha(share: Callable[[int], 
     """Latencies are skewed, a look after every tenth request."""
     rng = np.random.default_rng(4)
     outcomes = [experiment(rng, rng.lognormal(0, 1, count), share) for _ in range(RUNS)]
-    assert sum(found for found, _ in outcomes) <= ALPHA * RUNS
+    assert sum(told_apart for told_apart, _ in outcomes) <= ALPHA * RUNS
     assert sum(naive for _, naive in outcomes) > 2 * ALPHA * RUNS  # what is prevented
 
 
@@ -59,7 +59,7 @@ def test_a_ramp_while_the_load_doubles_does_not_tell_equal_arms_apart() -> None:
         return 0.1 if place < count // 2 else 0.5
 
     outcomes = [experiment(rng, rng.lognormal(0, 0.5, count) * slow, share) for _ in range(RUNS)]
-    assert sum(found for found, _ in outcomes) <= ALPHA * RUNS
+    assert sum(told_apart for told_apart, _ in outcomes) <= ALPHA * RUNS
 
     arm, control = Sums(), Sums()
     means: dict[bool, list[float]] = {True: [], False: []}
@@ -91,7 +91,7 @@ def test_clients_with_many_requests_each_do_not_pass_for_as_many_opinions() -> N
         outcomes.append(
             (abs(contrast.estimate()) > contrast.margin(1.0, ALPHA), abs(contrast.estimate()) > 1.96 * independent)
         )
-    assert sum(found for found, _ in outcomes) <= ALPHA * RUNS
+    assert sum(told_apart for told_apart, _ in outcomes) <= ALPHA * RUNS
     assert sum(naive for _, naive in outcomes) > 2 * ALPHA * RUNS
 
 
