@@ -7,7 +7,7 @@ import logging
 import sqlite3
 
 from serve.ab.experiment.store import Store
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 
 logger = logging.getLogger("mi_prun_ab")
 
@@ -23,7 +23,7 @@ class AggregatesStore:
     both arms alike.
     """
 
-    def __init__(self, store: Store, collector: Collector) -> None:
+    def __init__(self, store: Store, collector: EventCollector) -> None:
         self._store = store
         self._collector = collector
         self._saved = ""

@@ -19,7 +19,7 @@ from serve.ab.proxy.parsed_request import RefusalError
 from serve.ab.proxy.security import Keys
 from serve.ab.proxy.shadow import Shadow
 from serve.ab.proxy.stream_meter import Reading
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, Listener, Outcome, ShadowComparison
 from serve.ab.wire.headers import value_of
 from serve.ab.wire.upstream import Upstream
@@ -48,7 +48,7 @@ class Service:
         self.upstream = Upstream(config.limits.connect_s)
         self.sweeper = Sweeper(config.limits)
         self.access_log = AccessLog(config.access_log)
-        self.collector = Collector(
+        self.collector = EventCollector(
             experiment.name,
             experiment.control,
             experiment.state.weights,

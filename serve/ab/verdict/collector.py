@@ -20,7 +20,7 @@ SCHEMA_VERSION = 3
 Drain = Callable[[str, str], bool]
 
 
-class Collector:
+class EventCollector:
     """Collects events into aggregates.
 
     drain(arm, reason): sets the arm's weight to 0; says whether the arm had one. weights: of every arm, as they are

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, Outcome
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -212,7 +212,7 @@ def test_figures_appear_after_traffic(
     expect(chart).to_be_visible()
 
 
-def judged(page: Any, collector: Collector) -> None:
+def judged(page: Any, collector: EventCollector) -> None:
     """The page is given this verdict, whatever the proxy's own traffic was."""
     body = collector.verdict().model_dump_json()
     page.route("**/admin/verdict", lambda route: route.fulfill(body=body, content_type="application/json"))
@@ -221,7 +221,7 @@ def judged(page: Any, collector: Collector) -> None:
 def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
     from playwright.sync_api import expect
 
-    collector = Collector("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
+    collector = EventCollector("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
     for number in range(4000):
         collector.observe(attempt(number, ttft_s=0.1 if number % 2 else 0.05))
     page = open_page()
@@ -242,7 +242,7 @@ def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any],
 def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
     from playwright.sync_api import expect
 
-    collector = Collector(
+    collector = EventCollector(
         "default",
         "dense",
         {"dense": 50.0, "pruned": 50.0},

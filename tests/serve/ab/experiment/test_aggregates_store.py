@@ -21,7 +21,7 @@ from serve.ab.experiment import aggregates_store
 from serve.ab.experiment.aggregates_store import AggregatesStore
 from serve.ab.experiment.store import Store
 from serve.ab.proxy.security import Keys
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
@@ -31,9 +31,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from serve.ab.experiment.aggregates_store import AggregatesStore
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.experiment.store import Store
-collector = Collector("trial", "dense", {"dense": 50.0, "pruned": 50.0})
+collector = EventCollector("trial", "dense", {"dense": 50.0, "pruned": 50.0})
 collector.aggregates.arms["dense"].outcomes["ok"] = 7
 AggregatesStore(Store(Path(sys.argv[1])), collector).save(collector.state())
 os.kill(os.getpid(), signal.SIGKILL)
@@ -44,20 +44,20 @@ def test_what_was_saved_before_a_kill_is_there(tmp_path: Path) -> None:
     path = tmp_path / "ab.sqlite"
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=dict(os.environ), timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     AggregatesStore(Store(path), collector).load()
     assert collector.aggregates.arms["dense"].requests == 7
 
 
 def test_each_experiment_has_its_own(tmp_path: Path, observed: Observed) -> None:
     store = Store(tmp_path / "ab.sqlite")
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.observe(observed())
     AggregatesStore(store, collector).save(collector.state())
-    other = Collector("other", "dense", WEIGHTS)
+    other = EventCollector("other", "dense", WEIGHTS)
     AggregatesStore(store, other).load()
     assert other.aggregates.arms["dense"].requests == 0
-    same = Collector("trial", "dense", WEIGHTS)
+    same = EventCollector("trial", "dense", WEIGHTS)
     AggregatesStore(store, same).load()
     assert same.state() == collector.state()
 
@@ -65,7 +65,7 @@ def test_each_experiment_has_its_own(tmp_path: Path, observed: Observed) -> None
 def test_it_is_saved_while_it_runs(tmp_path: Path, observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregates_store, "SAVE_S", 0.01)
     store = Store(tmp_path / "ab.sqlite")
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.observe(observed())
 
     async def run() -> None:
@@ -77,7 +77,7 @@ def test_it_is_saved_while_it_runs(tmp_path: Path, observed: Observed, monkeypat
         task.cancel()
 
     asyncio.run(run())
-    again = Collector("trial", "dense", WEIGHTS)
+    again = EventCollector("trial", "dense", WEIGHTS)
     AggregatesStore(store, again).load()
     assert again.aggregates.arms["dense"].requests == 1
 
@@ -86,7 +86,7 @@ def test_a_disk_that_takes_nothing_is_said_once(
     tmp_path: Path, observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path / "ab.sqlite")
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     kept = AggregatesStore(store, collector)
     store.connection.execute("PRAGMA max_page_count=5")  # a full disk, as SQLite sees it
     with caplog.at_level(logging.ERROR):
@@ -97,14 +97,14 @@ def test_a_disk_that_takes_nothing_is_said_once(
     assert "the figures cannot be saved" in caplog.text
     store.connection.execute("PRAGMA max_page_count=100000")
     kept.save(collector.state())
-    again = Collector("trial", "dense", WEIGHTS)
+    again = EventCollector("trial", "dense", WEIGHTS)
     AggregatesStore(store, again).load()
     assert again.aggregates.arms["dense"].requests == 3
 
 
 def test_a_file_that_cannot_be_written_or_read_is_one_line(tmp_path: Path, observed: Observed) -> None:
     path = tmp_path / "ab.sqlite"
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     store = Store(path)
     store.connection.execute("PRAGMA query_only=ON")
     with pytest.raises(UserError, match=r"cannot use .* as the state file: attempt to write a readonly database"):

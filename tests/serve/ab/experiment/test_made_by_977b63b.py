@@ -13,7 +13,7 @@ import pytest
 
 from serve.ab.experiment.aggregates_store import AggregatesStore
 from serve.ab.experiment.store import Store
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 
 FOLDER = Path(__file__).with_name("made_by_977b63b")
 EVEN = {"dense": 1.0, "pruned": 1.0}
@@ -25,8 +25,8 @@ def store(tmp_path: Path) -> Store:
     return Store(Path(shutil.copy(FOLDER / "ab.sqlite", tmp_path / "ab.sqlite")))
 
 
-def collector() -> Collector:
-    return Collector("trial", "dense", EVEN, guardrails=GUARDRAILS, identities={"dense": "d", "pruned": "p"})
+def collector() -> EventCollector:
+    return EventCollector("trial", "dense", EVEN, guardrails=GUARDRAILS, identities={"dense": "d", "pruned": "p"})
 
 
 def test_its_figures_are_those_the_older_code_read(store: Store) -> None:

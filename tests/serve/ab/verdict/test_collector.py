@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serve.ab.verdict import build
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.schema import Verdict, VerdictSettings
 
@@ -19,7 +19,9 @@ Observed = Callable[..., Event]
 Compared = Callable[..., ShadowComparison]
 
 
-def feed(collector: Collector, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88) -> None:
+def feed(
+    collector: EventCollector, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88
+) -> None:
     rng = np.random.default_rng(18)
     for place in range(count):
         mine = bool(rng.random() < 0.5)
@@ -39,7 +41,7 @@ def feed(collector: Collector, observed: Observed, compared: Compared, count: in
 
 
 def test_the_verdict(observed: Observed, compared: Compared) -> None:
-    collector = Collector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
+    collector = EventCollector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
     feed(collector, observed, compared)
     verdict = collector.verdict()
     comparison = verdict.comparisons[0]
@@ -63,7 +65,7 @@ def test_the_verdict(observed: Observed, compared: Compared) -> None:
 
 
 def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
-    collector = Collector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
+    collector = EventCollector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
     assert collector.verdict().text == "pruned: no counted request yet"
     collector.observe(observed("pruned", ttft_s=0.01))
     collector.observe(observed("dense", ttft_s=0.01))
@@ -81,7 +83,7 @@ def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
 
 
 def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed: Observed) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     rng = np.random.default_rng(19)
     for draw, lost in rng.random((1500, 2)):
         if draw < 0.5 and lost < 0.4:
@@ -94,7 +96,7 @@ def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed:
 
 
 def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.split_changed({"dense": 95.0, "pruned": 5.0})
     verdict = collector.verdict()
     assert verdict.split_changes == 1
@@ -103,7 +105,7 @@ def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> Non
 
 
 def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
-    collector = Collector("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
+    collector = EventCollector("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
     collector.observe(observed("dense"))
     assert collector.verdict().comparisons == []
     assert "the only arm" in collector.verdict().text
@@ -111,9 +113,9 @@ def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
 
 def test_a_restart_goes_on(observed: Observed, compared: Compared) -> None:
     guardrails = ("error_rate<1%", "agreement>0.9")
-    collector = Collector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    collector = EventCollector("trial", "dense", WEIGHTS, guardrails=guardrails)
     feed(collector, observed, compared)
-    again = Collector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    again = EventCollector("trial", "dense", WEIGHTS, guardrails=guardrails)
     again.restore(collector.state())
     assert again.verdict().model_copy(update={"time": 0.0}) == collector.verdict().model_copy(update={"time": 0.0})
     assert again.guardrail_check.breaks
@@ -130,9 +132,11 @@ def test_another_model_begins_anew_with_guardrails_that_act(
         drained.append(arm)
         return True
 
-    def of(model: str) -> Collector:
+    def of(model: str) -> EventCollector:
         identities = {"dense": "d", "pruned": model}
-        return Collector("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
+        return EventCollector(
+            "trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities
+        )
 
     first = of("one")
     for _ in range(50):
@@ -159,7 +163,7 @@ def test_another_model_begins_anew_with_guardrails_that_act(
 def test_a_state_that_cannot_be_read_is_said_and_left(
     observed: Observed, compared: Compared, caplog: pytest.LogCaptureFixture, spoil: Callable[[str], str]
 ) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.observe(observed())
     with caplog.at_level(logging.WARNING):
         collector.restore(spoil(collector.state()))
@@ -170,12 +174,12 @@ def test_a_state_that_cannot_be_read_is_said_and_left(
 def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
     observed: Observed, compared: Compared
 ) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     feed(collector, observed, compared, count=50)
-    other = Collector("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
+    other = EventCollector("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
     other.restore(collector.state())
     assert other.verdict().arms[0].requests == 0
-    moved = Collector("trial", "dense", {"dense": 1.0, "pruned": 3.0})
+    moved = EventCollector("trial", "dense", {"dense": 1.0, "pruned": 3.0})
     moved.restore(collector.state())
     assert moved.verdict().split_changes == 1
     assert moved.verdict().arms[0].requests == collector.verdict().arms[0].requests
@@ -184,7 +188,7 @@ def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
 
 @pytest.mark.parametrize(("failures", "direction"), [(0, "no different"), (3, "no different"), (60, "higher")])
 def test_few_errors_more_are_no_difference(observed: Observed, failures: int, direction: str) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     for place in range(300):
         collector.observe(observed("dense"))
         collector.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
@@ -197,7 +201,7 @@ def test_few_errors_more_are_no_difference(observed: Observed, failures: int, di
 
 
 def test_answers_that_wait_long_are_noted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.asked(0, "dense", "")
     collector.asked(1, "pruned", "")
     collector.observe(observed("pruned", sequence=1))
@@ -209,7 +213,7 @@ def test_answers_that_wait_long_are_noted(observed: Observed, monkeypatch: pytes
 
 
 def test_requests_in_flight_at_a_reset_are_left_out(observed: Observed) -> None:
-    collector = Collector("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     collector.asked(0, "dense", "")
     collector.reset()
     collector.asked(1, "pruned", "")

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, Outcome, ShadowComparison
 from serve.ab.verdict.schema import VerdictSettings
 
@@ -109,7 +109,7 @@ def alarms(scenario: Scenario, order: Order, seed: int) -> set[str]:
         return True
 
     share = scenario.share
-    collector = Collector(
+    collector = EventCollector(
         "trial",
         "dense",
         {"dense": 1 - share, "pruned": share},
@@ -184,7 +184,7 @@ def alarms(scenario: Scenario, order: Order, seed: int) -> set[str]:
     return raised
 
 
-def missed(collector: Collector, scenario: Scenario, true_ratio: float) -> set[str]:
+def missed(collector: EventCollector, scenario: Scenario, true_ratio: float) -> set[str]:
     """Return the intervals that do not hold the truth now."""
     names = set()
     for name, quantity, ratio in (("e2e ratio", "e2e_ms", true_ratio), ("tokens/s", "tokens_per_s", 1 / true_ratio)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.ab.verdict.collector import Collector
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.guardrail_check import bounds_of, level, standing, thresholds, value_of
 from serve.ab.verdict.guardrail_rule import parse_guardrail
@@ -31,8 +31,8 @@ class Drained:
         return had
 
 
-def collector(*guardrails: str, drain: Drained | None = None) -> Collector:
-    return Collector("trial", "dense", WEIGHTS, guardrails=guardrails, drain=drain or Drained())
+def collector(*guardrails: str, drain: Drained | None = None) -> EventCollector:
+    return EventCollector("trial", "dense", WEIGHTS, guardrails=guardrails, drain=drain or Drained())
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_drain_that_fails_is_tried_again(observed: Observed) -> None:
             raise failures.pop()
         return True
 
-    one = Collector("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain)
+    one = EventCollector("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain)
     failed = 0
     for _ in range(60):
         try:
