@@ -19,7 +19,7 @@ from serve.ab.api.page import add_page
 from serve.ab.arms import probe
 from serve.ab.arms.arm import Arm, make_arms
 from serve.ab.config import Config
-from serve.ab.experiment.aggregates_store import EvidenceStore
+from serve.ab.experiment.aggregates_store import AggregatesStore
 from serve.ab.experiment.experiment import Experiment
 from serve.ab.experiment.store import Store
 from serve.ab.proxy.parsed_request import PATHS
@@ -65,7 +65,7 @@ def create_app(
 
     metrics = Metrics(service)
     service.listeners.append(metrics.observe)
-    kept = EvidenceStore(store, service.judge)
+    kept = AggregatesStore(store, service.collector)
     if reset:
         kept.forget()
     else:
@@ -89,7 +89,7 @@ def create_app(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await service.shadow.close()
-                kept.save(service.judge.state())
+                kept.save(service.collector.state())
                 service.access_log.close()
                 store.close()
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from serve.ab.api.admin import REFUSALS
 from serve.ab.arms.arm import Arm
 from serve.ab.proxy.security import require_operator
-from serve.ab.verdict.live_window import Live, LiveFigures
+from serve.ab.verdict.live_window import LiveFigures, LiveWindow
 from serve.ab.wire.upstream import Upstream, UpstreamError
 
 PRUNING_PATH = "/v1/pruning"
@@ -56,7 +56,7 @@ class PruningAnswer(BaseModel):
     arms: list[ArmPruning]
 
 
-def feed_router(live: Live) -> APIRouter:
+def feed_router(live: LiveWindow) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 
     @router.get("/live")

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from mi_prun.version import __version__
 from serve.ab.proxy.service import Service
-from serve.ab.verdict.event import Observation, Outcome, Reason, ShadowComparison
+from serve.ab.verdict.event import Event, Outcome, Reason, ShadowComparison
 from serve.ab.verdict.quantities import known_finish_reason
 
 PREFIX = "mi_prun_ab"
@@ -93,13 +93,13 @@ class LiveGauges(Collector):
         broken = GaugeMetricFamily(
             f"{PREFIX}_guardrail_broken", "Whether the arm broke the guardrail.", labels=["arm", "guardrail"]
         )
-        guard = service.judge.guard
-        for name in service.judge.evidence.others:
-            for guardrail in guard.guardrails:
-                broken.add_metric([name, guardrail.text], float(guard.found(name, guardrail) is not None))
+        guardrail_check = service.collector.guardrail_check
+        for name in service.collector.aggregates.others:
+            for guardrail in guardrail_check.rules:
+                broken.add_metric([name, guardrail.text], float(guardrail_check.break_of(name, guardrail) is not None))
         yield broken
         yield _by_arm("sample_ratio_p_value", "Of the split against the clients that came; small is a mismatch.",
-                      {arm: ratio.p_value for arm, ratio in service.judge.evidence.ratios.items()})  # fmt: skip
+                      {arm: ratio.p_value for arm, ratio in service.collector.aggregates.ratios.items()})  # fmt: skip
 
 
 def _by_arm(name: str, documentation: str, values: dict[str, float]) -> Metric:
@@ -161,7 +161,7 @@ class Metrics:
             for outcome in ("compared", "error"):
                 self._shadows.labels(arm, outcome)
 
-    def observe(self, seen: Observation | ShadowComparison) -> None:
+    def observe(self, seen: Event | ShadowComparison) -> None:
         if isinstance(seen, ShadowComparison):
             self._shadows.labels(seen.shadow_arm, "compared" if seen.error is None else "error").inc()
             if seen.agreement is not None:

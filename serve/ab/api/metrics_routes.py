@@ -60,14 +60,14 @@ async def arm_metrics(request: Request, arm: str) -> Response:
 
 @router.get("/admin/verdict", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 async def verdict(request: Request) -> Verdict:
-    found: Verdict = request.app.state.ab.judge.verdict()
+    found: Verdict = request.app.state.ab.collector.verdict()
     return found
 
 
 @router.post("/admin/verdict/reset", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 async def reset(request: Request) -> Verdict:
     """Begin anew with no figures and no broken guardrail: an arm is another one now. The weights stay."""
-    judge = request.app.state.ab.judge
-    judge.reset()
-    found: Verdict = judge.verdict()
+    collector = request.app.state.ab.collector
+    collector.reset()
+    found: Verdict = collector.verdict()
     return found

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from serve.ab.api.feed import feed_router
-from serve.ab.verdict.live_window import Live
+from serve.ab.verdict.live_window import LiveWindow
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -51,7 +51,7 @@ INDEX = "index.html"
 def add_page(app: FastAPI) -> None:
     """The page, and what it asks for, to an application whose `state.ab` is the Service."""
     service = app.state.ab
-    live = Live(tuple(service.arms))
+    live = LiveWindow(tuple(service.arms))
     service.listeners.append(live)
     app.include_router(feed_router(live))
     app.include_router(page_router())

@@ -23,8 +23,10 @@ SAVE_S = 3.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """order: of all arms; the first is the one assigned, the others are what to fail over to. key_hash: "" where it was
-    drawn at random.
+    """The arms that a request may go to.
+
+    order: all arms; the first is the one assigned, the others are what to fail over to. key_hash: "" where it was drawn
+    at random.
     """
 
     order: tuple[str, ...]
@@ -37,7 +39,10 @@ class Assignment:
 
 
 class Experiment:
-    """subscribers are told of every change, after it is on the disk; of a drain by a guardrail whether it is or not."""
+    """The running experiment and its changes.
+
+    subscribers are told of every change once it is on the disk, and of a drain by a guardrail whether it is or not.
+    """
 
     def __init__(self, config: Config, store: Store, *, reset: bool = False) -> None:
         self.name = config.experiment
@@ -66,7 +71,9 @@ class Experiment:
         shadow_share: float | None = None,
         paused: bool | None = None,
     ) -> State:
-        """What is None stays. weights: those named; the others stay too. Raises ConflictError where `expected_version`
+        """Change what is not None.
+
+        weights: those named; the others stay too. Raises ConflictError where `expected_version`
         is not the version any more, ValueError for weights that cannot be; then nothing has changed.
         """
         if self.state.version != expected_version:
@@ -112,7 +119,7 @@ class Experiment:
                 logger.exception("a subscriber failed on version %d", new.version)
 
     def drain(self, arm: str, reason: str) -> bool:
-        """Set an arm's weight to 0; whether it had one. Where it had all, the control has it then.
+        """Set an arm's weight to 0; return whether it had one. Where it had all, the control has it then.
 
         It holds at once, whether the disk takes it or not: `run` tries that again.
         """
@@ -154,7 +161,10 @@ class Experiment:
             self._save()
 
     def assign(self, sticky_key: str | None, explicit: str | None) -> Assignment:
-        """explicit: an arm that an operator asked for, and that nothing else may answer for."""
+        """Return the arm for a request.
+
+        explicit: an arm that an operator asked for, and that nothing else may answer for.
+        """
         if explicit is not None:
             return Assignment((explicit,), "explicit", "")
         state = self.state

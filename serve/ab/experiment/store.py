@@ -1,4 +1,4 @@
-"""The one file that a restart is survived by: the experiment as it is, and every change that was made to it."""
+"""The state file, which outlives a restart: the experiment as it is, and every change that was made to it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ CREATE TABLE IF NOT EXISTS change (
 
 
 class State(Record):
-    """Of an experiment. version: one more with each change. weights: of every arm, of any sum. paused: all requests go
-    to the control, nothing is mirrored or counted. time: of the change, seconds since 1970. who, why: as was said.
+    """The state of an experiment.
+
+    version: one more with each change. weights: of every arm, of any sum. paused: all requests go to the control,
+    nothing is mirrored or counted. time: of the change, seconds since 1970. who, why: as was said.
     """
 
     version: int
@@ -65,10 +67,13 @@ class Store:
             self.connection.close()
 
     def open_experiment(self, name: str, weights: dict[str, float], shadow_share: float, *, reset: bool) -> State:
-        """As it was left; as the config has it where it is new, or with `reset`. Raises UserError for other arms."""
+        """Return the state as it was left, or as the config has it where it is new or `reset`.
+
+        Raises UserError for other arms.
+        """
         with self.lock, self.one_line():
-            found = self.connection.execute("SELECT state FROM experiment WHERE name = ?", (name,)).fetchone()
-            old = self._read(found[0]) if found else None
+            row = self.connection.execute("SELECT state FROM experiment WHERE name = ?", (name,)).fetchone()
+            old = self._read(row[0]) if row else None
             if old is not None and not reset:
                 if old.weights.keys() != weights.keys():
                     raise UserError(
@@ -111,7 +116,7 @@ class Store:
             )
 
     def changes(self, name: str, limit: int = 100) -> list[State]:
-        """The last ones, newest first."""
+        """Return the last changes, newest first."""
         with self.lock:
             rows = self.connection.execute(
                 "SELECT state FROM change WHERE experiment = ? ORDER BY id DESC LIMIT ?", (name, limit)
@@ -120,7 +125,7 @@ class Store:
 
     @contextlib.contextmanager
     def one_line(self) -> Iterator[None]:
-        """What SQLite finds wrong with the file, as a UserError."""
+        """Turn what SQLite finds wrong with the file into a UserError."""
         try:
             yield
         except sqlite3.Error as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serve.ab.arms.arm import KEY_REFUSED, UNKNOWN, Arm
@@ -19,11 +20,14 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Blame = Literal["nobody", "arm", "unclear"]
+sequence_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
 class Call:
-    """headers: the client's. passed_on: its own key, for arms that we have none for."""
+    """headers: the client's. passed_on: its own key, for arms that we have none for. sequence: in the order of
+    assignment.
+    """
 
     exchange: Exchange
     request: ParsedRequest
@@ -31,6 +35,7 @@ class Call:
     headers: list[tuple[bytes, bytes]]
     passed_on: bytes | None
     send: Send
+    sequence: int = field(default_factory=lambda: next(sequence_numbers))
 
     def for_arm(self, arm: Arm, model_name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Headers and body as this arm wants them."""

@@ -100,6 +100,7 @@ async def _ask(service: Service, call: Call, arm: Arm) -> Attempt | tuple[Outcom
     started = time.monotonic()
     arm.in_flight += 1
     arm.breaker.start()
+    service.asked(call, arm)
     try:
         with call.exchange.interruptible(), waiting_at(arm, call.exchange):
             answer = await service.upstream.send("POST", f"{arm.base_url}{call.request.path}", headers, body)
@@ -112,6 +113,7 @@ async def _ask(service: Service, call: Call, arm: Arm) -> Attempt | tuple[Outcom
         return "client_gone" if aborted.why == GONE else "timeout", aborted.why
     except BaseException:  # the server ends
         arm.ended("client_gone")
+        service.collector.lost(call.sequence)
         raise
     finally:
         if not begun and answer is not None:

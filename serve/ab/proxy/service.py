@@ -19,8 +19,8 @@ from serve.ab.proxy.parsed_request import RefusalError
 from serve.ab.proxy.security import Keys
 from serve.ab.proxy.shadow import Shadow
 from serve.ab.proxy.stream_meter import Reading
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Listener, Observation, Outcome, ShadowComparison
+from serve.ab.verdict.collector import EventCollector
+from serve.ab.verdict.event import Event, Listener, Outcome, ShadowComparison
 from serve.ab.wire.headers import value_of
 from serve.ab.wire.upstream import Upstream
 
@@ -48,7 +48,7 @@ class Service:
         self.upstream = Upstream(config.limits.connect_s)
         self.sweeper = Sweeper(config.limits)
         self.access_log = AccessLog(config.access_log)
-        self.judge = Judge(
+        self.collector = EventCollector(
             experiment.name,
             experiment.control,
             experiment.state.weights,
@@ -58,11 +58,11 @@ class Service:
             identities={name: digest_of(arm.config) for name, arm in self.arms.items()},
         )
         experiment.subscribers += [
-            lambda state: self.judge.split_changed(state.time, state.weights),
+            lambda state: self.collector.split_changed(state.weights),
             lambda state: self._warn(),
         ]
         self._warn()
-        self.listeners: list[Listener] = [self.judge.observe]
+        self.listeners: list[Listener] = [self.collector.observe]
         self.shadow = Shadow(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()
@@ -70,13 +70,13 @@ class Service:
 
     def notes(self) -> list[str]:
         """What an operator should know of the experiment as it is now."""
-        return self.judge.idle(self.experiment.state.shadow_share)
+        return self.collector.idle(self.experiment.state.shadow_share)
 
     def _warn(self) -> None:
         for note in self.notes():
             logger.warning("experiment %s: %s", self.experiment.name, note)
 
-    def tell(self, said: Observation | ShadowComparison) -> None:
+    def tell(self, said: Event | ShadowComparison) -> None:
         """A listener that fails is counted, and never harms an answer."""
         for listener in self.listeners:
             try:
@@ -86,12 +86,17 @@ class Service:
                 if self.listener_failures in (1, 10, 100) or self.listener_failures % 1000 == 0:
                     logger.exception("a listener failed (%d times so far)", self.listener_failures)
 
+    def asked(self, call: Call, arm: Arm) -> None:
+        """An arm is about to be asked: the verdict must know of it before it is known how fast it answers."""
+        if call.counted_at(arm):
+            self.collector.asked(call.sequence, arm.name, call.assignment.key_hash)
+
     def ended(
         self, call: Call, arm: Arm, started: float, status: int, outcome: Outcome, reading: Reading | None = None
-    ) -> Observation:
+    ) -> Event:
         """An attempt at an arm is over: its circuit, the listeners and the log are told."""
         arm.ended(outcome, status)
-        told = Observation(
+        told = Event(
             time=time.time(),
             arm=arm.name,
             assigned_arm=call.assignment.arm,
@@ -108,6 +113,7 @@ class Service:
             input_tokens=reading.input_tokens if reading else None,
             output_tokens=reading.output_tokens if reading else None,
             finish_reason=reading.finish_reason if reading else None,
+            sequence=call.sequence,
         )
         self.tell(told)
         self._log(told, call)
@@ -116,7 +122,7 @@ class Service:
     def compared(self, said: ShadowComparison) -> None:
         """Told and logged."""
         self.tell(said)
-        fields = {name: value for name, value in vars(said).items() if name not in ("time", "error")}
+        fields = {name: value for name, value in vars(said).items() if name not in ("time", "error", "sequence")}
         outcome = "compared" if said.error is None else "not compared"
         self.access_log.write(time=round(said.time, 3), outcome=outcome, why=said.error, **fields)
 
@@ -124,7 +130,7 @@ class Service:
         self.refusals[refusal.status] += 1
         self.access_log.write(time=time.time(), path=path, status=refusal.status, outcome="refused", why=refusal.code)
 
-    def _log(self, told: Observation, call: Call) -> None:
+    def _log(self, told: Event, call: Call) -> None:
         prompt = None
         if self.config.log_prompts:
             prompt = call.request.fields.get("messages", call.request.fields.get("prompt"))

@@ -17,7 +17,7 @@ from serve.ab.config import Shadow as ShadowConfig
 from serve.ab.proxy.agreement import logprob_difference_nats, token_agreement
 from serve.ab.proxy.completion_text import Spoken, read_answer
 from serve.ab.proxy.parsed_request import ParsedRequest, RefusalError
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.wire.headers import is_event_stream
 from serve.ab.wire.upstream import Upstream, UpstreamError
 
@@ -44,13 +44,13 @@ class Mirror:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._kept = bytearray()
-        self._ended: asyncio.Future[Observation] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
     def keep(self, part: bytes) -> None:
         if len(self._kept) <= self._limit:
             self._kept += part
 
-    def primary_ended(self, told: Observation) -> None:
+    def primary_ended(self, told: Event) -> None:
         if not self._ended.done():
             self._ended.set_result(told)
 
@@ -82,9 +82,17 @@ class Shadow:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(
-        self, share: float, request: ParsedRequest, primary: str, body_for: Callable[[Arm], tuple[Headers, bytes]]
+        self,
+        share: float,
+        request: ParsedRequest,
+        primary: str,
+        body_for: Callable[[Arm], tuple[Headers, bytes]],
+        sequence: int,
     ) -> Mirror | None:
-        """By the throw of a die; None where this request is not mirrored. body_for: what the arm is to be sent."""
+        """Mirror the request by the throw of a die; None where it is not.
+
+        body_for: what the arm is to be sent. sequence: the request's.
+        """
         if share <= 0.0 or random.random() >= share:
             return None
         others = [arm for arm in self._arms.values() if arm.name != primary and arm.available]
@@ -101,7 +109,7 @@ class Shadow:
             self.counts["not_sent"] += 1
             return None
         mirror = Mirror(self._config.answer_bytes)
-        task = asyncio.create_task(self._run(mirror, request, primary, arm, headers, body))
+        task = asyncio.create_task(self._run(mirror, request, primary, arm, headers, body, sequence))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return mirror
@@ -112,7 +120,14 @@ class Shadow:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(
-        self, mirror: Mirror, request: ParsedRequest, primary: str, arm: Arm, headers: Headers, body: bytes
+        self,
+        mirror: Mirror,
+        request: ParsedRequest,
+        primary: str,
+        arm: Arm,
+        headers: Headers,
+        body: bytes,
+        sequence: int,
     ) -> None:
         found: dict[str, Any] = {}
         error: str | None = None
@@ -138,6 +153,7 @@ class Shadow:
                 streamed=request.streamed,
                 shadow_e2e_s=found.get("shadow_e2e_s"),
                 error=error,
+                sequence=sequence,
                 **{name: found.get(name) for name in fields},
             )
         )

@@ -94,6 +94,9 @@ def _mirror(service: Service, call: Call, attempt: Attempt) -> Mirror | None:
     share = service.experiment.state.shadow_share
     if share <= 0.0 or attempt.answer.status != 200 or not call.counted_at(attempt.arm):
         return None
-    return service.shadow.begin(
-        share, call.request, attempt.arm.name, lambda arm: call.for_arm(arm, service.config.model_name)
+    mirror = service.shadow.begin(
+        share, call.request, attempt.arm.name, lambda arm: call.for_arm(arm, service.config.model_name), call.sequence
     )
+    if mirror is not None:
+        service.collector.mirrored(call.sequence)
+    return mirror

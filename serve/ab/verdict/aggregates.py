@@ -1,29 +1,42 @@
-"""All that is kept of the requests, in constant memory: what the verdict and the guardrails are read from.
+"""All that is kept of the requests: what the verdict and the guardrails are read from.
 
-Nothing of it is a request: sums, counts, and quantiles. `state` and `restored` carry it over a restart.
+No request is kept, only sums, counts and quantiles, in constant memory. Requests count in the order in which they were
+assigned (`assignment_order`), whatever order they end in. `state` and `restored` carry the sums over a restart; what
+waited for an earlier request then is lost, in both arms alike.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from serve.ab.verdict.event import Observation, ShadowComparison
-from serve.ab.verdict.quantities import ARM_FAULTS, QUANTITIES, known_finish_reason
-from serve.ab.verdict.sample_ratio import SampleRatio, Seen
+from serve.ab.verdict.assignment_order import AssignmentOrder
+from serve.ab.verdict.event import ARM_FAULTS, Event, ShadowComparison
+from serve.ab.verdict.quantiles import Quantiles
+from serve.ab.verdict.quantities import QUANTITIES, known_finish_reason
+from serve.ab.verdict.sample_ratio import SampleRatio, SeenKeys
 from serve.ab.verdict.statistics import BoundedMean, Share
-from serve.ab.verdict.sums import BUCKETS, Contrast, Quantiles, Sums
-
-STATE_VERSION = 2
-SPLITS_KEPT = 8
+from serve.ab.verdict.sums import BUCKETS, Contrast, Sums
 
 Threshold = tuple[str, float]  # a quantity, and a value of it
+NO_TRIAL = ("client_error", "client_gone")  # says nothing of the arm's errors
 
 
-class ArmEvidence:
-    """outcomes, finish_reasons: of counted requests. above: how many values are above a threshold."""
+def _size_bytes(event: Event) -> int:
+    """Bytes that it takes while it waits, about."""
+    return 750 + 32 * len(event.itl_s)
+
+
+class ArmAggregates:
+    """Sums of an arm's counted requests.
+
+    above: how many values are above a threshold. ended_errors, ended_above: the same of all requests that ended, those
+    that wait for an earlier one too. in_flight: counted requests that have not ended.
+    """
 
     def __init__(self, thresholds: Sequence[Threshold] = ()) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -34,30 +47,70 @@ class ArmEvidence:
         self.sums = {name: Sums() for name in QUANTITIES}
         self.quantiles = {name: Quantiles() for name in QUANTITIES}
         self.above = {threshold: Share() for threshold in thresholds}
+        self.in_flight = 0
+        self.ended = 0
+        self.ended_errors = Share()
+        self.ended_above = {threshold: Share() for threshold in thresholds}
 
     @property
     def requests(self) -> int:
+        """Requests that were added."""
         return self.outcomes.total()
 
-    def add(self, seen: Observation, weight: float, bucket: int) -> None:
-        self.outcomes[seen.outcome] += 1
-        if seen.finish_reason:
-            self.finish_reasons[known_finish_reason(seen.finish_reason)] += 1
-        if seen.outcome not in ("client_error", "client_gone"):
-            failed = seen.outcome in ARM_FAULTS
+    @property
+    def asked(self) -> int:
+        """Counted requests that the arm was sent, ended or not."""
+        return self.ended + self.in_flight
+
+    def end(self, event: Event) -> None:
+        """Take note of a request that ended, before it is its turn to be added."""
+        self.in_flight -= 1
+        self.ended += 1
+        if event.outcome not in NO_TRIAL:
+            self.ended_errors.add(event.outcome in ARM_FAULTS)
+        self._add_above(self.ended_above, event)
+
+    def add(self, event: Event, weight: float, bucket: int) -> None:
+        """Add a request whose turn it is. weight: 1 / the probability that the split gave it to this arm."""
+        self.outcomes[event.outcome] += 1
+        if event.finish_reason:
+            self.finish_reasons[known_finish_reason(event.finish_reason)] += 1
+        if event.outcome not in NO_TRIAL:
+            failed = event.outcome in ARM_FAULTS
             self.errors.add(failed)
             self.weighted_errors.add(float(failed), 1.0, weight, bucket)
-        if seen.outcome in ("ok", "client_gone"):
-            self.gave_up.add(seen.outcome == "client_gone")
+        if event.outcome in ("ok", "client_gone"):
+            self.gave_up.add(event.outcome == "client_gone")
         for name, quantity in QUANTITIES.items():
-            if (found := quantity.y_x(seen)) is not None:
-                self.sums[name].add(*found, weight, bucket)
-                self.quantiles[name].add(quantity.values(seen), weight)
-        for (name, limit), above in self.above.items():
-            for value in QUANTITIES[name].values(seen):
-                above.add(value > limit)
+            if (y_x := quantity.y_x(event)) is not None:
+                self.sums[name].add(*y_x, weight, bucket)
+                self.quantiles[name].add(quantity.values(event), weight)
+        self._add_above(self.above, event)
+
+    def _add_above(self, shares: Mapping[Threshold, Share], event: Event) -> None:
+        for (name, limit), share in shares.items():
+            for value in QUANTITIES[name].values(event):
+                share.add(value > limit)
+
+    def fewest_and_most_errors(self) -> tuple[Share, Share]:
+        """Return the errors among all requests asked: were none in flight to fail, and were all."""
+        return self._fewest_and_most(self.ended_errors)
+
+    def fewest_and_most_above(self, threshold: Threshold) -> tuple[Share, Share]:
+        """Return the values above the threshold: were none in flight to be above it, and were all."""
+        return self._fewest_and_most(self.ended_above[threshold])
+
+    def _fewest_and_most(self, ended: Share) -> tuple[Share, Share]:
+        """Return a share below and one above that of all requests asked, in their order.
+
+        Evidence against a bound only grows when a request in flight is known. So a test of the fewest against a bound
+        from above, or of the most from below, is as valid as one that waits, and need not wait.
+        """
+        trials = ended.trials + self.in_flight
+        return Share(ended.successes, trials), Share(ended.successes + self.in_flight, trials)
 
     def state(self) -> dict[str, Any]:
+        """Return what JSON can hold; the names are those on disk."""
         return {
             "outcomes": dict(self.outcomes),
             "finish_reasons": dict(self.finish_reasons),
@@ -70,7 +123,8 @@ class ArmEvidence:
         }
 
     @classmethod
-    def restored(cls, state: dict[str, Any], thresholds: Sequence[Threshold] = ()) -> ArmEvidence:
+    def restored(cls, state: dict[str, Any], thresholds: Sequence[Threshold] = ()) -> ArmAggregates:
+        """Return the sums whose `state` this is. Raises ValueError or KeyError for other guardrails."""
         arm = cls()
         arm.outcomes = Counter(state["outcomes"])
         arm.finish_reasons = Counter(state["finish_reasons"])
@@ -81,12 +135,17 @@ class ArmEvidence:
         arm.above = {(name, limit): Share.restored(share) for name, limit, share in state["above"]}
         if arm.above.keys() != set(thresholds):
             raise ValueError("the figures kept are of other guardrails")
+        arm.ended = arm.requests
+        arm.ended_errors = Share.restored(arm.errors.state())
+        arm.ended_above = {threshold: Share.restored(share.state()) for threshold, share in arm.above.items()}
         return arm
 
 
-class ShadowEvidence:
-    """Mirrored requests of an arm and the control. agreement: by level, since its bets depend on it. logprobs: shadow
-    less primary, nats, where the control was the primary.
+class ShadowAggregates:
+    """Sums of mirrored requests of an arm and the control.
+
+    agreement: by level, since its bets depend on it. logprobs: shadow less primary, nats, where the control was the
+    primary.
     """
 
     def __init__(self, levels: Sequence[float]) -> None:
@@ -98,14 +157,14 @@ class ShadowEvidence:
     def comparisons(self) -> int:
         return next(iter(self.agreement.values())).count
 
-    def add(self, seen: ShadowComparison, control: str, bucket: int) -> None:
-        if seen.error is not None or seen.agreement is None:
+    def add(self, comparison: ShadowComparison, control: str, bucket: int) -> None:
+        if comparison.error is not None or comparison.agreement is None:
             self.errors += 1
             return
         for mean in self.agreement.values():
-            mean.add(seen.agreement)
-        if seen.logprob_difference_nats is not None and seen.primary_arm == control:
-            self.logprobs.add(seen.logprob_difference_nats, 1.0, 1.0, bucket)
+            mean.add(comparison.agreement)
+        if comparison.logprob_difference_nats is not None and comparison.primary_arm == control:
+            self.logprobs.add(comparison.logprob_difference_nats, 1.0, 1.0, bucket)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -115,7 +174,7 @@ class ShadowEvidence:
         }
 
     @classmethod
-    def restored(cls, state: dict[str, Any], levels: Sequence[float]) -> ShadowEvidence:
+    def restored(cls, state: dict[str, Any], levels: Sequence[float]) -> ShadowAggregates:
         shadow = cls(levels)
         shadow.errors = state["errors"]
         shadow.agreement = {
@@ -125,10 +184,18 @@ class ShadowEvidence:
         return shadow
 
 
-class Evidence:
-    """control: the arm that the others are compared with. weights: of every arm, as the split has them now, of any
-    sum.
+@dataclass(frozen=True)
+class _Asked:
+    """A counted request in flight, and the split that drew it."""
 
+    arm: str
+    split: Mapping[str, float]
+
+
+class Aggregates:
+    """The sums of all arms.
+
+    control: the arm that the others are compared with. weights: of every arm, as the split has them now, of any sum.
     levels: alphas at which the agreement is wanted, the verdict's own first. thresholds: of percentiles that are
     guarded. identities: which model each arm is. since: seconds since 1970.
     """
@@ -143,67 +210,119 @@ class Evidence:
         since: float | None = None,
     ) -> None:
         self.control = control
+        self.weights = dict(weights)
         self.identities = dict(identities or {})
         self.levels = tuple(dict.fromkeys(levels))
         self.since = time.time() if since is None else since
-        self.arms = {name: ArmEvidence(thresholds) for name in weights}
-        self.shadows = {name: ShadowEvidence(self.levels) for name in self.others}
+        self.arms = {name: ArmAggregates(thresholds) for name in weights}
+        self.shadows = {name: ShadowAggregates(self.levels) for name in self.others}
         self.ratios = {name: SampleRatio() for name in self.others}
         self.not_counted = 0
         self.failovers: Counter[str] = Counter()  # by the arm that was left
         self.split_changes = 0
         self.latest = 0.0
-        self._seen = Seen()
+        self.order: AssignmentOrder[tuple[Event, Mapping[str, float]]] = AssignmentOrder()
+        self._comparison_order: AssignmentOrder[ShadowComparison] = AssignmentOrder()
+        self._asked: dict[int, _Asked] = {}
+        self._mirrored: set[int] = set()
+        self._own_numbers = itertools.count(-1, -1)  # of requests that come without one
+        self._seen = SeenKeys()
         self._turn = 0
-        self._splits = deque([(float("-inf"), dict(weights))], maxlen=SPLITS_KEPT)
 
     @property
     def others(self) -> list[str]:
         return [name for name in self.arms if name != self.control]
 
-    @property
-    def weights(self) -> dict[str, float]:
-        return self._splits[-1][1]
-
-    def split_changed(self, at: float, weights: Mapping[str, float]) -> None:
-        """at: seconds since 1970. Requests that began before it were drawn by the split before."""
+    def split_changed(self, weights: Mapping[str, float]) -> None:
+        """Draw the requests that are asked from now on by these weights."""
         if dict(weights) != self.weights:
-            self._splits.append((at, dict(weights)))
+            self.weights = dict(weights)
             self.split_changes += 1
 
-    def observe(self, seen: Observation | ShadowComparison) -> None:
-        if isinstance(seen, ShadowComparison):
-            for name in (seen.shadow_arm, seen.primary_arm):
-                if name in self.shadows and self.control in (seen.shadow_arm, seen.primary_arm):
-                    self.shadows[name].add(seen, self.control, self._bucket(""))
-            return
-        if seen.reason == "failover" and seen.assigned_arm in self.arms:
-            self.failovers[seen.assigned_arm] += 1
-        if not seen.counted or seen.arm != seen.assigned_arm or seen.arm not in self.arms:
-            self.not_counted += 1
-            return
-        split = self._split_at(seen.time - seen.e2e_s)
-        total = sum(split.values())
-        weight = split.get(seen.arm, 0.0)
-        if weight <= 0:
-            self.not_counted += 1
-            return
-        self.latest = max(self.latest, seen.time)
-        self.arms[seen.arm].add(seen, total / weight, self._bucket(seen.key_hash))
-        if not seen.key_hash or self._seen.is_new(seen.key_hash):
-            self._count_client(seen.arm, split)
+    def asked(self, sequence: int, arm: str, key_hash: str) -> None:
+        """Register a counted request when the arm it was assigned to is asked.
 
-    def _count_client(self, arm: str, split: Mapping[str, float]) -> None:
+        Its client counts for the sample ratio now: when it ends depends on the arm. An arm without weight was not drawn
+        by the split, and its request is not counted.
+        """
+        if self.weights.get(arm, 0.0) <= 0:
+            return
+        self._asked[sequence] = _Asked(arm, self.weights)
+        self.arms[arm].in_flight += 1
+        self.order.begin(sequence)
+        self._comparison_order.begin(sequence)
+        if not key_hash or self._seen.is_new(key_hash):
+            self._count_client(arm)
+
+    def mirrored(self, sequence: int) -> None:
+        """Await a comparison of this request."""
+        if sequence in self._asked:
+            self._mirrored.add(sequence)
+
+    def lost(self, sequence: int) -> None:
+        """Await no event of this request any more."""
+        if (asked := self._asked.pop(sequence, None)) is not None:
+            self.arms[asked.arm].in_flight -= 1
+            self._add_all(self.order.end(sequence, None))
+            self._compare_all(self._comparison_order.end(sequence, None))
+
+    def observe(self, event: Event | ShadowComparison) -> set[str]:
+        """Take in what ended; return the arms of which more is known now.
+
+        An event without a number is taken as asked and ended at once.
+        """
+        if isinstance(event, ShadowComparison):
+            return self._end_comparison(event)
+        if event.reason == "failover" and event.assigned_arm in self.arms:
+            self.failovers[event.assigned_arm] += 1
+        if not event.counted or event.arm != event.assigned_arm or event.arm not in self.arms:
+            self.not_counted += 1
+            return {event.arm}
+        sequence = event.sequence
+        if sequence is None:
+            sequence = next(self._own_numbers)
+            self.asked(sequence, event.arm, event.key_hash)
+        asked = self._asked.pop(sequence, None)
+        if asked is None:  # drawn by no split, or before a reset
+            self.not_counted += 1
+            return {event.arm}
+        self.arms[event.arm].end(event)
+        arms = self._add_all(self.order.end(sequence, (event, asked.split), _size_bytes(event)))
+        if sequence not in self._mirrored:
+            arms |= self._compare_all(self._comparison_order.end(sequence, None))
+        return arms | {event.arm}
+
+    def _add_all(self, items: Sequence[tuple[Event, Mapping[str, float]]]) -> set[str]:
+        for event, split in items:
+            self.latest = max(self.latest, event.time)
+            weight = sum(split.values()) / split[event.arm]
+            self.arms[event.arm].add(event, weight, self._bucket(event.key_hash))
+        return {event.arm for event, _ in items}
+
+    def _end_comparison(self, comparison: ShadowComparison) -> set[str]:
+        sequence = comparison.sequence
+        if sequence is None:
+            sequence = next(self._own_numbers)
+            self._comparison_order.begin(sequence)
+        self._mirrored.discard(sequence)
+        arms = self._compare_all(self._comparison_order.end(sequence, comparison))
+        return arms | {comparison.shadow_arm, comparison.primary_arm}
+
+    def _compare_all(self, comparisons: Sequence[ShadowComparison]) -> set[str]:
+        arms: set[str] = set()
+        for comparison in comparisons:
+            pair = (comparison.shadow_arm, comparison.primary_arm)
+            for name in pair:
+                if name in self.shadows and self.control in pair:
+                    self.shadows[name].add(comparison, self.control, self._bucket(""))
+            arms.update(pair)
+        return arms
+
+    def _count_client(self, arm: str) -> None:
         for name, ratio in self.ratios.items():
-            pair = split[name] + split[self.control]
-            if arm in (name, self.control) and 0 < split[name] < pair:
-                ratio.add(arm == name, split[name] / pair)
-
-    def _split_at(self, begun: float) -> dict[str, float]:
-        for at, weights in reversed(self._splits):
-            if at <= begun:
-                return weights
-        return self._splits[0][1]
+            pair = self.weights[name] + self.weights[self.control]
+            if arm in (name, self.control) and 0 < self.weights[name] < pair:
+                ratio.add(arm == name, self.weights[name] / pair)
 
     def _bucket(self, key_hash: str) -> int:
         if key_hash:
@@ -212,13 +331,12 @@ class Evidence:
         return self._turn % BUCKETS
 
     def contrast(self, arm: str, quantity: str) -> Contrast:
-        """Of an arm and the control."""
+        """Return the difference of an arm and the control."""
         return Contrast(self.arms[arm].sums[quantity], self.arms[self.control].sums[quantity])
 
     def state(self) -> dict[str, Any]:
-        """JSON can hold it. Splits before the present one go: requests that began under them are over at a restart."""
+        """Return what JSON can hold; the names are those on disk."""
         return {
-            "version": STATE_VERSION,
             "control": self.control,
             "identities": self.identities,
             "since": self.since,
@@ -243,25 +361,26 @@ class Evidence:
         levels: Sequence[float],
         thresholds: Sequence[Threshold] = (),
         identities: Mapping[str, str] | None = None,
-    ) -> Evidence:
-        """Raises ValueError or KeyError for the state of other arms or models, another control, other levels or another
-        release.
+    ) -> Aggregates:
+        """Return the sums whose `state` this is.
+
+        Raises ValueError or KeyError for other arms or models, another control or other levels.
         """
-        if state["version"] != STATE_VERSION or state["control"] != control or state["arms"].keys() != weights.keys():
+        if state["control"] != control or state["arms"].keys() != weights.keys():
             raise ValueError("the figures kept are of other arms, or of another release")
         identities = dict(identities or {})
         if changed := [name for name in state["arms"] if state["identities"].get(name) != identities.get(name)]:
             raise ValueError(f"the figures kept are of another model: {', '.join(changed)} has changed")
-        evidence = cls(control, state["weights"], levels, thresholds, identities, state["since"])
-        evidence.latest, evidence.not_counted = state["latest"], state["not_counted"]
-        evidence.failovers = Counter(state["failovers"])
-        evidence.split_changes = state["split_changes"]
-        evidence._seen = Seen.restored(state["seen"])
-        evidence._turn = state["turn"]
-        evidence.arms = {name: ArmEvidence.restored(arm, thresholds) for name, arm in state["arms"].items()}
-        evidence.shadows = {
-            name: ShadowEvidence.restored(state["shadows"][name], evidence.levels) for name in evidence.others
+        aggregates = cls(control, state["weights"], levels, thresholds, identities, state["since"])
+        aggregates.latest, aggregates.not_counted = state["latest"], state["not_counted"]
+        aggregates.failovers = Counter(state["failovers"])
+        aggregates.split_changes = state["split_changes"]
+        aggregates._seen = SeenKeys.restored(state["seen"])
+        aggregates._turn = state["turn"]
+        aggregates.arms = {name: ArmAggregates.restored(arm, thresholds) for name, arm in state["arms"].items()}
+        aggregates.shadows = {
+            name: ShadowAggregates.restored(state["shadows"][name], aggregates.levels) for name in aggregates.others
         }
-        evidence.ratios = {name: SampleRatio.restored(state["ratios"][name]) for name in evidence.others}
-        evidence.split_changed(time.time(), weights)
-        return evidence
+        aggregates.ratios = {name: SampleRatio.restored(state["ratios"][name]) for name in aggregates.others}
+        aggregates.split_changed(weights)
+        return aggregates

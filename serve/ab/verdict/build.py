@@ -1,4 +1,4 @@
-"""The verdict, out of the evidence."""
+"""The verdict, built out of the aggregates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from serve.ab.verdict.aggregates import ArmEvidence, Evidence
-from serve.ab.verdict.guardrail_check import Guard, bounds_of, standing, value_of
+from serve.ab.verdict.aggregates import Aggregates, ArmAggregates
+from serve.ab.verdict.guardrail_check import GuardrailCheck, bounds_of, standing, value_of
 from serve.ab.verdict.quantities import QUANTITIES
 from serve.ab.verdict.sample_ratio import ALPHA as SAMPLE_RATIO_ALPHA
 from serve.ab.verdict.schema import (
@@ -29,25 +29,31 @@ from serve.ab.verdict.schema import (
 from serve.ab.verdict.statistics import Bounds
 from serve.ab.verdict.sums import MIN_REQUESTS, Contrast
 
+NOTED_WAIT_S = 30.0
 
-def make_verdict(experiment: str, evidence: Evidence, settings: VerdictSettings, guard: Guard) -> Verdict:
-    arms = {name: _arm(name, arm, evidence, settings.alpha) for name, arm in evidence.arms.items()}
+
+def build_verdict(
+    experiment: str, aggregates: Aggregates, settings: VerdictSettings, guardrail_check: GuardrailCheck
+) -> Verdict:
+    """Return the verdict as of now."""
+    arms = {name: _arm(name, arm, aggregates, settings.alpha) for name, arm in aggregates.arms.items()}
     comparisons = [
-        _comparison(arms[name], arms[evidence.control], evidence, settings, guard) for name in evidence.others
+        _comparison(arms[name], arms[aggregates.control], aggregates, settings, guardrail_check)
+        for name in aggregates.others
     ]
     lines = [comparison.text for comparison in comparisons]
     return Verdict(
         experiment=experiment,
         time=time.time(),
-        since=evidence.since,
-        control=evidence.control,
+        since=aggregates.since,
+        control=aggregates.control,
         alpha=settings.alpha,
-        not_counted=evidence.not_counted,
-        split_changes=evidence.split_changes,
+        not_counted=aggregates.not_counted,
+        split_changes=aggregates.split_changes,
         arms=list(arms.values()),
         comparisons=comparisons,
-        notes=_notes(evidence, comparisons),
-        text="\n".join(lines) if lines else f"{evidence.control}: the only arm, nothing to compare it with",
+        notes=_notes(aggregates, comparisons),
+        text="\n".join(lines) if lines else f"{aggregates.control}: the only arm, nothing to compare it with",
     )
 
 
@@ -55,15 +61,15 @@ def _interval(bounds: tuple[float, float | None] | None) -> Interval | None:
     return None if bounds is None else Interval(low=bounds[0], high=bounds[1])
 
 
-def _arm(name: str, arm: ArmEvidence, evidence: Evidence, alpha: float) -> ArmFigures:
-    total = sum(evidence.weights.values())
+def _arm(name: str, arm: ArmAggregates, aggregates: Aggregates, alpha: float) -> ArmFigures:
+    total = sum(aggregates.weights.values())
     return ArmFigures(
         arm=name,
-        share=evidence.weights[name] / total if total else 0.0,
+        share=aggregates.weights[name] / total if total else 0.0,
         requests=arm.requests,
         outcomes=dict(arm.outcomes),
         finish_reasons=dict(arm.finish_reasons),
-        failed_over=evidence.failovers[name],
+        failed_over=aggregates.failovers[name],
         error_rate=Figure(
             requests=arm.errors.trials, mean=arm.errors.mean, interval=_interval(arm.errors.bounds(alpha))
         ),
@@ -74,7 +80,7 @@ def _arm(name: str, arm: ArmEvidence, evidence: Evidence, alpha: float) -> ArmFi
     )
 
 
-def _figure(arm: ArmEvidence, name: str, alpha: float) -> Figure:
+def _figure(arm: ArmAggregates, name: str, alpha: float) -> Figure:
     sums = arm.sums[name]
     p50, p90, p95, p99 = arm.quantiles[name].quantiles((0.5, 0.9, 0.95, 0.99))
     return Figure(
@@ -94,8 +100,8 @@ def _direction(bounds: Bounds | None) -> Direction:
     return "lower" if bounds[1] < 0 else "higher" if bounds[0] > 0 else "no different"
 
 
-def _difference(evidence: Evidence, arm: str, figure: str, alpha: float) -> Difference:
-    contrast = evidence.contrast(arm, figure)
+def _difference(aggregates: Aggregates, arm: str, figure: str, alpha: float) -> Difference:
+    contrast = aggregates.contrast(arm, figure)
     bounds = contrast.bounds(alpha)
     return Difference(
         difference=contrast.estimate() if contrast.known else None,
@@ -107,7 +113,10 @@ def _difference(evidence: Evidence, arm: str, figure: str, alpha: float) -> Diff
 
 
 def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds]) -> Difference:
-    """bounds: of both shares, each at half the level: both hold at the whole one, however few errors there are."""
+    """Compare two rates.
+
+    bounds: of both, each at half the level. So both hold at the whole one, however few errors there are.
+    """
     if ours.mean is None or control.mean is None:
         return Difference(difference=None, interval=None, direction="unknown")
     between = (bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
@@ -118,11 +127,15 @@ def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds
 
 
 def _comparison(
-    ours: ArmFigures, theirs: ArmFigures, evidence: Evidence, settings: VerdictSettings, guard: Guard
+    ours: ArmFigures,
+    theirs: ArmFigures,
+    aggregates: Aggregates,
+    settings: VerdictSettings,
+    guardrail_check: GuardrailCheck,
 ) -> Comparison:
     name, alpha = ours.arm, settings.alpha
-    arm, control = evidence.arms[name], evidence.arms[evidence.control]
-    differences = {figure: _difference(evidence, name, figure, alpha) for figure in QUANTITIES}
+    arm, control = aggregates.arms[name], aggregates.arms[aggregates.control]
+    differences = {figure: _difference(aggregates, name, figure, alpha) for figure in QUANTITIES}
     half = alpha / 2
     errors = _rate_difference(
         ours.error_rate, theirs.error_rate, (arm.errors.bounds(half), control.errors.bounds(half))
@@ -136,16 +149,16 @@ def _comparison(
         differences=differences,
         error_rate=errors,
         gave_up_rate=gave_up,
-        shadow=_shadow(name, evidence, alpha),
-        sample_size=_sample_size(name, evidence, settings),
-        sample_ratio=_sample_ratio(name, evidence),
-        guardrails=_guardrails(name, evidence, guard),
+        shadow=_shadow(name, aggregates, alpha),
+        sample_size=_sample_size(name, aggregates, settings),
+        sample_ratio=_sample_ratio(name, aggregates),
+        guardrails=_guardrails(name, aggregates, guardrail_check),
     )
     return comparison.model_copy(update={"text": line(comparison, ours, theirs, alpha)})
 
 
-def _shadow(name: str, evidence: Evidence, alpha: float) -> ShadowFigures:
-    shadow = evidence.shadows[name]
+def _shadow(name: str, aggregates: Aggregates, alpha: float) -> ShadowFigures:
+    shadow = aggregates.shadows[name]
     agreement, logprobs = shadow.agreement[alpha], shadow.logprobs
     return ShadowFigures(
         comparisons=agreement.count,
@@ -159,8 +172,11 @@ def _shadow(name: str, evidence: Evidence, alpha: float) -> ShadowFigures:
     )
 
 
-def _sample_size(name: str, evidence: Evidence, settings: VerdictSettings) -> SampleSize:
-    sums, control = evidence.arms[name].sums[settings.figure], evidence.arms[evidence.control].sums[settings.figure]
+def _sample_size(name: str, aggregates: Aggregates, settings: VerdictSettings) -> SampleSize:
+    sums, control = (
+        aggregates.arms[name].sums[settings.figure],
+        aggregates.arms[aggregates.control].sums[settings.figure],
+    )
     times = Contrast(sums, control).needed(
         settings.minimal_effect * (control.ratio or 0.0), settings.alpha, NormalDist().inv_cdf(settings.power)
     )
@@ -175,8 +191,8 @@ def _sample_size(name: str, evidence: Evidence, settings: VerdictSettings) -> Sa
     )
 
 
-def _sample_ratio(name: str, evidence: Evidence) -> SampleRatioCheck:
-    ratio = evidence.ratios[name]
+def _sample_ratio(name: str, aggregates: Aggregates) -> SampleRatioCheck:
+    ratio = aggregates.ratios[name]
     return SampleRatioCheck(
         clients=ratio.clients,
         share=ratio.arm_clients / ratio.clients if ratio.clients else None,
@@ -187,17 +203,17 @@ def _sample_ratio(name: str, evidence: Evidence) -> SampleRatioCheck:
     )
 
 
-def _guardrails(name: str, evidence: Evidence, guard: Guard) -> list[GuardrailFigure]:
+def _guardrails(name: str, aggregates: Aggregates, guardrail_check: GuardrailCheck) -> list[GuardrailFigure]:
     figures = []
-    for guardrail in guard.guardrails:
-        bounds = bounds_of(guardrail, name, evidence, guard.alpha)
-        broken = guard.found(name, guardrail)
+    for guardrail in guardrail_check.rules:
+        bounds = bounds_of(guardrail, name, aggregates, guardrail_check.alpha)
+        broken = guardrail_check.break_of(name, guardrail)
         figures.append(
             GuardrailFigure(
                 text=guardrail.text,
-                value=value_of(guardrail, name, evidence, guard.alpha),
+                value=value_of(guardrail, name, aggregates, guardrail_check.alpha),
                 interval=_interval(bounds and (bounds[0], None if math.isinf(bounds[1]) else bounds[1])),
-                standing="broken" if broken else standing(guardrail, name, evidence, guard.alpha),
+                standing="broken" if broken else standing(guardrail, name, aggregates, guardrail_check.alpha),
                 broken_at=broken.time if broken else None,
                 drained=broken.drained if broken else False,
             )
@@ -205,7 +221,7 @@ def _guardrails(name: str, evidence: Evidence, guard: Guard) -> list[GuardrailFi
     return figures
 
 
-def _notes(evidence: Evidence, comparisons: Sequence[Comparison]) -> list[str]:
+def _notes(aggregates: Aggregates, comparisons: Sequence[Comparison]) -> list[str]:
     notes = []
     for comparison in comparisons:
         check = comparison.sample_ratio
@@ -215,8 +231,13 @@ def _notes(evidence: Evidence, comparisons: Sequence[Comparison]) -> list[str]:
                 f"{check.expected_share:.2%} (p = {check.p_value:.2g}): requests are lost in one arm, do not believe "
                 "the differences before that is found"
             )
-    if evidence.split_changes:
-        times = "once" if evidence.split_changes == 1 else f"{evidence.split_changes} times"
+    if aggregates.order.waiting and aggregates.order.oldest_s > NOTED_WAIT_S:
+        notes.append(
+            f"not in the figures yet: {aggregates.order.waiting:,} that ended. Requests count in the order in which "
+            f"they were asked, and one asked {aggregates.order.oldest_s:.0f} s ago is still being answered"
+        )
+    if aggregates.split_changes:
+        times = "once" if aggregates.split_changes == 1 else f"{aggregates.split_changes} times"
         notes.append(
             f"the split was changed {times}: a request counts by the share its arm had then, "
             "so that both arms speak of the same times"

@@ -1,7 +1,7 @@
-"""What is remembered of a request that an arm answered: what the verdict and the metrics are made of.
+"""An event: what is remembered of a request that an arm answered. The verdict and the metrics are made of events.
 
-The proxy makes one for each attempt at an arm, once it has ended, and hands it to every listener. Nothing of the prompt
-or the answer is in it.
+The proxy makes one for each attempt at an arm, once it has ended, and hands it to every listener. It holds nothing of
+the prompt or the answer.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import Literal
 
 Reason = Literal["split", "sticky", "explicit", "failover", "paused"]
 Outcome = Literal["ok", "client_error", "upstream_error", "timeout", "disconnected", "client_gone"]
+ARM_FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One attempt at one arm. Seconds from the moment the arm was sent the request.
+class Event:
+    """One attempt at one arm. Seconds count from the moment the arm was sent the request.
 
     assigned_arm: the arm that the split chose; another than `arm` after a failover. counted: in the experiment's
     figures; not so for an explicit arm, a failover or anything while the experiment is paused. key_hash: of the sticky
     key, "" for a random assignment. status: of HTTP, 0 where none came. outcome: `client_error` is a 4xx that the arm
     is not to blame for, `disconnected` an upstream that ended before its answer was whole, `client_gone` a client that
     did not wait. ttft_s: None where no token came. itl_s: gaps between the chunks of a stream after the first.
-    output_tokens: as the engine counts them, else chunks of the stream.
+    output_tokens: as the engine counts them, else chunks of the stream. sequence: the number under which the collector
+    was told that the arm is asked; None where it was not.
     """
 
     time: float
@@ -42,13 +44,17 @@ class Observation:
     input_tokens: int | None
     output_tokens: int | None
     finish_reason: str | None
+    sequence: int | None = None
 
 
 @dataclass(frozen=True)
 class ShadowComparison:
-    """A mirrored request, beside the primary's answer. agreement: share of leading tokens that are the same, of the
+    """A mirrored request, beside the primary's answer.
+
+    agreement: share of leading tokens that are the same, of the
     longer answer's, in [0, 1]. logprob_difference_nats: mean over the primary's tokens of the shadow's log-probability
-    less the primary's; None where none were asked for. error: why there is no comparison.
+    less the primary's; None where none were asked for. error: why there is no comparison. sequence: that of the
+    primary's event.
     """
 
     time: float
@@ -62,6 +68,7 @@ class ShadowComparison:
     shadow_ttft_s: float | None
     shadow_e2e_s: float | None
     error: str | None
+    sequence: int | None = None
 
 
-Listener = Callable[[Observation | ShadowComparison], None]
+Listener = Callable[[Event | ShadowComparison], None]

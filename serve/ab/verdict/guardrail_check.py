@@ -1,125 +1,191 @@
-"""Who looks after each request whether an arm breaks a guardrail, and then has its weight taken."""
+"""The check after each request whether an arm breaks a guardrail; one that does loses its weight."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from serve.ab.verdict.aggregates import Evidence, Threshold
-from serve.ab.verdict.guardrail_rule import Guardrail, Standing
-from serve.ab.verdict.statistics import Bounds
+from mi_prun.artefact import Record
+from serve.ab.verdict.aggregates import Aggregates, ArmAggregates, Threshold
+from serve.ab.verdict.guardrail_rule import GuardrailRule, Kind, Standing
+from serve.ab.verdict.statistics import Bounds, Share
 from serve.ab.verdict.sums import Contrast, Sums
 
 
-def level(alpha: float, guardrails: Sequence[Guardrail], arms: int) -> float:
-    """Of one guardrail on one arm (Bonferroni)."""
-    return alpha / max(1, len(guardrails) * arms)
+def level(alpha: float, rules: Sequence[GuardrailRule], arms: int) -> float:
+    """Return the level of one guardrail on one arm (Bonferroni)."""
+    return alpha / max(1, len(rules) * arms)
 
 
-def thresholds(guardrails: Sequence[Guardrail]) -> list[Threshold]:
-    """What must be counted as the requests come."""
-    return [(rail.quantity, rail.bound) for rail in guardrails if rail.percentile is not None]
-
-
-def standing(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Standing:
-    """After every request: so no interval is looked for, only the bound tried."""
-    ours = evidence.arms[arm]
-    if guardrail.percentile is not None:
-        # A percentile is below its bound where fewer than the rest of the values are above it.
-        share, limit = ours.above[guardrail.quantity, guardrail.bound], 1 - guardrail.percentile
-    elif guardrail.quantity == "error_rate" and not guardrail.relative:
-        share, limit = ours.errors, guardrail.bound
-    else:
-        bounds, bound = _bounds(guardrail, arm, evidence, alpha), 0.0 if guardrail.relative else guardrail.bound
-        if bounds is None:
-            return "undecided"
-        return guardrail.verdict(all_above=bounds[0] > bound, all_below=bounds[1] < bound)
-    excluded = share.trials > 0 and share.log_wealth(limit) >= -math.log(alpha)
-    above = excluded and share.successes > limit * share.trials
-    return guardrail.verdict(all_above=above, all_below=excluded and not above)
-
-
-def _bounds(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
-    """What the quantity can still be; of a relative one, less so many times the control's."""
-    if guardrail.quantity == "agreement":
-        return evidence.shadows[arm].agreement[alpha].bounds()
-    if guardrail.quantity == "error_rate":
-        return _excess_errors(arm, evidence, alpha, guardrail.bound)
-    if guardrail.relative:
-        return evidence.contrast(arm, guardrail.quantity).bounds(alpha, guardrail.bound)
-    return Contrast(_sums(guardrail, arm, evidence)).bounds(alpha, 0.0)
-
-
-def _sums(guardrail: Guardrail, arm: str, evidence: Evidence) -> Sums:
-    return evidence.shadows[arm].logprobs if guardrail.mirrored else evidence.arms[arm].sums[guardrail.quantity]
-
-
-def _excess_errors(arm: str, evidence: Evidence, alpha: float, times: float) -> Bounds | None:
-    """The arm's error rate less so many times the control's: two intervals in one. One takes each side at half the
-    level, exact with however few errors, but a split that is changed in the middle of an outage would mislead it; the
-    other weighs requests by their split and groups them by key, but is normal only with many errors.
-    """
-    ours, control = evidence.arms[arm], evidence.arms[evidence.control]
-    weighted = Contrast(ours.weighted_errors, control.weighted_errors).bounds(alpha, times)
-    if weighted is None:
-        return None
-    low, high = ours.errors.bounds(alpha / 2), control.errors.bounds(alpha / 2)
-    return min(low[0] - times * high[1], weighted[0]), max(low[1] - times * high[0], weighted[1])
-
-
-def _error_ratio_bounds(arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
-    ours, control = evidence.arms[arm], evidence.arms[evidence.control]
-    weighted = Contrast(ours.weighted_errors, control.weighted_errors).ratio_bounds(alpha)
-    if weighted is None:
-        return None
-    mine, theirs = ours.errors.bounds(alpha / 2), control.errors.bounds(alpha / 2)
-    high = math.inf if weighted[1] is None or theirs[0] <= 0 else max(weighted[1], mine[1] / theirs[0])
-    return min(weighted[0], mine[0] / theirs[1]), high
-
-
-def bounds_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> Bounds | None:
-    """What the quantity of the arm can still be; the ratio to the control's of a relative one, the share of the values
-    that are above its bound of a percentile.
-    """
-    ours = evidence.arms[arm]
-    if guardrail.quantity == "error_rate" and guardrail.relative:
-        return _error_ratio_bounds(arm, evidence, alpha)
-    if guardrail.quantity == "error_rate":
-        return ours.errors.bounds(alpha) if ours.errors.trials else None
-    if guardrail.quantity == "agreement":
-        agreement = evidence.shadows[arm].agreement[alpha]
-        return agreement.bounds() if agreement.count else None
-    if guardrail.percentile is not None:
-        above = ours.above[guardrail.quantity, guardrail.bound]
-        return above.bounds(alpha) if above.trials else None
-    if guardrail.relative:
-        found = evidence.contrast(arm, guardrail.quantity).ratio_bounds(alpha)
-        return None if found is None else (found[0], math.inf if found[1] is None else found[1])
-    return Contrast(_sums(guardrail, arm, evidence)).bounds(alpha, 0.0)
-
-
-def value_of(guardrail: Guardrail, arm: str, evidence: Evidence, alpha: float) -> float | None:
-    """What the quantity of the arm is, as far as it is known. None too for a ratio to a control that has none of it."""
-    ours = evidence.arms[arm]
-    if guardrail.quantity == "error_rate" and guardrail.relative:
-        return Contrast(ours.weighted_errors, evidence.arms[evidence.control].weighted_errors).ratio()
-    if guardrail.quantity == "error_rate":
-        return ours.errors.mean
-    if guardrail.quantity == "agreement":
-        return evidence.shadows[arm].agreement[alpha].mean
-    if guardrail.percentile is not None:
-        return ours.quantiles[guardrail.quantity].quantile(guardrail.percentile)
-    if guardrail.relative:
-        return evidence.contrast(arm, guardrail.quantity).ratio()
-    return _sums(guardrail, arm, evidence).ratio
+def thresholds(rules: Sequence[GuardrailRule]) -> list[Threshold]:
+    """Return what must be counted as the requests come."""
+    return [(rule.quantity, rule.bound) for rule in rules if rule.percentile is not None]
 
 
 @dataclass(frozen=True)
-class Break:
-    """time: seconds since 1970. drained: whether the arm had a weight to lose, and lost it."""
+class _Case:
+    """One rule, on one arm, at its level."""
+
+    rule: GuardrailRule
+    arm: str
+    aggregates: Aggregates
+    alpha: float
+
+    @property
+    def ours(self) -> ArmAggregates:
+        return self.aggregates.arms[self.arm]
+
+    @property
+    def control(self) -> ArmAggregates:
+        return self.aggregates.arms[self.aggregates.control]
+
+    @property
+    def sums(self) -> Sums:
+        return self.aggregates.shadows[self.arm].logprobs if self.rule.mirrored else self.ours.sums[self.rule.quantity]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """How guardrails of one kind are evaluated.
+
+    standing: whether it holds; after every request, so no interval is searched for, only the bound is tried. bounds:
+    what the quantity can still be. value: what it is, as far as it is known.
+    """
+
+    standing: Callable[[_Case], Standing]
+    bounds: Callable[[_Case], Bounds | None]
+    value: Callable[[_Case], float | None]
+
+
+def _share_standing(case: _Case, fewest_and_most: tuple[Share, Share], limit: float) -> Standing:
+    """Compare a share with its limit; requests in flight count for the arm, whichever side is tried."""
+    fewest, most = fewest_and_most
+    wanted = -math.log(case.alpha)
+    return case.rule.verdict(
+        all_above=fewest.successes > limit * fewest.trials and fewest.log_wealth(limit) >= wanted,
+        all_below=most.successes <= limit * most.trials and most.trials > 0 and most.log_wealth(limit) >= wanted,
+    )
+
+
+def _share_bounds(case: _Case, fewest_and_most: tuple[Share, Share]) -> Bounds | None:
+    fewest, most = fewest_and_most
+    return (fewest.bounds(case.alpha)[0], most.bounds(case.alpha)[1]) if fewest.trials else None
+
+
+def _bounds_standing(case: _Case, bounds: Bounds | None, limit: float) -> Standing:
+    if bounds is None:
+        return "undecided"
+    return case.rule.verdict(all_above=bounds[0] > limit, all_below=bounds[1] < limit)
+
+
+def _above(case: _Case) -> tuple[Share, Share]:
+    return case.ours.fewest_and_most_above((case.rule.quantity, case.rule.bound))
+
+
+def _excess_errors(case: _Case) -> Bounds | None:
+    """Bounds of the arm's error rate less `bound` times the control's: two intervals in one.
+
+    One takes each side at half the level: exact with however few errors, but a split that is changed in the middle of
+    an outage would mislead it. The other weighs requests by their split and groups them by key, but is normal only with
+    many errors.
+    """
+    times = case.rule.bound
+    weighted = Contrast(case.ours.weighted_errors, case.control.weighted_errors).bounds(case.alpha, times)
+    if weighted is None:
+        return None
+    ours, control = case.ours.errors.bounds(case.alpha / 2), case.control.errors.bounds(case.alpha / 2)
+    return min(ours[0] - times * control[1], weighted[0]), max(ours[1] - times * control[0], weighted[1])
+
+
+def _error_ratio_bounds(case: _Case) -> Bounds | None:
+    weighted = Contrast(case.ours.weighted_errors, case.control.weighted_errors).ratio_bounds(case.alpha)
+    if weighted is None:
+        return None
+    ours, control = case.ours.errors.bounds(case.alpha / 2), case.control.errors.bounds(case.alpha / 2)
+    high = math.inf if weighted[1] is None or control[0] <= 0 else max(weighted[1], ours[1] / control[0])
+    return min(weighted[0], ours[0] / control[1]), high
+
+
+def _mean_bounds(case: _Case) -> Bounds | None:
+    return Contrast(case.sums).bounds(case.alpha, 0.0)
+
+
+def _mean_ratio_bounds(case: _Case) -> Bounds | None:
+    bounds = case.aggregates.contrast(case.arm, case.rule.quantity).ratio_bounds(case.alpha)
+    return None if bounds is None else (bounds[0], math.inf if bounds[1] is None else bounds[1])
+
+
+def _agreement_bounds(case: _Case) -> Bounds | None:
+    agreement = case.aggregates.shadows[case.arm].agreement[case.alpha]
+    return agreement.bounds() if agreement.count else None
+
+
+EVALUATIONS: dict[Kind, _Evaluation] = {
+    "error_rate": _Evaluation(
+        standing=lambda case: _share_standing(case, case.ours.fewest_and_most_errors(), case.rule.bound),
+        bounds=lambda case: _share_bounds(case, case.ours.fewest_and_most_errors()),
+        value=lambda case: case.ours.fewest_and_most_errors()[0].mean,
+    ),
+    "error_rate_ratio": _Evaluation(
+        standing=lambda case: _bounds_standing(case, _excess_errors(case), 0.0),
+        bounds=_error_ratio_bounds,
+        value=lambda case: Contrast(case.ours.weighted_errors, case.control.weighted_errors).ratio(),
+    ),
+    # A percentile is below its bound where fewer than the rest of the values are above it.
+    "percentile": _Evaluation(
+        standing=lambda case: _share_standing(case, _above(case), 1 - (case.rule.percentile or 0.0)),
+        bounds=lambda case: _share_bounds(case, _above(case)),
+        value=lambda case: case.ours.quantiles[case.rule.quantity].quantile(case.rule.percentile or 0.0),
+    ),
+    "agreement": _Evaluation(
+        standing=lambda case: _bounds_standing(case, _agreement_bounds(case), case.rule.bound),
+        bounds=_agreement_bounds,
+        value=lambda case: case.aggregates.shadows[case.arm].agreement[case.alpha].mean,
+    ),
+    "mean": _Evaluation(
+        standing=lambda case: _bounds_standing(case, _mean_bounds(case), case.rule.bound),
+        bounds=_mean_bounds,
+        value=lambda case: case.sums.ratio,
+    ),
+    "mean_ratio": _Evaluation(
+        standing=lambda case: _bounds_standing(
+            case, case.aggregates.contrast(case.arm, case.rule.quantity).bounds(case.alpha, case.rule.bound), 0.0
+        ),
+        bounds=_mean_ratio_bounds,
+        value=lambda case: case.aggregates.contrast(case.arm, case.rule.quantity).ratio(),
+    ),
+}
+
+
+def standing(rule: GuardrailRule, arm: str, aggregates: Aggregates, alpha: float) -> Standing:
+    """Return whether the rule holds of the arm, is broken, or cannot be told yet."""
+    return EVALUATIONS[rule.kind].standing(_Case(rule, arm, aggregates, alpha))
+
+
+def bounds_of(rule: GuardrailRule, arm: str, aggregates: Aggregates, alpha: float) -> Bounds | None:
+    """Return what the quantity of the arm can still be.
+
+    A relative rule gives the ratio to the control's, a percentile the share of the values that are above its bound.
+    """
+    return EVALUATIONS[rule.kind].bounds(_Case(rule, arm, aggregates, alpha))
+
+
+def value_of(rule: GuardrailRule, arm: str, aggregates: Aggregates, alpha: float) -> float | None:
+    """Return what the quantity of the arm is, as far as it is known.
+
+    An error rate counts requests in flight as answered. None too for a ratio to a control that has none of it.
+    """
+    return EVALUATIONS[rule.kind].value(_Case(rule, arm, aggregates, alpha))
+
+
+class Break(Record):
+    """A guardrail that an arm broke.
+
+    time: seconds since 1970. drained: whether the arm had a weight to lose, and lost it.
+    """
 
     arm: str
     guardrail: str
@@ -128,45 +194,56 @@ class Break:
     drained: bool
 
 
-class Guard:
+class GuardrailCheck:
     """Tells `drain(arm, reason)` of each guardrail that an arm breaks; it says whether it took the arm's weight.
 
     Once it did, that guardrail is not acted on again: who gives the arm weight once more has been told. It starts anew
-    with new evidence. An arm without weight is drained when it is given some.
+    with new aggregates. An arm without weight is drained when it is given some.
     """
 
-    def __init__(self, guardrails: Sequence[Guardrail], alpha: float, drain: Callable[[str, str], bool]) -> None:
-        self.guardrails = tuple(guardrails)
+    def __init__(self, rules: Sequence[GuardrailRule], alpha: float, drain: Callable[[str, str], bool]) -> None:
+        self.rules = tuple(rules)
         self.alpha = alpha
         self.breaks: list[Break] = []
         self._drain = drain
 
-    def check(self, evidence: Evidence, arms: Sequence[str]) -> list[Break]:
-        """What is new."""
+    def check(self, aggregates: Aggregates, arms: Sequence[str]) -> list[Break]:
+        """Return the breaks that are new."""
         news = []
         for arm in arms:
-            for guardrail in self.guardrails:
-                known = self.found(arm, guardrail)
+            for rule in self.rules:
+                known = self.break_of(arm, rule)
                 if known and known.drained:
                     continue
-                if standing(guardrail, arm, evidence, self.alpha) != "broken":
+                if standing(rule, arm, aggregates, self.alpha) != "broken":
                     continue
-                value = value_of(guardrail, arm, evidence, self.alpha)
-                requests = evidence.arms[arm].requests
-                found = "beyond any multiple of none" if value is None else f"{value:.4g}"
-                reason = f"guardrail {guardrail.text} is broken: it is {found} after {requests:,} requests"
+                reason = self._reason(rule, arm, aggregates)
                 drained = self._drain(arm, reason)
                 if known is None or drained:
-                    self.breaks = [found for found in self.breaks if found is not known]
-                    self.breaks.append(Break(arm, guardrail.text, reason, time.time(), drained))
+                    self.breaks = [one for one in self.breaks if one is not known]
+                    self.breaks.append(
+                        Break(arm=arm, guardrail=rule.text, reason=reason, time=time.time(), drained=drained)
+                    )
                     news.append(self.breaks[-1])
         return news
 
-    def found(self, arm: str, guardrail: Guardrail) -> Break | None:
-        return next((found for found in self.breaks if (found.arm, found.guardrail) == (arm, guardrail.text)), None)
+    def _reason(self, rule: GuardrailRule, arm: str, aggregates: Aggregates) -> str:
+        value = value_of(rule, arm, aggregates, self.alpha)
+        if value is not None:
+            text = f"{value:.4g}"
+        else:
+            text = "beyond any multiple of none" if rule.relative else f"beyond {rule.bound:g}"
+        requests = aggregates.arms[arm].asked
+        return f"guardrail {rule.text} is broken: it is {text} after {requests:,} requests"
+
+    def break_of(self, arm: str, rule: GuardrailRule) -> Break | None:
+        """Return the break of this rule by this arm."""
+        return next((one for one in self.breaks if (one.arm, one.guardrail) == (arm, rule.text)), None)
 
     def state(self) -> list[dict[str, Any]]:
-        return [asdict(found) for found in self.breaks]
+        """Return what JSON can hold; the names are those on disk."""
+        return [one.model_dump() for one in self.breaks]
 
     def restore(self, state: list[dict[str, Any]]) -> None:
-        self.breaks = [Break(**found) for found in state]
+        """Go on with the breaks whose `state` this is. Raises ValueError for anything else."""
+        self.breaks = [Break.model_validate(one) for one in state]

@@ -1,4 +1,4 @@
-"""What must hold of an arm, or it is given no more requests: `error_rate<1%`, `agreement>0.6`, `ttft_ms<1.2x`.
+"""A guardrail must hold of an arm, or the arm is given no more requests: `error_rate<1%`, `ttft_ms<1.2x`.
 
     guardrail = quantity ("<" | ">") bound
     quantity  = error_rate | agreement | logprob_difference_nats | ttft_ms | itl_ms | e2e_ms | tokens_per_s
@@ -28,11 +28,14 @@ PERCENTILE = re.compile(r"(ttft|e2e)_p([5-9][0-9])_ms")
 HELP = "it is QUANTITY<BOUND or QUANTITY>BOUND, as error_rate<1%, agreement>0.6, ttft_ms<1.2x, e2e_p95_ms<3000"
 
 Standing = Literal["holds", "undecided", "broken"]
+Kind = Literal["error_rate", "error_rate_ratio", "percentile", "agreement", "mean", "mean_ratio"]
 
 
 @dataclass(frozen=True)
-class Guardrail:
-    """text: as it was given. bound: a share in [0, 1], a number, or with `relative` a factor of the control's figure.
+class GuardrailRule:
+    """A guardrail as it was spelt.
+
+    text: as it was given. bound: a share in [0, 1], a number, or with `relative` a factor of the control's figure.
 
     percentile: of the values of `quantity`, in (0, 1); None is the mean.
     """
@@ -45,30 +48,41 @@ class Guardrail:
     percentile: float | None = None
 
     @property
+    def kind(self) -> Kind:
+        """How it is evaluated."""
+        if self.percentile is not None:
+            return "percentile"
+        if self.quantity == "error_rate":
+            return "error_rate_ratio" if self.relative else "error_rate"
+        if self.quantity == "agreement":
+            return "agreement"
+        return "mean_ratio" if self.relative else "mean"
+
+    @property
     def mirrored(self) -> bool:
         """Whether it is about mirrored requests."""
         return self.quantity in MIRRORED
 
     def verdict(self, *, all_above: bool, all_below: bool) -> Standing:
-        """Whether all values that are still possible are above the bound, or all below."""
+        """Return the standing, by whether all values that are still possible are above the bound, or all below."""
         if all_above or all_below:
             return "holds" if all_below == self.below else "broken"
         return "undecided"
 
 
-def parse_guardrail(text: str) -> Guardrail:
-    """Raises UserError."""
-    found = FORM.fullmatch(text)
-    if not found:
+def parse_guardrail(text: str) -> GuardrailRule:
+    """Return the rule that the text spells. Raises UserError."""
+    match = FORM.fullmatch(text)
+    if not match:
         raise UserError(f"guardrail {text!r}: {HELP}")
-    quantity, sign, number, unit = found.groups()
+    quantity, sign, number, unit = match.groups()
     bound, below = float(number), sign == "<"
     if bound < 0 and quantity != "logprob_difference_nats":
         raise UserError(f"guardrail {text!r}: {quantity} is never below 0")
     if percentile := PERCENTILE.fullmatch(quantity):
         if unit:
             raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
-        return Guardrail(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
+        return GuardrailRule(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
     if quantity not in NAMES:
         raise UserError(
             f"guardrail {text!r}: {quantity} is no quantity; there are {', '.join(NAMES)}, "
@@ -82,4 +96,4 @@ def parse_guardrail(text: str) -> Guardrail:
         raise UserError(f"guardrail {text!r}: {quantity} is of both arms already; x is of every other quantity")
     if quantity in SHARES and unit != "x" and not 0 <= bound <= 1:
         raise UserError(f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %)")
-    return Guardrail(text.strip(), quantity, below, bound, relative=unit == "x")
+    return GuardrailRule(text.strip(), quantity, below, bound, relative=unit == "x")

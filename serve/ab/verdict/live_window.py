@@ -1,31 +1,27 @@
 """Live figures: what the last minutes of traffic looked like, for each arm, as time buckets in bounded memory.
 
-Everything an arm answered is in them, failovers and explicit requests too: they say how the arms do now. What may be
-compared is the verdict's business.
+Everything an arm answered is in them, failovers and explicit requests too: they say how the arms do now. A request is
+in the bucket in which it ended. So the first buckets after a start, or after a burst, hold the quick answers only.
+Nothing is tested here: what may be compared is the verdict's business.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mi_prun.artefact import Record
-from serve.ab.verdict.event import Observation, Outcome, ShadowComparison
+from serve.ab.verdict.event import ARM_FAULTS, Event, ShadowComparison
+from serve.ab.verdict.quantiles import Quantiles
 
 BUCKET_SECONDS = 10
 BUCKETS = 60
 NOW_SECONDS = 60
-GROWTH = 1.05  # of the histogram's bins: a quantile is within 2.5 % of the value it stands for
-BINS_PER_E = 1 / math.log(GROWTH)
-SMALLEST, LARGEST = 1e-6, 1e6
-FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 
 class LiveArm(Record):
-    """Of a stretch of time. Rates are per second; quantiles are None where nothing was observed.
+    """An arm in a stretch of time. Rates are per second; quantiles are None where nothing was observed.
 
     requests: attempts that ended. errors: those the arm is to blame for. answer_tokens_per_s: of one answer, its first
     token's wait left out: how fast text appears.
@@ -43,7 +39,7 @@ class LiveArm(Record):
 
 
 class LiveSeries(Record):
-    """The same by bucket: a column each."""
+    """An arm by bucket: a column for each figure of `LiveArm`."""
 
     requests: tuple[int, ...]
     errors: tuple[int, ...]
@@ -57,7 +53,7 @@ class LiveSeries(Record):
 
 
 class LiveShadow(Record):
-    """Of all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
+    """Mirrored requests in all buckets. agreement: mean share of leading tokens that are the same, in [0, 1]."""
 
     compared: int
     failed: int
@@ -65,7 +61,9 @@ class LiveShadow(Record):
 
 
 class LiveFigures(Record):
-    """time_s: when each bucket starts, oldest first, Unix time; the one that is still filling is not among them.
+    """Live figures of all arms.
+
+    time_s: when each bucket starts, oldest first, Unix time; the one that is still filling is not among them.
 
     series: for each arm, one value a bucket. now: about the last `now_s` seconds, the filling bucket included.
     """
@@ -78,28 +76,8 @@ class LiveFigures(Record):
     shadow: LiveShadow
 
 
-class Histogram:
-    """Counts in bins that grow by `GROWTH`: at most a few hundred of them, however many values come."""
-
-    def __init__(self) -> None:
-        self.bins: Counter[int] = Counter()
-
-    def add(self, *values: float) -> None:
-        self.bins.update(
-            [round(math.log(min(value, LARGEST) if value > SMALLEST else SMALLEST) * BINS_PER_E) for value in values]
-        )
-
-    def merge(self, other: Histogram) -> None:
-        self.bins.update(other.bins)
-
-    def quantile(self, share: float) -> float | None:
-        rank = share * self.bins.total()
-        seen = 0
-        for bin_, count in sorted(self.bins.items()):
-            seen += count
-            if seen >= rank:
-                return float(f"{GROWTH**bin_:.3g}")
-        return None
+def _three_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
 
 
 @dataclass
@@ -107,21 +85,21 @@ class ArmBucket:
     requests: int = 0
     errors: int = 0
     output_tokens: int = 0
-    answer_tokens_per_s: Histogram = field(default_factory=Histogram)
-    ttft_s: Histogram = field(default_factory=Histogram)
-    itl_s: Histogram = field(default_factory=Histogram)
+    answer_tokens_per_s: Quantiles = field(default_factory=Quantiles)
+    ttft_s: Quantiles = field(default_factory=Quantiles)
+    itl_s: Quantiles = field(default_factory=Quantiles)
 
-    def add(self, observation: Observation) -> None:
+    def add(self, event: Event) -> None:
         self.requests += 1
-        self.errors += observation.outcome in FAULTS
-        tokens, ttft_s = observation.output_tokens or 0, observation.ttft_s
+        self.errors += event.outcome in ARM_FAULTS
+        tokens, ttft_s = event.output_tokens or 0, event.ttft_s
         self.output_tokens += tokens
-        self.itl_s.add(*observation.itl_s)
-        if ttft_s is None or not observation.streamed or observation.status != 200:
+        self.itl_s.add(event.itl_s)
+        if ttft_s is None or not event.streamed or event.status != 200:
             return  # without a stream the first byte is the whole answer; a refusal is none
-        self.ttft_s.add(ttft_s)
-        if tokens > 1 and observation.e2e_s > ttft_s:
-            self.answer_tokens_per_s.add((tokens - 1) / (observation.e2e_s - ttft_s))
+        self.ttft_s.add((ttft_s,))
+        if tokens > 1 and event.e2e_s > ttft_s:
+            self.answer_tokens_per_s.add(((tokens - 1) / (event.e2e_s - ttft_s),))
 
     def merge(self, other: ArmBucket) -> None:
         self.requests += other.requests
@@ -137,11 +115,11 @@ class ArmBucket:
             errors=self.errors,
             requests_per_s=round(self.requests / seconds, 3),
             output_tokens_per_s=round(self.output_tokens / seconds, 2),
-            answer_tokens_per_s_p50=self.answer_tokens_per_s.quantile(0.5),
-            ttft_s_p50=self.ttft_s.quantile(0.5),
-            ttft_s_p99=self.ttft_s.quantile(0.99),
-            itl_s_p50=self.itl_s.quantile(0.5),
-            itl_s_p99=self.itl_s.quantile(0.99),
+            answer_tokens_per_s_p50=_three_digits(self.answer_tokens_per_s.quantile(0.5)),
+            ttft_s_p50=_three_digits(self.ttft_s.quantile(0.5)),
+            ttft_s_p99=_three_digits(self.ttft_s.quantile(0.99)),
+            itl_s_p50=_three_digits(self.itl_s.quantile(0.5)),
+            itl_s_p99=_three_digits(self.itl_s.quantile(0.99)),
         )
 
 
@@ -154,16 +132,16 @@ class Bucket:
         self._closed: dict[str, LiveArm] = {}
 
     def closed_figures(self, arm: str, seconds: float) -> LiveArm:
-        """Of a bucket that nothing is added to any more: worked out once, however often a page asks."""
+        """Return the figures of a bucket that nothing is added to any more: worked out once."""
         if arm not in self._closed:
             self._closed[arm] = self.arms[arm].figures(seconds)
         return self._closed[arm]
 
 
-class Live:
-    """A listener of the proxy. To be used from one thread, as the proxy's event loop is.
+class LiveWindow:
+    """The last minutes, by bucket: a listener of the proxy. Use it from one thread, as the proxy's event loop is.
 
-    arms: those that are known; an observation of another one is left out, so that nothing grows.
+    arms: those that are known; an event of another one is left out, so that nothing grows.
     """
 
     def __init__(
@@ -181,10 +159,10 @@ class Live:
         self._started = clock()
         self._ring: dict[int, Bucket] = {}  # by bucket number: Unix time over bucket_s
 
-    def __call__(self, event: Observation | ShadowComparison) -> None:
-        """Counted when it comes, not when the request began: a bucket that was shown does not change afterwards."""
+    def __call__(self, event: Event | ShadowComparison) -> None:
+        """Count an event when it comes, not when its request began: a bucket that was shown stays as it was."""
         bucket = self._current()
-        if isinstance(event, Observation):
+        if isinstance(event, Event):
             if event.arm in bucket.arms:
                 bucket.arms[event.arm].add(event)
         elif event.agreement is None:

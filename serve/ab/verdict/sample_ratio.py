@@ -1,8 +1,8 @@
-"""Whether the arms get the requests that the split gives them. Where they do not, requests are lost on the way in one
-of them, and no difference between the arms can be believed.
+"""The sample ratio: whether the arms get the requests that the split gives them.
 
-What is counted are clients, not requests: a client's first request, or one that names no key. The next ones go where
-the first went, and are no news.
+Where they do not, requests are lost on the way to one of them, and no difference between the arms can be believed.
+Clients are counted, not requests: a client's first request, or one that names no key. The next ones go where the first
+went, and are no news. They are counted when the arm is asked: when an answer ends depends on the arm.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ ODDS = tuple(map(math.exp, TILTS))
 ALPHA = 0.01
 
 
-class Seen:
+class SeenKeys:
     """A set of keys in constant memory, that may take a new one for a known one."""
 
     def __init__(self) -> None:
         self._bits = bytearray(SEEN_BITS // 8)
 
     def is_new(self, key: str) -> bool:
-        """And from now on it is not."""
+        """Return whether the key is new; from now on it is not."""
         index = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % SEEN_BITS
         byte, bit = index // 8, 1 << index % 8
         if self._bits[byte] & bit:
@@ -37,7 +37,7 @@ class Seen:
         return base64.b64encode(self._bits).decode("ascii")
 
     @classmethod
-    def restored(cls, state: str) -> Seen:
+    def restored(cls, state: str) -> SeenKeys:
         seen = cls()
         seen._bits = bytearray(base64.b64decode(state))
         if len(seen._bits) != SEEN_BITS // 8:
@@ -46,12 +46,12 @@ class Seen:
 
 
 class SampleRatio:
-    """Clients of an arm among those of this arm and the control.
+    """Clients of an arm among those of this arm and the control, and how well they fit the split.
 
-    A mixture of likelihood ratios, odds e^tilt times the split's against the split's own: it passes 1 / alpha with
-    probability alpha at most, ever, while the split is kept (Ville), whatever the split is at any time and however
-    often it is changed; for a fixed split compare Lindon and Malek, Anytime-valid inference for multinomial count
-    data, NeurIPS 2022.
+    The test is a mixture of likelihood ratios, odds e^tilt times the split's against the split's own. It passes
+    1 / alpha with probability alpha at most, ever, while the split is kept (Ville), whatever the split is at any time
+    and however often it is changed. For a fixed split compare Lindon and Malek, Anytime-valid
+    inference for multinomial count data, NeurIPS 2022.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,10 @@ class SampleRatio:
         self._largest = 0.0
 
     def add(self, is_arm: bool, probability: float) -> None:
-        """probability: with which the split sends a client of one of the two to the arm, in (0, 1)."""
+        """Count a client.
+
+        probability: with which the split sends a client of one of the two to the arm, in (0, 1).
+        """
         self.clients += 1
         self.arm_clients += is_arm
         self.expected += probability
@@ -74,17 +77,25 @@ class SampleRatio:
 
     @property
     def p_value(self) -> float:
-        """Valid at every look at once."""
+        """The p-value, valid at every look at once."""
         return math.exp(-self._largest)
 
     def state(self) -> dict[str, Any]:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
+        """Return what JSON can hold; the names are those on disk."""
+        return {
+            "clients": self.clients,
+            "arm_clients": self.arm_clients,
+            "expected": self.expected,
+            "log_ratios": self._log_ratios,
+            "largest": self._largest,
+        }
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> SampleRatio:
+        """Return the counts whose `state` this is. Raises KeyError or ValueError for anything else."""
         ratio = cls()
-        for name in vars(ratio):
-            setattr(ratio, name, state[name.lstrip("_")])
+        ratio.clients, ratio.arm_clients, ratio.expected = state["clients"], state["arm_clients"], state["expected"]
+        ratio._log_ratios, ratio._largest = list(state["log_ratios"]), state["largest"]
         if len(ratio._log_ratios) != len(TILTS):
             raise ValueError(f"{len(ratio._log_ratios)} tilts, not {len(TILTS)}")
         return ratio

@@ -1,4 +1,4 @@
-"""What the experiment says by now: each arm's figures, the differences, and whether they can be believed.
+"""The verdict: each arm's figures, the differences, and whether they can be believed.
 
 Every interval holds at every look at once (`statistics.py`), each at its own level 1 - alpha.
 """
@@ -18,7 +18,9 @@ Direction = Literal["lower", "higher", "no different", "unknown"]
 
 
 class VerdictSettings(Record):
-    """alpha: of each interval, and of all guardrails together. figure: what the sample size is for. minimal_effect: the
+    """How the verdict is made.
+
+    alpha: of each interval, and of all guardrails together. figure: what the sample size is for. minimal_effect: the
     difference of it that must not be overlooked, as a share of the control's; power: how surely it is found.
     """
 
@@ -36,14 +38,14 @@ class VerdictSettings(Record):
 
 
 class Interval(Record):
-    """None: no bound on that side."""
+    """An interval; None is no bound on that side."""
 
     low: float | None
     high: float | None
 
 
 class Figure(Record):
-    """Of an arm. requests: that have one. mean, p50..p99: in the unit of its name. interval: of the mean."""
+    """A figure of an arm. requests: that have one. mean, p50..p99: in the unit of its name. interval: of the mean."""
 
     requests: int
     mean: float | None
@@ -55,7 +57,9 @@ class Figure(Record):
 
 
 class ArmFigures(Record):
-    """requests: counted ones. share: of the split now. error_rate: upstream errors, timeouts and broken answers among
+    """All figures of an arm.
+
+    requests: counted ones. share: of the split now. error_rate: upstream errors, timeouts and broken answers among
     the requests that the client was neither wrong about nor left. gave_up_rate: clients that left, among them and the
     answered.
     """
@@ -72,7 +76,9 @@ class ArmFigures(Record):
 
 
 class Difference(Record):
-    """difference: the arm's less the control's, in the figure's unit. ratio: the arm's over the control's."""
+    """An arm's figure beside the control's.
+
+    difference: the arm's less the control's, in the figure's unit. ratio: the arm's over the control's."""
 
     difference: float | None
     interval: Interval | None
@@ -82,7 +88,9 @@ class Difference(Record):
 
 
 class ShadowFigures(Record):
-    """agreement: share of leading tokens that are the same. logprob_difference_nats: mean log-probability of the
+    """Figures of mirrored requests.
+
+    agreement: share of leading tokens that are the same. logprob_difference_nats: mean log-probability of the
     control's tokens under the arm less under the control.
     """
 
@@ -93,8 +101,10 @@ class ShadowFigures(Record):
 
 
 class SampleSize(Record):
-    """Requests of the arm that show `minimal_effect` on `figure` with `power`, looks at all times paid for; None while
-    too few have come to say.
+    """How many requests are enough.
+
+    needed: requests of the arm that show `minimal_effect` on `figure` with `power`, looks at all times paid for; None
+    while too few have come to say.
     """
 
     figure: str
@@ -106,7 +116,7 @@ class SampleSize(Record):
 
 
 class SampleRatioCheck(Record):
-    """Of clients, the arm's among its and the control's. p_value: of all looks; a mismatch is one below alpha."""
+    """Clients of the arm among its and the control's. p_value: of all looks; a mismatch is one below alpha."""
 
     clients: int
     share: float | None
@@ -117,7 +127,10 @@ class SampleRatioCheck(Record):
 
 
 class GuardrailFigure(Record):
-    """value: the mean, the ratio to the control's or the percentile. interval: of it; for a percentile, of the share of
+    """How a guardrail stands.
+
+    value: the mean, the ratio to the control's or the percentile; an error rate counts requests in flight as answered.
+    interval: of it; for a percentile, of the share of
     the values that are above the bound.
     """
 
@@ -144,7 +157,9 @@ class Comparison(Record):
 
 
 class Verdict(Record):
-    """time, since: seconds since 1970; since when the figures are collected. notes: what to know before one believes
+    """The whole verdict.
+
+    time, since: seconds since 1970; since when the figures are collected. notes: what to know before one believes
     it.
     """
 
@@ -162,11 +177,16 @@ class Verdict(Record):
 
 
 def line(comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: float) -> str:
-    """`pruned: TTFT 12 % lower (95 % CI 9..15 %), errors no different, agreement 0.71; n=1,240 of 2,000 needed`."""
+    """Return the verdict in a line.
+
+    As `pruned: TTFT 12 % lower (95 % CI 9..15 %), errors no different, agreement 0.71; n=1,240 of 2,000 needed`.
+    """
     level = f"{100 * (1 - alpha):g} % CI"
     parts = []
-    for name, found in comparison.differences.items():
-        if (name in TOLD or found.direction in ("lower", "higher")) and (said := _relative(name, found, level)):
+    for name, difference in comparison.differences.items():
+        if (name in TOLD or difference.direction in ("lower", "higher")) and (
+            said := _relative(name, difference, level)
+        ):
             parts.append(said)
     errors, rates = comparison.error_rate, (ours.error_rate.mean, control.error_rate.mean)
     if errors.direction != "unknown":
@@ -187,15 +207,15 @@ def line(comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: f
     return f"{comparison.arm}: {body}{'; '.join(ends)}"
 
 
-def _relative(name: str, found: Difference, level: str) -> str:
+def _relative(name: str, difference: Difference, level: str) -> str:
     title = QUANTITIES[name].title
-    if found.ratio is None or found.ratio_interval is None or found.ratio_interval.low is None:
+    if difference.ratio is None or difference.ratio_interval is None or difference.ratio_interval.low is None:
         return ""
-    low, high = 100 * (found.ratio_interval.low - 1), found.ratio_interval.high
+    low, high = 100 * (difference.ratio_interval.low - 1), difference.ratio_interval.high
     if high is None:
         return f"{title} unknown"
     top = 100 * (high - 1)
-    change = 100 * (found.ratio - 1)
+    change = 100 * (difference.ratio - 1)
     if top < 0:
         return f"{title} {_round(-change)} % lower ({level} {_round(-top)}..{_round(-low)} %)"
     if low > 0:

@@ -36,11 +36,12 @@ def width(clock: float, alpha: float) -> float:
 
 @dataclass
 class Share:
-    """Of successes among independent trials, exact at any number of them: the beta-binomial mixture of Robbins (1970),
-    as in Howard, Ramdas, McAuliffe, Sekhon, Annals of Statistics 49(2), 2021, with a Beta(1/2, 1/2).
+    """A share of successes among independent trials, exact at any number of them.
 
-    The wealth of a bettor against the share p, B(s + 1/2, n - s + 1/2) / B(1/2, 1/2) / (p^s (1 - p)^(n - s)), passes
-    1 / alpha with probability alpha at most, ever, where p is true.
+    The interval is the beta-binomial mixture of Robbins (1970), as in Howard, Ramdas, McAuliffe, Sekhon, Annals of
+    Statistics 49(2), 2021, with a Beta(1/2, 1/2). It is the wealth of a bettor against the share p,
+    B(s + 1/2, n - s + 1/2) / B(1/2, 1/2) / (p^s (1 - p)^(n - s)). It passes 1 / alpha with probability alpha at most,
+    ever, where p is true.
     """
 
     successes: int = 0
@@ -64,11 +65,11 @@ class Share:
         failures = self.trials - self.successes
         if (share <= 0 and self.successes) or (share >= 1 and failures):
             return -math.inf
-        found = self.successes * math.log(share) if self.successes else 0.0
-        return found + failures * math.log1p(-share) if failures else found
+        likelihood = self.successes * math.log(share) if self.successes else 0.0
+        return likelihood + failures * math.log1p(-share) if failures else likelihood
 
     def bounds(self, alpha: float) -> Bounds:
-        """Every share that the trials do not speak against."""
+        """Return the ends of all shares that the trials do not speak against."""
         if not self.trials:
             return 0.0, 1.0
         mean, least = self.successes / self.trials, self._log_mixture() + math.log(alpha)
@@ -89,7 +90,7 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where `holds` stops between a point at which it does and one at which it need not; the outer side of it."""
+    """Return where `holds` stops between a point at which it does and one at which it need not; the outer side."""
     if holds(outside):
         return outside
     while abs(outside - inside) > EDGE * abs(outside) + 1e-12:
@@ -99,8 +100,10 @@ def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> floa
 
 
 class BoundedMean:
-    """Of values in [0, 1] of any distribution, exact at any number of them: the predictable plug-in empirical Bernstein
-    sequence of Waudby-Smith and Ramdas, JRSS B 86(1), 2024, theorem 2. The level is chosen before the first value.
+    """A mean of values in [0, 1] of any distribution, exact at any number of them.
+
+    The interval is the predictable plug-in empirical Bernstein sequence of Waudby-Smith and Ramdas, JRSS B 86(1), 2024,
+    theorem 2. The level is chosen before the first value.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -138,21 +141,33 @@ class BoundedMean:
         return max(0.0, centre - margin), min(1.0, centre + margin)
 
     def state(self) -> dict[str, Any]:
-        return {name.lstrip("_"): value for name, value in vars(self).items()}
+        """Return what JSON can hold; the names are those on disk."""
+        return {
+            "alpha": self.alpha,
+            "count": self.count,
+            "total": self._total,
+            "squares": self._squares,
+            "bets": self._bets,
+            "bet_values": self._bet_values,
+            "penalty": self._penalty,
+        }
 
     @classmethod
     def restored(cls, state: dict[str, Any], alpha: float) -> BoundedMean:
-        """Raises ValueError where the state was made for another level: its bets were."""
+        """Return the mean whose `state` this is. Raises ValueError where it was made for another level."""
         if state["alpha"] != alpha:
             raise ValueError(f"made for alpha {state['alpha']}, not {alpha}")
         mean = cls(alpha)
-        for name in vars(mean):
-            setattr(mean, name, state[name.lstrip("_")])
+        mean.count, mean._total, mean._squares = state["count"], state["total"], state["squares"]
+        mean._bets, mean._bet_values, mean._penalty = state["bets"], state["bet_values"], state["penalty"]
         return mean
 
 
 def ratio_bounds(holds: Callable[[float], bool], ratio: float) -> tuple[float, float | None]:
-    """The ratios c >= 0 for which `holds(c)`, around one for which it does (Fieller's way). None: no upper end."""
+    """Return the ends of the ratios c >= 0 for which `holds(c)`, around one for which it does (Fieller's way).
+
+    None is no upper end.
+    """
     low = _edge(holds, ratio, 0.0)
     outside = max(2 * ratio, 1e-9)
     while holds(outside):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,12 @@ from serve.ab.verdict.statistics import Bounds, ratio_bounds, width
 
 BUCKETS = 256
 MIN_REQUESTS = 100  # of each arm, before an interval is given: a skewed sum of fewer is not normal enough
-ACCURACY = 0.01  # relative, of a quantile
-SMALLEST, LARGEST = 1e-6, 1e9
-LOG_BASE = math.log((1 + ACCURACY) / (1 - ACCURACY))
-LOWEST, HIGHEST = (math.ceil(math.log(value) / LOG_BASE) for value in (SMALLEST, LARGEST))
 
 Floats = npt.NDArray[np.float64]
 
 
 class Sums:
-    """y and x of one arm's requests, weighted."""
+    """Weighted sums of y and x of one arm's requests."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -69,34 +64,39 @@ class Sums:
 
     @property
     def variance(self) -> float:
-        """Of the ratio, were all requests independent."""
+        """Variance of the ratio, were all requests independent."""
         return self._residual_squares() / self._x**2 * self.count / max(1, self.count - 1)
 
     def residuals(self) -> Floats:
-        """By bucket; they sum to 0, and their squares to the variance of the ratio."""
+        """Return residuals by bucket; they sum to 0, and their squares to the variance of the ratio."""
         return np.asarray((self._bucket_y - self._y / self._x * self._bucket_x) / self._x)
 
     def filled(self) -> npt.NDArray[np.bool_]:
         return np.asarray(self._bucket_x > 0)
 
     def state(self) -> dict[str, Any]:
+        """Return what JSON can hold; the names are those on disk."""
         return {
-            name.lstrip("_"): _packed(value) if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
+            "count": self.count,
+            "y": self._y,
+            "x": self._x,
+            "yy": self._yy,
+            "xy": self._xy,
+            "xx": self._xx,
+            "bucket_y": _packed(self._bucket_y),
+            "bucket_x": _packed(self._bucket_x),
+            "first_variance": self.first_variance,
         }
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Sums:
+        """Return the sums whose `state` this is. Raises KeyError or ValueError for anything else."""
         sums = cls()
-        for name, value in vars(sums).items():
-            stored = state[name.lstrip("_")]
-            setattr(sums, name, _unpacked(stored) if isinstance(value, np.ndarray) else stored)
+        sums.count, sums.first_variance = state["count"], state["first_variance"]
+        sums._y, sums._x = state["y"], state["x"]
+        sums._yy, sums._xy, sums._xx = state["yy"], state["xy"], state["xx"]
+        sums._bucket_y, sums._bucket_x = _unpacked(state["bucket_y"]), _unpacked(state["bucket_x"])
         return sums
-
-
-def _middle(index: int) -> float:
-    """Of a bucket of `Quantiles`: no value in it is farther off than ACCURACY."""
-    return 2 * math.exp(index * LOG_BASE) / (math.exp(LOG_BASE) + 1)
 
 
 def _packed(array: Floats) -> str:
@@ -111,7 +111,7 @@ def _unpacked(text: str) -> Floats:
 
 
 class Contrast:
-    """R_arm - c R_control, with its standard error, for any c. For an arm alone: without a control, c = 0."""
+    """The contrast R_arm - c R_control with its standard error, for any c; for an arm alone c = 0."""
 
     def __init__(self, arm: Sums, control: Sums | None = None) -> None:
         self.ready = arm.count >= MIN_REQUESTS and (control is None or control.count >= MIN_REQUESTS)
@@ -163,7 +163,10 @@ class Contrast:
         return ratio_bounds(lambda c: abs(self.estimate(c)) <= self.margin(c, alpha), ratio)
 
     def needed(self, effect: float, alpha: float, z_power: float) -> float | None:
-        """How many times the requests would show a difference of `effect`. z_power: normal quantile of the power."""
+        """Return how many times the requests would show a difference of `effect`; None where none would.
+
+        z_power: normal quantile of the power.
+        """
         if not self.ready or effect <= 0:
             return None
         variance = self.variance(1.0)
@@ -180,41 +183,3 @@ class Contrast:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if shown(middle) else (middle, high)
         return high
-
-
-class Quantiles:
-    """Weighted counts in buckets that widen by a constant factor (as DDSketch, Masson et al., VLDB 2019): any quantile
-    within 1 %, in some 1,700 numbers whatever comes.
-    """
-
-    def __init__(self) -> None:
-        self._counts = np.zeros(HIGHEST - LOWEST + 1)
-
-    def add(self, values: Sequence[float], weight: float) -> None:
-        if len(values) == 1:
-            value = min(max(values[0], SMALLEST), LARGEST)
-            self._counts[math.ceil(math.log(value) / LOG_BASE) - LOWEST] += weight
-        elif values:
-            logs = np.log(np.clip(np.asarray(values, dtype=float), SMALLEST, LARGEST))
-            np.add.at(self._counts, np.ceil(logs / LOG_BASE).astype(int) - LOWEST, weight)
-
-    def quantile(self, share: float) -> float | None:
-        """The value that this share of the weight is at or below."""
-        return self.quantiles([share])[0]
-
-    def quantiles(self, shares: Sequence[float]) -> list[float | None]:
-        passed = np.cumsum(self._counts)
-        if passed[-1] <= 0:
-            return [None] * len(shares)
-        indices = np.searchsorted(passed, np.asarray(shares) * passed[-1]) + LOWEST
-        return [0.0 if index <= LOWEST else _middle(index) for index in indices.tolist()]
-
-    def state(self) -> list[list[float]]:
-        filled = np.flatnonzero(self._counts)
-        return [filled.tolist(), self._counts[filled].tolist()]
-
-    @classmethod
-    def restored(cls, state: list[list[float]]) -> Quantiles:
-        quantiles = cls()
-        quantiles._counts[np.array(state[0], dtype=int)] = state[1]
-        return quantiles

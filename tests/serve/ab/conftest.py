@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mi_prun.process_group import ProcessGroup, free_port
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.event import Event, ShadowComparison
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 ADMIN_KEY = "admin-key-of-the-tests"
@@ -191,10 +191,10 @@ def admin() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def observed() -> Callable[..., Observation]:
+def observed() -> Callable[..., Event]:
     """`observed("pruned", ttft_s=0.1)`: a counted, streamed answer of that arm, 20 tokens in 0.3 s, or what is said."""
 
-    def make(arm: str = "dense", **fields: Any) -> Observation:
+    def make(arm: str = "dense", **fields: Any) -> Event:
         whole: dict[str, Any] = {
             "time": 1000.0,
             "arm": arm,
@@ -213,7 +213,7 @@ def observed() -> Callable[..., Observation]:
             "output_tokens": 20,
             "finish_reason": "stop",
         }
-        return Observation(**(whole | fields))
+        return Event(**(whole | fields))
 
     return make
 

@@ -17,10 +17,10 @@ from serve.ab.api.app import create_app
 from serve.ab.api.metrics import ITL_S, GapHistogram, Metrics
 from serve.ab.config import Config
 from serve.ab.proxy.service import Service
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.event import Event, ShadowComparison
 
 GRAFANA = Path(__file__).parents[4] / "serve" / "ab" / "api" / "grafana.json"
-Observed = Callable[..., Observation]
+Observed = Callable[..., Event]
 Compared = Callable[..., ShadowComparison]
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Observation, Outcome
+from serve.ab.verdict.collector import EventCollector
+from serve.ab.verdict.event import Event, Outcome
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -212,20 +212,20 @@ def test_figures_appear_after_traffic(
     expect(chart).to_be_visible()
 
 
-def judged(page: Any, judge: Judge) -> None:
+def judged(page: Any, collector: EventCollector) -> None:
     """The page is given this verdict, whatever the proxy's own traffic was."""
-    body = judge.verdict().model_dump_json()
+    body = collector.verdict().model_dump_json()
     page.route("**/admin/verdict", lambda route: route.fulfill(body=body, content_type="application/json"))
 
 
 def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
     from playwright.sync_api import expect
 
-    judge = Judge("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
+    collector = EventCollector("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
     for number in range(4000):
-        judge.observe(attempt(number, ttft_s=0.1 if number % 2 else 0.05))
+        collector.observe(attempt(number, ttft_s=0.1 if number % 2 else 0.05))
     page = open_page()
-    judged(page, judge)
+    judged(page, collector)
     unlock(page, admin)
     expect(page.locator("#verdict-words")).to_have_text(
         re.compile(r"^pruned: first token 50(\.0)?\s% sooner, tokens [0-9.]+\s% faster, errors no different\.$")
@@ -242,7 +242,7 @@ def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any],
 def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
     from playwright.sync_api import expect
 
-    judge = Judge(
+    collector = EventCollector(
         "default",
         "dense",
         {"dense": 50.0, "pruned": 50.0},
@@ -250,18 +250,18 @@ def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any
         drain=lambda arm, reason: True,
     )
     for number in range(400):
-        judge.observe(attempt(number, outcome="ok" if number % 2 else "upstream_error"))
+        collector.observe(attempt(number, outcome="ok" if number % 2 else "upstream_error"))
     page = open_page()
-    judged(page, judge)
+    judged(page, collector)
     unlock(page, admin)
     expect(page.locator("#verdict-words")).to_have_text("pruned broke error_rate<5% and gets no more traffic.")
     expect(page.locator("#verdict-notes .bad")).to_contain_text("Its weight was set to 0.")
 
 
-def attempt(number: int, *, ttft_s: float = 0.1, outcome: Outcome = "ok") -> Observation:
+def attempt(number: int, *, ttft_s: float = 0.1, outcome: Outcome = "ok") -> Event:
     """Of dense where the number is odd, else of pruned."""
     arm, noise = ("dense" if number % 2 else "pruned"), 1 + 0.1 * (number % 7)
-    return Observation(
+    return Event(
         time=time.time(),
         arm=arm,
         assigned_arm=arm,

@@ -18,24 +18,24 @@ from mi_prun.errors import UserError
 from serve.ab.api.app import create_app
 from serve.ab.config import Config
 from serve.ab.experiment import aggregates_store
-from serve.ab.experiment.aggregates_store import EvidenceStore
+from serve.ab.experiment.aggregates_store import AggregatesStore
 from serve.ab.experiment.store import Store
 from serve.ab.proxy.security import Keys
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Observation
+from serve.ab.verdict.collector import EventCollector
+from serve.ab.verdict.event import Event
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
-Observed = Callable[..., Observation]
+Observed = Callable[..., Event]
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from serve.ab.experiment.aggregates_store import EvidenceStore
-from serve.ab.verdict.collector import Judge
+from serve.ab.experiment.aggregates_store import AggregatesStore
+from serve.ab.verdict.collector import EventCollector
 from serve.ab.experiment.store import Store
-judge = Judge("trial", "dense", {"dense": 50.0, "pruned": 50.0})
-judge.evidence.arms["dense"].outcomes["ok"] = 7
-EvidenceStore(Store(Path(sys.argv[1])), judge).save(judge.state())
+collector = EventCollector("trial", "dense", {"dense": 50.0, "pruned": 50.0})
+collector.aggregates.arms["dense"].outcomes["ok"] = 7
+AggregatesStore(Store(Path(sys.argv[1])), collector).save(collector.state())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -44,32 +44,32 @@ def test_what_was_saved_before_a_kill_is_there(tmp_path: Path) -> None:
     path = tmp_path / "ab.sqlite"
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=dict(os.environ), timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
-    judge = Judge("trial", "dense", WEIGHTS)
-    EvidenceStore(Store(path), judge).load()
-    assert judge.evidence.arms["dense"].requests == 7
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    AggregatesStore(Store(path), collector).load()
+    assert collector.aggregates.arms["dense"].requests == 7
 
 
 def test_each_experiment_has_its_own(tmp_path: Path, observed: Observed) -> None:
     store = Store(tmp_path / "ab.sqlite")
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.observe(observed())
-    EvidenceStore(store, judge).save(judge.state())
-    other = Judge("other", "dense", WEIGHTS)
-    EvidenceStore(store, other).load()
-    assert other.evidence.arms["dense"].requests == 0
-    same = Judge("trial", "dense", WEIGHTS)
-    EvidenceStore(store, same).load()
-    assert same.state() == judge.state()
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.observe(observed())
+    AggregatesStore(store, collector).save(collector.state())
+    other = EventCollector("other", "dense", WEIGHTS)
+    AggregatesStore(store, other).load()
+    assert other.aggregates.arms["dense"].requests == 0
+    same = EventCollector("trial", "dense", WEIGHTS)
+    AggregatesStore(store, same).load()
+    assert same.state() == collector.state()
 
 
 def test_it_is_saved_while_it_runs(tmp_path: Path, observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aggregates_store, "SAVE_S", 0.01)
     store = Store(tmp_path / "ab.sqlite")
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.observe(observed())
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.observe(observed())
 
     async def run() -> None:
-        task = asyncio.create_task(EvidenceStore(store, judge).run())
+        task = asyncio.create_task(AggregatesStore(store, collector).run())
         for _ in range(500):
             await asyncio.sleep(0.01)
             if store.connection.execute("SELECT count(*) FROM evidence").fetchone()[0]:
@@ -77,46 +77,46 @@ def test_it_is_saved_while_it_runs(tmp_path: Path, observed: Observed, monkeypat
         task.cancel()
 
     asyncio.run(run())
-    again = Judge("trial", "dense", WEIGHTS)
-    EvidenceStore(store, again).load()
-    assert again.evidence.arms["dense"].requests == 1
+    again = EventCollector("trial", "dense", WEIGHTS)
+    AggregatesStore(store, again).load()
+    assert again.aggregates.arms["dense"].requests == 1
 
 
 def test_a_disk_that_takes_nothing_is_said_once(
     tmp_path: Path, observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path / "ab.sqlite")
-    judge = Judge("trial", "dense", WEIGHTS)
-    kept = EvidenceStore(store, judge)
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    kept = AggregatesStore(store, collector)
     store.connection.execute("PRAGMA max_page_count=5")  # a full disk, as SQLite sees it
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
-            judge.observe(observed())
-            kept.save(judge.state())
+            collector.observe(observed())
+            kept.save(collector.state())
     assert len(caplog.records) == 1
     assert "the figures cannot be saved" in caplog.text
     store.connection.execute("PRAGMA max_page_count=100000")
-    kept.save(judge.state())
-    again = Judge("trial", "dense", WEIGHTS)
-    EvidenceStore(store, again).load()
-    assert again.evidence.arms["dense"].requests == 3
+    kept.save(collector.state())
+    again = EventCollector("trial", "dense", WEIGHTS)
+    AggregatesStore(store, again).load()
+    assert again.aggregates.arms["dense"].requests == 3
 
 
 def test_a_file_that_cannot_be_written_or_read_is_one_line(tmp_path: Path, observed: Observed) -> None:
     path = tmp_path / "ab.sqlite"
-    judge = Judge("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     store = Store(path)
     store.connection.execute("PRAGMA query_only=ON")
     with pytest.raises(UserError, match=r"cannot use .* as the state file: attempt to write a readonly database"):
-        EvidenceStore(store, judge)
+        AggregatesStore(store, collector)
     store.connection.execute("PRAGMA query_only=OFF")
-    EvidenceStore(store, judge).save(judge.state())  # of many pages
+    AggregatesStore(store, collector).save(collector.state())  # of many pages
     store.close()
     content = bytearray(path.read_bytes())
     content[3 * 4096 :] = b"\xff" * (len(content) - 3 * 4096)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot use .* as the state file") as refused:
-        EvidenceStore(Store(path), judge).load()
+        AggregatesStore(Store(path), collector).load()
     assert "\n" not in str(refused.value)
 
 
@@ -129,9 +129,9 @@ def test_an_arm_at_another_url_begins_anew(tmp_path: Path, observed: Observed) -
         fields = {"arms": arms, "split": {"dense": 1, "pruned": 1}, "model_name": "m", "state": tmp_path / "state"}
         app = create_app(Config.model_validate({**fields, "access_log": tmp_path / "log"}), keys=Keys())
         with TestClient(app):
-            judge = app.state.ab.judge
-            kept = int(judge.evidence.arms["pruned"].requests)
-            judge.observe(observed("pruned"))
+            collector = app.state.ab.collector
+            kept = int(collector.aggregates.arms["pruned"].requests)
+            collector.observe(observed("pruned"))
         return kept
 
     assert [requests(f"http://127.0.0.1:{port}") for port in (1, 1, 2, 2, 1)] == [0, 1, 0, 1, 0]
@@ -145,14 +145,14 @@ def test_a_reset_whose_start_fails_leaves_nothing_to_go_on_with(tmp_path: Path, 
 
     def kept(*, reset: bool, starts: bool) -> int:
         app = create_app(config, keys=Keys(), reset=reset)
-        judge = app.state.ab.judge
-        found = int(judge.evidence.arms["pruned"].requests)
+        collector = app.state.ab.collector
+        requests = int(collector.aggregates.arms["pruned"].requests)
         if starts:
             with TestClient(app):
-                judge.observe(observed("pruned"))
+                collector.observe(observed("pruned"))
         else:
             app.state.ab.experiment.store.close()
-        return found
+        return requests
 
     assert [kept(reset=False, starts=True), kept(reset=False, starts=True)] == [0, 1]
     assert kept(reset=True, starts=False) == 0

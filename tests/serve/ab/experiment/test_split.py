@@ -34,10 +34,10 @@ def test_a_draw_is_inside_of_0_and_1(experiment: str, key: str, arm: str) -> Non
 
 @pytest.mark.parametrize("weights", [{"dense": 95.0, "pruned": 5.0}, {"a": 1.0, "b": 1.0, "c": 2.0}])
 def test_shares_are_the_weights(weights: dict[str, float]) -> None:
-    found = Counter(ranking("exp", key, weights)[0] for key in KEYS)
+    counts = Counter(ranking("exp", key, weights)[0] for key in KEYS)
     for arm, weight in weights.items():
         share = weight / sum(weights.values())
-        assert abs(found[arm] / len(KEYS) - share) < 4 * math.sqrt(share * (1 - share) / len(KEYS))
+        assert abs(counts[arm] / len(KEYS) - share) < 4 * math.sqrt(share * (1 - share) / len(KEYS))
 
 
 @settings(max_examples=25, deadline=None)

@@ -21,13 +21,13 @@ def config(tmp_path: Path, **more: object) -> Config:
 
 
 def test_a_change_survives_a_restart_and_is_logged(tmp_path: Path) -> None:
-    found = config(tmp_path)
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path)
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     experiment.change(1, who="admin", why="more", weights={"pruned": 50}, shadow_share=0.25)
     store.close()
-    store = Store(found.state)
-    again = Experiment(found, store)
+    store = Store(configured.state)
+    again = Experiment(configured, store)
     assert again.state.weights == {"dense": 95.0, "pruned": 50.0}
     assert (again.state.version, again.state.shadow_share) == (2, 0.25)
     assert [(state.version, state.why) for state in store.changes("default")] == [(2, "more"), (1, "start")]
@@ -35,9 +35,9 @@ def test_a_change_survives_a_restart_and_is_logged(tmp_path: Path) -> None:
 
 
 def test_a_change_for_another_version_changes_nothing(tmp_path: Path) -> None:
-    found = config(tmp_path)
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path)
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     told: list[int] = []
     experiment.subscribers.append(lambda state: told.append(state.version))
     experiment.change(1, who="a", why="", paused=True)
@@ -56,9 +56,9 @@ def test_a_change_for_another_version_changes_nothing(tmp_path: Path) -> None:
     [{"weights": {"dense": 0, "pruned": 0}}, {"weights": {"c": 1}}, {"weights": {"dense": -1}}, {"shadow_share": 1.5}],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    found = config(tmp_path)
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path)
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     with pytest.raises(ValueError, match=r"must|no arm"):
         experiment.change(1, who="a", why="", **change)  # type: ignore[arg-type]
     assert experiment.state.version == 1
@@ -98,9 +98,9 @@ def test_a_file_that_is_none_of_ours(tmp_path: Path) -> None:
 
 
 def test_paused_goes_to_the_control_and_comes_back(tmp_path: Path) -> None:
-    found = config(tmp_path, split={"dense": 1, "pruned": 1})
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path, split={"dense": 1, "pruned": 1})
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     keys = [f"user-{number}" for number in range(50)]
     before = [experiment.assign(key, None).arm for key in keys]
     experiment.change(1, who="a", why="", paused=True)
@@ -113,9 +113,9 @@ def test_paused_goes_to_the_control_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_drain_holds_on_a_full_disk_and_is_written_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found = config(tmp_path)
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path)
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     told: list[int] = []
     experiment.subscribers.append(lambda state: told.append(state.version))
     store.connection.execute("PRAGMA query_only=ON")  # as a disk that takes nothing
@@ -138,16 +138,16 @@ def test_a_drain_holds_on_a_full_disk_and_is_written_later(tmp_path: Path, caplo
         (1, "config"),
     ]
     store.close()
-    store = Store(found.state)
-    assert Experiment(found, store).state.weights == {"dense": 95.0, "pruned": 0.0}
+    store = Store(configured.state)
+    assert Experiment(configured, store).state.weights == {"dense": 95.0, "pruned": 0.0}
     store.close()
 
 
 def test_what_could_not_be_written_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.ab.experiment.experiment.SAVE_S", 0.01)
-    found = config(tmp_path)
-    store = Store(found.state)
-    experiment = Experiment(found, store)
+    configured = config(tmp_path)
+    store = Store(configured.state)
+    experiment = Experiment(configured, store)
     store.connection.execute("PRAGMA query_only=ON")
     experiment.drain("pruned", "why")
     store.connection.execute("PRAGMA query_only=OFF")

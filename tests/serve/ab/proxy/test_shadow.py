@@ -16,7 +16,7 @@ import uvicorn
 from serve.ab.api.app import create_app
 from serve.ab.config import Config
 from serve.ab.proxy.security import Keys
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict.event import Event, ShadowComparison
 
 
 class Told:
@@ -26,9 +26,9 @@ class Told:
         self.url = url
         self.service = service
         self.comparisons: list[ShadowComparison] = []
-        self.observations: list[Observation] = []
+        self.observations: list[Event] = []
 
-    def __call__(self, said: Observation | ShadowComparison) -> None:
+    def __call__(self, said: Event | ShadowComparison) -> None:
         (self.comparisons if isinstance(said, ShadowComparison) else self.observations).append(said)  # type: ignore[arg-type]
 
     def wait(self, count: int) -> list[ShadowComparison]:

@@ -9,21 +9,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serve.ab.verdict.collector import Judge
-from serve.ab.verdict.event import Observation, ShadowComparison
+from serve.ab.verdict import build
+from serve.ab.verdict.collector import EventCollector
+from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.schema import Verdict, VerdictSettings
 
 WEIGHTS = {"dense": 50.0, "pruned": 50.0}
-Observed = Callable[..., Observation]
+Observed = Callable[..., Event]
 Compared = Callable[..., ShadowComparison]
 
 
-def feed(judge: Judge, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88) -> None:
+def feed(
+    collector: EventCollector, observed: Observed, compared: Compared, count: int = 900, faster: float = 0.88
+) -> None:
     rng = np.random.default_rng(18)
     for place in range(count):
         mine = bool(rng.random() < 0.5)
         pace = faster if mine else 1.0
-        judge.observe(
+        collector.observe(
             observed(
                 "pruned" if mine else "dense",
                 key_hash=f"{rng.integers(2**63):016x}",
@@ -34,14 +37,14 @@ def feed(judge: Judge, observed: Observed, compared: Compared, count: int = 900,
             )
         )
         if place % 5 == 0:
-            judge.observe(compared(float(rng.beta(7, 3)), logprob_difference_nats=float(rng.normal(-0.1, 0.05))))
+            collector.observe(compared(float(rng.beta(7, 3)), logprob_difference_nats=float(rng.normal(-0.1, 0.05))))
 
 
 def test_the_verdict(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
-    feed(judge, observed, compared)
-    found = judge.verdict()
-    comparison = found.comparisons[0]
+    collector = EventCollector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.1))
+    feed(collector, observed, compared)
+    verdict = collector.verdict()
+    comparison = verdict.comparisons[0]
     assert comparison.arm == "pruned"
     ratio = comparison.differences["ttft_ms"].ratio_interval
     assert ratio is not None
@@ -55,21 +58,21 @@ def test_the_verdict(observed: Observed, compared: Compared) -> None:
     assert comparison.shadow.logprob_difference_nats.interval is not None
     assert not comparison.sample_ratio.mismatch
     assert comparison.sample_size.reached
-    assert found.arms[0].figures["ttft_ms"].p50 == pytest.approx(10, rel=0.1)
-    assert found.arms[1].finish_reasons == {"stop": found.arms[1].requests}
-    assert found.notes == []
-    assert Verdict.model_validate_json(found.model_dump_json()) == found
+    assert verdict.arms[0].figures["ttft_ms"].p50 == pytest.approx(10, rel=0.1)
+    assert verdict.arms[1].finish_reasons == {"stop": verdict.arms[1].requests}
+    assert verdict.notes == []
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
 
 
 def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
-    assert judge.verdict().text == "pruned: no counted request yet"
-    judge.observe(observed("pruned", ttft_s=0.01))
-    judge.observe(observed("dense", ttft_s=0.01))
-    assert judge.verdict().text.endswith("n=1, too few to say how many are needed")
-    feed(judge, observed, compared)
-    text = judge.verdict().text
-    size = judge.verdict().comparisons[0].sample_size
+    collector = EventCollector("trial", "dense", WEIGHTS, settings=VerdictSettings(minimal_effect=0.01))
+    assert collector.verdict().text == "pruned: no counted request yet"
+    collector.observe(observed("pruned", ttft_s=0.01))
+    collector.observe(observed("dense", ttft_s=0.01))
+    assert collector.verdict().text.endswith("n=1, too few to say how many are needed")
+    feed(collector, observed, compared)
+    text = collector.verdict().text
+    size = collector.verdict().comparisons[0].sample_size
     assert size.needed is not None
     assert not size.reached
     assert text.startswith("pruned: TTFT 1")
@@ -80,43 +83,43 @@ def test_the_line_says_it(observed: Observed, compared: Compared) -> None:
 
 
 def test_requests_lost_in_one_arm_are_said_before_anything_is_believed(observed: Observed) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     rng = np.random.default_rng(19)
     for draw, lost in rng.random((1500, 2)):
         if draw < 0.5 and lost < 0.4:
             continue
-        judge.observe(observed("pruned" if draw < 0.5 else "dense"))
-    found = judge.verdict()
-    assert found.comparisons[0].sample_ratio.mismatch
-    assert "do not believe the differences" in found.notes[0]
-    assert found.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
+        collector.observe(observed("pruned" if draw < 0.5 else "dense"))
+    verdict = collector.verdict()
+    assert verdict.comparisons[0].sample_ratio.mismatch
+    assert "do not believe the differences" in verdict.notes[0]
+    assert verdict.text.endswith("SAMPLE RATIO MISMATCH, do not believe it")
 
 
 def test_a_changed_split_is_noted(observed: Observed, compared: Compared) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.split_changed(900.0, {"dense": 95.0, "pruned": 5.0})
-    found = judge.verdict()
-    assert found.split_changes == 1
-    assert "the split was changed once" in found.notes[0]
-    assert [arm.share for arm in found.arms] == [0.95, 0.05]
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.split_changed({"dense": 95.0, "pruned": 5.0})
+    verdict = collector.verdict()
+    assert verdict.split_changes == 1
+    assert "the split was changed once" in verdict.notes[0]
+    assert [arm.share for arm in verdict.arms] == [0.95, 0.05]
 
 
 def test_one_arm_alone_has_no_comparison(observed: Observed) -> None:
-    judge = Judge("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
-    judge.observe(observed("dense"))
-    assert judge.verdict().comparisons == []
-    assert "the only arm" in judge.verdict().text
+    collector = EventCollector("trial", "dense", {"dense": 1.0}, guardrails=["error_rate<1%"])
+    collector.observe(observed("dense"))
+    assert collector.verdict().comparisons == []
+    assert "the only arm" in collector.verdict().text
 
 
 def test_a_restart_goes_on(observed: Observed, compared: Compared) -> None:
     guardrails = ("error_rate<1%", "agreement>0.9")
-    judge = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
-    feed(judge, observed, compared)
-    again = Judge("trial", "dense", WEIGHTS, guardrails=guardrails)
-    again.restore(judge.state())
-    assert again.verdict().model_copy(update={"time": 0.0}) == judge.verdict().model_copy(update={"time": 0.0})
-    assert again.guard.breaks
-    assert again.guard.breaks == judge.guard.breaks
+    collector = EventCollector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    feed(collector, observed, compared)
+    again = EventCollector("trial", "dense", WEIGHTS, guardrails=guardrails)
+    again.restore(collector.state())
+    assert again.verdict().model_copy(update={"time": 0.0}) == collector.verdict().model_copy(update={"time": 0.0})
+    assert again.guardrail_check.breaks
+    assert again.guardrail_check.breaks == collector.guardrail_check.breaks
 
 
 def test_another_model_begins_anew_with_guardrails_that_act(
@@ -129,9 +132,11 @@ def test_another_model_begins_anew_with_guardrails_that_act(
         drained.append(arm)
         return True
 
-    def of(model: str) -> Judge:
+    def of(model: str) -> EventCollector:
         identities = {"dense": "d", "pruned": model}
-        return Judge("trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities)
+        return EventCollector(
+            "trial", "dense", WEIGHTS, guardrails=["error_rate<1%"], drain=drain, identities=identities
+        )
 
     first = of("one")
     for _ in range(50):
@@ -139,14 +144,14 @@ def test_another_model_begins_anew_with_guardrails_that_act(
     assert drained == ["pruned"]
     same = of("one")
     same.restore(first.state())
-    assert same.guard.breaks[0].drained
+    assert same.guardrail_check.breaks[0].drained
     with caplog.at_level(logging.WARNING):
         caplog.clear()
         other = of("two")
         other.restore(first.state())
     (line,) = caplog.records
     assert "begun anew: the figures kept are of another model: pruned has changed" in line.getMessage()
-    assert (other.guard.breaks, other.evidence.arms["pruned"].requests) == ([], 0)
+    assert (other.guardrail_check.breaks, other.aggregates.arms["pruned"].requests) == ([], 0)
     for _ in range(50):
         other.observe(observed("pruned", outcome="timeout"))
     assert drained == ["pruned"] * 2
@@ -158,38 +163,61 @@ def test_another_model_begins_anew_with_guardrails_that_act(
 def test_a_state_that_cannot_be_read_is_said_and_left(
     observed: Observed, compared: Compared, caplog: pytest.LogCaptureFixture, spoil: Callable[[str], str]
 ) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    judge.observe(observed())
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.observe(observed())
     with caplog.at_level(logging.WARNING):
-        judge.restore(spoil(judge.state()))
+        collector.restore(spoil(collector.state()))
     assert "begun anew" in caplog.text
-    assert judge.verdict().arms[0].requests == 1
+    assert collector.verdict().arms[0].requests == 1
 
 
 def test_a_state_of_other_guardrails_is_left_but_one_of_another_split_is_not(
     observed: Observed, compared: Compared
 ) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
-    feed(judge, observed, compared, count=50)
-    other = Judge("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
-    other.restore(judge.state())
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    feed(collector, observed, compared, count=50)
+    other = EventCollector("trial", "dense", WEIGHTS, guardrails=["agreement>0.5", "error_rate<1%"])
+    other.restore(collector.state())
     assert other.verdict().arms[0].requests == 0
-    moved = Judge("trial", "dense", {"dense": 1.0, "pruned": 3.0})
-    moved.restore(judge.state())
+    moved = EventCollector("trial", "dense", {"dense": 1.0, "pruned": 3.0})
+    moved.restore(collector.state())
     assert moved.verdict().split_changes == 1
-    assert moved.verdict().arms[0].requests == judge.verdict().arms[0].requests
+    assert moved.verdict().arms[0].requests == collector.verdict().arms[0].requests
     json.loads(moved.state())
 
 
 @pytest.mark.parametrize(("failures", "direction"), [(0, "no different"), (3, "no different"), (60, "higher")])
 def test_few_errors_more_are_no_difference(observed: Observed, failures: int, direction: str) -> None:
-    judge = Judge("trial", "dense", WEIGHTS)
+    collector = EventCollector("trial", "dense", WEIGHTS)
     for place in range(300):
-        judge.observe(observed("dense"))
-        judge.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
-    found = judge.verdict().comparisons[0].error_rate
-    assert found.direction == direction
-    assert found.difference == pytest.approx(failures / 300)
-    assert found.interval is not None
-    assert found.interval.low < failures / 300 < found.interval.high  # type: ignore[operator]
-    assert found.interval.high - found.interval.low > 0.01  # type: ignore[operator]
+        collector.observe(observed("dense"))
+        collector.observe(observed("pruned", outcome="timeout" if place < failures else "ok"))
+    difference = collector.verdict().comparisons[0].error_rate
+    assert difference.direction == direction
+    assert difference.difference == pytest.approx(failures / 300)
+    assert difference.interval is not None
+    assert difference.interval.low < failures / 300 < difference.interval.high  # type: ignore[operator]
+    assert difference.interval.high - difference.interval.low > 0.01  # type: ignore[operator]
+
+
+def test_answers_that_wait_long_are_noted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.asked(0, "dense", "")
+    collector.asked(1, "pruned", "")
+    collector.observe(observed("pruned", sequence=1))
+    assert collector.verdict().notes == []
+    monkeypatch.setattr(build, "NOTED_WAIT_S", 0.0)
+    assert "not in the figures yet: 1 that ended" in collector.verdict().notes[0]
+    collector.observe(observed("dense", sequence=0))
+    assert collector.verdict().notes == []
+
+
+def test_requests_in_flight_at_a_reset_are_left_out(observed: Observed) -> None:
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    collector.asked(0, "dense", "")
+    collector.reset()
+    collector.asked(1, "pruned", "")
+    collector.observe(observed("dense", sequence=0))
+    collector.observe(observed("pruned", sequence=1))
+    assert [arm.requests for arm in collector.verdict().arms] == [0, 1]
+    assert collector.verdict().not_counted == 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_prun.errors import UserError
-from serve.ab.verdict.guardrail_rule import Guardrail, parse_guardrail
+from serve.ab.verdict.guardrail_rule import GuardrailRule, parse_guardrail
 
 LOGPROBS = "logprob_difference_nats"
 
@@ -15,22 +15,22 @@ LOGPROBS = "logprob_difference_nats"
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("error_rate<1%", Guardrail("error_rate<1%", "error_rate", True, 0.01)),
-        ("error_rate < 0.01", Guardrail("error_rate < 0.01", "error_rate", True, 0.01)),
-        (" agreement>0.6 ", Guardrail("agreement>0.6", "agreement", False, 0.6)),
-        ("agreement>60%", Guardrail("agreement>60%", "agreement", False, 0.6)),
-        ("ttft_ms<1.2x", Guardrail("ttft_ms<1.2x", "ttft_ms", True, 1.2, relative=True)),
-        ("tokens_per_s>.9x", Guardrail("tokens_per_s>.9x", "tokens_per_s", False, 0.9, relative=True)),
-        ("error_rate<1.5x", Guardrail("error_rate<1.5x", "error_rate", True, 1.5, relative=True)),
+        ("error_rate<1%", GuardrailRule("error_rate<1%", "error_rate", True, 0.01)),
+        ("error_rate < 0.01", GuardrailRule("error_rate < 0.01", "error_rate", True, 0.01)),
+        (" agreement>0.6 ", GuardrailRule("agreement>0.6", "agreement", False, 0.6)),
+        ("agreement>60%", GuardrailRule("agreement>60%", "agreement", False, 0.6)),
+        ("ttft_ms<1.2x", GuardrailRule("ttft_ms<1.2x", "ttft_ms", True, 1.2, relative=True)),
+        ("tokens_per_s>.9x", GuardrailRule("tokens_per_s>.9x", "tokens_per_s", False, 0.9, relative=True)),
+        ("error_rate<1.5x", GuardrailRule("error_rate<1.5x", "error_rate", True, 1.5, relative=True)),
         (
             "logprob_difference_nats>-.1",
-            Guardrail("logprob_difference_nats>-.1", "logprob_difference_nats", False, -0.1),
+            GuardrailRule("logprob_difference_nats>-.1", "logprob_difference_nats", False, -0.1),
         ),
-        ("itl_ms<50", Guardrail("itl_ms<50", "itl_ms", True, 50)),
-        ("e2e_p95_ms<3000", Guardrail("e2e_p95_ms<3000", "e2e_ms", True, 3000, percentile=0.95)),
+        ("itl_ms<50", GuardrailRule("itl_ms<50", "itl_ms", True, 50)),
+        ("e2e_p95_ms<3000", GuardrailRule("e2e_p95_ms<3000", "e2e_ms", True, 3000, percentile=0.95)),
     ],
 )
-def test_what_can_be_said(text: str, parsed: Guardrail) -> None:
+def test_what_can_be_said(text: str, parsed: GuardrailRule) -> None:
     assert parse_guardrail(text) == parsed
 
 
@@ -64,10 +64,10 @@ def test_what_cannot_is_one_line(text: str, said: str) -> None:
 @given(st.text(max_size=40) | st.from_regex(r"[a-z_0-9]{1,12}[<>=][0-9.]{1,6}[%x]?", fullmatch=True))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        found = parse_guardrail(text)
+        rule = parse_guardrail(text)
     except UserError:
         return
-    assert parse_guardrail(found.text) == found
+    assert parse_guardrail(rule.text) == rule
 
 
 def test_all_values_above_or_below() -> None:

@@ -1,17 +1,15 @@
-"""Live figures: buckets, quantiles within the histogram's bound, rates, and memory that does not grow."""
+"""LiveWindow figures: buckets, quantiles within the histogram's bound, rates, and memory that does not grow."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serve.ab.verdict.event import Observation, ShadowComparison
-from serve.ab.verdict.live_window import GROWTH, Histogram, Live
+from serve.ab.verdict.event import Event, ShadowComparison
+from serve.ab.verdict.live_window import LiveWindow
 
-ANSWER = Observation(
+ANSWER = Event(
     time=0.0,
     arm="dense",
     assigned_arm="dense",
@@ -46,21 +44,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def live(clock: Clock) -> Live:
-    return Live(("dense", "pruned"), bucket_s=10, buckets=6, clock=clock)
+def live(clock: Clock) -> LiveWindow:
+    return LiveWindow(("dense", "pruned"), bucket_s=10, buckets=6, clock=clock)
 
 
-@given(st.lists(st.floats(1e-5, 1e4), min_size=1, max_size=60), st.sampled_from([0.5, 0.99]))
-def test_a_quantile_is_near_a_value_of_that_rank(values: list[float], share: float) -> None:
-    histogram = Histogram()
-    for value in values:
-        histogram.add(value)
-    found = histogram.quantile(share)
-    exact = next(value for rank, value in enumerate(sorted(values), 1) if rank >= share * len(values))
-    assert found == pytest.approx(exact, rel=GROWTH**0.5 - 1 + 0.006)  # half a bin, and three digits
-
-
-def test_the_bucket_that_fills_is_in_the_last_minute_but_not_in_the_series(live: Live, clock: Clock) -> None:
+def test_the_bucket_that_fills_is_in_the_last_minute_but_not_in_the_series(live: LiveWindow, clock: Clock) -> None:
     live(ANSWER)
     clock.now += 5
     figures = live.figures()
@@ -76,7 +64,7 @@ def test_the_bucket_that_fills_is_in_the_last_minute_but_not_in_the_series(live:
     assert series.ttft_s_p50[:-1] == (None,) * 5
 
 
-def test_arms_do_not_mix_and_an_unknown_one_is_left_out(live: Live) -> None:
+def test_arms_do_not_mix_and_an_unknown_one_is_left_out(live: LiveWindow) -> None:
     live(replace(ANSWER, arm="pruned"))
     live(replace(ANSWER, arm="another"))
     now = live.figures().now
@@ -84,21 +72,21 @@ def test_arms_do_not_mix_and_an_unknown_one_is_left_out(live: Live) -> None:
     assert now["dense"].ttft_s_p50 is None
 
 
-def test_only_what_the_arm_is_to_blame_for_is_an_error(live: Live) -> None:
+def test_only_what_the_arm_is_to_blame_for_is_an_error(live: LiveWindow) -> None:
     for outcome in ("ok", "client_error", "client_gone", "upstream_error", "timeout", "disconnected"):
         live(replace(ANSWER, outcome=outcome))
     now = live.figures().now["dense"]
     assert (now.requests, now.errors) == (6, 3)
 
 
-def test_an_answer_that_was_not_streamed_has_no_ttft(live: Live) -> None:
+def test_an_answer_that_was_not_streamed_has_no_ttft(live: LiveWindow) -> None:
     live(replace(ANSWER, streamed=False, itl_s=()))
     now = live.figures().now["dense"]
     assert (now.ttft_s_p50, now.answer_tokens_per_s_p50) == (None, None)
     assert now.output_tokens_per_s > 0
 
 
-def test_a_refusal_has_no_ttft(live: Live) -> None:
+def test_a_refusal_has_no_ttft(live: LiveWindow) -> None:
     """It is fast, and no answer."""
     for _ in range(9):
         live(replace(ANSWER, status=400, outcome="client_error", ttft_s=0.002, itl_s=(), output_tokens=None))
@@ -108,7 +96,7 @@ def test_a_refusal_has_no_ttft(live: Live) -> None:
     assert (now.requests, now.ttft_s_p50) == (10, pytest.approx(0.1, rel=0.03))
 
 
-def test_old_buckets_go_and_memory_is_bounded(live: Live, clock: Clock) -> None:
+def test_old_buckets_go_and_memory_is_bounded(live: LiveWindow, clock: Clock) -> None:
     for _ in range(50):
         live(ANSWER)
         clock.now += 10
@@ -118,12 +106,12 @@ def test_old_buckets_go_and_memory_is_bounded(live: Live, clock: Clock) -> None:
     assert sum(live.figures().series["dense"].requests) == 0
 
 
-def test_times_are_those_of_the_buckets(live: Live, clock: Clock) -> None:
+def test_times_are_those_of_the_buckets(live: LiveWindow, clock: Clock) -> None:
     clock.now = 1234.0
     assert live.figures().time_s == (1170, 1180, 1190, 1200, 1210, 1220)
 
 
-def test_shadow_comparisons_are_averaged_and_failed_ones_counted(live: Live) -> None:
+def test_shadow_comparisons_are_averaged_and_failed_ones_counted(live: LiveWindow) -> None:
     assert live.figures().shadow.agreement is None
     live(COMPARISON)
     live(replace(COMPARISON, agreement=1.0))
@@ -132,7 +120,7 @@ def test_shadow_comparisons_are_averaged_and_failed_ones_counted(live: Live) -> 
     assert (shadow.compared, shadow.failed, shadow.agreement) == (2, 1, 0.75)
 
 
-def test_a_clock_that_goes_back_leaves_nothing_behind(live: Live, clock: Clock) -> None:
+def test_a_clock_that_goes_back_leaves_nothing_behind(live: LiveWindow, clock: Clock) -> None:
     clock.now = 10_000.0
     live(ANSWER)
     clock.now = 1000.0

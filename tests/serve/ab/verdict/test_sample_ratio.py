@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve.ab.verdict.sample_ratio import ALPHA, SEEN_BITS, SampleRatio, Seen
+from serve.ab.verdict.sample_ratio import ALPHA, SEEN_BITS, SampleRatio, SeenKeys
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
@@ -53,15 +53,15 @@ def test_state_comes_back() -> None:
 
 
 def test_a_key_is_new_once() -> None:
-    seen = Seen()
+    seen = SeenKeys()
     assert seen.is_new("a" * 16)
     assert not seen.is_new("a" * 16)
-    again = Seen.restored(seen.state())
+    again = SeenKeys.restored(seen.state())
     assert not again.is_new("a" * 16)
     assert again.is_new("b" * 16)
-    fresh = sum(Seen().is_new(f"{key:016x}") for key in range(100))
+    fresh = sum(SeenKeys().is_new(f"{key:016x}") for key in range(100))
     assert fresh == 100
-    few = Seen()
+    few = SeenKeys()
     assert sum(few.is_new(f"{key:016x}") for key in range(SEEN_BITS // 10)) > 0.9 * SEEN_BITS // 10
     with pytest.raises(ValueError, match="bytes of keys"):
-        Seen.restored("AAAA")
+        SeenKeys.restored("AAAA")
