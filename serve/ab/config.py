@@ -105,7 +105,7 @@ class Restart(Record):
     back_off_max_s: PositiveFloat = 60.0
 
 
-class Shadow(Record):
+class ShadowSettings(Record):
     """share: of the requests, mirrored at the start (it can be changed live). in_flight: mirrors at a time, further
     ones are left out. answer_bytes: of an answer that is kept to be compared.
     """
@@ -141,7 +141,7 @@ class Config(Record):
     limits: Limits = Limits()
     health: Health = Health()
     restart: Restart = Restart()
-    shadow: Shadow = Shadow()
+    shadow: ShadowSettings = ShadowSettings()
     verdict: VerdictSettings = VerdictSettings()
 
     @model_validator(mode="before")

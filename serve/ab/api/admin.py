@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
-class Change(BaseModel):
+class ExperimentChange(BaseModel):
     """What is left out stays. version: the one this change was meant for, where If-Match does not say it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -75,7 +75,7 @@ async def read_experiment(request: Request, response: Response) -> ExperimentAns
 async def change_experiment(
     request: Request,
     response: Response,
-    change: Change,
+    change: ExperimentChange,
     if_match: Annotated[str, Header(pattern=VERSION_TAG)] = "",
 ) -> ExperimentAnswer:
     expected = change.version

@@ -76,7 +76,7 @@ def create_app(
         on_start(asyncio.get_running_loop())
         async with service.upstream:
             tasks = [
-                asyncio.create_task(service.sweeper.run()),
+                asyncio.create_task(service.deadlines.run()),
                 asyncio.create_task(service.access_log.run()),
                 asyncio.create_task(kept.run()),
                 asyncio.create_task(service.experiment.run()),

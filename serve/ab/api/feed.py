@@ -20,11 +20,11 @@ PRUNING_BYTES = 2**20
 Block = Annotated[int, Field(ge=0, lt=100_000)]
 
 
-class Dense(BaseModel):
+class PrunedFrom(BaseModel):
     name: str
 
 
-class Quality(BaseModel):
+class PruningQuality(BaseModel):
     dense_perplexity: float
     pruned_perplexity: float
     kl_nats_per_token: float
@@ -40,8 +40,8 @@ class Pruning(BaseModel):
     method: str | None = None
     weight_bytes: int | None = None
     dense_weight_bytes: int | None = None
-    dense: Dense | None = None
-    quality: Quality | None = None
+    dense: PrunedFrom | None = None
+    quality: PruningQuality | None = None
 
 
 class ArmPruning(BaseModel):

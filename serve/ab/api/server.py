@@ -14,7 +14,7 @@ from mi_prun.errors import UserError
 from serve.ab.api.app import create_app
 from serve.ab.arms.arm import make_arms
 from serve.ab.arms.supervisor import check_engines
-from serve.ab.arms.supervisor_client import Engines
+from serve.ab.arms.supervisor_client import SupervisorClient
 from serve.ab.config import Config
 from serve.ab.proxy.security import load_keys
 from serve.ab.wire.protocol import bounded_protocol
@@ -38,7 +38,7 @@ def run(config: Config, *, reset: bool = False) -> None:
         raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
     check_engines(config)
     arms = make_arms(config)
-    with scratch_folder() as scratch, Engines(config, arms, Path(config.log_folder or scratch)) as engines:
+    with scratch_folder() as scratch, SupervisorClient(config, arms, Path(config.log_folder or scratch)) as engines:
         app = create_app(config, arms, keys=keys, reset=reset, on_start=engines.attach)
         engines.start()
         gc.collect()

@@ -98,7 +98,7 @@ def check_engines(config: Config) -> None:
             raise UserError(f"arm {name}: {error}") from error
 
 
-class Engine:
+class SupervisedEngine:
     """One engine: its process group, and when to start it again."""
 
     def __init__(self, spec: EngineSpec, restart: Restart) -> None:
@@ -171,7 +171,7 @@ class Supervisor:
     """
 
     def __init__(self, specs: Specs, say: Callable[[dict[str, Any]], None]) -> None:
-        self.engines = [Engine(spec, specs.restart) for spec in specs.engines]
+        self.engines = [SupervisedEngine(spec, specs.restart) for spec in specs.engines]
         self._otherwise = "down" if specs.again else "failed"
         self._say = say
         self._stopping = threading.Event()
@@ -193,18 +193,18 @@ class Supervisor:
         for ender in enders:
             ender.join()
 
-    def _watch(self, engine: Engine) -> None:
+    def _watch(self, engine: SupervisedEngine) -> None:
         if engine.up and (why := engine.ended()) is not None and not self._stopping.is_set():
             self._down(engine, why)
         if not engine.up and time.monotonic() >= engine.due and not self._stopping.is_set():
             self._start(engine, "down")
 
-    def _down(self, engine: Engine, why: str) -> None:
+    def _down(self, engine: SupervisedEngine, why: str) -> None:
         engine.stop()
         wait_s = engine.next_start()
         self._say({"event": "down", "arm": engine.spec.name, "why": f"{why}; next start in {wait_s:.0f} s"})
 
-    def _start(self, engine: Engine, otherwise: str) -> bool:
+    def _start(self, engine: SupervisedEngine, otherwise: str) -> bool:
         self._say({"event": "starting", "arm": engine.spec.name})
         try:
             engine.start()

@@ -29,9 +29,11 @@ logger = logging.getLogger("mi_prun_ab")
 END_S = 60.0
 
 
-class Engines:
-    """`with Engines(config, arms, folder) as engines`: every arm without a URL gets an engine, ready when `start`
-    returns; none is left at the end. folder: where their output goes.
+class SupervisorClient:
+    """The process that runs the engines, as the proxy sees it: `with SupervisorClient(config, arms, folder) as client`.
+
+    Every arm without a URL gets an engine, which is ready when `start` returns; none is left at the end. folder: where
+    the engines' output goes.
     """
 
     def __init__(self, config: Config, arms: Mapping[str, Arm], folder: Path) -> None:

@@ -77,19 +77,19 @@ def test_a_trial_whose_client_left_decides_nothing(breaker: Breaker, clock: Cloc
 
 def test_an_arm_is_down_after_missed_probes_and_tells_those_who_wait() -> None:
     class Waiting:
-        told = ""
+        told = False
 
-        def arm_down(self, why: str) -> None:
-            self.told = why
+        def arm_down(self) -> None:
+            self.told = True
 
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     waiting = Waiting()
     arm.waiting.add(waiting)
     arm.probed(False)
     arm.probed(False)
-    assert (arm.available, waiting.told) == (True, "")
+    assert (arm.available, waiting.told) == (True, False)
     arm.probed(False)
-    assert (arm.available, waiting.told) == (False, "arm_down")
+    assert (arm.available, waiting.told) == (False, True)
     arm.probed(True)
     assert arm.available
 
@@ -113,8 +113,8 @@ def test_an_engine_that_is_not_up_is_not_available() -> None:
 def test_what_counts_against_an_arm(outcome: Outcome, status: int, opens: bool) -> None:
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     for _ in range(3):
-        arm.breaker.start()
-        arm.ended(outcome, status)
+        arm.request_started()
+        arm.request_ended(outcome, status)
     assert (arm.breaker.state == "open") == opens
 
 
@@ -124,6 +124,6 @@ def test_a_refusal_that_any_server_gives_speaks_for_no_arm(status: int, opens: b
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     outcomes: list[tuple[Outcome, int]] = [("timeout", 0), ("timeout", 0), ("client_error", status), ("timeout", 0)]
     for outcome, found in outcomes:
-        arm.breaker.start()
-        arm.ended(outcome, found)
+        arm.request_started()
+        arm.request_ended(outcome, found)
     assert (arm.breaker.state == "open") == opens
