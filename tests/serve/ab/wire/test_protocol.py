@@ -1,0 +1,157 @@
+"""The HTTP protocol before a transport in the tests' hands, and what of uvicorn's own it rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from packaging.requirements import Requirement
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from serve.ab.config import Limits
+from serve.ab.wire.protocol import UVICORN_ATTRIBUTES, UVICORN_METHODS, bounded_protocol
+
+PYPROJECT = Path(__file__).parents[4] / "pyproject.toml"
+BODY = b'{"model": "m"}'
+HEAD = b"POST /x HTTP/1.1\r\nhost: h\r\n"
+LENGTH = b"content-length: %d\r\n" % len(BODY)
+CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBA\r\nUpgrade: h2c\r\n"
+
+
+class Transport(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+class Seen:
+    """What the application behind it is asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, bytes, dict[bytes, bytes]]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        self.requests.append((scope["method"], scope["path"], body, dict(scope["headers"])))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def say(*parts: bytes, **limits: Any) -> tuple[Seen, Transport]:
+    """A connection on which so much comes."""
+    seen, transport = Seen(), Transport()
+
+    async def run() -> None:
+        config = uvicorn.Config(seen, ws="none", log_config=None)
+        config.load()
+        protocol = bounded_protocol(Limits(**limits))(config, ServerState(), {})
+        protocol.connection_made(transport)
+        for part in parts:
+            protocol.data_received(part)
+            await asyncio.sleep(0)
+        for _ in range(3):  # an answer may start the next one
+            while protocol.pipeline or (protocol.tasks and protocol.cycle.more_body is False):
+                await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        await asyncio.gather(*protocol.tasks)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    return seen, transport
+
+
+def test_uvicorn_has_what_is_overridden() -> None:
+    """Where this fails, a new release of uvicorn needs a look at wire/protocol.py before pyproject.toml allows it."""
+    missing = [name for name in UVICORN_METHODS if not callable(getattr(HttpToolsProtocol, name, None))]
+    assert not missing, f"uvicorn {uvicorn.__version__} has no HttpToolsProtocol.{missing}"
+    source = inspect.getsource(HttpToolsProtocol)
+    missing = [name for name in UVICORN_ATTRIBUTES if f"self.{name}" not in source]
+    assert not missing, f"uvicorn {uvicorn.__version__}: HttpToolsProtocol sets no {missing}"
+
+
+def test_the_release_of_uvicorn_is_bounded_and_this_one_is_within() -> None:
+    lines = tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
+    (wanted,) = [line for line in map(Requirement, lines) if line.name == "uvicorn"]
+    assert "<" in str(wanted.specifier)
+    assert wanted.specifier.contains(uvicorn.__version__)
+
+
+@pytest.mark.parametrize("offer", [b"", H2C, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"])
+@pytest.mark.parametrize(
+    "framed",
+    [
+        LENGTH + b"\r\n" + BODY,
+        b"transfer-encoding: chunked\r\n\r\n" + CHUNKS,
+        b"expect: 100-continue\r\n" + LENGTH + b"\r\n" + BODY,
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 30, 200, 10_000])
+def test_an_offer_of_another_protocol_is_ignored(offer: bytes, framed: bytes, cut: int) -> None:
+    """The body comes with the head or behind it, in any parts; the next request is one too."""
+    request = HEAD + offer + framed
+    parts = [request[at : at + cut] for at in range(0, len(request), cut)]
+    seen, transport = say(*parts, request)
+    assert [(method, path, body) for method, path, body, _ in seen.requests] == [("POST", "/x", BODY)] * 2
+    assert transport.written.count(b"HTTP/1.1 200") == 2
+    for *_, headers in seen.requests:
+        assert not {b"upgrade", b"http2-settings"} & set(headers)
+        assert b"pgrade" not in headers.get(b"connection", b"")
+
+
+def test_many_offers_at_once_get_as_many_answers() -> None:
+    request = b"GET /x HTTP/1.1\r\n" + H2C + b"\r\n"
+    seen, _ = say(request * 300)
+    assert len(seen.requests) == 300
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [LENGTH + b"Content-Length: 0\r\n\r\n" + BODY, LENGTH + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
+)
+def test_an_offer_smuggles_nothing(smuggled: bytes) -> None:
+    seen, transport = say(HEAD + H2C + smuggled)
+    assert seen.requests == []
+    assert transport.written.startswith(b"HTTP/1.1 400")
+    assert transport.closed
+
+
+@pytest.mark.parametrize("offer", [b"", H2C])
+def test_a_head_that_is_too_large(offer: bytes) -> None:
+    seen, transport = say(HEAD + offer + b"x-a: " + b"x" * 3000 + b"\r\n\r\n", header_bytes=2000)
+    assert (seen.requests, transport.closed) == ([], True)
+    assert transport.written.startswith(b"HTTP/1.1 431")
+    seen, transport = say(HEAD + b"x-a: ", *[b"x" * 900] * 3, header_bytes=2000)
+    assert transport.written.startswith(b"HTTP/1.1 431")
+
+
+def test_connect_is_no_offer() -> None:
+    seen, _ = say(b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert all(method == "CONNECT" for method, *_ in seen.requests)
