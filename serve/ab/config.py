@@ -23,16 +23,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
 URL_SIGNS = re.compile(r"[!-~]+")
+PATH = re.compile(r"/[!-~]*")
 HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # of names that the resolver takes; in lower case
 Sticky = Literal["header", "user", "api_key"]
 
 
 class ArmConfig(Record):
-    """One of: `url`, an engine that runs elsewhere; `model`, a folder or hub id; `plan`, with or without its dense
-    `model`.
+    """An arm's target is one of: `url`, an engine that runs elsewhere; `model`, a folder or hub id; `plan`, with or
+    without its dense `model`.
 
-    flags, env: of the engine that is started here. upstream_model, api_key_env: of one that runs elsewhere; the name it
-    serves the model under, where that is not ours, and the environment variable that holds its key.
+    flags, env: of an engine that is started here. Of one that runs elsewhere: upstream_model, the name it serves the
+    model under, where that is not ours; api_key_env, the environment variable that holds its key; health_path, what is
+    asked whether it is well (default: /health, and /v1/models where that is refused).
     """
 
     url: str | None = None
@@ -42,6 +44,7 @@ class ArmConfig(Record):
     env: dict[str, str] = Field(default_factory=dict)
     upstream_model: str | None = None
     api_key_env: str | None = None
+    health_path: str | None = None
 
     @property
     def managed(self) -> bool:
@@ -58,6 +61,10 @@ class ArmConfig(Record):
             raise ValueError("name a model, a plan or a url")
         elif self.upstream_model or self.api_key_env:
             raise ValueError("upstream_model and api_key_env are of an engine that runs elsewhere (url)")
+        elif self.health_path:
+            raise ValueError("health_path is of an engine that runs elsewhere (url)")
+        if self.health_path is not None and not PATH.fullmatch(self.health_path):
+            raise ValueError(f"health_path {self.health_path!r}: a path from / on, of printable ASCII without spaces")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from typing import Literal, Protocol
 from mi_prun.errors import UserError
 from serve.ab.config import ArmConfig, Config, Health
 from serve.ab.verdict.event import Outcome
+
+logger = logging.getLogger("mi_prun_ab")
 
 Circuit = Literal["closed", "open", "half_open"]
 KEY_REFUSED = (401, 403)
@@ -81,6 +84,7 @@ class Arm:
         self.base_url: str | None = config.url.rstrip("/") if config.url else None
         self.key: str | None = None
         self.healthy = True  # until a probe says otherwise: the first requests find out
+        self.fault: str | None = None  # what the last probe found
         self.breaker = Breaker(health)
         self.in_flight = 0
         self.restarts = 0
@@ -97,12 +101,18 @@ class Arm:
         """Return the headers of the proxy's own questions to it."""
         return [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
 
-    def probed(self, answered: bool) -> None:
-        if answered:
+    def probed(self, fault: str | None) -> None:
+        """Note what a probe found: why the arm is not well, or None. A change of its health is one line of the log."""
+        self.fault = fault
+        if fault is None:
+            if not self.healthy:
+                logger.info("arm %s is well again", self.name)
             self._missed, self.healthy = 0, True
             return
         self._missed += 1
         if self._missed >= self.health.failures and self.healthy:
+            hint = "" if self.config.managed else "; another path to ask is set by health_path"
+            logger.warning("arm %s is down, it gets no more requests: %s%s", self.name, fault, hint)
             self.went_down()
 
     def went_down(self) -> None:
@@ -132,24 +142,34 @@ class Arm:
         is no sign that an engine stands behind it.
         """
         self.in_flight -= 1
+        before = self.breaker.state
         if outcome == "ok" or (outcome == "client_error" and status not in (*KEY_REFUSED, *UNKNOWN)):
             self.breaker.succeeded()
         elif outcome in ("client_gone", "client_error"):
             self.breaker.undecided()
         else:
             self.breaker.failed()
+        if before == "closed" and self.breaker.state == "open":
+            logger.warning(
+                "arm %s gets no requests for %g s, %d in a row failed; the last one: %s, status %d",
+                *(self.name, self.health.cool_down_s, self.health.failures, outcome, status),
+            )
+        elif before != "closed" and self.breaker.state == "closed":
+            logger.info("arm %s gets requests again", self.name)
 
     def came_up(self, base_url: str, key: str | None) -> None:
         """Serve at a new place: the engine was started anew."""
         self.base_url, self.key, self.ever_up = base_url, key, True
-        self._missed, self.healthy = 0, True
+        self._missed, self.healthy, self.fault = 0, True, None
         self.breaker.reset()
 
     def describe(self) -> dict[str, object]:
+        """Return what operators are told of it."""
         return {
             "name": self.name,
             "available": self.available,
             "healthy": self.healthy,
+            "fault": self.fault,
             "circuit": self.breaker.state,
             "in_flight": self.in_flight,
             "restarts": self.restarts,

@@ -112,6 +112,8 @@ def test_one_line(words: tuple[str, ...], said: str) -> None:
             "[arms.a]\nmodel='o/m'\napi_key_env='K'",
             "upstream_model and api_key_env are of an engine that runs elsewhere",
         ),
+        ("[arms.a]\nmodel='o/m'\nhealth_path='/h'", "health_path is of an engine that runs elsewhere"),
+        ("[arms.a]\nurl='http://h'\nhealth_path='h'", "a path from / on"),
         ("[arms.a]", "name a model, a plan or a url"),
         ("[arms.a", "is not TOML"),
         ("sticky_header='a: b'\n[arms.a]\nmodel='o/m'", "is no header name"),

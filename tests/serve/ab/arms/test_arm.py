@@ -85,12 +85,12 @@ def test_an_arm_is_down_after_missed_probes_and_tells_those_who_wait() -> None:
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     waiting = Waiting()
     arm.waiting.add(waiting)
-    arm.probed(False)
-    arm.probed(False)
+    arm.probed("no answer")
+    arm.probed("no answer")
     assert (arm.available, waiting.told) == (True, False)
-    arm.probed(False)
+    arm.probed("no answer")
     assert (arm.available, waiting.told) == (False, True)
-    arm.probed(True)
+    arm.probed(None)
     assert arm.available
 
 
@@ -127,3 +127,21 @@ def test_a_refusal_that_any_server_gives_speaks_for_no_arm(status: int, opens: b
         arm.request_started()
         arm.request_ended(outcome, found)
     assert (arm.breaker.state == "open") == opens
+
+
+def test_every_change_of_health_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
+    with caplog.at_level("INFO"):
+        for fault in (None, "status 401", "status 401", None, *["status 403"] * 9, None, None):
+            arm.probed(fault)
+            assert arm.describe()["fault"] == fault
+        for outcome in ("ok", "timeout", "timeout", "timeout", "timeout", "ok"):
+            arm.request_started()
+            arm.request_ended(outcome, 0)  # type: ignore[arg-type]
+    hint = "; another path to ask is set by health_path"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"arm dense is down, it gets no more requests: status 403{hint}",
+        "arm dense is well again",
+        "arm dense gets no requests for 5 s, 3 in a row failed; the last one: timeout, status 0",
+        "arm dense gets requests again",
+    ]

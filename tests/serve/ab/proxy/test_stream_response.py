@@ -102,10 +102,64 @@ def test_a_stream_whose_last_mark_came_was_whole(dense: Any, event_stream: Any) 
     assert dense.outcomes() == [("dense", 200, "ok")]
 
 
+ERRORS = {
+    "alone": {"error": {"message": "engine dead"}},
+    "beside other fields": {"id": "x", "error": {"message": "engine dead", "code": 502}, "choices": []},
+    "as a word": {"error": "engine dead"},
+    "as its kind": {"object": "error", "message": "engine dead"},
+    "as the reason to end": {"choices": [{"index": 0, "delta": {"content": "engine dead"}, "finish_reason": "error"}]},
+    "in a choice": {"choices": [{"index": 0, "error": {"message": "engine dead"}}]},
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("after", [[], [DONE]])
-def test_an_engines_own_error_event_is_an_error(dense: Any, event_stream: Any, after: list[bytes]) -> None:
-    dense.say("dense", chunk("a"), b'data: {"error":{"message":"engine dead"}}\n\n', *after, **event_stream())
-    assert b"engine dead" in dense.ask(stream=True).body
+def test_an_engines_own_error_event_is_an_error(dense: Any, event_stream: Any, error: str, after: list[bytes]) -> None:
+    event = b"data: " + json.dumps(ERRORS[error]).encode() + b"\n\n"
+    dense.say("dense", chunk("a"), event[:30], event[30:], *after, **event_stream())
+    response = dense.ask(stream=True)
+    assert response.body == chunk("a") + event + b"".join(after)
+    assert dense.outcomes() == [("dense", 200, "upstream_error")]
+
+
+def test_an_event_of_the_kind_error_is_an_error(dense: Any, event_stream: Any) -> None:
+    dense.say("dense", chunk("a"), b'event: error\ndata: "engine dead"\n\n', **event_stream())
+    dense.ask(stream=True)
+    assert dense.outcomes() == [("dense", 200, "upstream_error")]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_error_under_the_status_of_an_answer_is_an_error(dense: Any, error: str, streamed: bool) -> None:
+    """Whatever was asked for; it is passed on as it is."""
+    body = json.dumps(ERRORS[error]).encode()
+    dense.say("dense", body[:7], body[7:])
+    response = dense.ask(stream=streamed)
+    assert (response.status, response.body) == (200, body)
+    assert dense.outcomes() == [("dense", 200, "upstream_error")]
+
+
+@pytest.mark.parametrize("error", [None, False, "", {}])
+def test_a_field_that_says_there_is_no_error_is_none(dense: Any, event_stream: Any, error: Any) -> None:
+    dense.say("dense", chunk('"error"', error=error), DONE, **event_stream())
+    dense.ask(stream=True)
+    dense.say("dense", json.dumps({"choices": [{"text": '{"error": 1}'}], "error": error}).encode())
+    dense.ask()
+    assert dense.outcomes() == [("dense", 200, "ok")] * 2
+
+
+def test_a_client_that_leaves_at_an_error_left_because_of_it(dense: Any, client_class: Any, event_stream: Any) -> None:
+    """OpenAI's client raises there, and closes its connection."""
+    error = b"data: " + json.dumps(ERRORS["alone"]).encode() + b"\n\n"
+
+    async def run() -> None:
+        client = client_class(b'{"stream": true}')
+        task = hanging(dense, client, chunk("a"), error, **event_stream())
+        await until_sent(client, 2)
+        client.leave()
+        await task
+
+    asyncio.run(run())
     assert dense.outcomes() == [("dense", 200, "upstream_error")]
 
 
