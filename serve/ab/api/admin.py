@@ -48,7 +48,7 @@ def _answer(request: Request) -> ExperimentAnswer:
         name=ab.experiment.name,
         control=ab.experiment.control,
         state=ab.experiment.state,
-        arms=[arm.describe() for arm in ab.arms.values()],
+        arms=[{**arm.describe(), "fault": arm.fault} for arm in ab.arms.values()],
         changes=ab.store.changes(ab.experiment.name, 20),
         notes=ab.notes(),
     )

@@ -169,7 +169,6 @@ class Arm:
             "name": self.name,
             "available": self.available,
             "healthy": self.healthy,
-            "fault": self.fault,
             "circuit": self.breaker.state,
             "in_flight": self.in_flight,
             "restarts": self.restarts,

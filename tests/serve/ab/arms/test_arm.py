@@ -134,7 +134,7 @@ def test_every_change_of_health_is_one_line(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level("INFO"):
         for fault in (None, "status 401", "status 401", None, *["status 403"] * 9, None, None):
             arm.probed(fault)
-            assert arm.describe()["fault"] == fault
+            assert arm.fault == fault
         for outcome in ("ok", "timeout", "timeout", "timeout", "timeout", "ok"):
             arm.request_started()
             arm.request_ended(outcome, 0)  # type: ignore[arg-type]

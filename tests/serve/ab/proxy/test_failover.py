@@ -63,6 +63,21 @@ def test_a_failing_arm_is_asked_until_its_circuit_opens(pair: Any) -> None:
     assert pair.service.arms["dense"].breaker.state == "open"
 
 
+def test_a_trial_closes_the_circuit(pair: Any) -> None:
+    """The engine answers its probes all the while."""
+    dense = pair.service.arms["dense"]
+    pair.say("dense", b"{}", status=404)
+    for _ in range(3):
+        assert pair.ask().arm == ("pruned", "failover")
+    assert dense.breaker.state == "open"
+    pair.say("dense", b"of dense")
+    assert pair.ask().arm == ("pruned", "failover")
+    dense.breaker._clock = lambda: dense.breaker._until
+    assert pair.ask().arm == ("dense", "split")
+    assert dense.breaker.state == "closed"
+    assert dense.healthy
+
+
 def test_where_no_arm_is_well_the_assigned_one_is_asked_all_the_same(pair: Any) -> None:
     for arm in pair.service.arms.values():
         arm.went_down()
@@ -90,6 +105,8 @@ def test_what_one_arm_refuses_and_the_other_does_not_is_its_fault(pair: Any, sta
     pair.say("dense", b"{}", status=status)
     assert pair.ask().arm == ("pruned", "failover")
     assert sorted(pair.outcomes()) == [("dense", status, "upstream_error"), ("pruned", 200, "ok")]
+    pair.say("dense", b"of dense")
+    assert pair.ask().arm == ("dense", "split")
 
 
 @pytest.mark.parametrize(

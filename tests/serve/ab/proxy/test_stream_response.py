@@ -222,6 +222,7 @@ def test_a_client_that_takes_nothing_is_one_that_left(dense: Any, client_class: 
 
     asyncio.run(run())
     assert dense.outcomes() == [("dense", 200, "client_gone")]
+    assert [answer.closed for answer in dense.upstream.answers] == [1]  # the engine is told to stop
 
 
 def test_the_end_of_the_server_is_said(dense: Any, client_class: Any, event_stream: Any) -> None:
