@@ -1,4 +1,4 @@
-"""What `mi-prun-ab` is told: by flags, by `--config ab.toml`, or both; one checked Config out of them."""
+"""The configuration of `mi-prun-ab`: flags, `--config ab.toml`, or both, become one checked Config."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ArmConfig(Record):
 
 
 class Limits(Record):
-    """Bounds; seconds and bytes.
+    """Bounds on requests and connections, in seconds and bytes.
 
     request_s: for a client to send its request. send_s: for it to take what it was sent; its connection is cut off
     after twice as long at most. first_byte_s: for an arm to begin its answer (all of it, where it is not streamed).
@@ -89,8 +89,10 @@ class Limits(Record):
 
 
 class Health(Record):
-    """An arm is down after `failures` probes in a row, `probe_s` apart; so many failed requests in a row open its
-    circuit, for cool_down_s at first and twice as long each time a trial fails, up to cool_down_max_s.
+    """When an arm counts as down.
+
+    failures: so many failed probes in a row, `probe_s` apart. So many failed requests in a row open its circuit, which
+    stays open for cool_down_s at first, and twice as long each time a trial fails, up to cool_down_max_s.
     """
 
     probe_s: PositiveFloat = 2.0
@@ -101,8 +103,10 @@ class Health(Record):
 
 
 class Restart(Record):
-    """Of an engine that ended, or has not answered for hang_s: after back_off_s, twice as long each time that it ends
-    young, up to back_off_max_s. startup_s: for it to become ready. end_s: for it to end when it is told to.
+    """When an engine is started again: after it ended, or has not answered for hang_s.
+
+    The start waits for back_off_s, and twice as long each time that the engine ends young, up to back_off_max_s.
+    startup_s: time for an engine to become ready. end_s: time for it to end when it is told to.
     """
 
     startup_s: PositiveFloat = 900.0
@@ -113,8 +117,10 @@ class Restart(Record):
 
 
 class ShadowSettings(Record):
-    """share: of the requests, mirrored at the start (it can be changed live). in_flight: mirrors at a time, further
-    ones are left out. answer_bytes: of an answer that is kept to be compared.
+    """How much is mirrored to another arm.
+
+    share: part of the requests at the start, in [0, 1]; it can be changed live. in_flight: mirrors at a time, further
+    ones are left out. timeout_s: for a mirror and its comparison. answer_bytes: the longest answer that is compared.
     """
 
     share: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -124,8 +130,10 @@ class ShadowSettings(Record):
 
 
 class Config(Record):
-    """arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
-    out has weight 0. model_name: what clients ask for. experiment: what assignments are drawn by: another name is
+    """The whole configuration.
+
+    arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
+    out has weight 0. model_name: what clients ask for. experiment: what assignments are drawn by; another name is
     another draw. sticky: where the key of a client is looked for, in this order.
     """
 
@@ -154,7 +162,7 @@ class Config(Record):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
-        """The first arm is the control, and its model's name is ours."""
+        """Fill in what is left out: the first arm is the control, and its model's name is ours."""
         if not isinstance(data, dict) or not isinstance(arms := data.get("arms"), dict) or not arms:
             return data
         first = next(iter(arms))
@@ -207,12 +215,12 @@ class Config(Record):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of every arm, as the config has it; the live ones are the experiment's."""
+        """Return the weight of every arm, as the config has it; the live ones are the experiment's."""
         return {name: self.split.get(name, 0.0) for name in self.arms}
 
 
 def check_url(url: str) -> None:
-    """Of an arm. Raises ValueError: what passes can be asked, whether or not anybody answers there."""
+    """Check the URL of an arm: what passes can be asked, whether or not anybody answers there. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"url must be http://HOST[:PORT] or https://..., got {url}")
@@ -239,7 +247,7 @@ def _is_host(host: str) -> bool:
 
 
 def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> None:
-    """Raises ValueError, so that pydantic and the admin route say it in their own way."""
+    """Check the weights of a split. Raises ValueError, so that pydantic and the admin route say it in their own way."""
     for name, weight in weights.items():
         if name not in arms:
             raise ValueError(f"split names {name!r}, which is no arm (arms: {', '.join(arms)})")
@@ -250,7 +258,7 @@ def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> N
 
 
 def read_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
-    """`flags` (fields of Config; None is not given) win over the file. Raises UserError."""
+    """Return the Config of a file and of flags, which win; a flag that is None is not given. Raises UserError."""
     data = _read_toml(file) if file else {}
     for name, value in flags.items():
         if value is None:
@@ -281,7 +289,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def parse_arm(words: str) -> tuple[str, dict[str, str]]:
-    """`NAME=TARGET`; the target is a URL, a plan (a .json file) or a model."""
+    """Read `NAME=TARGET`; the target is a URL, a plan (a .json file) or a model. Raises UserError."""
     name, equals, target = words.partition("=")
     if not equals or not name or not target:
         raise UserError(f"--arm {words}: it is NAME=TARGET, where TARGET is a model folder, hub id, plan.json or URL")
@@ -293,7 +301,7 @@ def parse_arm(words: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_split(words: str) -> dict[str, float]:
-    """`dense=95,pruned=5`."""
+    """Read weights, such as `dense=95,pruned=5`. Raises UserError."""
     weights: dict[str, float] = {}
     for part in words.split(","):
         name, _, weight = part.strip().partition("=")

@@ -11,6 +11,7 @@ from serve.ab.config import Config, parse_arm, parse_split, read_config
 
 
 def split_off_engine_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return what stands before a lone `--`, and what stands behind it: flags for the engines."""
     if "--" not in arguments:
         return arguments, []
     place = arguments.index("--")
@@ -18,7 +19,7 @@ def split_off_engine_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """All that makes a Config; `config_of` reads them."""
+    """Add the flags that make a Config; `config_of` reads them."""
     add = parser.add_argument
     add("--config", type=Path, metavar="AB.TOML", help="fields of the configuration; flags win over it")
     add("--arm", action="append", metavar="NAME=TARGET", help="a model folder, hub id, plan.json or URL; repeatable")
@@ -40,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(flags: argparse.Namespace, engine_flags: list[str]) -> Config:
-    """Raises UserError."""
+    """Return the Config of parsed flags. engine_flags: for every engine that is started here. Raises UserError."""
     fields: dict[str, Any] = {
         name: getattr(flags, name)
         for name in (

@@ -30,9 +30,7 @@ from serve.ab.wire.bodies import BoundedBodies
 
 
 class Application(FastAPI):
-    """Proxied requests go past FastAPI's layers: nothing in them is for these, and each costs time before the first
-    byte.
-    """
+    """FastAPI's application, past whose layers proxied requests go: each layer costs time before the first byte."""
 
     proxy: Proxy
 
@@ -107,14 +105,14 @@ def create_app(
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: Exception) -> Response:
-        """A path that several routes share allows the methods of all of them."""
-        found = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        """Refuse a method. A path that several routes share allows the methods of all of them."""
+        routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
 
     @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:
-        """200 while an arm can be sent requests."""
+        """Say whether an arm can be sent requests: 200, else 503."""
         up = any(arm.available for arm in service.arms.values())
         return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
 

@@ -48,7 +48,7 @@ ALSO_OF_ENGINES = ("400", "404", "422", "500", "502", "503")
 
 
 def describe_proxied(app: FastAPI, model_name: str) -> None:
-    """Add the proxied paths to what FastAPI says of its own routes."""
+    """Add the proxied paths to the document that FastAPI makes of its own routes."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

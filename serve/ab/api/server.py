@@ -27,7 +27,7 @@ BACKLOG = 2048
 
 
 def run(config: Config, *, reset: bool = False) -> None:
-    """Until SIGTERM or Ctrl-C; what is in flight then has drain_s to end."""
+    """Serve until SIGTERM or Ctrl-C; what is in flight then has drain_s to end. Raises UserError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     check_port(config.host, config.port)
     keys = load_keys(config)
@@ -70,6 +70,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def raise_open_files() -> None:
-    """As many as the system lets us have: a stream takes two connections, and a shell's usual 1,024 files are few."""
+    """Allow as many open files as the system lets us have: a stream takes two, and a shell's usual 1,024 are few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""What the proxy must know of a request: which model, which arm, whether it streams, who it sticks to."""
+"""A request's body, as far as the proxy reads it: which model, which arm, whether it streams, who it sticks to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 1024
 
 
 class RefusalError(Exception):
-    """An answer that no arm is asked for; `message` is for the client."""
+    """A refusal that the proxy answers itself. message: for the client. code: for programs, or None."""
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> None:
         super().__init__(message)
@@ -23,14 +23,14 @@ class RefusalError(Exception):
         self.code = code
 
     def body(self) -> bytes:
-        """As OpenAI's API says it."""
+        """Return the refusal as OpenAI's API says it."""
         error = {"message": self.message, "type": self.kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """body: as it came; fields: the same, read. arm: that the model's name asks for (`NAME@arm`)."""
+    """A checked request. body: as it came; fields: the same, read. arm: what the model's name asks for (`NAME@arm`)."""
 
     path: str
     body: bytes
@@ -51,7 +51,10 @@ class ParsedRequest:
         return self.path in GENERATIONS
 
     def body_for(self, model: str | None) -> bytes:
-        """The body with another model's name; as it came where that is the same, or None."""
+        """Return the body with another model's name; as it came where that is the same, or None.
+
+        Raises RefusalError where it cannot be written so.
+        """
         if model is None or self.fields.get("model", model) == model:
             return self.body
         try:
@@ -61,7 +64,7 @@ class ParsedRequest:
 
 
 def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, object]) -> ParsedRequest:
-    """Raises RefusalError."""
+    """Return the request that a body holds. arms: by the names that `NAME@arm` may have. Raises RefusalError."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -104,7 +104,7 @@ class MirroredRequest:
 
 
 class ShadowTraffic:
-    """All mirrored requests.
+    """The mirrored requests of a service.
 
     counts: of mirrored requests, by what became of them. tell: is called with a comparison of each, failed ones too.
     """

@@ -21,7 +21,7 @@ MOST_GAPS = 4096
 
 
 class StreamMeter:
-    """`feed` it each part as it comes, with the seconds since the arm was asked; it returns what may be sent on.
+    """A meter that is fed each part of an answer as it comes, and returns what may be sent on.
 
     Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
     until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark

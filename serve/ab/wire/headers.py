@@ -1,4 +1,4 @@
-"""Which headers go on: end-to-end ones; not those of one connection, nor what is the proxy's own business."""
+"""Headers that go on: end-to-end ones; not those of one connection, nor what is the proxy's own business."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_DOWNSTREAM = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
 
 
 def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, bytes]]:
-    """key: what the arm is asked with."""
+    """Return the headers for an arm. key: what the arm is asked with; None where we have none."""
     headers = list(headers)
     dropped = NOT_UPSTREAM | _named_by_connection(headers)
     kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
@@ -40,6 +40,7 @@ def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, byte
 
 
 def for_client(headers: RawHeaders, arm: str, reason: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers for a client: the answer's, then which arm it was and why."""
     headers = [(name.lower(), value) for name, value in headers]
     dropped = NOT_DOWNSTREAM | _named_by_connection(headers)
     kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
@@ -47,12 +48,12 @@ def for_client(headers: RawHeaders, arm: str, reason: str) -> list[tuple[bytes, 
 
 
 def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
-    """The first one's; names are in lower case."""
-    return next((value for found, value in headers if found == name), None)
+    """Return the first value of a header, or None; names are in lower case."""
+    return next((value for other, value in headers if other == name), None)
 
 
 def is_event_stream(headers: RawHeaders) -> bool:
-    """Of an answer; names are in lower case."""
+    """Whether an answer with these headers is a stream of events; names are in lower case."""
     return (value_of(headers, b"content-type") or b"").startswith(b"text/event-stream")
 
 
