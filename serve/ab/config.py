@@ -24,6 +24,7 @@ ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
 URL_SIGNS = re.compile(r"[!-~]+")
 PATH = re.compile(r"/[!-~]*")
+ORIGIN = re.compile(r"https?://[a-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # of names that the resolver takes; in lower case
 Sticky = Literal["header", "user", "api_key"]
 
@@ -133,17 +134,21 @@ class Config(Record):
     """The whole configuration.
 
     arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
-    out has weight 0. model_name: what clients ask for. experiment: what assignments are drawn by; another name is
-    another draw. sticky: where the key of a client is looked for, in this order.
+    out has weight 0. model_name: what clients ask for; "" until the first arm is asked, where that is a URL
+    and no name is given. model_aliases: other names that its engines serve it under. experiment: what assignments are
+    drawn by; another name is another draw. sticky: where the key of a client is looked for, in this order.
+    cors_origins: pages that a browser lets use the API; "*" for all.
     """
 
     arms: dict[str, ArmConfig]
     split: dict[str, float]
     control: str
     model_name: str
+    model_aliases: tuple[str, ...] = ()
     experiment: str
     sticky: tuple[Sticky, ...] = ("header", "user", "api_key")
     sticky_header: str = "x-mi-prun-sticky"
+    cors_origins: tuple[str, ...] = ()
     guardrails: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=1, le=65_535)
@@ -202,16 +207,31 @@ class Config(Record):
     def _consistent(self) -> Config:
         if not self.arms:
             raise ValueError("no arm; give at least one --arm NAME=TARGET")
-        if not self.model_name:
+        if not self.model_name and next(iter(self.arms.values())).managed:
             raise ValueError("model_name is missing: the first arm has no model to take it from (--model-name)")
-        if "@" in self.model_name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in self.model_name):
-            raise ValueError(f"model_name {self.model_name!r}: printable ASCII without spaces and @")
+        for name in self.names:
+            if "@" in name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in name):
+                raise ValueError(f"model_name {name!r}: printable ASCII without spaces and @")
+        if "" in self.model_aliases:
+            raise ValueError("model_aliases: a name must not be empty")
+        for origin in self.cors_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins: {origin!r} must be http://HOST[:PORT], https://HOST[:PORT] or *")
         if not NAME.fullmatch(self.experiment):
             raise ValueError(f"experiment {self.experiment!r}: letters, digits, -, _ and ., at most 64")
         if self.control not in self.arms:
             raise ValueError(f"control {self.control!r} is no arm (arms: {', '.join(self.arms)})")
         check_weights(self.split, self.arms)
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return all names that clients may ask for, the model's own first."""
+        return (self.model_name, *self.model_aliases)
+
+    def with_model_name(self, name: str) -> Config:
+        """Return the same with another model name. Raises UserError where that cannot be one."""
+        return _validated({**self.model_dump(), "model_name": name}, "model_name")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -269,6 +289,10 @@ def read_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
     origin = str(file) if file else "flags"
     if not data.get("arms"):
         raise UserError("no arm: give --arm NAME=TARGET at least once, or --config ab.toml with [arms.NAME]")
+    return _validated(data, origin)
+
+
+def _validated(data: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:

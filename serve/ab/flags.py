@@ -25,7 +25,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--arm", action="append", metavar="NAME=TARGET", help="a model folder, hub id, plan.json or URL; repeatable")
     add("--split", metavar="NAME=WEIGHT,...", help="weights of the arms (default: all to the first)")
     add("--control", metavar="NAME", help="the arm to compare with (default: the first)")
-    add("--model-name", metavar="NAME", help="what clients ask for (default: the first arm's model)")
+    add(
+        "--model-name",
+        metavar="NAME",
+        help="what clients ask for (default: the first arm's model, or what its URL serves)",
+    )
     add("--experiment", metavar="NAME", help="what assignments are drawn by; another name is another draw")
     add("--shadow-share", type=float, metavar="SHARE", help="of the requests that are mirrored to another arm, 0..1")
     add("--guardrail", action="append", metavar="RULE", help="such as 'error_rate<1%%'; repeatable")

@@ -89,6 +89,14 @@ class LiveGauges(Collector):
         for status, count in sorted(service.refusals.items()):
             refused.add_metric([str(status)], float(count))
         yield refused
+        packed = CounterMetricFamily(
+            f"{PREFIX}_packed_answers",
+            "Answers that the arm compressed, so that they are in no figures.",
+            labels=["arm"],
+        )
+        for arm in arms:
+            packed.add_metric([arm.name], float(service.packed[arm.name]))
+        yield packed
         lost = CounterMetricFamily(f"{PREFIX}_access_log_lines_lost", "Lines that could not be written.")
         lost.add_metric([], float(service.access_log.lost))
         yield lost

@@ -33,7 +33,7 @@ class Models(BaseModel):
 async def models(request: Request) -> Models:
     """List the names that a caller may ask for."""
     ab = request.app.state.ab
-    names = [ab.config.model_name]
+    names = list(ab.config.names)
     if caller_of(request).role == "operator":
         names += [f"{ab.config.model_name}@{arm}" for arm in ab.arms]
     return Models(data=[Model(id=name) for name in names])

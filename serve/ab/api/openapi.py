@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,14 +48,14 @@ ENGINES_OWN = {"application/json": {"schema": ANY}, "text/plain": {"schema": ANY
 ALSO_OF_ENGINES = ("400", "404", "422", "500", "502", "503")
 
 
-def describe_proxied(app: FastAPI, model_name: str) -> None:
+def describe_proxied(app: FastAPI, names: Sequence[str]) -> None:
     """Add the proxied paths to the document that FastAPI makes of its own routes."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
         for path in PATHS:
-            document["paths"].setdefault(path, {"post": _operation(path, model_name)})
+            document["paths"].setdefault(path, {"post": _operation(path, names)})
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key, or the admin key"}
         return document
@@ -62,12 +63,12 @@ def describe_proxied(app: FastAPI, model_name: str) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _operation(path: str, model_name: str) -> dict[str, Any]:
+def _operation(path: str, names: Sequence[str]) -> dict[str, Any]:
     body = {
         "type": "object",
         "description": "As the engine takes it; these fields are looked at by the proxy too.",
         "properties": {
-            "model": {"type": ["string", "null"], "enum": [model_name, None]},
+            "model": {"type": ["string", "null"], "enum": [*names, None]},
             "stream": {"type": ["boolean", "null"]},
             "user": {"type": ["string", "null"], "description": "A sticky key, where no header gives one"},
         },

@@ -13,6 +13,7 @@ import uvicorn
 from mi_prun.errors import UserError
 from serve.ab.api.app import create_app
 from serve.ab.arms.arm import make_arms
+from serve.ab.arms.served_name import with_model_name
 from serve.ab.arms.supervisor import check_engines
 from serve.ab.arms.supervisor_client import SupervisorClient
 from serve.ab.config import Config
@@ -36,6 +37,7 @@ def run(config: Config, *, reset: bool = False) -> None:
     raise_open_files()
     if config.log_folder is not None and not config.log_folder.is_dir():
         raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
+    config = with_model_name(config)
     check_engines(config)
     arms = make_arms(config)
     with scratch_folder() as scratch, SupervisorClient(config, arms, Path(config.log_folder or scratch)) as engines:

@@ -56,10 +56,10 @@ class Specs(Record):
     again: bool = False
 
 
-def command_of(arm: ArmConfig, model_name: str) -> tuple[str, ...]:
-    """Return the engine's command. It serves under the experiment's name, so that an answer's bytes need no change."""
+def command_of(arm: ArmConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the engine's command. It serves under the experiment's names, so that an answer's bytes need no change."""
     words = [*SERVE, "--model", model_of(arm), *(("--plan", str(arm.plan)) if arm.plan else ())]
-    return (*words, "--host", HOST, "--served-model-name", model_name, *arm.flags)
+    return (*words, "--host", HOST, "--served-model-name", *names, *arm.flags)
 
 
 def model_of(arm: ArmConfig) -> str:

@@ -43,7 +43,7 @@ class SupervisorClient:
             engines=tuple(
                 EngineSpec(
                     name=name,
-                    command=command_of(arm, config.model_name),
+                    command=command_of(arm, config.names),
                     env=arm.env,
                     key=secrets.token_urlsafe(24),
                     log=folder / f"{name}.log",

@@ -50,6 +50,8 @@ def export(config: Config, target: str, options: ExportOptions, output: Path, *,
 
     Raises UserError for what a cluster cannot have.
     """
+    if not config.model_name:
+        raise UserError("model_name is missing: the first arm has no model to take it from (--model-name)")
     arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
     check_places(config, options)
     texts = TARGETS[target](config, arms, options)

@@ -47,15 +47,15 @@ class AdmittedRequest:
     client_key: bytes | None
     send: Send
 
-    def for_arm(self, arm: Arm, model_name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-        """Return headers and body as this arm wants them. model_name: the arm's model, where it has no name of its own.
+    def for_arm(self, arm: Arm) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Return headers and body as this arm wants them.
 
         Raises RefusalError where the body cannot be written with another model's name.
         """
         sent = header.for_upstream(self.headers, arm.key)
         if arm.key is None and self.client_key is not None:
             sent.append((b"authorization", self.client_key))
-        return sent, self.parsed.body_for(arm.config.upstream_model or model_name)
+        return sent, self.parsed.body_for(arm.config.upstream_model or self.parsed.model)
 
     def reason_at(self, arm: Arm) -> Reason:
         """Return why this arm is asked."""

@@ -23,12 +23,12 @@ class Attempt:
         self.arm = arm
         self.started_s = time.monotonic()
 
-    async def ask(self, upstream: Upstream, model_name: str) -> Begun | Failed:
+    async def ask(self, upstream: Upstream) -> Begun | Failed:
         """Ask the arm, and wait for the first part of its answer's body.
 
         Raises RefusalError, before the arm is asked, where the request cannot be written for it.
         """
-        headers, body = self.request.for_arm(self.arm, model_name)
+        headers, body = self.request.for_arm(self.arm)
         deadline = self.request.deadline
         deadline.wait_for(Phase.FIRST_BYTE)
         self.started_s = time.monotonic()

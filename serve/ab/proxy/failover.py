@@ -40,7 +40,7 @@ class Failover:
             others = arms[place + 1 :]
             self.request.deadline.alternatives = others
             attempt = Attempt(self.request, arm)
-            result = await attempt.ask(self.service.upstream, self.service.config.model_name)
+            result = await attempt.ask(self.service.upstream)
             if isinstance(result, Failed):
                 self.service.ended(attempt, result.outcome)
                 if result.outcome == "client_gone":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,15 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A checked request. body: as it came; fields: the same, read. arm: what the model's name asks for (`NAME@arm`)."""
+    """A checked request. body: as it came; fields: the same, read.
+
+    model: the name that was asked for, without an arm; None where there was none. arm: what `NAME@arm` asks for.
+    """
 
     path: str
     body: bytes
     fields: Mapping[str, Any]
+    model: str | None
     arm: str | None
 
     @property
@@ -63,8 +67,8 @@ class ParsedRequest:
             raise RefusalError(400, f"the body cannot be written with another model's name: {error}") from error
 
 
-def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, object]) -> ParsedRequest:
-    """Return the request that a body holds. arms: by the names that `NAME@arm` may have. Raises RefusalError."""
+def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[str, object]) -> ParsedRequest:
+    """Return the request that a body holds. names: the model's; arms: what `NAME@arm` may name. Raises RefusalError."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -76,14 +80,14 @@ def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, ob
     if not isinstance(fields.get("user"), str | None):
         raise RefusalError(400, "user must be a string")
     model = fields.get("model")
-    if model is None or model == model_name:
-        return ParsedRequest(path, body, fields, None)
+    if model is None or model in names:
+        return ParsedRequest(path, body, fields, model, None)
     if not isinstance(model, str):
         raise RefusalError(400, "model must be a string")
     name, _, arm = model.rpartition("@")
-    if name != model_name or arm not in arms:
+    if name not in names or arm not in arms:
         said = json.dumps(model if len(model) <= LONGEST_NAME else model[:LONGEST_NAME] + "...")
         raise RefusalError(
-            404, f"The model {said} does not exist; it is {model_name}", "NotFoundError", "model_not_found"
+            404, f"The model {said} does not exist; it is {' or '.join(names)}", "NotFoundError", "model_not_found"
         )
-    return ParsedRequest(path, body, fields, arm)
+    return ParsedRequest(path, body, fields, name, arm)

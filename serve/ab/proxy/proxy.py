@@ -15,6 +15,7 @@ from serve.ab.proxy.security import Caller
 from serve.ab.proxy.service import Service
 from serve.ab.proxy.stream_response import StreamResponse
 from serve.ab.wire import headers as header
+from serve.ab.wire.unpacking import KNOWN, DamagedBodyError, GrowsTooLargeError, UnknownEncodingError, unpack
 
 CLOSE = (b"connection", b"close")
 JSON = (b"content-type", b"application/json")
@@ -70,9 +71,9 @@ class Proxy:
         caller = service.keys.caller(authorization)
         if caller.role == "nobody":
             raise RefusalError(401, "an API key is needed", "authentication_error", "invalid_api_key")
-        body = await self._read_body(deadline, headers, receive)
+        body = self._unpack(await self._read_body(deadline, headers, receive), headers)
         deadline.wait_for(Phase.FIRST_BYTE)
-        parsed = parse_request(scope["path"], body, service.config.model_name, service.arms)
+        parsed = parse_request(scope["path"], body, service.config.names, service.arms)
         client_key = authorization if service.keys.open and caller.role != "operator" else None
         assignment = self._assign(parsed, caller, headers)
         return AdmittedRequest(deadline, parsed, assignment, headers, client_key, send)
@@ -102,6 +103,19 @@ class Proxy:
                         return b"".join(parts)
         except AbortedError as aborted:
             raise RefusalError(408, "the request took too long to come", code="request_timeout") from aborted
+
+    def _unpack(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the body without its content encoding, up to the bound of a body. Raises RefusalError."""
+        limit = self.service.config.limits.body_bytes
+        encoding = header.value_of(headers, b"content-encoding") or b""
+        try:
+            return unpack(body, encoding, limit)
+        except UnknownEncodingError as error:
+            raise RefusalError(415, f"the content encoding must be {' or '.join(KNOWN)}, or none") from error
+        except DamagedBodyError as error:
+            raise RefusalError(400, "the body cannot be unpacked: it is damaged, or packed in another way") from error
+        except GrowsTooLargeError as error:
+            raise RefusalError(413, f"the body unpacks to more than {limit:,} bytes", code="body_limit") from error
 
     def _assign(self, parsed: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> Assignment:
         service = self.service

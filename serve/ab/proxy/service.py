@@ -33,7 +33,7 @@ class Service:
 
     listeners: they are told of every attempt at an arm and of every comparison, in the event loop, so they must be
     quick. failovers: how many requests another arm answered, by the arm that they were meant for. refusals: how many
-    requests no arm was asked for, or none answered, by status.
+    requests no arm was asked for, or none answered, by status. packed: how many answers were compressed, by arm.
     """
 
     def __init__(
@@ -62,9 +62,10 @@ class Service:
         ]
         self._warn()
         self.listeners: list[Listener] = [self.judge.observe]
-        self.shadow = ShadowTraffic(config, self.arms, self.upstream, self.compared)
+        self.shadow = ShadowTraffic(config.shadow, self.arms, self.upstream, self.compared)
         self.failovers: Counter[str] = Counter()
         self.refusals: Counter[int] = Counter()
+        self.packed: Counter[str] = Counter()
         self.listener_failures = 0
 
     def notes(self) -> list[str]:
@@ -91,12 +92,15 @@ class Service:
         """End an attempt: its arm, the listeners and the log are told. status: 0 where none came."""
         request, arm = attempt.request, attempt.arm
         arm.request_ended(outcome, status)
+        unread = meter is not None and meter.packed
+        if unread:
+            self._count_packed(arm)
         event = Observation(
             time=time.time(),
             arm=arm.name,
             assigned_arm=request.assignment.arm,
             reason=request.reason_at(arm),
-            counted=request.counted_at(arm),
+            counted=request.counted_at(arm) and not (unread and outcome == "ok"),
             key_hash=request.assignment.key_hash,
             path=request.parsed.path,
             streamed=request.parsed.streamed,
@@ -112,6 +116,15 @@ class Service:
         self.tell(event)
         self._log(event, request)
         return event
+
+    def _count_packed(self, arm: Arm) -> None:
+        if not self.packed[arm.name]:
+            logger.warning(
+                "arm %s compresses its answers although `identity` is asked for: they are passed on unread, and are in "
+                "no figures of the experiment",
+                arm.name,
+            )
+        self.packed[arm.name] += 1
 
     def compared(self, comparison: ShadowComparison) -> None:
         """Tell and log what came of a mirrored request."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.ab.arms.arm import Arm
-from serve.ab.config import Config
+from serve.ab.config import ShadowSettings
 from serve.ab.proxy.admitted_request import AdmittedRequest
 from serve.ab.proxy.agreement import Agreement, logprob_difference_nats, token_agreement
 from serve.ab.proxy.completion_text import CompletionText, read_completion
@@ -110,11 +110,14 @@ class ShadowTraffic:
     """
 
     def __init__(
-        self, config: Config, arms: Mapping[str, Arm], upstream: Upstream, tell: Callable[[ShadowComparison], None]
+        self,
+        settings: ShadowSettings,
+        arms: Mapping[str, Arm],
+        upstream: Upstream,
+        tell: Callable[[ShadowComparison], None],
     ) -> None:
         self.counts: Counter[str] = Counter()
-        self._settings = config.shadow
-        self._model_name = config.model_name
+        self._settings = settings
         self._arms = arms
         self._upstream = upstream
         self._tell = tell
@@ -133,7 +136,7 @@ class ShadowTraffic:
             return None
         arm = random.choice(others)
         try:
-            headers, body = request.for_arm(arm, self._model_name)
+            headers, body = request.for_arm(arm)
         except RefusalError:
             self.counts["not_sent"] += 1
             return None
@@ -174,7 +177,7 @@ class ShadowTraffic:
         shadow = _completion_text(answer.body, answer.streamed, "shadow_unreadable")
 
         async def ask(path: str, fields: Mapping[str, Any]) -> Any:
-            model = arm.config.upstream_model or parsed.fields.get("model")
+            model = arm.config.upstream_model or parsed.model
             sent = json.dumps({**({"model": model} if model else {}), **fields}).encode()
             try:
                 return json.loads((await self._ask(arm, path, headers, sent)).body)

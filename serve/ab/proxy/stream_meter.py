@@ -25,11 +25,13 @@ class StreamMeter:
 
     Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
     until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark
-    came. failed: the engine itself said that it failed, in an event or in a body.
+    came. failed: the engine itself said that it failed, in an event or in a body. packed: the answer is compressed, so
+    that only its times are known.
     """
 
-    def __init__(self, streamed: bool) -> None:
+    def __init__(self, streamed: bool, *, packed: bool = False) -> None:
         self.streamed = streamed
+        self.packed = packed
         self.ttft_s: float | None = None
         self.itl_s: list[float] = []
         self.events = 0
@@ -47,7 +49,8 @@ class StreamMeter:
         if not self.streamed:
             if self.ttft_s is None:
                 self.ttft_s = at_s
-            self._read_figures(self._body.feed(part))
+            if not self.packed:
+                self._read_figures(self._body.feed(part))
             return part
         onward, events = self._stream.feed(part)
         said = False

@@ -40,7 +40,8 @@ class StreamResponse:
         self.request = begun.attempt.request
         reason = self.request.reason_at(begun.arm)
         self.headers = header.for_client(begun.answer.headers, begun.arm.name, reason)
-        self.meter = StreamMeter(header.is_event_stream(self.headers))
+        packed = header.is_packed(self.headers)
+        self.meter = StreamMeter(header.is_event_stream(self.headers) and not packed, packed=packed)
         self._mirror: Mirror | None = None
 
     async def run(self) -> None:
@@ -123,6 +124,7 @@ class StreamResponse:
     def _begin_mirror(self) -> Mirror | None:
         """Mirror what is in the figures, and nothing else: the verdict is about both arms' answers to it."""
         share = self.service.experiment.state.shadow_share
-        if share <= 0.0 or self.begun.status != 200 or not self.request.counted_at(self.begun.arm):
+        counted = self.request.counted_at(self.begun.arm) and not self.meter.packed
+        if share <= 0.0 or self.begun.status != 200 or not counted:
             return None
         return self.service.shadow.begin(share, self.request, self.begun.arm)

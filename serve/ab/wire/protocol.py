@@ -3,8 +3,8 @@
 Its parser (llhttp) refuses what smuggling is made of: two lengths, a length beside chunks, bare line ends in a head. An
 offer to speak another protocol is ignored, as a server may (RFC 9110, 7.8).
 
-The class made here overrides uvicorn's internals, which a later release may change: UVICORN_METHODS and
-UVICORN_ATTRIBUTES name what it needs, and pyproject.toml bounds the release.
+The class made here overrides uvicorn's internals, which a later release may change: UVICORN_METHODS,
+UVICORN_ATTRIBUTES and CYCLE_ATTRIBUTES name what it needs, and pyproject.toml bounds the release.
 """
 
 from __future__ import annotations
@@ -24,6 +24,25 @@ UVICORN_METHODS = (
 )
 UVICORN_ATTRIBUTES = ("parser", "loop", "transport", "flow", "cycle", "url", "headers")
 OFFER = frozenset((b"upgrade", b"http2-settings"))
+
+
+CYCLE_ATTRIBUTES = ("chunked_encoding", "expected_content_length")
+
+
+class UntilClose(int):
+    """The length of a body that ends with its connection, in uvicorn's sums: any body has it."""
+
+    def __sub__(self, other: int) -> UntilClose:
+        return self
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __eq__ = int.__eq__
+    __hash__ = int.__hash__
 
 
 class OfferlessParser:
@@ -126,6 +145,10 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._refuse_head()
                 return
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0" and self.cycle is not None:
+                # Such a client knows no chunks (RFC 9112, 6.1): its answer ends where the connection does.
+                self.cycle.chunked_encoding = False
+                self.cycle.expected_content_length = UntilClose()
 
         def on_body(self, body: bytes) -> None:
             if self.cycle is not None and not self.transport.is_closing():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from serve.ab.api.app import create_app
 from serve.ab.proxy.security import Keys
 
+BODY = b'{"model": "m", "prompt": "packed"}'
 KEY = {"authorization": "Bearer client-key-1"}
 
 
@@ -110,6 +113,63 @@ def test_a_client_that_leaves_before_its_request_is_whole(guarded: Any, client_c
     assert asyncio.run(run()).status == 0
     assert guarded.upstream.asked == []
     assert guarded.service.refusals == {}
+
+
+PACKED = {
+    "gzip": gzip.compress(BODY),
+    "X-GZIP": gzip.compress(BODY[:9]) + gzip.compress(BODY[9:]),
+    "deflate": zlib.compress(BODY),
+    " deflate": zlib.compress(BODY)[2:-4],  # without a frame, as some clients have it
+    "identity": BODY,
+}
+
+
+@pytest.mark.parametrize("encoding", PACKED)
+def test_a_packed_body_is_unpacked(guarded: Any, encoding: str) -> None:
+    assert guarded.ask(headers={**KEY, "content-encoding": encoding}, raw=PACKED[encoding]).status == 200
+    (sent,) = guarded.upstream.sent
+    assert sent.body == {"model": "its-own-name", "prompt": "packed"}
+    assert b"content-encoding" not in sent.headers
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "said"),
+    [
+        ("br", BODY, 415, "must be gzip or deflate"),
+        ("gzip, gzip", BODY, 415, "must be gzip or deflate"),
+        ("gzip", BODY, 400, "cannot be unpacked"),
+        ("gzip", gzip.compress(BODY)[:-1], 400, "cannot be unpacked"),
+        ("gzip", gzip.compress(BODY) + b"x", 400, "cannot be unpacked"),
+        ("deflate", b"\xff\xff\xff", 400, "cannot be unpacked"),
+        ("gzip", gzip.compress(b"x" * 10**7)[:1900], 413, "unpacks to more than 2,000 bytes"),
+        ("deflate", zlib.compress(b"x" * 10**6), 413, "unpacks to more than 2,000 bytes"),
+        ("gzip", gzip.compress(b"x" * 1500) * 2, 413, "unpacks to more than 2,000 bytes"),
+    ],
+)
+def test_what_is_not_unpacked(guarded: Any, encoding: str, body: bytes, status: int, said: str) -> None:
+    response = guarded.ask(headers={**KEY, "content-encoding": encoding}, raw=body)
+    assert (response.status, said in response.error["message"]) == (status, True)
+    assert guarded.upstream.asked == []
+
+
+def test_an_engines_other_names_are_asked_for_as_they_are(proxied: Callable[..., Any]) -> None:
+    proxy = proxied(model_aliases=["gpt-x", "gpt-y"], keys=Keys(admin_key="an-admin-key"))
+    proxy.say("dense", b"{}")
+    proxy.say("pruned", b"{}")
+    operator = {"authorization": "Bearer an-admin-key"}
+    for headers, asked, sent in (
+        ({}, "gpt-x", "gpt-x"),
+        ({}, "m", "m"),
+        (operator, "gpt-y@pruned", "gpt-y"),
+        (operator, "m@pruned", "m"),
+    ):
+        assert proxy.ask(headers=headers, model=asked).status == 200
+        assert proxy.upstream.sent[-1].body["model"] == sent
+    response = proxy.ask(model="gpt-z")
+    assert (response.status, response.error["message"]) == (
+        404,
+        'The model "gpt-z" does not exist; it is m or gpt-x or gpt-y',
+    )
 
 
 def test_admin_routes_need_the_admin_key(guarded: Any) -> None:

@@ -23,7 +23,7 @@ def arm(name: str = "dense", key: str | None = None, **config: Any) -> Arm:
 
 def admitted(path: str = "/v1/completions", reason: Any = "split", client_key: bytes | None = None) -> AdmittedRequest:
     async def make() -> AdmittedRequest:
-        parsed = parse_request(path, b'{"model": "m"}', "m", {})
+        parsed = parse_request(path, b'{"model": "m"}', ["m"], {})
         assignment = Assignment(("dense", "pruned"), reason, "")
         return AdmittedRequest(Deadline(), parsed, assignment, [(b"x-a", b"1")], client_key, None)  # type: ignore[arg-type]
 
@@ -40,14 +40,14 @@ def admitted(path: str = "/v1/completions", reason: Any = "split", client_key: b
     ],
 )
 def test_an_arms_own_key_goes_before_the_clients(key: str | None, client_key: bytes | None, sent: bytes | None) -> None:
-    headers, body = admitted(client_key=client_key).for_arm(arm(key=key), "m")
+    headers, body = admitted(client_key=client_key).for_arm(arm(key=key))
     assert dict(headers).get(b"authorization") == sent
     assert dict(headers)[b"x-a"] == b"1"
     assert body == b'{"model": "m"}'
 
 
 def test_an_arm_of_another_name_is_asked_by_it() -> None:
-    assert admitted().for_arm(arm(upstream_model="its-own"), "m")[1] == b'{"model": "its-own"}'
+    assert admitted().for_arm(arm(upstream_model="its-own"))[1] == b'{"model": "its-own"}'
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ ARMS = {"dense": None, "pruned": None}
 
 
 def parsed(body: bytes, path: str = "/v1/completions") -> ParsedRequest:
-    return parse_request(path, body, "m", ARMS)
+    return parse_request(path, body, ["m", "alias"], ARMS)
 
 
 def refusal(body: bytes) -> RefusalError:
@@ -52,7 +52,7 @@ def test_only_generations_are(path: str, generation: bool) -> None:
         (b'{"model": 7}', 400, "model must be a string"),
         (b'{"stream": "yes"}', 400, "stream must be true or false"),
         (b'{"user": 7}', 400, "user must be a string"),
-        (b'{"model": "other"}', 404, 'The model "other" does not exist; it is m'),
+        (b'{"model": "other"}', 404, 'The model "other" does not exist; it is m or alias'),
         (b'{"model": "m@none"}', 404, "does not exist"),
         (b'{"model": "other@dense"}', 404, "does not exist"),
     ],

@@ -256,3 +256,33 @@ def test_an_answer_without_a_body(dense: Any) -> None:
     response = dense.ask()
     assert (response.status, response.body, response.whole) == (204, b"", True)
     assert dense.outcomes() == [("dense", 204, "ok")]
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"Zstd"])
+@pytest.mark.parametrize("kind", [b"application/json", b"text/event-stream"])
+def test_a_compressed_answer_is_passed_on_part_by_part_and_not_judged(
+    dense: Any, caplog: pytest.LogCaptureFixture, encoding: bytes, kind: bytes
+) -> None:
+    """Although `identity` was asked for: what is in it nobody knows."""
+    dense.service.experiment.change(1, who="test", why="", shadow_share=1.0)
+    parts = [b"\x1f\x8b\x08\x00", b'"error"\n\n', b"data: [DONE]\n\n"]
+    dense.say("dense", *parts, headers=((b"content-type", kind), (b"content-encoding", encoding)))
+    for _ in range(2):
+        response = dense.ask(stream=True)
+        assert response.parts == [*parts, b""]
+        assert response.headers["content-encoding"] == encoding.decode()
+    assert dense.outcomes() == [("dense", 200, "ok")] * 2
+    event = dense.events[0]
+    assert (event.counted, event.output_tokens, event.itl_s) == (False, None, ())
+    assert event.ttft_s is not None
+    assert dense.service.packed == {"dense": 2}
+    assert dense.service.shadow.counts == {}
+    assert caplog.text.count("arm dense compresses its answers") == 1
+
+
+def test_a_compressed_answer_that_fails_is_counted(dense: Any) -> None:
+    dense.say("dense", b"\x1f", UpstreamError("lost"), headers=((b"content-encoding", b"gzip"),))
+    response = dense.ask(stream=True)
+    assert (response.body, response.whole) == (b"\x1f", False)
+    assert dense.outcomes() == [("dense", 200, "disconnected")]
+    assert dense.events[0].counted

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import uvicorn
 from packaging.requirements import Requirement
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from serve.ab.config import Limits
-from serve.ab.wire.protocol import UVICORN_ATTRIBUTES, UVICORN_METHODS, bounded_protocol
+from serve.ab.wire.protocol import CYCLE_ATTRIBUTES, UVICORN_ATTRIBUTES, UVICORN_METHODS, bounded_protocol
 
 PYPROJECT = Path(__file__).parents[4] / "pyproject.toml"
 BODY = b'{"model": "m"}'
@@ -30,6 +30,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = False
+        self.ended = False  # by the server's own doing
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
@@ -52,6 +53,8 @@ class Seen:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, bytes, dict[bytes, bytes]]] = []
+        self.parts = [b""]  # what it answers
+        self.headers: list[tuple[bytes, bytes]] = [(b"content-length", b"0")]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -62,13 +65,14 @@ class Seen:
             body += message["body"]
             more = message["more_body"]
         self.requests.append((scope["method"], scope["path"], body, dict(scope["headers"])))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        for place, part in enumerate(self.parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": place < len(self.parts)})
 
 
-def say(*parts: bytes, **limits: Any) -> tuple[Seen, Transport]:
+def say(*parts: bytes, seen: Seen | None = None, **limits: Any) -> tuple[Seen, Transport]:
     """A connection on which so much comes."""
-    seen, transport = Seen(), Transport()
+    seen, transport = seen or Seen(), Transport()
 
     async def run() -> None:
         config = uvicorn.Config(seen, ws="none", log_config=None)
@@ -81,6 +85,7 @@ def say(*parts: bytes, **limits: Any) -> tuple[Seen, Transport]:
         for _ in range(3):  # an answer may start the next one
             while protocol.pipeline or (protocol.tasks and protocol.cycle.more_body is False):
                 await asyncio.sleep(0)
+        transport.ended = transport.closed
         protocol.connection_lost(None)
         await asyncio.gather(*protocol.tasks)
 
@@ -95,6 +100,9 @@ def test_uvicorn_has_what_is_overridden() -> None:
     source = inspect.getsource(HttpToolsProtocol)
     missing = [name for name in UVICORN_ATTRIBUTES if f"self.{name}" not in source]
     assert not missing, f"uvicorn {uvicorn.__version__}: HttpToolsProtocol sets no {missing}"
+    source = inspect.getsource(RequestResponseCycle)
+    missing = [name for name in CYCLE_ATTRIBUTES if f"self.{name}" not in source]
+    assert not missing, f"uvicorn {uvicorn.__version__}: RequestResponseCycle sets no {missing}"
 
 
 def test_the_release_of_uvicorn_is_bounded_and_this_one_is_within() -> None:
@@ -155,3 +163,25 @@ def test_a_head_that_is_too_large(offer: bytes) -> None:
 def test_connect_is_no_offer() -> None:
     seen, _ = say(b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n")
     assert all(method == "CONNECT" for method, *_ in seen.requests)
+
+
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"4")]])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_http_1_0_gets_no_chunks(version: bytes, length: list[tuple[bytes, bytes]]) -> None:
+    """An answer without a length ends where the connection does; each part is sent as it comes."""
+    seen = Seen()
+    seen.parts, seen.headers = [b"ab", b"cd", b""], length
+    _, transport = say(b"GET /x HTTP/" + version + b"\r\nconnection: keep-alive\r\n\r\n", seen=seen)
+    head, _, body = transport.written.partition(b"\r\n\r\n")
+    chunked = version == b"1.1" and not length
+    assert (b"chunked" in head, body) == (chunked, b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n" if chunked else b"abcd")
+    assert transport.ended == (version == b"1.0")
+
+
+def test_head_gets_no_body() -> None:
+    seen = Seen()
+    seen.parts, seen.headers = [b"ab"], [(b"content-length", b"2")]
+    for version in (b"1.0", b"1.1"):
+        _, transport = say(b"HEAD /x HTTP/" + version + b"\r\n\r\n", seen=seen)
+        assert b"content-length: 2\r\n" in transport.written
+        assert transport.written.endswith(b"\r\n\r\n")
