@@ -23,7 +23,7 @@ REFUSALS = {
     "404": "No such model",
     "408": "The request took too long to come",
     "413": "The body is too large",
-    "415": "The content type must be application/json",
+    "415": "The content type must be application/json, its encoding gzip, deflate or none",
     "422": "Refused by the engine",
     "500": "Failed in the engine",
     "502": "No arm answered",

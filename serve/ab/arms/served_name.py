@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 from mi_prun.errors import UserError
 from serve.ab.config import Config
+
+logger = logging.getLogger("mi_prun_ab")
 
 HINT = "say it by --model-name"
 
@@ -28,6 +31,7 @@ def with_model_name(config: Config) -> Config:
     if len(names) != 1:
         served = ", ".join(names) or "none"
         raise UserError(f"model_name is missing, and arm {arm} serves {len(names)} ({served}) at {url}; {HINT}")
+    logger.info("clients ask for %s, which is what arm %s serves", names[0], arm)
     return config.with_model_name(names[0])
 
 

@@ -94,7 +94,7 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
         "args": [
             "--host", "0.0.0.0",
             "--port", str(PORT),
-            "--served-model-name", config.model_name,
+            "--served-model-name", *config.names,
             *(["--load-format", arm.load_format] if arm.load_format else []),
             *_words(arm.engine),
         ],

@@ -15,6 +15,8 @@ MODULE = "ab_app"
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
     """Return the texts by file name. Raises UserError for what Ray Serve LLM cannot run."""
+    if config.model_aliases:
+        raise UserError("model_aliases: Ray Serve serves a model under one name; leave them out")
     for arm in arms:
         if arm.url is not None:
             raise UserError(f"arm {arm.name} is a URL: Ray Serve starts its own engines; name a model")
