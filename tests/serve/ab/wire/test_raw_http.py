@@ -6,12 +6,13 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import pytest
+
+from mi_prun.process_group import free_port
 
 BODY = json.dumps({"model": "the-model", "prompt": "x"}).encode()
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -149,12 +150,19 @@ def test_a_body_without_an_end(proxy: Any) -> None:
     assert status_of(say(proxy.port, put)) == 413
 
 
-@pytest.fixture
-def impatient(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any], tmp_path: Path) -> Any:
-    fakes = start_fakes("dense")
-    toml = tmp_path / "ab.toml"
+@pytest.fixture(scope="module")
+def impatient(fake_class: Any, proxy_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An engine and a proxy that waits for nobody for long. The last test here stops the engine."""
+    folder = tmp_path_factory.mktemp("impatient")
+    fake = fake_class(folder / "dense.log", "dense", free_port())
+    fake.wait_ready()
+    toml = folder / "ab.toml"
     toml.write_text("[limits]\nrequest_s = 0.8\nfirst_byte_s = 3\nidle_s = 2\nsend_s = 0.8\n")
-    return fakes[0], start_proxy(fakes, "--config", str(toml))
+    proxy = proxy_class(folder, "--arm", f"dense={fake.url}", "--model-name", "the-model", "--config", str(toml))
+    proxy.wait_ready()
+    yield fake, proxy
+    proxy.group.stop()
+    fake.stop()
 
 
 def test_the_slow_are_not_waited_for(impatient: Any) -> None:
