@@ -1,4 +1,4 @@
-"""`mi-prun-ab`: two or more arms behind one OpenAI-compatible endpoint."""
+"""The command `mi-prun-ab`: two or more arms behind one OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ MI_PRUN_AB_API_KEYS (comma between them) and MI_PRUN_AB_ADMIN_KEY. docs/ab.md sa
 
 
 def main() -> None:
+    """Run the command and end the process with its status."""
     sys.exit(run_command(lambda: command(sys.argv[1:])))
 
 
 def command(arguments: list[str]) -> None:
+    """Run `mi-prun-ab` with these arguments. Raises UserError."""
     if arguments[:1] == ["verdict"]:
         from serve.ab.verdict_command import command as verdict
 

@@ -1,4 +1,4 @@
-"""What `mi-prun-ab` is told: by flags, by `--config ab.toml`, or both; one checked Config out of them."""
+"""The configuration of `mi-prun-ab`: flags, `--config ab.toml`, or both, become one checked Config."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
 URL_SIGNS = re.compile(r"[!-~]+")
+PATH = re.compile(r"/[!-~]*")
+ORIGIN = re.compile(r"https?://[a-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 HOST = re.compile(r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?")  # of names that the resolver takes; in lower case
 Sticky = Literal["header", "user", "api_key"]
 
 
 class ArmConfig(Record):
-    """One of: `url`, an engine that runs elsewhere; `model`, a folder or hub id; `plan`, with or without its dense
-    `model`.
+    """An arm's target is one of: `url`, an engine that runs elsewhere; `model`, a folder or hub id; `plan`, with or
+    without its dense `model`.
 
-    flags, env: of the engine that is started here. upstream_model, api_key_env: of one that runs elsewhere; the name it
-    serves the model under, where that is not ours, and the environment variable that holds its key.
+    flags, env: of an engine that is started here. Of one that runs elsewhere: upstream_model, the name it serves the
+    model under, where that is not ours; api_key_env, the environment variable that holds its key; health_path, what is
+    asked whether it is well (default: /health, and /v1/models where that is refused).
     """
 
     url: str | None = None
@@ -42,6 +45,7 @@ class ArmConfig(Record):
     env: dict[str, str] = Field(default_factory=dict)
     upstream_model: str | None = None
     api_key_env: str | None = None
+    health_path: str | None = None
 
     @property
     def managed(self) -> bool:
@@ -58,11 +62,15 @@ class ArmConfig(Record):
             raise ValueError("name a model, a plan or a url")
         elif self.upstream_model or self.api_key_env:
             raise ValueError("upstream_model and api_key_env are of an engine that runs elsewhere (url)")
+        elif self.health_path:
+            raise ValueError("health_path is of an engine that runs elsewhere (url)")
+        if self.health_path is not None and not PATH.fullmatch(self.health_path):
+            raise ValueError(f"health_path {self.health_path!r}: a path from / on, of printable ASCII without spaces")
         return self
 
 
 class Limits(Record):
-    """Bounds; seconds and bytes.
+    """Bounds on requests and connections, in seconds and bytes.
 
     request_s: for a client to send its request. send_s: for it to take what it was sent; its connection is cut off
     after twice as long at most. first_byte_s: for an arm to begin its answer (all of it, where it is not streamed).
@@ -82,8 +90,10 @@ class Limits(Record):
 
 
 class Health(Record):
-    """An arm is down after `failures` probes in a row, `probe_s` apart; so many failed requests in a row open its
-    circuit, for cool_down_s at first and twice as long each time a trial fails, up to cool_down_max_s.
+    """When an arm counts as down.
+
+    failures: so many failed probes in a row, `probe_s` apart. So many failed requests in a row open its circuit, which
+    stays open for cool_down_s at first, and twice as long each time a trial fails, up to cool_down_max_s.
     """
 
     probe_s: PositiveFloat = 2.0
@@ -94,8 +104,10 @@ class Health(Record):
 
 
 class Restart(Record):
-    """Of an engine that ended, or has not answered for hang_s: after back_off_s, twice as long each time that it ends
-    young, up to back_off_max_s. startup_s: for it to become ready. end_s: for it to end when it is told to.
+    """When an engine is started again: after it ended, or has not answered for hang_s.
+
+    The start waits for back_off_s, and twice as long each time that the engine ends young, up to back_off_max_s.
+    startup_s: time for an engine to become ready. end_s: time for it to end when it is told to.
     """
 
     startup_s: PositiveFloat = 900.0
@@ -105,9 +117,11 @@ class Restart(Record):
     back_off_max_s: PositiveFloat = 60.0
 
 
-class Shadow(Record):
-    """share: of the requests, mirrored at the start (it can be changed live). in_flight: mirrors at a time, further
-    ones are left out. answer_bytes: of an answer that is kept to be compared.
+class ShadowSettings(Record):
+    """How much is mirrored to another arm.
+
+    share: part of the requests at the start, in [0, 1]; it can be changed live. in_flight: mirrors at a time, further
+    ones are left out. timeout_s: for a mirror and its comparison. answer_bytes: the longest answer that is compared.
     """
 
     share: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -117,18 +131,24 @@ class Shadow(Record):
 
 
 class Config(Record):
-    """arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
-    out has weight 0. model_name: what clients ask for. experiment: what assignments are drawn by: another name is
-    another draw. sticky: where the key of a client is looked for, in this order.
+    """The whole configuration.
+
+    arms: in order; the first is the control unless another is named. split: weights, of any sum; an arm that is left
+    out has weight 0. model_name: what clients ask for; "" until the first arm is asked, where that is a URL
+    and no name is given. model_aliases: other names that its engines serve it under. experiment: what assignments are
+    drawn by; another name is another draw. sticky: where the key of a client is looked for, in this order.
+    cors_origins: pages that a browser lets use the API; "*" for all.
     """
 
     arms: dict[str, ArmConfig]
     split: dict[str, float]
     control: str
     model_name: str
+    model_aliases: tuple[str, ...] = ()
     experiment: str
     sticky: tuple[Sticky, ...] = ("header", "user", "api_key")
     sticky_header: str = "x-mi-prun-sticky"
+    cors_origins: tuple[str, ...] = ()
     guardrails: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=1, le=65_535)
@@ -141,13 +161,13 @@ class Config(Record):
     limits: Limits = Limits()
     health: Health = Health()
     restart: Restart = Restart()
-    shadow: Shadow = Shadow()
+    shadow: ShadowSettings = ShadowSettings()
     verdict: VerdictSettings = VerdictSettings()
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:
-        """The first arm is the control, and its model's name is ours."""
+        """Fill in what is left out: the first arm is the control, and its model's name is ours."""
         if not isinstance(data, dict) or not isinstance(arms := data.get("arms"), dict) or not arms:
             return data
         first = next(iter(arms))
@@ -187,10 +207,16 @@ class Config(Record):
     def _consistent(self) -> Config:
         if not self.arms:
             raise ValueError("no arm; give at least one --arm NAME=TARGET")
-        if not self.model_name:
+        if not self.model_name and next(iter(self.arms.values())).managed:
             raise ValueError("model_name is missing: the first arm has no model to take it from (--model-name)")
-        if "@" in self.model_name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in self.model_name):
-            raise ValueError(f"model_name {self.model_name!r}: printable ASCII without spaces and @")
+        for name in self.names:
+            if "@" in name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in name):
+                raise ValueError(f"model_name {name!r}: printable ASCII without spaces and @")
+        if "" in self.model_aliases:
+            raise ValueError("model_aliases: a name must not be empty")
+        for origin in self.cors_origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_origins: {origin!r} must be http://HOST[:PORT], https://HOST[:PORT] or *")
         if not NAME.fullmatch(self.experiment):
             raise ValueError(f"experiment {self.experiment!r}: letters, digits, -, _ and ., at most 64")
         if self.control not in self.arms:
@@ -199,13 +225,22 @@ class Config(Record):
         return self
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return all names that clients may ask for, the model's own first."""
+        return (self.model_name, *self.model_aliases)
+
+    def with_model_name(self, name: str) -> Config:
+        """Return the same with another model name. Raises UserError where that cannot be one."""
+        return _validated({**self.model_dump(), "model_name": name}, "model_name")
+
+    @property
     def weights(self) -> dict[str, float]:
-        """Of every arm, as the config has it; the live ones are the experiment's."""
+        """Return the weight of every arm, as the config has it; the live ones are the experiment's."""
         return {name: self.split.get(name, 0.0) for name in self.arms}
 
 
 def check_url(url: str) -> None:
-    """Of an arm. Raises ValueError: what passes can be asked, whether or not anybody answers there."""
+    """Check the URL of an arm: what passes can be asked, whether or not anybody answers there. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"url must be http://HOST[:PORT] or https://..., got {url}")
@@ -232,7 +267,7 @@ def _is_host(host: str) -> bool:
 
 
 def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> None:
-    """Raises ValueError, so that pydantic and the admin route say it in their own way."""
+    """Check the weights of a split. Raises ValueError, so that pydantic and the admin route say it in their own way."""
     for name, weight in weights.items():
         if name not in arms:
             raise ValueError(f"split names {name!r}, which is no arm (arms: {', '.join(arms)})")
@@ -243,7 +278,7 @@ def check_weights(weights: Mapping[str, float], arms: Mapping[str, object]) -> N
 
 
 def read_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
-    """`flags` (fields of Config; None is not given) win over the file. Raises UserError."""
+    """Return the Config of a file and of flags, which win; a flag that is None is not given. Raises UserError."""
     data = _read_toml(file) if file else {}
     for name, value in flags.items():
         if value is None:
@@ -254,6 +289,10 @@ def read_config(file: Path | None, flags: Mapping[str, Any]) -> Config:
     origin = str(file) if file else "flags"
     if not data.get("arms"):
         raise UserError("no arm: give --arm NAME=TARGET at least once, or --config ab.toml with [arms.NAME]")
+    return _validated(data, origin)
+
+
+def _validated(data: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -274,7 +313,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def parse_arm(words: str) -> tuple[str, dict[str, str]]:
-    """`NAME=TARGET`; the target is a URL, a plan (a .json file) or a model."""
+    """Read `NAME=TARGET`; the target is a URL, a plan (a .json file) or a model. Raises UserError."""
     name, equals, target = words.partition("=")
     if not equals or not name or not target:
         raise UserError(f"--arm {words}: it is NAME=TARGET, where TARGET is a model folder, hub id, plan.json or URL")
@@ -286,7 +325,7 @@ def parse_arm(words: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_split(words: str) -> dict[str, float]:
-    """`dense=95,pruned=5`."""
+    """Read weights, such as `dense=95,pruned=5`. Raises UserError."""
     weights: dict[str, float] = {}
     for part in words.split(","):
         name, _, weight = part.strip().partition("=")

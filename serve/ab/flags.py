@@ -11,6 +11,7 @@ from serve.ab.config import Config, parse_arm, parse_split, read_config
 
 
 def split_off_engine_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return what stands before a lone `--`, and what stands behind it: flags for the engines."""
     if "--" not in arguments:
         return arguments, []
     place = arguments.index("--")
@@ -18,13 +19,17 @@ def split_off_engine_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """All that makes a Config; `config_of` reads them."""
+    """Add the flags that make a Config; `config_of` reads them."""
     add = parser.add_argument
     add("--config", type=Path, metavar="AB.TOML", help="fields of the configuration; flags win over it")
     add("--arm", action="append", metavar="NAME=TARGET", help="a model folder, hub id, plan.json or URL; repeatable")
     add("--split", metavar="NAME=WEIGHT,...", help="weights of the arms (default: all to the first)")
     add("--control", metavar="NAME", help="the arm to compare with (default: the first)")
-    add("--model-name", metavar="NAME", help="what clients ask for (default: the first arm's model)")
+    add(
+        "--model-name",
+        metavar="NAME",
+        help="what clients ask for (default: the first arm's model, or what its URL serves)",
+    )
     add("--experiment", metavar="NAME", help="what assignments are drawn by; another name is another draw")
     add("--shadow-share", type=float, metavar="SHARE", help="of the requests that are mirrored to another arm, 0..1")
     add("--guardrail", action="append", metavar="RULE", help="such as 'error_rate<1%%'; repeatable")
@@ -40,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(flags: argparse.Namespace, engine_flags: list[str]) -> Config:
-    """Raises UserError."""
+    """Return the Config of parsed flags. engine_flags: for every engine that is started here. Raises UserError."""
     fields: dict[str, Any] = {
         name: getattr(flags, name)
         for name in (

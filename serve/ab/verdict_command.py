@@ -1,4 +1,4 @@
-"""`mi-prun-ab verdict`: what a running proxy has found, for a terminal."""
+"""The command `mi-prun-ab verdict`: what a running proxy has found, for a terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TIMEOUT_S = 10.0
 
 
 def command(arguments: list[str]) -> None:
+    """Run `mi-prun-ab verdict`."""
     parser = argparse.ArgumentParser("mi-prun-ab verdict", allow_abbrev=False)
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8080", help="of the proxy (default: %(default)s)")
@@ -23,8 +24,8 @@ def command(arguments: list[str]) -> None:
     add("--json", action="store_true", help="all of it, as the proxy says it")
     add("--reset", action="store_true", help="begin anew, with no figures and no broken guardrail")
     flags = parser.parse_args(arguments)
-    found = ask(flags.url, _key(flags.admin_key_file), reset=flags.reset)
-    print(found.model_dump_json(indent=2) if flags.json else "\n".join(lines(found)))
+    verdict = ask(flags.url, _key(flags.admin_key_file), reset=flags.reset)
+    print(verdict.model_dump_json(indent=2) if flags.json else "\n".join(lines(verdict)))
 
 
 def _key(path: Path | None) -> str:
@@ -41,7 +42,7 @@ def _key(path: Path | None) -> str:
 
 
 def ask(url: str, key: str, *, reset: bool = False) -> Verdict:
-    """Raises UserError where no proxy answers there, or this one will not."""
+    """Return the verdict of the proxy at a URL. Raises UserError where none answers there, or this one will not."""
     import httpx
 
     method, path = ("POST", "/admin/verdict/reset") if reset else ("GET", "/admin/verdict")
@@ -61,17 +62,17 @@ def ask(url: str, key: str, *, reset: bool = False) -> Verdict:
         raise UserError(f"{url} gave a verdict that this release cannot read") from error
 
 
-def lines(found: Verdict) -> Iterator[str]:
-    """The verdict, then a row for each figure of each arm."""
-    yield found.text
-    for note in found.notes:
+def lines(verdict: Verdict) -> Iterator[str]:
+    """Yield the lines of a verdict: its sentence, then a row for each figure of each arm."""
+    yield verdict.text
+    for note in verdict.notes:
         yield f"note: {note}"
-    figures = {arm.arm: arm.figures | {"error_rate": arm.error_rate} for arm in found.arms}
-    for comparison in found.comparisons:
+    figures = {arm.arm: arm.figures | {"error_rate": arm.error_rate} for arm in verdict.arms}
+    for comparison in verdict.comparisons:
         yield ""
-        yield f"{'':16}{found.control:>12}{comparison.arm:>12}   {comparison.arm} / {found.control}"
+        yield f"{'':16}{verdict.control:>12}{comparison.arm:>12}   {comparison.arm} / {verdict.control}"
         for name in (*QUANTITIES, "error_rate"):
-            pair = (figures[found.control][name], figures[comparison.arm][name])
+            pair = (figures[verdict.control][name], figures[comparison.arm][name])
             yield f"{name:16}{_value(pair[0]):>12}{_value(pair[1]):>12}   {_ratio(comparison, name)}"
         for guardrail in comparison.guardrails:
             value = "-" if guardrail.value is None else f"{guardrail.value:.4g}"

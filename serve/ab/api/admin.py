@@ -1,4 +1,4 @@
-"""`GET` and `PUT /admin/experiment`: what the experiment is, and a change to it, for who holds the admin key."""
+"""The routes `GET` and `PUT /admin/experiment`, for who holds the admin key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
-class Change(BaseModel):
-    """What is left out stays. version: the one this change was meant for, where If-Match does not say it."""
+class ExperimentChange(BaseModel):
+    """A change; what is left out stays. version: the one it was meant for, where If-Match does not say it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -34,6 +34,8 @@ class Change(BaseModel):
 
 
 class ExperimentAnswer(BaseModel):
+    """The experiment as it is, its arms and its last changes. notes: what an operator should know."""
+
     name: str
     control: str
     state: State
@@ -48,7 +50,7 @@ def _answer(request: Request) -> ExperimentAnswer:
         name=ab.experiment.name,
         control=ab.experiment.control,
         state=ab.experiment.state,
-        arms=[arm.describe() for arm in ab.arms.values()],
+        arms=[{**arm.describe(), "fault": arm.fault} for arm in ab.arms.values()],
         changes=ab.store.changes(ab.experiment.name, 20),
         notes=ab.notes(),
     )
@@ -56,6 +58,7 @@ def _answer(request: Request) -> ExperimentAnswer:
 
 @router.get("/experiment", responses=REFUSALS)
 async def read_experiment(request: Request, response: Response) -> ExperimentAnswer:
+    """Return the experiment; its version is the ETag."""
     answer = _answer(request)
     response.headers["ETag"] = f'"{answer.state.version}"'
     return answer
@@ -75,15 +78,16 @@ async def read_experiment(request: Request, response: Response) -> ExperimentAns
 async def change_experiment(
     request: Request,
     response: Response,
-    change: Change,
+    change: ExperimentChange,
     if_match: Annotated[str, Header(pattern=VERSION_TAG)] = "",
 ) -> ExperimentAnswer:
+    """Change the experiment, where it still has the version that the change was meant for."""
     expected = change.version
     if if_match:
-        found = if_match.removeprefix("W/").strip('"')
-        if expected is not None and expected != int(found):
+        tag = if_match.removeprefix("W/").strip('"')
+        if expected is not None and expected != int(tag):
             raise HTTPException(412, "If-Match and version name two versions")
-        expected = int(found)
+        expected = int(tag)
     if expected is None:
         raise HTTPException(428, "say by If-Match, or by version, which version this change is meant for")
     ab = request.app.state.ab

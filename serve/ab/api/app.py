@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
@@ -27,20 +28,44 @@ from serve.ab.proxy.proxy import Proxy
 from serve.ab.proxy.security import Keys, load_keys
 from serve.ab.proxy.service import Service
 from serve.ab.wire.bodies import BoundedBodies
+from serve.ab.wire.headers import ARM, REASON
+
+BROWSER_PATHS = frozenset((*PATHS, "/v1/models", "/health"))
 
 
 class Application(FastAPI):
-    """Proxied requests go past FastAPI's layers: nothing in them is for these, and each costs time before the first
-    byte.
-    """
+    """FastAPI's application, past whose layers proxied requests go: each layer costs time before the first byte."""
 
     proxy: Proxy
+    cors: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope = _as_written_in_routes(scope)
+        if self.cors is not None and scope["path"] in BROWSER_PATHS:
+            await self.cors(scope, receive, send)
+        else:
+            await self.answer(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whether it is proxied or has a route here."""
+        if scope["method"] == "POST" and scope["path"] in PATHS:
             await self.proxy(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def _as_written_in_routes(scope: Scope) -> Scope:
+    """Return the request as routes know it: no slash at the end of a path, and HEAD as GET, whose body is not sent.
+
+    A redirect to the path without a slash would lose the body of many clients' requests.
+    """
+    path = scope["path"]
+    if path.endswith("/") and path != "/":
+        scope = {**scope, "path": path.rstrip("/") or "/"}
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 def create_app(
@@ -76,7 +101,7 @@ def create_app(
         on_start(asyncio.get_running_loop())
         async with service.upstream:
             tasks = [
-                asyncio.create_task(service.sweeper.run()),
+                asyncio.create_task(service.deadlines.run()),
                 asyncio.create_task(service.access_log.run()),
                 asyncio.create_task(kept.run()),
                 asyncio.create_task(service.experiment.run()),
@@ -98,23 +123,31 @@ def create_app(
     app.state.metrics = metrics
     app.add_middleware(BoundedBodies, request_s=config.limits.request_s, spared=frozenset(PATHS))
     app.proxy = Proxy(service)
+    if config.cors_origins:
+        app.cors = CORSMiddleware(
+            app.answer,
+            allow_origins=config.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=(ARM.decode(), REASON.decode()),
+        )
     for path in PATHS:  # what other methods are told
         app.router.routes.append(Route(path, app.proxy, methods=["POST"]))
     app.include_router(models.router)
     app.include_router(admin.router)
     app.include_router(metrics_routes.router)
-    describe_proxied(app, config.model_name)
+    describe_proxied(app, config.names)
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: Exception) -> Response:
-        """A path that several routes share allows the methods of all of them."""
-        found = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        """Refuse a method. A path that several routes share allows the methods of all of them."""
+        routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
 
     @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:
-        """200 while an arm can be sent requests."""
+        """Say whether an arm can be sent requests: 200, else 503."""
         up = any(arm.available for arm in service.arms.values())
         return JSONResponse({"arms": [arm.describe() for arm in service.arms.values()]}, 200 if up else 503)
 

@@ -1,4 +1,4 @@
-"""What the page asks for beside the experiment and its verdict: live figures, and what each arm says it lacks."""
+"""Routes for the page, beside the experiment and its verdict: live figures, and what each arm says it lacks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ PRUNING_BYTES = 2**20
 Block = Annotated[int, Field(ge=0, lt=100_000)]
 
 
-class Dense(BaseModel):
+class PrunedFrom(BaseModel):
+    """The dense model that an arm's model was made of."""
+
     name: str
 
 
-class Quality(BaseModel):
+class PruningQuality(BaseModel):
+    """The quality of an arm's model beside its dense model, as its manifest has it."""
+
     dense_perplexity: float
     pruned_perplexity: float
     kl_nats_per_token: float
 
 
 class Pruning(BaseModel):
-    """What is used of an arm's `GET /v1/pruning`; blocks are 0-based. Anything else that it says is left out."""
+    """An arm's answer to `GET /v1/pruning`, as far as it is used; blocks are 0-based."""
 
     pruned: bool
     dropped_blocks: list[Block] = Field(default_factory=list)
@@ -40,12 +44,12 @@ class Pruning(BaseModel):
     method: str | None = None
     weight_bytes: int | None = None
     dense_weight_bytes: int | None = None
-    dense: Dense | None = None
-    quality: Quality | None = None
+    dense: PrunedFrom | None = None
+    quality: PruningQuality | None = None
 
 
 class ArmPruning(BaseModel):
-    """pruning: None where the arm does not say. error: why not, where it should."""
+    """One arm's pruning; None where it does not say. error: why not, where it should."""
 
     name: str
     pruning: Pruning | None = None
@@ -53,19 +57,23 @@ class ArmPruning(BaseModel):
 
 
 class PruningAnswer(BaseModel):
+    """What all arms say."""
+
     arms: list[ArmPruning]
 
 
 def feed_router(live: LiveWindow) -> APIRouter:
+    """Return the routes `/admin/live` and `/admin/pruning`."""
     router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 
     @router.get("/live")
     async def live_figures() -> LiveFigures:
+        """Return the figures of the last ten minutes."""
         return live.figures()
 
     @router.get("/pruning")
     async def pruning_of_arms(request: Request) -> PruningAnswer:
-        """Asked of every arm anew. An engine that is not `mi-prun-serve` has no such route, which is no error."""
+        """Ask every arm anew. An engine that is not `mi-prun-serve` has no such route, which is no error."""
         ab = request.app.state.ab
         return PruningAnswer(arms=await asyncio.gather(*(pruning_of(arm, ab.upstream) for arm in ab.arms.values())))
 
@@ -73,6 +81,7 @@ def feed_router(live: LiveWindow) -> APIRouter:
 
 
 async def pruning_of(arm: Arm, upstream: Upstream) -> ArmPruning:
+    """Ask one arm what it lacks."""
     if arm.base_url is None:
         return ArmPruning(name=arm.name, error="its engine is not up yet")
     headers = [(b"accept", b"application/json"), *arm.key_headers]

@@ -1,4 +1,4 @@
-"""What Prometheus is told: counters, histograms and gauges, by arm, in seconds and tokens.
+"""Metrics for Prometheus: counters, histograms and gauges, by arm, in seconds and tokens.
 
 Labels take the arms of the config and words of this program only, so that no client can make a series of its own.
 """
@@ -28,8 +28,9 @@ AGREEMENT = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 class GapHistogram(Collector):
-    """As prometheus_client's Histogram, but all gaps of an answer at once: one by one they would hold up other
-    answers.
+    """A histogram like prometheus_client's that takes all gaps of an answer at once.
+
+    One by one they would hold up other answers.
     """
 
     def __init__(self, name: str, documentation: str, arms: Iterable[str]) -> None:
@@ -39,6 +40,7 @@ class GapHistogram(Collector):
         self._sums = dict.fromkeys(self._counts, 0.0)
 
     def observe(self, arm: str, gaps: tuple[float, ...]) -> None:
+        """Count the gaps of an answer, in seconds."""
         self._counts[arm] += np.bincount(np.searchsorted(ITL_S, gaps), minlength=len(ITL_S) + 1)
         self._sums[arm] += sum(gaps)
 
@@ -52,7 +54,7 @@ class GapHistogram(Collector):
 
 
 class LiveGauges(Collector):
-    """What is read when it is asked for."""
+    """Gauges and counters that are read when Prometheus asks."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -87,6 +89,14 @@ class LiveGauges(Collector):
         for status, count in sorted(service.refusals.items()):
             refused.add_metric([str(status)], float(count))
         yield refused
+        packed = CounterMetricFamily(
+            f"{PREFIX}_packed_answers",
+            "Answers that the arm compressed, so that they are in no figures.",
+            labels=["arm"],
+        )
+        for arm in arms:
+            packed.add_metric([arm.name], float(service.packed[arm.name]))
+        yield packed
         lost = CounterMetricFamily(f"{PREFIX}_access_log_lines_lost", "Lines that could not be written.")
         lost.add_metric([], float(service.access_log.lost))
         yield lost
@@ -114,8 +124,10 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
 
 
 class Metrics:
-    """A registry of its own. `observe` is the proxy's listener; `text` what `/metrics` answers; `asking` is held while
-    an engine is asked for its own.
+    """The metrics of one service, in a registry of their own.
+
+    `observe` is the proxy's listener; `text` is what `/metrics` answers; `asking` is held while an engine is asked for
+    its own metrics.
     """
 
     def __init__(self, service: Service) -> None:
@@ -151,7 +163,7 @@ class Metrics:
         self._label(arms)
 
     def _label(self, arms: list[str]) -> None:
-        """Series begin at 0: the first error is an increase then."""
+        """Begin all series at 0, so that the first error is an increase."""
         for arm in arms:
             for reason in get_args(Reason):
                 for outcome in get_args(Outcome):
@@ -162,6 +174,7 @@ class Metrics:
                 self._shadows.labels(arm, outcome)
 
     def observe(self, seen: Event | ShadowComparison) -> None:
+        """Count an attempt at an arm, or a comparison."""
         if isinstance(seen, ShadowComparison):
             self._shadows.labels(seen.shadow_arm, "compared" if seen.error is None else "error").inc()
             if seen.agreement is not None:
@@ -181,4 +194,5 @@ class Metrics:
             self._finished.labels(seen.arm, known_finish_reason(seen.finish_reason)).inc()
 
     def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""`/metrics`, an arm's own metrics, and `/admin/verdict`."""
+"""The routes `/metrics`, `/metrics/ARM` and `/admin/verdict`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT_TYPE = re.compile(rb"(text/plain|application/openmetrics-text)[ -~]*")
 
 @router.get("/metrics", tags=["metrics"], response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """In Prometheus' text format. Open, as an engine's own: figures by arm, nothing of a request or a key."""
+    """Return the metrics in Prometheus' text format. They are open, as an engine's: nothing of a request or a key."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -34,7 +34,7 @@ async def metrics(request: Request) -> Response:
     responses={404: {"description": "No such arm"}, 502: {"description": "The arm does not say"}},
 )
 async def arm_metrics(request: Request, arm: str) -> Response:
-    """What the arm's engine says at its /metrics, as it is."""
+    """Return what the arm's engine says at its /metrics, as it is."""
     service = request.app.state.ab
     if arm not in service.arms:
         raise HTTPException(404, f"no such arm; there are {', '.join(service.arms)}")
@@ -60,14 +60,15 @@ async def arm_metrics(request: Request, arm: str) -> Response:
 
 @router.get("/admin/verdict", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 async def verdict(request: Request) -> Verdict:
-    found: Verdict = request.app.state.ab.collector.verdict()
-    return found
+    """Return the verdict on the figures so far."""
+    now: Verdict = request.app.state.ab.collector.verdict()
+    return now
 
 
 @router.post("/admin/verdict/reset", tags=["admin"], dependencies=[Depends(require_operator)], responses=REFUSALS)
 async def reset(request: Request) -> Verdict:
-    """Begin anew with no figures and no broken guardrail: an arm is another one now. The weights stay."""
+    """Begin anew, with no figures and no broken guardrail: an arm is another one now. The weights stay."""
     collector = request.app.state.ab.collector
     collector.reset()
-    found: Verdict = collector.verdict()
-    return found
+    begun: Verdict = collector.verdict()
+    return begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,7 +23,7 @@ REFUSALS = {
     "404": "No such model",
     "408": "The request took too long to come",
     "413": "The body is too large",
-    "415": "The content type must be application/json",
+    "415": "The content type must be application/json, its encoding gzip, deflate or none",
     "422": "Refused by the engine",
     "500": "Failed in the engine",
     "502": "No arm answered",
@@ -47,14 +48,14 @@ ENGINES_OWN = {"application/json": {"schema": ANY}, "text/plain": {"schema": ANY
 ALSO_OF_ENGINES = ("400", "404", "422", "500", "502", "503")
 
 
-def describe_proxied(app: FastAPI, model_name: str) -> None:
-    """Add the proxied paths to what FastAPI says of its own routes."""
+def describe_proxied(app: FastAPI, names: Sequence[str]) -> None:
+    """Add the proxied paths to the document that FastAPI makes of its own routes."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = described()
         for path in PATHS:
-            document["paths"].setdefault(path, {"post": _operation(path, model_name)})
+            document["paths"].setdefault(path, {"post": _operation(path, names)})
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key, or the admin key"}
         return document
@@ -62,12 +63,12 @@ def describe_proxied(app: FastAPI, model_name: str) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _operation(path: str, model_name: str) -> dict[str, Any]:
+def _operation(path: str, names: Sequence[str]) -> dict[str, Any]:
     body = {
         "type": "object",
         "description": "As the engine takes it; these fields are looked at by the proxy too.",
         "properties": {
-            "model": {"type": ["string", "null"], "enum": [model_name, None]},
+            "model": {"type": ["string", "null"], "enum": [*names, None]},
             "stream": {"type": ["boolean", "null"]},
             "user": {"type": ["string", "null"], "description": "A sticky key, where no header gives one"},
         },

@@ -49,7 +49,7 @@ INDEX = "index.html"
 
 
 def add_page(app: FastAPI) -> None:
-    """The page, and what it asks for, to an application whose `state.ab` is the Service."""
+    """Add the page, and the routes it asks, to an application whose `state.ab` is the Service."""
     service = app.state.ab
     live = LiveWindow(tuple(service.arms))
     service.listeners.append(live)
@@ -58,13 +58,15 @@ def add_page(app: FastAPI) -> None:
 
 
 class Asset(NamedTuple):
+    """A file of the page."""
+
     body: bytes
     media_type: str
     etag: str
 
 
 def read_assets() -> dict[str, Asset]:
-    """The files of `serve/ab/web` by name: only what is listed here can be asked for."""
+    """Read the files of `serve/ab/api/web`, by name: only what is listed here can be asked for."""
     assets = {}
     for entry in files("serve.ab.api").joinpath("web").iterdir():
         media_type = MEDIA_TYPES.get(entry.name.rpartition(".")[2])
@@ -75,7 +77,7 @@ def read_assets() -> dict[str, Asset]:
 
 
 def page_router() -> APIRouter:
-    """`GET /` and `GET /web/NAME`. No key guards them: there is nothing in them that is not in the package."""
+    """Return the routes `/` and `/web/NAME`. No key guards them: nothing is in them that is not in the package."""
     router = APIRouter(include_in_schema=False)
     assets = read_assets()
 
@@ -93,6 +95,7 @@ def page_router() -> APIRouter:
 
 
 def answer(asset: Asset, request: Request) -> Response:
+    """Return the file, or 304 where the browser has it."""
     headers = {**HEADERS, "ETag": asset.etag}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if asset.etag in known or known == ["*"]:

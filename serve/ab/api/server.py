@@ -13,8 +13,9 @@ import uvicorn
 from mi_prun.errors import UserError
 from serve.ab.api.app import create_app
 from serve.ab.arms.arm import make_arms
+from serve.ab.arms.served_name import with_model_name
 from serve.ab.arms.supervisor import check_engines
-from serve.ab.arms.supervisor_client import Engines
+from serve.ab.arms.supervisor_client import SupervisorClient
 from serve.ab.config import Config
 from serve.ab.proxy.security import load_keys
 from serve.ab.wire.protocol import bounded_protocol
@@ -27,7 +28,7 @@ BACKLOG = 2048
 
 
 def run(config: Config, *, reset: bool = False) -> None:
-    """Until SIGTERM or Ctrl-C; what is in flight then has drain_s to end."""
+    """Serve until SIGTERM or Ctrl-C; what is in flight then has drain_s to end. Raises UserError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     check_port(config.host, config.port)
     keys = load_keys(config)
@@ -36,9 +37,10 @@ def run(config: Config, *, reset: bool = False) -> None:
     raise_open_files()
     if config.log_folder is not None and not config.log_folder.is_dir():
         raise UserError(f"--log-folder {config.log_folder}: no such folder; make it first")
+    config = with_model_name(config)
     check_engines(config)
     arms = make_arms(config)
-    with scratch_folder() as scratch, Engines(config, arms, Path(config.log_folder or scratch)) as engines:
+    with scratch_folder() as scratch, SupervisorClient(config, arms, Path(config.log_folder or scratch)) as engines:
         app = create_app(config, arms, keys=keys, reset=reset, on_start=engines.attach)
         engines.start()
         gc.collect()
@@ -70,6 +72,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def raise_open_files() -> None:
-    """As many as the system lets us have: a stream takes two connections, and a shell's usual 1,024 files are few."""
+    """Allow as many open files as the system lets us have: a stream takes two, and a shell's usual 1,024 are few."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

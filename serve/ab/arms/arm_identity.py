@@ -1,4 +1,4 @@
-"""Which model an arm is: figures that were collected of one say nothing of the next one under the same name."""
+"""The identity of an arm's model: figures that were collected of one say nothing of the next one of the same name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.ab.config import ArmConfig
 
 
 def digest_of(arm: ArmConfig) -> str:
-    """Of where it is and what it is started with, of its plan, and of the model's content where that is a folder here.
+    """Return a digest of an arm: where it is, how it is started, its plan, and the content of a model folder.
 
     What changes behind a URL or a hub id is not seen.
     """
@@ -25,7 +25,7 @@ def digest_of(arm: ArmConfig) -> str:
 
 
 def _content(folder: Path) -> list[str]:
-    """The manifest of a pruned one has the digest of every file; of any other each tensor is sampled."""
+    """Return digests of a model's content. A pruned one's manifest has those of all files; else tensors are sampled."""
     if is_pruned(folder):
         return [sha256_of(folder / MANIFEST_NAME)]
     if not any(folder.glob("*.safetensors")):  # `--load-format dummy` makes them up

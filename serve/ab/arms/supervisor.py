@@ -1,8 +1,8 @@
-"""The engines that are started here: checked first, then started one after the other, watched, started again.
+"""The supervisor of the engines that are started here: it starts them one after the other, watches and restarts them.
 
-All of it happens in a process of its own (`python -m serve.ab.arms.supervisor`), which outlives the proxy by as long as
-it takes to end them: its standard input ends when the proxy does, however that ended. It is told what to run by one
-line of JSON on its input, and says what happens by lines of JSON on its output.
+It is a process of its own (`python -m serve.ab.arms.supervisor`), and outlives the proxy by as long as it takes to end
+the engines. Its input is one line of JSON, what to run, and ends when the proxy does, however that ended. Its output is
+a line of JSON for each thing that happens.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ YOUNG_S = 60.0
 
 
 class EngineSpec(Record):
-    """Of one arm. command: all but the port. key: what it asks of its callers, so that nothing else on this machine can
-    use it past the proxy.
+    """The engine of one arm. command: all but the port. key: what it asks of its callers.
+
+    The key keeps others on this machine from using the engine past the proxy.
     """
 
     name: str
@@ -48,21 +49,21 @@ class EngineSpec(Record):
 
 
 class Specs(Record):
-    """again: they ran before, so that one that does not start is tried again and ends nothing."""
+    """The engines to run. again: they ran before, so that one that does not start is tried again and ends nothing."""
 
     engines: tuple[EngineSpec, ...]
     restart: Restart
     again: bool = False
 
 
-def command_of(arm: ArmConfig, model_name: str) -> tuple[str, ...]:
-    """Served under the experiment's name, so that an answer's bytes need no change."""
+def command_of(arm: ArmConfig, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the engine's command. It serves under the experiment's names, so that an answer's bytes need no change."""
     words = [*SERVE, "--model", model_of(arm), *(("--plan", str(arm.plan)) if arm.plan else ())]
-    return (*words, "--host", HOST, "--served-model-name", model_name, *arm.flags)
+    return (*words, "--host", HOST, "--served-model-name", *names, *arm.flags)
 
 
 def model_of(arm: ArmConfig) -> str:
-    """The folder or hub id that is opened; of a plan alone, what the plan says that it was made for."""
+    """Return the folder or hub id that is opened: the arm's model, else the one that its plan was made for."""
     if arm.model is not None:
         return arm.model
     from mi_prun.plan.plan import Plan
@@ -73,7 +74,7 @@ def model_of(arm: ArmConfig) -> str:
 
 
 def check_engines(config: Config) -> None:
-    """Whatever is wrong with a model or a plan is found before the first engine is started. Raises UserError."""
+    """Check all models and plans before the first engine is started. Raises UserError."""
     from mi_prun.plan.plan import Plan
     from serve.cli import load_format
     from serve.served_model import planned_model, served_model
@@ -98,8 +99,8 @@ def check_engines(config: Config) -> None:
             raise UserError(f"arm {name}: {error}") from error
 
 
-class Engine:
-    """One engine: its process group, and when to start it again."""
+class SupervisedEngine:
+    """An engine: its process group, and when to start it again."""
 
     def __init__(self, spec: EngineSpec, restart: Restart) -> None:
         self.spec = spec
@@ -115,7 +116,7 @@ class Engine:
         self._back_off_s = restart.back_off_s
 
     def start(self) -> None:
-        """Until it is ready. Raises UserError where it does not become so."""
+        """Start it, and wait until it is ready. Raises UserError where it does not become so."""
         port = free_port()
         self.url = f"http://{HOST}:{port}"
         with self._lock:
@@ -130,8 +131,10 @@ class Engine:
         self.up = True
 
     def ended(self) -> str | None:
-        """Why it counts as ended; None while it serves. One that has been deaf for hang_s is as good as dead: from the
-        first time on that it was asked in vain, as nobody asks while another one starts.
+        """Return why it counts as ended; None while it serves.
+
+        One that has been deaf for hang_s is as good as dead. The time counts from the first question in vain, as nobody
+        asks while another engine starts.
         """
         group = self._group
         if group is None:
@@ -156,7 +159,7 @@ class Engine:
             group.stop(self._restart.end_s)
 
     def next_start(self) -> float:
-        """Sets and gives the seconds until then: more each time that it ended young."""
+        """Set when it is started next, and return the seconds until then: more each time that it ended young."""
         if time.monotonic() - self._since > YOUNG_S and self._since:
             self._back_off_s = self._restart.back_off_s
         wait_s, self._back_off_s = self._back_off_s, min(2 * self._back_off_s, self._restart.back_off_max_s)
@@ -165,13 +168,13 @@ class Engine:
 
 
 class Supervisor:
-    """`run` until `stop`. say: is told what happens, as `{"event": ..., "arm": ..., ...}`.
+    """The engines while they run: `run` until `stop`. say: is told what happens, as `{"event": ..., "arm": ..., ...}`.
 
     Engines start one at a time, restarts too: vLLM measures the device's free memory while it starts.
     """
 
     def __init__(self, specs: Specs, say: Callable[[dict[str, Any]], None]) -> None:
-        self.engines = [Engine(spec, specs.restart) for spec in specs.engines]
+        self.engines = [SupervisedEngine(spec, specs.restart) for spec in specs.engines]
         self._otherwise = "down" if specs.again else "failed"
         self._say = say
         self._stopping = threading.Event()
@@ -193,18 +196,18 @@ class Supervisor:
         for ender in enders:
             ender.join()
 
-    def _watch(self, engine: Engine) -> None:
+    def _watch(self, engine: SupervisedEngine) -> None:
         if engine.up and (why := engine.ended()) is not None and not self._stopping.is_set():
             self._down(engine, why)
         if not engine.up and time.monotonic() >= engine.due and not self._stopping.is_set():
             self._start(engine, "down")
 
-    def _down(self, engine: Engine, why: str) -> None:
+    def _down(self, engine: SupervisedEngine, why: str) -> None:
         engine.stop()
         wait_s = engine.next_start()
         self._say({"event": "down", "arm": engine.spec.name, "why": f"{why}; next start in {wait_s:.0f} s"})
 
-    def _start(self, engine: Engine, otherwise: str) -> bool:
+    def _start(self, engine: SupervisedEngine, otherwise: str) -> bool:
         self._say({"event": "starting", "arm": engine.spec.name})
         try:
             engine.start()
@@ -220,7 +223,7 @@ class Supervisor:
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Engines are started by the main thread: the kernel ends them with it."""
+    """Run the supervisor. Engines are started by the main thread: the kernel ends them with it."""
     specs = Specs.model_validate_json(sys.stdin.buffer.readline())
     output = sys.stdout
 
@@ -238,7 +241,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 
 def _ended_by_signal() -> int:
-    """A file descriptor that can be read once SIGTERM or SIGINT came."""
+    """Return a file descriptor that can be read once SIGTERM or SIGINT came."""
     read, write = os.pipe()
 
     def note(signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The proxy's end of the process that runs the engines: it is started, listened to, and ended."""
+"""The proxy's end of the supervisor: that process is started, listened to, and ended."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ logger = logging.getLogger("mi_prun_ab")
 END_S = 60.0
 
 
-class Engines:
-    """`with Engines(config, arms, folder) as engines`: every arm without a URL gets an engine, ready when `start`
-    returns; none is left at the end. folder: where their output goes.
+class SupervisorClient:
+    """The process that runs the engines, as the proxy sees it: `with SupervisorClient(config, arms, folder) as client`.
+
+    Every arm without a URL gets an engine, which is ready when `start` returns; none is left at the end. folder: where
+    the engines' output goes.
     """
 
     def __init__(self, config: Config, arms: Mapping[str, Arm], folder: Path) -> None:
@@ -41,7 +43,7 @@ class Engines:
             engines=tuple(
                 EngineSpec(
                     name=name,
-                    command=command_of(arm, config.model_name),
+                    command=command_of(arm, config.names),
                     env=arm.env,
                     key=secrets.token_urlsafe(24),
                     log=folder / f"{name}.log",
@@ -71,7 +73,7 @@ class Engines:
         self.stop()
 
     def start(self) -> None:
-        """Until all are ready. Raises UserError with what the first that fails has said."""
+        """Start the engines, and wait until all are ready. Raises UserError with what the first that fails has said."""
         if not self._specs.engines:
             return
         process = self._run(self._specs)
@@ -87,7 +89,7 @@ class Engines:
         raise UserError("the process that runs the engines ended; see what it said above")
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on arms are told in the loop that they serve in."""
+        """Tell arms of changes in the loop that they serve in, from now on."""
 
         def apply(event: dict[str, Any]) -> None:
             if not loop.is_closed():
@@ -96,7 +98,7 @@ class Engines:
         self._apply = apply
 
     def stop(self) -> None:
-        """The end of its input is what it ends by. Safe to call twice."""
+        """End the process and its engines, by the end of its input. It may be called twice."""
         with self._lock:
             self._stopping.set()
             process, self._process = self._process, None
@@ -113,7 +115,7 @@ class Engines:
             self._thread.join(END_S)
 
     def _run(self, specs: Specs) -> subprocess.Popen[bytes] | None:
-        """None where all has been told to end."""
+        """Start the process; return None where all has been told to end."""
         with self._lock:
             if self._stopping.is_set():
                 return None
@@ -133,7 +135,7 @@ class Engines:
         return process
 
     def _look_after(self, process: subprocess.Popen[bytes]) -> None:
-        """Where it was once ready and then dies it is started anew, its engines with it, as an engine would be."""
+        """Start the process and its engines anew where it dies after it was ready, as an engine would be."""
         again = self._specs.model_copy(update={"again": True})
         back_off_s = self._specs.restart.back_off_s
         while True:
@@ -154,14 +156,14 @@ class Engines:
             back_off_s = min(2 * back_off_s, self._specs.restart.back_off_max_s)
 
     def _end_what_it_left(self) -> None:
-        """The kernel tells its engines to end when it dies; what is deaf would keep the device's memory."""
+        """End engines that outlive it. The kernel tells them to; one that is deaf would keep the device's memory."""
         left = [process for process in psutil.process_iter() if self._is_engine(process)]
         for process in psutil.wait_procs(left, self._specs.restart.end_s)[1]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
     def _is_engine(self, process: psutil.Process) -> bool:
-        """By its key, which all that descends from it has in its environment."""
+        """Whether a process is an engine or descends from one: its key is in the environment."""
         try:
             return process.environ().get(KEY_VARIABLE) in self._keys.values()
         except (psutil.Error, OSError):

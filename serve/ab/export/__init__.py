@@ -1,1 +1,1 @@
-"""The same arms and weights, written for a cluster."""
+"""Files for a cluster, with the arms and weights of a configuration."""

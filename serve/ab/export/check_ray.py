@@ -1,4 +1,6 @@
-"""Whether Ray takes what `mi-prun-ab export --to ray-serve -o DIR` wrote: `python -m serve.ab.export.check_ray DIR`.
+"""A check whether Ray takes what `mi-prun-ab export --to ray-serve -o DIR` wrote.
+
+  python -m serve.ab.export.check_ray DIR
 
 For a machine that has `ray[serve,llm]`, which the project does not depend on. Its own models read `serve.yaml`, and the
 application is built as `serve run` builds it; no cluster is started and no model opened.
@@ -15,7 +17,7 @@ from mi_prun.errors import UserError
 
 
 def check(folder: Path) -> str:
-    """What was found good, a line. Raises UserError."""
+    """Return a line that says what Ray takes. Raises UserError where it does not."""
     import yaml
     from pydantic import ValidationError
 
@@ -39,6 +41,7 @@ def check(folder: Path) -> str:
 
 
 def main() -> None:
+    """Run the check and end the process with its status."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     sys.exit(run_command(lambda: print(check(Path(sys.argv[1])))))

@@ -1,5 +1,6 @@
-"""`mi-prun-ab export`: the same arms and weights for a cluster, as a Ray Serve LLM application or Kubernetes
-manifests.
+"""The command `mi-prun-ab export`: the same arms and weights for a cluster.
+
+It writes a Ray Serve LLM application, or Kubernetes manifests.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ TARGETS = {"ray-serve": ray_serve.files, "kubernetes": kubernetes.files}
 
 
 def command(arguments: list[str]) -> None:
+    """Run `mi-prun-ab export`. Raises UserError."""
     words, engine_flags = split_off_engine_flags(arguments)
     parser = argparse.ArgumentParser("mi-prun-ab export", allow_abbrev=False)
     add, default = parser.add_argument, ExportOptions()
@@ -44,9 +46,12 @@ def command(arguments: list[str]) -> None:
 
 
 def export(config: Config, target: str, options: ExportOptions, output: Path, *, force: bool = False) -> dict[str, str]:
-    """Write the files of a target, all or none; their names and texts. Raises UserError for what a cluster cannot
-    have.
+    """Write the files of a target, all or none; return their texts by name.
+
+    Raises UserError for what a cluster cannot have.
     """
+    if not config.model_name:
+        raise UserError("model_name is missing: the first arm has no model to take it from (--model-name)")
     arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
     check_places(config, options)
     texts = TARGETS[target](config, arms, options)
@@ -57,7 +62,7 @@ def export(config: Config, target: str, options: ExportOptions, output: Path, *,
 
 
 def check_places(config: Config, options: ExportOptions) -> None:
-    """Only a path's last part goes into the cluster: two that end alike would be one there."""
+    """Check that no two paths end alike: only a path's last part goes into the cluster. Raises UserError."""
     places: dict[str, Path] = {}
     for arm in config.arms.values():
         if not arm.managed:

@@ -34,7 +34,9 @@ PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 
 @dataclass(frozen=True)
 class ExportedArm:
-    """model: a hub id, or a folder in the cluster. plan: a file there, of what `mi-prun-serve` drops from the model.
+    """An arm in a cluster.
+
+    model: a hub id, or a folder in the cluster. plan: a file there, of what `mi-prun-serve` drops from the model.
 
     load_format: "" leaves it to vLLM. engine: vLLM's arguments by their names in Python. gpus: of a replica. url: of
     one that runs already.
@@ -53,7 +55,7 @@ class ExportedArm:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """model_root: where the models lie in the cluster. claim: the volume that is mounted there."""
+    """Settings of an export. model_root: where the models lie in the cluster. claim: the volume mounted there."""
 
     model_root: str = "/models"
     claim: str = "models"
@@ -66,6 +68,7 @@ class ExportOptions:
 
 
 def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -> ExportedArm:
+    """Return an arm as a cluster runs it. Raises UserError for what no cluster can have."""
     engine = parse_flags(arm.flags, origin=f"arm {name}")
     gpus = 1
     for parallel in PARALLEL:
@@ -94,7 +97,7 @@ def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -
 
 
 def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]:
-    """Where the cluster finds it, and the load format it needs. It is checked as `mi-prun-serve` would."""
+    """Return where the cluster finds the model, and the load format. It is checked as `mi-prun-serve` would."""
     from mi_prun.plan.plan import Plan
     from serve.served_model import served_model
 
@@ -116,12 +119,13 @@ def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]
 
 
 def in_cluster(path: Path, options: ExportOptions) -> str:
+    """Return where a file or folder lies in the cluster."""
     return str(PurePosixPath(options.model_root) / path.resolve().name)
 
 
 def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
-    """vLLM's command line as arguments in Python: `--max-model-len 4096` is {"max_model_len": 4096}."""
-    found: dict[str, Any] = {}
+    """Read vLLM's command line as arguments in Python: `--max-model-len 4096` is {"max_model_len": 4096}."""
+    arguments: dict[str, Any] = {}
     rest = list(flags)
     while rest:
         word = rest.pop(0)
@@ -140,14 +144,14 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
         elif values:
             read = [_value(text) for text in values]
             value = read[0] if len(read) == 1 else read
-        if key in found:
+        if key in arguments:
             raise UserError(f"{origin}: --{flag} stands there twice, and an argument has one value; leave one out")
-        found[key] = value
-    return found
+        arguments[key] = value
+    return arguments
 
 
 def _value(text: str) -> Any:
-    """A plain number, true or false, a list or an object of JSON; anything else is text, a commit of digits too."""
+    """Read a plain number, true or false, or JSON; anything else is text, a commit of digits too."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if NUMBER.fullmatch(text):

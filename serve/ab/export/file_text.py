@@ -10,6 +10,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def template(name: str, **fields: Any) -> str:
+    """Return a template of this folder, filled."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -19,7 +20,7 @@ def template(name: str, **fields: Any) -> str:
 
 
 def to_yaml(*documents: Mapping[str, Any]) -> str:
-    """Without YAML's own anchors: what is alike is written out."""
+    """Return documents as YAML, without its anchors: what is alike is written out."""
     import yaml
 
     class Plain(yaml.SafeDumper):

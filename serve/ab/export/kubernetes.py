@@ -28,7 +28,7 @@ SECRET = "mi-prun-ab"
 
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
-    """By file name. Raises UserError for names that Kubernetes has no place for, and URLs that are no Service's."""
+    """Return the texts by file name. Raises UserError for names that Kubernetes does not take, and foreign URLs."""
     names = {arm.name: _label(f"{config.experiment}-{arm.name}") for arm in arms}
     if len(set(names.values())) != len(names):
         raise UserError(f"the arms' names are alike in Kubernetes ({', '.join(names.values())}): rename one")
@@ -84,6 +84,7 @@ def _labels(name: str, config: Config) -> dict[str, str]:
 
 
 def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptions) -> dict[str, Any]:
+    """Return the Deployment of an arm."""
     probe = {"httpGet": {"path": "/health", "port": "http"}}
     failures = max(1, round(config.restart.startup_s / 10))
     container = {
@@ -93,7 +94,7 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
         "args": [
             "--host", "0.0.0.0",
             "--port", str(PORT),
-            "--served-model-name", config.model_name,
+            "--served-model-name", *config.names,
             *(["--load-format", arm.load_format] if arm.load_format else []),
             *_words(arm.engine),
         ],
@@ -144,7 +145,7 @@ def _command(arm: ExportedArm) -> list[str]:
 
 
 def _words(engine: Mapping[str, Any]) -> list[str]:
-    """As flags again, each in one word, so that a value that looks like a flag is none."""
+    """Return arguments as flags again, each in one word, so that a value that looks like a flag is none."""
     words = []
     for name, value in engine.items():
         flag = f"--{name.replace('_', '-')}"
@@ -168,6 +169,7 @@ def _secret(variable: str, key: str) -> dict[str, Any]:
 
 
 def service(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
+    """Return the Service of an arm."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -180,6 +182,7 @@ def service(name: str, config: Config, options: ExportOptions) -> dict[str, Any]
 
 
 def gateway(options: ExportOptions) -> dict[str, Any]:
+    """Return the Gateway that the route belongs to."""
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "Gateway",
@@ -194,7 +197,7 @@ def gateway(options: ExportOptions) -> dict[str, Any]:
 def route(
     config: Config, arms: Sequence[ExportedArm], names: Mapping[str, str], options: ExportOptions
 ) -> dict[str, Any]:
-    """A weight of 0 is kept: that arm is drained, and can be given requests by a change of one number."""
+    """Return the route with the weights. A weight of 0 is kept: a change of one number gives that arm requests."""
     weights = whole_weights({arm.name: arm.weight for arm in arms})
     backends = [{**_backend(arm, names[arm.name]), "weight": weights[arm.name]} for arm in arms]
     return {
@@ -228,7 +231,7 @@ def _backend(arm: ExportedArm, name: str) -> dict[str, Any]:
 
 
 def whole_weights(weights: Mapping[str, float]) -> dict[str, int]:
-    """The same proportions in whole numbers up to 1,000,000, as the Gateway API wants them; what is not 0 stays so."""
+    """Return the same proportions in whole numbers up to 1,000,000, for the Gateway API; what is not 0 stays so."""
     fractions = {name: Fraction(weight).limit_denominator(10_000) for name, weight in weights.items()}
     common = math.lcm(*(fraction.denominator for fraction in fractions.values()))
     whole = {name: int(fraction * common) for name, fraction in fractions.items()}

@@ -14,7 +14,9 @@ MODULE = "ab_app"
 
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
-    """By file name. Raises UserError for what Ray Serve LLM cannot run."""
+    """Return the texts by file name. Raises UserError for what Ray Serve LLM cannot run."""
+    if config.model_aliases:
+        raise UserError("model_aliases: Ray Serve serves a model under one name; leave them out")
     for arm in arms:
         if arm.url is not None:
             raise UserError(f"arm {arm.name} is a URL: Ray Serve starts its own engines; name a model")
@@ -30,7 +32,7 @@ def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -
 
 
 def application(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, Any]:
-    """As `serve run` and `serve deploy` take it."""
+    """Return the application, as `serve run` and `serve deploy` take it."""
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": config.host, "port": config.port},
@@ -52,10 +54,11 @@ def application(config: Config, arms: Sequence[ExportedArm], options: ExportOpti
 
 
 def llm_config(config: Config, arm: ExportedArm, options: ExportOptions) -> dict[str, Any]:
+    """Return the LLMConfig of an arm."""
     engine: dict[str, Any] = dict(arm.engine)
     if arm.load_format:
         engine["load_format"] = arm.load_format
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "model_loading_config": {"model_id": f"{config.model_name}@{arm.name}", "model_source": arm.model},
         "engine_kwargs": engine,
         "deployment_config": {
@@ -65,7 +68,7 @@ def llm_config(config: Config, arm: ExportedArm, options: ExportOptions) -> dict
         "runtime_env": {"env_vars": {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **arm.env}},
     }
     if options.accelerator == "cpu":
-        found["accelerator_config"] = {"kind": "cpu"}
+        arguments["accelerator_config"] = {"kind": "cpu"}
     elif options.accelerator:
-        found["accelerator_type"] = options.accelerator
-    return found
+        arguments["accelerator_type"] = options.accelerator
+    return arguments

@@ -1,4 +1,4 @@
-"""One JSON line for each request: which arm, why, how it ended; never a prompt unless asked for."""
+"""The access log: a JSON line for each request, with its arm, why and how it ended; a prompt only where asked for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ MOST_WAITING = 10_000
 
 
 class AccessLog:
-    """Lines are gathered and written together off the event loop: a slow or full disk costs lines, which are counted,
-    and never an answer. path: None is stdout.
+    """A file of JSON lines. path: None is standard output.
+
+    Lines are gathered, and written together off the event loop. A slow or full disk costs lines, which are counted in
+    `lost`, and never an answer.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -36,18 +38,19 @@ class AccessLog:
                 raise UserError(f"cannot write the access log {path}: {error.strerror}") from error
 
     def write(self, **fields: Any) -> None:
-        """Fields that are None are left out."""
+        """Add a line, without the fields that are None."""
         if len(self._lines) >= MOST_WAITING:
             self.lost += 1
             return
         self._lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}))
 
     def taken(self) -> list[str]:
-        """The lines so far. By the thread that writes: a line must not come between."""
+        """Take the lines so far. It is called in the event loop, so that no line comes between."""
         lines, self._lines = self._lines, []
         return lines
 
     def flush(self, lines: list[str]) -> None:
+        """Write lines to the file. What cannot be written is counted."""
         if not lines:
             return
         data = ("\n".join(lines) + "\n").encode()
@@ -67,13 +70,14 @@ class AccessLog:
                     os.write(self._file, b"\n")
 
     async def run(self) -> None:
+        """Write what was added, several times a second, until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_S)
             if self._lines:
                 await asyncio.to_thread(self.flush, self.taken())
 
     def close(self) -> None:
-        """Waits for a flush that writes; one that comes later writes nothing, its lines are counted as lost."""
+        """Write the rest and close the file. A flush that comes later writes nothing; its lines are counted as lost."""
         self.flush(self.taken())
         with self._lock:
             if self.path is not None and not self._closed:

@@ -1,4 +1,4 @@
-"""How far two answers are the same, and how likely one arm finds what the other said."""
+"""How far two answers agree, and how likely one arm finds what the other said."""
 
 from __future__ import annotations
 
@@ -7,52 +7,55 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve.ab.proxy.completion_text import Spoken
+from serve.ab.proxy.completion_text import CompletionText
 
 WORD = re.compile(r"\s*\S+|\s+$")
 
 
-# Puts a body to a path of the shadow arm and gives its JSON; None where it has no such path, or refuses.
+# Sends a body to a path of the shadow arm and returns its JSON; None where the arm has no such path, or refuses.
 Ask = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """same: leading tokens that are equal. compared: of the longer answer."""
+    """Two answers beside each other. same: leading tokens that are equal. compared: tokens of the longer answer."""
 
     same: int
     compared: int
 
     @property
     def share(self) -> float:
+        """Return the share of tokens that are the same, in [0, 1]; 1 for two empty answers."""
         return self.same / self.compared if self.compared else 1.0
 
 
 def agreement(one: Sequence[object], other: Sequence[object]) -> Agreement:
+    """Count the leading items that two sequences share."""
     same = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
     return Agreement(min(len(one), len(other)) if same is None else same, max(len(one), len(other)))
 
 
-async def token_agreement(primary: Spoken, shadow: Spoken, ask: Ask) -> Agreement:
-    """By the tokens that came with log-probabilities; else by the arm's own tokenizer; else by words."""
+async def token_agreement(primary: CompletionText, shadow: CompletionText, ask: Ask) -> Agreement:
+    """Compare tokens that came with log-probabilities; else those of the arm's own tokenizer; else words."""
     if primary.tokens and shadow.tokens:
         return agreement(primary.tokens, shadow.tokens)
-    ids = [await tokenize(spoken.text, ask) for spoken in (primary, shadow)]
+    ids = [await tokenize(completion.text, ask) for completion in (primary, shadow)]
     if ids[0] is not None and ids[1] is not None:
         return agreement(ids[0], ids[1])
     return agreement(WORD.findall(primary.text), WORD.findall(shadow.text))
 
 
 async def tokenize(text: str, ask: Ask) -> list[int] | None:
+    """Return the tokens of a text as the arm cuts it; None where it does not say."""
     if not text:
         return []
     return _ids(await ask("/tokenize", {"prompt": text, "add_special_tokens": False}))
 
 
 async def logprob_difference_nats(
-    request: Mapping[str, Any], primary: Spoken, shadow: Spoken, ask: Ask
+    request: Mapping[str, Any], primary: CompletionText, shadow: CompletionText, ask: Ask
 ) -> tuple[float, int] | None:
-    """Mean over the primary's tokens of `log p_shadow - log p_primary`, and over how many; None without any.
+    """Return the mean over the primary's tokens of `log p_shadow - log p_primary`, and their number; None without any.
 
     The shadow arm scores the primary's own tokens (vLLM's `prompt_logprobs`). An engine that cannot is compared over
     the tokens that both said before they parted, which is all that can be known then.
@@ -68,11 +71,11 @@ async def logprob_difference_nats(
     return sum(theirs - ours for theirs, ours in scored) / len(scored), len(scored)
 
 
-async def _scores(request: Mapping[str, Any], primary: Spoken, ask: Ask) -> list[tuple[float, float]] | None:
-    """(shadow's, primary's) log-probability of each of the primary's tokens, in nats; None where it cannot be had."""
-    if (found := await _prompt_and_answer(request, primary, ask)) is None:
+async def _scores(request: Mapping[str, Any], primary: CompletionText, ask: Ask) -> list[tuple[float, float]] | None:
+    """Return (shadow's, primary's) log-probability of each of the primary's tokens, in nats; None where unknown."""
+    if (ids := await _prompt_and_answer_ids(request, primary, ask)) is None:
         return None
-    prompt, answer = found
+    prompt, answer = ids
     scored = await ask(
         "/v1/completions", {"prompt": [*prompt, *answer], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     )
@@ -90,8 +93,8 @@ async def _scores(request: Mapping[str, Any], primary: Spoken, ask: Ask) -> list
     return pairs if 2 * len(pairs) > len(entries) else None
 
 
-async def _prompt_and_answer(
-    request: Mapping[str, Any], primary: Spoken, ask: Ask
+async def _prompt_and_answer_ids(
+    request: Mapping[str, Any], primary: CompletionText, ask: Ask
 ) -> tuple[list[int], list[int]] | None:
     prompt = await _prompt_ids(request, ask)
     answer = await tokenize(primary.text, ask)
@@ -106,13 +109,13 @@ async def _prompt_and_answer(
     return (prompt, answer) if _as_many(answer, primary) else None
 
 
-def _as_many(answer: Sequence[int], primary: Spoken) -> bool:
-    """The token that ended the answer is not in its text."""
+def _as_many(answer: Sequence[int], primary: CompletionText) -> bool:
+    """Whether there is an id for each token. The token that ended the answer is not in its text."""
     return len(answer) in (len(primary.tokens), len(primary.tokens) - 1)
 
 
 async def _prompt_ids(request: Mapping[str, Any], ask: Ask) -> list[int] | None:
-    """As the engine would cut it."""
+    """Return the prompt's tokens as the engine cuts it."""
     prompt = request.get("prompt")
     if isinstance(prompt, list) and prompt and all(isinstance(token, int) for token in prompt):
         return list(prompt)

@@ -1,60 +1,63 @@
-"""What a model said, read from an answer that was kept whole: the first choice's text, tokens and log-probabilities.
+"""The text of a completion, read from an answer that was kept whole: the first choice, its tokens, their probabilities.
 
-A tool that it calls is said too: the name and the arguments count as text, in the order in which they came.
+A call of a tool is text too: its name and its arguments, in the order in which they came.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.ab.proxy.stream_meter import DONE, is_error
+from serve.ab.wire.sse import events_of
+
 
 @dataclass
-class Spoken:
-    """tokens, logprobs: as many of each, in nats; empty where none were asked for. A token as the engine writes it."""
+class CompletionText:
+    """What a model said. tokens, as the engine writes them, and logprobs, in nats: as many of each, or none."""
 
     text: str = ""
     tokens: list[str] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
-def read_answer(body: bytes, streamed: bool) -> Spoken:
-    """Of /v1/chat/completions or /v1/completions. Raises ValueError where it is no such answer."""
-    spoken = Spoken()
-    for part in _events(body) if streamed else [json.loads(body)]:
-        if not isinstance(part, dict) or part.get("error"):
+def read_completion(body: bytes, streamed: bool) -> CompletionText:
+    """Return the text of an answer to /v1/chat/completions or /v1/completions.
+
+    Raises ValueError where it is an error, or no JSON; LookupError, TypeError or AttributeError where its shape is
+    another one.
+    """
+    completion = CompletionText()
+    texts = [event.data for event in events_of(body) if event.data.strip() != DONE] if streamed else [body]
+    for text in texts:
+        chunk = json.loads(text)
+        if not isinstance(chunk, dict) or is_error(chunk):
             raise ValueError("the answer is an error")
-        for choice in part.get("choices") or []:
+        for choice in chunk.get("choices") or []:
             if choice.get("index", 0) == 0:
-                _add(spoken, choice)
-    return spoken
+                _add(completion, choice)
+    return completion
 
 
-def _events(body: bytes) -> Iterator[Any]:
-    for line in body.splitlines():
-        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            yield json.loads(data)
-
-
-def _add(spoken: Spoken, choice: Mapping[str, Any]) -> None:
-    said = choice.get("delta") or choice.get("message")
-    if isinstance(said, dict):
-        words = [said.get(name) for name in ("reasoning", "reasoning_content", "content")]
-        calls = [said.get("function_call"), *(call.get("function") for call in said.get("tool_calls") or [])]
+def _add(completion: CompletionText, choice: Mapping[str, Any]) -> None:
+    message = choice.get("delta") or choice.get("message")
+    if isinstance(message, dict):
+        words = [message.get(name) for name in ("reasoning", "reasoning_content", "content")]
+        calls = [message.get("function_call"), *(call.get("function") for call in message.get("tool_calls") or [])]
         words += [call.get(part) for call in calls if call for part in ("name", "arguments")]
-        spoken.text += "".join(word for word in words if isinstance(word, str))
+        completion.text += "".join(word for word in words if isinstance(word, str))
     else:
-        spoken.text += choice.get("text") or ""
+        completion.text += choice.get("text") or ""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict):
         return
     if "content" in logprobs:  # chat
         for entry in logprobs["content"] or []:
-            spoken.tokens.append(entry["token"])
-            spoken.logprobs.append(float(entry["logprob"]))
+            completion.tokens.append(entry["token"])
+            completion.logprobs.append(float(entry["logprob"]))
     elif logprobs.get("tokens"):
-        spoken.tokens += logprobs["tokens"]
+        completion.tokens += logprobs["tokens"]
         # The first token of an echoed prompt has none.
-        spoken.logprobs += [float(value) if value is not None else 0.0 for value in logprobs["token_logprobs"]]
+        completion.logprobs += [float(value) if value is not None else 0.0 for value in logprobs["token_logprobs"]]

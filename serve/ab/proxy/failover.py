@@ -2,119 +2,104 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
 from serve.ab.arms.arm import KEY_REFUSED, Arm
-from serve.ab.proxy.admitted_request import Attempt, Call
-from serve.ab.proxy.deadline import GONE, AbortedError, waiting_at
+from serve.ab.proxy.admitted_request import AdmittedRequest, Blame
+from serve.ab.proxy.attempt import Attempt, Begun, Failed
 from serve.ab.proxy.parsed_request import RefusalError
 from serve.ab.proxy.service import Service
 from serve.ab.verdict.event import Outcome
-from serve.ab.wire.upstream import Answer, UpstreamError
 
 
-def targets(service: Service, call: Call) -> list[Arm]:
-    """In the order to be tried. Where none looks well the assigned one is asked all the same. Raises RefusalError."""
-    started = [arm for name in call.assignment.order if (arm := service.arms[name]).base_url is not None]
-    if not started:
-        raise RefusalError(503, "no engine is up yet", "overloaded_error", "no_arm")
-    if call.assignment.reason == "explicit":
-        return started
-    return [arm for arm in started if arm.available] or started[:1]
+class Failover:
+    """The search for an arm that answers a request.
 
-
-@dataclass(frozen=True)
-class Refused:
-    """An arm that knows no such path, model or key: its fault only if another one does."""
-
-    arm: Arm
-    started: float
-    status: int
-
-
-async def attempt(service: Service, call: Call) -> Attempt | None:
-    """The first arm that begins to answer, with the first part of its body: until that is here nothing was sent to the
-    client, and another arm can be asked. None where the client went away; raises RefusalError where no arm answers.
+    Until an arm has begun to answer nothing was sent to the client, and another arm can be asked.
     """
-    refused: list[Refused] = []
-    begun: Attempt | None = None
-    try:
-        begun = await _try_each(service, call, refused)
-        return begun
-    finally:
-        _settle(service, call, refused, begun)
 
+    def __init__(self, service: Service, request: AdmittedRequest) -> None:
+        self.service = service
+        self.request = request
+        self._unsettled: list[Begun] = []  # refused a path, a model or a key: a fault only if another arm does not
 
-async def _try_each(service: Service, call: Call, refused: list[Refused]) -> Attempt | None:
-    arms = targets(service, call)
-    failure = ""
-    outcome: Outcome
-    for place, arm in enumerate(arms):
-        others = arms[place + 1 :]
-        call.exchange.alternatives = others
-        started = time.monotonic()
-        begun = await _ask(service, call, arm)
-        if isinstance(begun, Attempt):
-            status = begun.answer.status
-            blame = call.blame(arm, status)
-            # An engine that refuses the proxy's key would have the client believe that its own is wrong.
-            ours = blame == "arm" and status in KEY_REFUSED
-            if blame == "nobody" or not (others or ours):
-                if arm.name != call.assignment.arm:
-                    service.failovers[call.assignment.arm] += 1
-                return begun
-            begun.answer.close()
-            outcome, failure = "upstream_error", f"status {status}"
-            if blame == "unclear":
-                refused.append(Refused(arm, started, status))
+    async def first_answer(self) -> Begun | None:
+        """Return the answer of the first arm that begins one; None where the client went away.
+
+        Raises RefusalError where no arm answers.
+        """
+        begun: Begun | None = None
+        try:
+            begun = await self._ask_each()
+            return begun
+        finally:
+            self._settle(begun)
+
+    async def _ask_each(self) -> Begun | None:
+        arms = self._arms()
+        failed: Failed | None = None
+        for place, arm in enumerate(arms):
+            others = arms[place + 1 :]
+            self.request.deadline.alternatives = others
+            attempt = Attempt(self.request, arm)
+            self.service.asked(attempt)
+            try:
+                result = await attempt.ask(self.service.upstream)
+            except BaseException:  # the server ends, or the request cannot be written for this arm
+                self.service.collector.lost(self.request.sequence)
+                raise
+            if isinstance(result, Failed):
+                self.service.ended(attempt, result.outcome)
+                if result.outcome == "client_gone":
+                    return None
+                failed = result
                 continue
-        else:
-            status = 0
-            outcome, failure = begun
-        service.ended(call, arm, started, status, outcome)
-        if outcome == "client_gone":
-            return None
-    status = 504 if failure.endswith("_timeout") else 502
-    raise RefusalError(status, f"no arm answered; the last one, {arms[-1].name}: {failure}", "upstream_error", "no_arm")
+            if self._is_passed_on(result, last=not others):
+                if arm.name != self.request.assignment.arm:
+                    self.service.failovers[self.request.assignment.arm] += 1
+                return result
+            result.answer.close()
+            failed = Failed(attempt, "upstream_error", f"status {result.status}")
+            if result.blame is Blame.UNCLEAR:
+                self._unsettled.append(result)
+            else:
+                self.service.ended(attempt, "upstream_error", result.status)
+        assert failed is not None
+        raise RefusalError(
+            504 if failed.timed_out else 502,
+            f"no arm answered; the last one, {failed.attempt.arm.name}: {failed.why}",
+            "upstream_error",
+            "no_arm",
+        )
 
+    def _arms(self) -> list[Arm]:
+        """Return the arms in the order in which they are asked. Where none looks well the assigned one is asked anyway.
 
-def _settle(service: Service, call: Call, refused: list[Refused], begun: Attempt | None) -> None:
-    """What one arm refuses and another does not was the arm's fault; what all refuse is the request's. An engine may
-    lack one of the paths that are no generation, and is none the worse for it.
-    """
-    answered = (
-        begun.answer.status if begun is not None and call.blame(begun.arm, begun.answer.status) != "arm" else None
-    )
-    for one in refused:
-        contradicted = answered not in (None, one.status) and call.request.generation
-        service.ended(call, one.arm, one.started, one.status, "upstream_error" if contradicted else "client_error")
+        Raises RefusalError where no arm has an engine.
+        """
+        assignment = self.request.assignment
+        started = [arm for name in assignment.order if (arm := self.service.arms[name]).base_url is not None]
+        if not started:
+            raise RefusalError(503, "no engine is up yet", "overloaded_error", "no_arm")
+        if assignment.reason == "explicit":
+            return started
+        return [arm for arm in started if arm.available] or started[:1]
 
+    def _is_passed_on(self, begun: Begun, *, last: bool) -> bool:
+        """Whether the client gets this answer. The last arm's is given whatever its status.
 
-async def _ask(service: Service, call: Call, arm: Arm) -> Attempt | tuple[Outcome, str]:
-    """An Attempt; or what came of it, and why."""
-    headers, body = call.for_arm(arm, service.config.model_name)
-    answer: Answer | None = None
-    begun = False
-    call.exchange.wait_for("first_byte")
-    started = time.monotonic()
-    arm.in_flight += 1
-    arm.breaker.start()
-    service.asked(call, arm)
-    try:
-        with call.exchange.interruptible(), waiting_at(arm, call.exchange):
-            answer = await service.upstream.send("POST", f"{arm.base_url}{call.request.path}", headers, body)
-            first = await answer.read()
-        begun = True
-        return Attempt(arm, started, answer, first)
-    except UpstreamError as error:
-        return "upstream_error", str(error)
-    except AbortedError as aborted:
-        return "client_gone" if aborted.why == GONE else "timeout", aborted.why
-    except BaseException:  # the server ends
-        arm.ended("client_gone")
-        service.collector.lost(call.sequence)
-        raise
-    finally:
-        if not begun and answer is not None:
-            answer.close()
+        One is never given: an engine that refuses the proxy's key. The client would believe that its own key is wrong.
+        """
+        if begun.blame is Blame.NOBODY:
+            return True
+        return last and not (begun.blame is Blame.ARM and begun.status in KEY_REFUSED)
+
+    def _settle(self, begun: Begun | None) -> None:
+        """End the attempts whose blame was unclear.
+
+        What one arm refuses and another does not was the arm's fault; what all refuse is the request's. An engine may
+        lack one of the paths that are no generation, and is none the worse for it.
+        """
+        answered = begun.status if begun is not None and begun.blame is not Blame.ARM else None
+        for refused in self._unsettled:
+            contradicted = answered not in (None, refused.status) and self.request.parsed.generation
+            outcome: Outcome = "upstream_error" if contradicted else "client_error"
+            self.service.ended(refused.attempt, outcome, refused.status)

@@ -1,9 +1,9 @@
-"""What the proxy must know of a request: which model, which arm, whether it streams, who it sticks to."""
+"""A request's body, as far as the proxy reads it: which model, which arm, whether it streams, who it sticks to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ LONGEST_NAME = 1024
 
 
 class RefusalError(Exception):
-    """An answer that no arm is asked for; `message` is for the client."""
+    """A refusal that the proxy answers itself. message: for the client. code: for programs, or None."""
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> None:
         super().__init__(message)
@@ -23,18 +23,22 @@ class RefusalError(Exception):
         self.code = code
 
     def body(self) -> bytes:
-        """As OpenAI's API says it."""
+        """Return the refusal as OpenAI's API says it."""
         error = {"message": self.message, "type": self.kind, "param": None, "code": self.code}
         return json.dumps({"error": error}).encode()
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """body: as it came; fields: the same, read. arm: that the model's name asks for (`NAME@arm`)."""
+    """A checked request. body: as it came; fields: the same, read.
+
+    model: the name that was asked for, without an arm; None where there was none. arm: what `NAME@arm` asks for.
+    """
 
     path: str
     body: bytes
     fields: Mapping[str, Any]
+    model: str | None
     arm: str | None
 
     @property
@@ -51,7 +55,10 @@ class ParsedRequest:
         return self.path in GENERATIONS
 
     def body_for(self, model: str | None) -> bytes:
-        """The body with another model's name; as it came where that is the same, or None."""
+        """Return the body with another model's name; as it came where that is the same, or None.
+
+        Raises RefusalError where it cannot be written so.
+        """
         if model is None or self.fields.get("model", model) == model:
             return self.body
         try:
@@ -60,8 +67,8 @@ class ParsedRequest:
             raise RefusalError(400, f"the body cannot be written with another model's name: {error}") from error
 
 
-def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, object]) -> ParsedRequest:
-    """Raises RefusalError."""
+def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[str, object]) -> ParsedRequest:
+    """Return the request that a body holds. names: the model's; arms: what `NAME@arm` may name. Raises RefusalError."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -73,14 +80,14 @@ def parse_request(path: str, body: bytes, model_name: str, arms: Mapping[str, ob
     if not isinstance(fields.get("user"), str | None):
         raise RefusalError(400, "user must be a string")
     model = fields.get("model")
-    if model is None or model == model_name:
-        return ParsedRequest(path, body, fields, None)
+    if model is None or model in names:
+        return ParsedRequest(path, body, fields, model, None)
     if not isinstance(model, str):
         raise RefusalError(400, "model must be a string")
     name, _, arm = model.rpartition("@")
-    if name != model_name or arm not in arms:
+    if name not in names or arm not in arms:
         said = json.dumps(model if len(model) <= LONGEST_NAME else model[:LONGEST_NAME] + "...")
         raise RefusalError(
-            404, f"The model {said} does not exist; it is {model_name}", "NotFoundError", "model_not_found"
+            404, f"The model {said} does not exist; it is {' or '.join(names)}", "NotFoundError", "model_not_found"
         )
-    return ParsedRequest(path, body, fields, arm)
+    return ParsedRequest(path, body, fields, name, arm)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 
 from serve.ab.experiment.experiment import Assignment
-from serve.ab.proxy.admitted_request import Call, Receive, Scope, Send
-from serve.ab.proxy.deadline import GONE, AbortedError, Exchange
-from serve.ab.proxy.failover import attempt
+from serve.ab.proxy.admitted_request import AdmittedRequest, Receive, Scope, Send
+from serve.ab.proxy.deadline import Abort, AbortedError, Deadline, Phase
+from serve.ab.proxy.failover import Failover
 from serve.ab.proxy.parsed_request import ParsedRequest, RefusalError, parse_request
 from serve.ab.proxy.security import Caller
 from serve.ab.proxy.service import Service
-from serve.ab.proxy.stream_response import relay
+from serve.ab.proxy.stream_response import StreamResponse
 from serve.ab.wire import headers as header
+from serve.ab.wire.unpacking import KNOWN, DamagedBodyError, GrowsTooLargeError, UnknownEncodingError, unpack
 
 CLOSE = (b"connection", b"close")
 JSON = (b"content-type", b"application/json")
@@ -21,7 +24,7 @@ RETRY = (b"retry-after", b"1")
 
 
 class ClientGoneError(Exception):
-    """Before its request was whole."""
+    """The client went away before its request was whole."""
 
 
 class Proxy:
@@ -31,44 +34,51 @@ class Proxy:
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange()
-        exchanges = self.service.sweeper.exchanges
+        """Answer one request, from its first byte to its last."""
+        deadline = Deadline()
         try:
-            if len(exchanges) >= self.service.config.limits.concurrency:
-                raise RefusalError(503, "too many requests at once", "overloaded_error", "concurrency_limit")
-            exchanges.add(exchange)
-            await self._answer(exchange, scope, receive, send)
+            with self._counted(deadline):
+                request = await self._admit(deadline, scope, receive, send)
+                async with _watching_client(receive, deadline):
+                    begun = await Failover(self.service, request).first_answer()
+                    if begun is not None:
+                        await StreamResponse(self.service, begun).run()
         except RefusalError as refusal:
             # Where the request was not read to its end, its rest must not be taken for the next one.
-            await self._refuse(scope, send, refusal, unread=exchange.phase == "request")
+            await self._refuse(scope, send, refusal, unread=deadline.phase is Phase.REQUEST)
         except ClientGoneError:
             pass
         except asyncio.CancelledError:
-            pass  # the server ends: what there was to say was said (see `relay`), and this is the task's own end
-        finally:
-            exchanges.discard(exchange)
+            pass  # the server ends: `StreamResponse` said what there was to say, and this is the task's own end
 
-    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    @contextlib.contextmanager
+    def _counted(self, deadline: Deadline) -> Iterator[None]:
+        """Hold one of the places for requests. Raises RefusalError where none is free."""
+        open_deadlines = self.service.deadlines.open
+        if len(open_deadlines) >= self.service.config.limits.concurrency:
+            raise RefusalError(503, "too many requests at once", "overloaded_error", "concurrency_limit")
+        open_deadlines.add(deadline)
+        try:
+            yield
+        finally:
+            open_deadlines.discard(deadline)
+
+    async def _admit(self, deadline: Deadline, scope: Scope, receive: Receive, send: Send) -> AdmittedRequest:
+        """Read the request and draw its arms. Raises RefusalError, or ClientGoneError."""
         service = self.service
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         authorization = header.value_of(headers, b"authorization")
         caller = service.keys.caller(authorization)
         if caller.role == "nobody":
             raise RefusalError(401, "an API key is needed", "authentication_error", "invalid_api_key")
-        body = await self._read_body(exchange, headers, receive)
-        exchange.wait_for("first_byte")
-        request = parse_request(scope["path"], body, service.config.model_name, service.arms)
-        passed_on = authorization if service.keys.open and caller.role != "operator" else None
-        call = Call(exchange, request, self._assign(request, caller, headers), headers, passed_on, send)
-        watcher = asyncio.create_task(_watch(receive, exchange))
-        try:
-            begun = await attempt(service, call)
-            if begun is not None:
-                await relay(service, call, begun)
-        finally:
-            watcher.cancel()
+        body = self._unpack(await self._read_body(deadline, headers, receive), headers)
+        deadline.wait_for(Phase.FIRST_BYTE)
+        parsed = parse_request(scope["path"], body, service.config.names, service.arms)
+        client_key = authorization if service.keys.open and caller.role != "operator" else None
+        assignment = self._assign(parsed, caller, headers)
+        return AdmittedRequest(deadline, parsed, assignment, headers, client_key, send)
 
-    async def _read_body(self, exchange: Exchange, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
+    async def _read_body(self, deadline: Deadline, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         limit = self.service.config.limits.body_bytes
         content_type = (header.value_of(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
         if content_type != b"application/json":
@@ -80,7 +90,7 @@ class Proxy:
         parts: list[bytes] = []
         size = 0
         try:
-            with exchange.interruptible():
+            with deadline.interruptible():
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -94,33 +104,49 @@ class Proxy:
         except AbortedError as aborted:
             raise RefusalError(408, "the request took too long to come", code="request_timeout") from aborted
 
-    def _assign(self, request: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> Assignment:
+    def _unpack(self, body: bytes, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the body without its content encoding, up to the bound of a body. Raises RefusalError."""
+        limit = self.service.config.limits.body_bytes
+        encoding = header.value_of(headers, b"content-encoding") or b""
+        try:
+            return unpack(body, encoding, limit)
+        except UnknownEncodingError as error:
+            raise RefusalError(415, f"the content encoding must be {' or '.join(KNOWN)}, or none") from error
+        except DamagedBodyError as error:
+            raise RefusalError(400, "the body cannot be unpacked: it is damaged, or packed in another way") from error
+        except GrowsTooLargeError as error:
+            raise RefusalError(413, f"the body unpacks to more than {limit:,} bytes", code="body_limit") from error
+
+    def _assign(self, parsed: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> Assignment:
         service = self.service
         named = header.value_of(headers, header.ARM)
-        explicit = request.arm
+        explicit = parsed.arm
         if named is not None:
             explicit = named.decode("latin-1")
-            if request.arm not in (None, explicit):
-                raise RefusalError(400, f"the model names arm {request.arm}, the header {header.ARM.decode()} another")
+            if parsed.arm not in (None, explicit):
+                raise RefusalError(400, f"the model names arm {parsed.arm}, the header {header.ARM.decode()} another")
         if explicit is not None:
             if caller.role != "operator":
                 raise RefusalError(403, "only the admin key may choose an arm", "permission_error", "arm_choice")
             if explicit not in service.arms:
                 raise RefusalError(400, f"no such arm; there are {', '.join(service.arms)}")
-        return service.experiment.assign(self._sticky_key(request, caller, headers), explicit)
+        return service.experiment.assign(self._sticky_key(parsed, caller, headers), explicit)
 
-    def _sticky_key(self, request: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> str | None:
-        """A single API key says nothing of who asks: it would send everything to one arm."""
+    def _sticky_key(self, parsed: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> str | None:
+        """Return what the client sticks to an arm by; None where it is drawn at random.
+
+        A single API key says nothing of who asks: it would send everything to one arm.
+        """
         for source in self.service.config.sticky:
             if source == "header":
                 value = header.value_of(headers, self.service.config.sticky_header.encode())
-                found = value.decode("latin-1") if value else None
+                key = value.decode("latin-1") if value else None
             elif source == "user":
-                found = request.user
+                key = parsed.user
             else:
-                found = caller.identity if self.service.keys.several else None
-            if found:
-                return found
+                key = caller.identity if self.service.keys.several else None
+            if key:
+                return key
         return None
 
     async def _refuse(self, scope: Scope, send: Send, refusal: RefusalError, *, unread: bool) -> None:
@@ -133,7 +159,17 @@ class Proxy:
         await send({"type": "http.response.body", "body": body})
 
 
-async def _watch(receive: Receive, exchange: Exchange) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    exchange.abort(GONE)
+@contextlib.asynccontextmanager
+async def _watching_client(receive: Receive, deadline: Deadline) -> AsyncIterator[None]:
+    """Abort the request when its client goes away."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        deadline.abort(Abort.CLIENT_GONE)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()

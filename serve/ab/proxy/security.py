@@ -1,4 +1,4 @@
-"""Who asks: API keys for clients, an admin key for operators, compared in constant time."""
+"""Keys: API keys for clients, an admin key for operators, compared in constant time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Role = Literal["nobody", "client", "operator"]
 
 @dataclass(frozen=True)
 class Caller:
-    """identity: of the API key, to stick by; "" where none was given. It cannot be turned back into the key."""
+    """Somebody who asks. identity: what an API key sticks by; "" without one. It does not give the key away."""
 
     role: Role
     identity: str = ""
 
 
 class Keys:
-    """Without API keys every caller is a client. Without an admin key nobody is an operator."""
+    """The keys of a server. Without API keys every caller is a client; without an admin key nobody is an operator."""
 
     def __init__(self, api_keys: Iterable[str] = (), admin_key: str | None = None) -> None:
         self._api = [_digest(key) for key in api_keys]
@@ -48,7 +48,7 @@ class Keys:
         return self._admin is not None
 
     def caller(self, authorization: bytes | None) -> Caller:
-        """authorization: the header's value. Every key is compared, whichever fits, each in constant time."""
+        """Return who asks. authorization: the header's value. Every key is compared, in constant time."""
         given = _digest(_bearer(authorization))
         operator = self._admin is not None and hmac.compare_digest(given, self._admin)
         fits = [hmac.compare_digest(given, key) for key in self._api]
@@ -60,7 +60,7 @@ class Keys:
 
 
 def _digest(key: str | bytes) -> bytes:
-    """Of one length, so that a comparison does not tell how long a key is."""
+    """Return a digest: of one length, so that a comparison does not tell how long a key is."""
     return sha256(key.encode("utf-8") if isinstance(key, str) else key).digest()
 
 
@@ -70,7 +70,7 @@ def _bearer(authorization: bytes | None) -> bytes:
 
 
 def load_keys(config: Config) -> Keys:
-    """From the files that the config names, else from the environment. Raises UserError; never with a key in it."""
+    """Read keys from the files that the config names, else from the environment. Raises UserError, without a key."""
     if config.api_keys_file:
         api = _lines(config.api_keys_file)
         if not api:
@@ -78,10 +78,10 @@ def load_keys(config: Config) -> Keys:
     else:
         api = [key for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key]
     if config.admin_key_file:
-        found = _lines(config.admin_key_file)
-        if len(found) != 1:
-            raise UserError(f"{config.admin_key_file} must hold one admin key, got {len(found)}")
-        admin: str | None = found[0]
+        lines = _lines(config.admin_key_file)
+        if len(lines) != 1:
+            raise UserError(f"{config.admin_key_file} must hold one admin key, got {len(lines)}")
+        admin: str | None = lines[0]
     else:
         admin = os.environ.get(ADMIN_KEY_VARIABLE) or None
     for what, keys in (("API key", api), ("admin key", [admin] if admin else [])):
@@ -100,12 +100,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def caller_of(request: Request) -> Caller:
+    """Return who asks a route."""
     keys: Keys = request.app.state.ab.keys
     return keys.caller(request.headers.get("authorization", "").encode("latin-1"))
 
 
 def require_operator(request: Request) -> None:
-    """For routes: 403 where no admin key is set, 401 for any other key."""
+    """Let operators in to a route: 403 where no admin key is set, 401 for any other key."""
     if not request.app.state.ab.keys.has_admin:
         raise HTTPException(403, "no admin key is set on this server: admin routes are closed")
     if caller_of(request).role != "operator":
@@ -113,6 +114,6 @@ def require_operator(request: Request) -> None:
 
 
 def require_client(request: Request) -> None:
-    """For routes that show no more than an answer does: an API key or the admin key, where keys are set."""
+    """Let clients and operators in to a route, by an API key or the admin key, where keys are set."""
     if caller_of(request).role == "nobody":
         raise HTTPException(401, "an API key is needed", {"WWW-Authenticate": "Bearer"})

@@ -1,4 +1,7 @@
-"""A share of the requests, mirrored to another arm; what came of it is compared, and never touches the answer."""
+"""Mirrored requests: a share of them is sent to another arm too, and both answers are compared.
+
+Nothing of it touches the client's answer.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.ab.arms.arm import Arm
-from serve.ab.config import Shadow as ShadowConfig
-from serve.ab.proxy.agreement import logprob_difference_nats, token_agreement
-from serve.ab.proxy.completion_text import Spoken, read_answer
+from serve.ab.config import ShadowSettings
+from serve.ab.proxy.admitted_request import AdmittedRequest
+from serve.ab.proxy.agreement import Agreement, logprob_difference_nats, token_agreement
+from serve.ab.proxy.completion_text import CompletionText, read_completion
 from serve.ab.proxy.parsed_request import ParsedRequest, RefusalError
 from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.wire.headers import is_event_stream
@@ -27,11 +31,13 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class NoComparisonError(Exception):
-    """Said in a word or two: it is what the counter counts by."""
+    """Two answers cannot be compared. It is said in a word or two, which the counter counts by."""
 
 
 @dataclass(frozen=True)
-class Heard:
+class ShadowAnswer:
+    """What the shadow arm answered, whole. ttft_s, e2e_s: since it was asked."""
+
     body: bytes
     streamed: bool
     ttft_s: float
@@ -42,98 +48,118 @@ class Mirror:
     """One mirrored request. `keep` what the client is sent, then say how that ended."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+        self._limit_bytes = limit_bytes
         self._kept = bytearray()
         self._ended: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
     def keep(self, part: bytes) -> None:
-        if len(self._kept) <= self._limit:
+        """Keep a part of the primary's answer, up to a little more than the limit."""
+        if len(self._kept) <= self._limit_bytes:
             self._kept += part
 
-    def primary_ended(self, told: Event) -> None:
+    def primary_ended(self, event: Event) -> None:
+        """Let the comparison go on: the primary's answer is here, or failed."""
         if not self._ended.done():
-            self._ended.set_result(told)
+            self._ended.set_result(event)
 
-    async def primary(self, streamed: bool) -> Spoken:
-        """Raises NoComparisonError."""
-        told = await self._ended
-        if told.outcome != "ok":
+    async def primary(self, streamed: bool) -> CompletionText:
+        """Wait for the primary's answer. Raises NoComparisonError."""
+        event = await self._ended
+        if event.outcome != "ok":
             raise NoComparisonError("primary_failed")
-        if len(self._kept) > self._limit:
+        if len(self._kept) > self._limit_bytes:
             raise NoComparisonError("too_long")
-        return _spoken(bytes(self._kept), streamed, "primary_unreadable")
+        return _completion_text(bytes(self._kept), streamed, "primary_unreadable")
 
 
-class Shadow:
-    """counts: of mirrored requests, by what became of them. `tell` gets a comparison of each, failed ones too."""
+@dataclass
+class MirroredRequest:
+    """A request on its way to the shadow arm, and what is known of it so far."""
+
+    parsed: ParsedRequest
+    primary_arm: str
+    shadow_arm: Arm
+    headers: Headers
+    body: bytes
+    mirror: Mirror
+    sequence: int
+    answer: ShadowAnswer | None = None
+    agreement: Agreement | None = None
+    logprob_difference_nats: float | None = None
+
+    def comparison(self, error: str | None) -> ShadowComparison:
+        """Return what came of it. error: why there is no comparison."""
+        return ShadowComparison(
+            time=time.time(),
+            primary_arm=self.primary_arm,
+            shadow_arm=self.shadow_arm.name,
+            streamed=self.parsed.streamed,
+            agreement=self.agreement.share if self.agreement else None,
+            same_tokens=self.agreement.same if self.agreement else None,
+            compared_tokens=self.agreement.compared if self.agreement else None,
+            logprob_difference_nats=self.logprob_difference_nats,
+            shadow_ttft_s=self.answer.ttft_s if self.answer else None,
+            shadow_e2e_s=self.answer.e2e_s if self.answer else None,
+            error=error,
+            sequence=self.sequence,
+        )
+
+
+class ShadowTraffic:
+    """The mirrored requests of a service.
+
+    counts: of mirrored requests, by what became of them. tell: is called with a comparison of each, failed ones too.
+    """
 
     def __init__(
         self,
-        config: ShadowConfig,
+        settings: ShadowSettings,
         arms: Mapping[str, Arm],
         upstream: Upstream,
         tell: Callable[[ShadowComparison], None],
     ) -> None:
         self.counts: Counter[str] = Counter()
-        self._config = config
+        self._settings = settings
         self._arms = arms
         self._upstream = upstream
         self._tell = tell
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(
-        self,
-        share: float,
-        request: ParsedRequest,
-        primary: str,
-        body_for: Callable[[Arm], tuple[Headers, bytes]],
-        sequence: int,
-    ) -> Mirror | None:
-        """Mirror the request by the throw of a die; None where it is not.
-
-        body_for: what the arm is to be sent. sequence: the request's.
-        """
+    def begin(self, share: float, request: AdmittedRequest, primary: Arm) -> Mirror | None:
+        """Mirror this share of the requests, drawn at random; None where this request is not mirrored."""
         if share <= 0.0 or random.random() >= share:
             return None
-        others = [arm for arm in self._arms.values() if arm.name != primary and arm.available]
+        others = [arm for arm in self._arms.values() if arm is not primary and arm.available]
         if not others:
             self.counts["no_arm"] += 1
             return None
-        if len(self._tasks) >= self._config.in_flight:
+        if len(self._tasks) >= self._settings.in_flight:
             self.counts["left_out"] += 1
             return None
         arm = random.choice(others)
         try:
-            headers, body = body_for(arm)
+            headers, body = request.for_arm(arm)
         except RefusalError:
             self.counts["not_sent"] += 1
             return None
-        mirror = Mirror(self._config.answer_bytes)
-        task = asyncio.create_task(self._run(mirror, request, primary, arm, headers, body, sequence))
+        mirror = Mirror(self._settings.answer_bytes)
+        mirrored = MirroredRequest(request.parsed, primary.name, arm, headers, body, mirror, request.sequence)
+        task = asyncio.create_task(self._run(mirrored))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return mirror
 
     async def close(self) -> None:
+        """Leave what is under way."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(
-        self,
-        mirror: Mirror,
-        request: ParsedRequest,
-        primary: str,
-        arm: Arm,
-        headers: Headers,
-        body: bytes,
-        sequence: int,
-    ) -> None:
-        found: dict[str, Any] = {}
+    async def _run(self, mirrored: MirroredRequest) -> None:
         error: str | None = None
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                await self._compare(mirror, request, arm, headers, body, found)
+            async with asyncio.timeout(self._settings.timeout_s):
+                await self._compare(mirrored)
         except NoComparisonError as failure:
             error = str(failure)
         except TimeoutError:
@@ -144,49 +170,29 @@ class Shadow:
             logger.exception("a mirrored request failed in a way that was not foreseen")
             error = "internal"
         self.counts[error or "compared"] += 1
-        fields = ("agreement", "same_tokens", "compared_tokens", "logprob_difference_nats", "shadow_ttft_s")
-        self._tell(
-            ShadowComparison(
-                time=time.time(),
-                primary_arm=primary,
-                shadow_arm=arm.name,
-                streamed=request.streamed,
-                shadow_e2e_s=found.get("shadow_e2e_s"),
-                error=error,
-                sequence=sequence,
-                **{name: found.get(name) for name in fields},
-            )
-        )
+        self._tell(mirrored.comparison(error))
 
-    async def _compare(
-        self,
-        mirror: Mirror,
-        request: ParsedRequest,
-        arm: Arm,
-        headers: Headers,
-        body: bytes,
-        found: dict[str, Any],
-    ) -> None:
-        heard = await self._hear(arm, request.path, headers, body)
-        found.update(shadow_ttft_s=heard.ttft_s, shadow_e2e_s=heard.e2e_s)
-        primary = await mirror.primary(request.streamed)
-        shadow = _spoken(heard.body, heard.streamed, "shadow_unreadable")
+    async def _compare(self, mirrored: MirroredRequest) -> None:
+        parsed, arm, headers = mirrored.parsed, mirrored.shadow_arm, mirrored.headers
+        mirrored.answer = answer = await self._ask(arm, parsed.path, headers, mirrored.body)
+        primary = await mirrored.mirror.primary(parsed.streamed)
+        shadow = _completion_text(answer.body, answer.streamed, "shadow_unreadable")
 
         async def ask(path: str, fields: Mapping[str, Any]) -> Any:
-            model = arm.config.upstream_model or request.fields.get("model")
+            model = arm.config.upstream_model or parsed.model
             sent = json.dumps({**({"model": model} if model else {}), **fields}).encode()
             try:
-                return json.loads((await self._hear(arm, path, headers, sent)).body)
+                return json.loads((await self._ask(arm, path, headers, sent)).body)
             except (NoComparisonError, ValueError):
                 return None
 
-        agreed = await token_agreement(primary, shadow, ask)
-        found.update(agreement=agreed.share, same_tokens=agreed.same, compared_tokens=agreed.compared)
-        if (difference := await logprob_difference_nats(request.fields, primary, shadow, ask)) is not None:
-            found["logprob_difference_nats"] = difference[0]
+        mirrored.agreement = await token_agreement(primary, shadow, ask)
+        difference = await logprob_difference_nats(parsed.fields, primary, shadow, ask)
+        if difference is not None:
+            mirrored.logprob_difference_nats = difference[0]
 
-    async def _hear(self, arm: Arm, path: str, headers: Headers, body: bytes) -> Heard:
-        """The whole answer, if it is not too long and its status 200."""
+    async def _ask(self, arm: Arm, path: str, headers: Headers, body: bytes) -> ShadowAnswer:
+        """Return the whole answer. Raises NoComparisonError where it is too long or its status is not 200."""
         started = time.monotonic()
         answer = await self._upstream.send("POST", f"{arm.base_url}{path}", headers, body)
         try:
@@ -198,15 +204,15 @@ class Shadow:
             while part := await answer.read():
                 ttft_s = ttft_s or time.monotonic() - started
                 parts.append(part)
-                if (size := size + len(part)) > self._config.answer_bytes:
+                if (size := size + len(part)) > self._settings.answer_bytes:
                     raise NoComparisonError("too_long")
         finally:
             answer.close()
-        return Heard(b"".join(parts), is_event_stream(answer.headers), ttft_s, time.monotonic() - started)
+        return ShadowAnswer(b"".join(parts), is_event_stream(answer.headers), ttft_s, time.monotonic() - started)
 
 
-def _spoken(body: bytes, streamed: bool, otherwise: str) -> Spoken:
+def _completion_text(body: bytes, streamed: bool, otherwise: str) -> CompletionText:
     try:
-        return read_answer(body, streamed)
+        return read_completion(body, streamed)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise NoComparisonError(otherwise) from error

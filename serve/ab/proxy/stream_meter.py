@@ -1,118 +1,160 @@
-"""What is learnt of an answer while it passes: when its parts came, how many, why it ended. Nothing of it is kept.
-
-The figures are found in the bytes: inside a JSON string a quotation mark is escaped, so that `"finish_reason":"stop"`
-with bare ones is never a part of what a model said.
-"""
+"""A meter of an answer while it passes: when its parts came, how many tokens, why it ended. Nothing of it is kept."""
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
+from serve.ab.wire.sse import ERROR_EVENT, Event, EventStream
+
+# Inside a JSON string a quotation mark is escaped: a model's own words never match these.
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
 COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
-# An event of a chat that says who will speak, and nothing yet: some engines send it before the first token is there.
-NOTHING_SAID = re.compile(rb'"delta"\s*:\s*\{(?:\s*"\w{1,32}"\s*:\s*(?:"assistant"|""|null)\s*,?){1,8}\}')
-EVENT_END = re.compile(rb"\r?\n\r?\n")
+ERROR = b'"error"'
+ROLE = b'"role"'
+DONE = b"[DONE]"
 SEEN_BEFORE = 256  # bytes of the last part that are looked at again: a figure may be cut in two
-LONGEST_EVENT = 2**20
+LONGEST_JUDGED = 2**18  # bytes of an answer that is no stream, within which an error is looked for
 MOST_GAPS = 4096
-DONE = b"data: [DONE]"
-ERROR = b'data: {"error"'
 
 
-class Reading:
-    """`feed` each part as it comes, with the time since the arm was asked; it gives what may be sent on.
+class StreamMeter:
+    """A meter that is fed each part of an answer as it comes, and returns what may be sent on.
 
-    Of an event stream only whole events are sent on, so that an error can be said between two of them.
+    Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
+    until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark
+    came. failed: the engine itself said that it failed, in an event or in a body. packed: the answer is compressed, so
+    that only its times are known.
     """
 
-    def __init__(self, streamed: bool) -> None:
+    def __init__(self, streamed: bool, *, packed: bool = False) -> None:
         self.streamed = streamed
+        self.packed = packed
         self.ttft_s: float | None = None
         self.itl_s: list[float] = []
         self.events = 0
         self.finish_reason: str | None = None
         self.input_tokens: int | None = None
         self.done = False
-        self.failed = False  # the engine said so itself, by an event in the stream
+        self.failed = False
         self._output_tokens: int | None = None
         self._last_s = 0.0
-        self._before = b""
-        self._held = b""
+        self._stream = EventStream()
+        self._body = Body()
 
     def feed(self, part: bytes, at_s: float) -> bytes:
+        """Return what of the stream may be sent on now. at_s: seconds since the arm was asked."""
         if not self.streamed:
             if self.ttft_s is None:
                 self.ttft_s = at_s
-            self._look(part)
+            if not self.packed:
+                self._read_figures(self._body.feed(part))
             return part
-        if self._held:
-            part, self._held = self._held + part, b""
-        if not part.endswith(b"\n\n"):
-            part = self._hold(part)
-            if not part:
-                return part
-        said = without_comments(part) if part.startswith(b":") or b"\n:" in part else part
+        onward, events = self._stream.feed(part)
+        said = False
+        for event in events:
+            said = self._read_event(event) or said
         if not said:
-            return part
-        events = said.count(b"\n\n") + said.count(b"\r\n\r\n")
-        if self.ttft_s is None and b'"role"' in said and len(NOTHING_SAID.findall(said)) >= events:
-            self._look(part)
-            return part
-        self.events += events
+            return onward
         if self.ttft_s is None:
             self.ttft_s = at_s
-        elif not _has_event(part, DONE) and len(self.itl_s) < MOST_GAPS:
+        elif not self.done and len(self.itl_s) < MOST_GAPS:
             self.itl_s.append(at_s - self._last_s)
         self._last_s = at_s
-        self._look(part)
-        return part
+        return onward
+
+    def end(self) -> bytes:
+        """Return what was held back, at the end of the answer."""
+        if not self.streamed:
+            self.failed = self._body.is_error()
+        return self._stream.rest()
 
     @property
     def output_tokens(self) -> int | None:
-        """As the engine counts them, else the stream's events but the last mark."""
+        """Tokens as the engine counts them; else the stream's events, without its last mark."""
         if self._output_tokens is not None or not self.streamed:
             return self._output_tokens
         return max(self.events - self.done, 0)
 
-    def left(self) -> bytes:
-        """What was held back, at the end of the stream."""
-        held, self._held = self._held, b""
-        return held
+    def _read_event(self, event: Event) -> bool:
+        """Return whether it says anything: an event that only names the speaker comes before the first token."""
+        data = event.data
+        if data.strip() == DONE:
+            self.done = True
+        elif event.kind == ERROR_EVENT or (ERROR in data and is_error(_read_json(data))):
+            self.failed = True
+        self._read_figures(data)
+        if self.ttft_s is None and self.events == 0 and ROLE in data and _only_names_the_speaker(_read_json(data)):
+            return False
+        self.events += 1
+        return True
 
-    def _hold(self, part: bytes) -> bytes:
-        end = max(part.rfind(b"\n\n") + 2, part.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in part else 0)
-        if end < 2:
-            end = 0
-        if len(part) - end > LONGEST_EVENT:
-            return part  # no event stream that we know: it goes on as it is
-        self._held = part[end:]
-        return part[:end]
-
-    def _look(self, part: bytes) -> None:
-        seen = self._before + part if self._before else part
-        if self.streamed:
-            self.failed = self.failed or _has_event(part, ERROR)
-            self.done = self.done or _has_event(part, DONE)
-        if b"finish_reason" in seen or b"_tokens" in seen:
-            for found in FINISH.finditer(seen):
-                self.finish_reason = found[1].decode()
-            for found in COMPLETION.finditer(seen):
-                self._output_tokens = int(found[1])
-            for found in PROMPT.finditer(seen):
-                self.input_tokens = int(found[1])
-        if not self.streamed:
-            self._before = seen[-SEEN_BEFORE:]
+    def _read_figures(self, data: bytes) -> None:
+        if b"finish_reason" in data:
+            for match in FINISH.finditer(data):
+                self.finish_reason = match[1].decode()
+        if b"_tokens" in data:
+            for match in COMPLETION.finditer(data):
+                self._output_tokens = int(match[1])
+            for match in PROMPT.finditer(data):
+                self.input_tokens = int(match[1])
 
 
-def without_comments(events: bytes) -> bytes:
-    """The events that say something: a block of lines that begin with a colon only keeps a connection open."""
-    blocks = EVENT_END.split(events)
-    said = [block for block in blocks if any(line and not line.startswith(b":") for line in block.splitlines())]
-    return b"".join(block + b"\n\n" for block in said)
+class Body:
+    """An answer that is no stream, as far as it is kept until its end."""
+
+    def __init__(self) -> None:
+        self._kept = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, part: bytes) -> bytes:
+        """Return the part, behind the end of the one before."""
+        seen = self._kept + part if self._kept else part
+        self._kept = seen[-SEEN_BEFORE:]
+        self._size += len(part)
+        if self._size <= LONGEST_JUDGED:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+        return seen
+
+    def is_error(self) -> bool:
+        """Whether it is an error in place of an answer, under whatever status. A long body is taken for an answer."""
+        body = b"".join(self._parts)
+        return ERROR in body and is_error(_read_json(body))
 
 
-def _has_event(events: bytes, mark: bytes) -> bool:
-    """At the start of a line: inside a JSON string a line end is escaped, so that no model's words pass for one."""
-    return events.startswith(mark) or b"\n" + mark in events
+def is_error(message: Any) -> bool:
+    """Whether a chunk or a body says that the engine failed, beside other fields or alone."""
+    if not isinstance(message, dict):
+        return False
+    if message.get("error") or message.get("object") == "error":
+        return True
+    choices = message.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and (choice.get("finish_reason") == "error" or choice.get("error"))
+        for choice in choices
+    )
+
+
+def _only_names_the_speaker(message: Any) -> bool:
+    """Whether a chunk of a chat says who will speak, and nothing yet: some engines send it before the first token."""
+    choices = message.get("choices") if isinstance(message, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return False
+    deltas = [choice.get("delta") if isinstance(choice, dict) else None for choice in choices]
+    return all(
+        isinstance(delta, dict) and all(name == "role" or not value for name, value in delta.items())
+        for delta in deltas
+    )
+
+
+def _read_json(data: bytes) -> Any:
+    """Return what the JSON says; None where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None

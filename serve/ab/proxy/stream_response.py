@@ -1,4 +1,4 @@
-"""An answer is passed on as it comes: each part is sent before the next one is read."""
+"""An arm's answer on its way to the client: each part is sent before the next one is read."""
 
 from __future__ import annotations
 
@@ -6,97 +6,128 @@ import asyncio
 import contextlib
 import json
 import time
+from dataclasses import dataclass
 
-from serve.ab.proxy.admitted_request import Attempt, Call
-from serve.ab.proxy.deadline import GONE, AbortedError
+from serve.ab.proxy.admitted_request import Blame
+from serve.ab.proxy.attempt import Begun
+from serve.ab.proxy.deadline import Abort, AbortedError, Phase
 from serve.ab.proxy.service import Service
 from serve.ab.proxy.shadow import Mirror
-from serve.ab.proxy.stream_meter import Reading
+from serve.ab.proxy.stream_meter import StreamMeter
 from serve.ab.verdict.event import Outcome
 from serve.ab.wire import headers as header
 from serve.ab.wire.upstream import UpstreamError
 
 
-async def relay(service: Service, call: Call, attempt: Attempt) -> None:
-    """To its end, whatever that is. An event stream that cannot be ended well ends with an error event; any other body
-    can only be cut off, which its client sees by the length or the missing last chunk.
-    """
-    headers = header.for_client(attempt.answer.headers, attempt.arm.name, call.reason_at(attempt.arm))
-    reading = Reading(header.is_event_stream(headers))
-    mirror: Mirror | None = None
-    status = attempt.answer.status
-    outcome: Outcome = "ok" if status < 400 else "client_error"
-    if call.blame(attempt.arm, status) == "arm":
-        outcome = "upstream_error"
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended. failure: what the client of a stream is told; None where there is nothing to say."""
+
+    outcome: Outcome
     failure: str | None = None
-    try:
-        mirror = _mirror(service, call, attempt)
+
+
+class StreamResponse:
+    """An answer that is passed on to its end, whatever that is.
+
+    An event stream that cannot be ended well ends with an error event. Any other body can only be cut off, which its
+    client sees by the length or the missing last chunk.
+    """
+
+    def __init__(self, service: Service, begun: Begun) -> None:
+        self.service = service
+        self.begun = begun
+        self.request = begun.attempt.request
+        reason = self.request.reason_at(begun.arm)
+        self.headers = header.for_client(begun.answer.headers, begun.arm.name, reason)
+        packed = header.is_packed(self.headers)
+        self.meter = StreamMeter(header.is_event_stream(self.headers) and not packed, packed=packed)
+        self._mirror: Mirror | None = None
+
+    async def run(self) -> None:
+        """Send the answer, and tell the service how that ended."""
+        ending = Ending(self._outcome())
         try:
-            with call.exchange.interruptible():
-                await _pass_on(call, attempt, headers, reading, mirror)
-            if reading.failed:
-                outcome = "upstream_error"
+            self._mirror = self._begin_mirror()
+            try:
+                ending = await self._send_all()
+            except asyncio.CancelledError:
+                ending = Ending("client_gone")
+                await self._send_failure("the server is shutting down")
+                raise
+            if ending.failure is not None:
+                await self._send_failure(ending.failure)
+        finally:
+            self.begun.answer.close()
+            event = self.service.ended(self.begun.attempt, ending.outcome, self.begun.status, self.meter)
+            if self._mirror is not None:
+                self._mirror.primary_ended(event)
+
+    async def _send_all(self) -> Ending:
+        """Send the answer, and return how that ended."""
+        try:
+            with self.request.deadline.interruptible():
+                await self._send_parts()
+            ending = Ending(self._outcome())
         except UpstreamError as error:
-            outcome, failure = "disconnected", str(error)
+            ending = Ending("disconnected", str(error))
         except AbortedError as aborted:
-            if aborted.why in (GONE, "send_timeout"):
-                outcome = "client_gone"
+            if aborted.why in (Abort.CLIENT_GONE, Abort.SEND_TIMEOUT):
+                ending = Ending("client_gone")
             else:
-                outcome, failure = "timeout", aborted.why
-        except asyncio.CancelledError:
-            outcome = "client_gone"
-            await _say_failure(call, attempt, reading, "the server is shutting down")
-            raise
-        if reading.done and not reading.failed and status == 200:
+                ending = Ending("timeout", aborted.why.value)
+        if self.meter.done and not self.meter.failed and self.begun.status == 200:
             # All of it was sent. OpenAI's client closes its connection at the last mark, before the end of the body.
-            outcome, failure = "ok", None
-        if failure is not None:
-            await _say_failure(call, attempt, reading, failure)
-    finally:
-        attempt.answer.close()
-        told = service.ended(call, attempt.arm, attempt.started, status, outcome, reading)
+            return Ending("ok")
+        if self._failed_inside() and ending.outcome == "client_gone":
+            return Ending("upstream_error")  # the client left because the engine said that it failed
+        return ending
+
+    async def _send_parts(self) -> None:
+        deadline, send = self.request.deadline, self.request.send
+        deadline.wait_for(Phase.SEND)
+        await send({"type": "http.response.start", "status": self.begun.status, "headers": self.headers})
+        part = self.begun.first_part
+        while part:
+            if self._mirror is not None:
+                self._mirror.keep(part)
+            onward = self.meter.feed(part, time.monotonic() - self.begun.attempt.started_s)
+            if onward:
+                deadline.wait_for(Phase.SEND)
+                await send({"type": "http.response.body", "body": onward, "more_body": True})
+            deadline.wait_for(Phase.IDLE)
+            part = await self.begun.answer.read()
+        deadline.wait_for(Phase.SEND)
+        await send({"type": "http.response.body", "body": self.meter.end()})
+
+    def _outcome(self) -> Outcome:
+        """Return the outcome of an answer that ends as it should."""
+        if self.begun.blame is Blame.ARM or self._failed_inside():
+            return "upstream_error"
+        return "ok" if self.begun.status < 400 else "client_error"
+
+    def _failed_inside(self) -> bool:
+        """Whether the engine said that it failed although its status was that of an answer."""
+        return self.meter.failed and self.begun.status < 400
+
+    async def _send_failure(self, failure: str) -> None:
+        if not self.meter.streamed:
+            return
+        message = f"arm {self.begun.arm.name} failed: {failure}"
+        error = {"message": message, "type": "upstream_error", "code": "arm_failed", "param": None}
+        event = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+        deadline = self.request.deadline
+        with contextlib.suppress(AbortedError), deadline.interruptible():
+            deadline.wait_for(Phase.SEND)
+            await self.request.send({"type": "http.response.body", "body": event})
+
+    def _begin_mirror(self) -> Mirror | None:
+        """Mirror what is in the figures, and nothing else: the verdict is about both arms' answers to it."""
+        share = self.service.experiment.state.shadow_share
+        counted = self.request.counted_at(self.begun.arm) and not self.meter.packed
+        if share <= 0.0 or self.begun.status != 200 or not counted:
+            return None
+        mirror = self.service.shadow.begin(share, self.request, self.begun.arm)
         if mirror is not None:
-            mirror.primary_ended(told)
-
-
-async def _pass_on(
-    call: Call, attempt: Attempt, headers: list[tuple[bytes, bytes]], reading: Reading, mirror: Mirror | None
-) -> None:
-    exchange, send = call.exchange, call.send
-    exchange.wait_for("send")
-    await send({"type": "http.response.start", "status": attempt.answer.status, "headers": headers})
-    part = attempt.first
-    while part:
-        if mirror is not None:
-            mirror.keep(part)
-        onward = reading.feed(part, time.monotonic() - attempt.started)
-        if onward:
-            exchange.wait_for("send")
-            await send({"type": "http.response.body", "body": onward, "more_body": True})
-        exchange.wait_for("idle")
-        part = await attempt.answer.read()
-    exchange.wait_for("send")
-    await send({"type": "http.response.body", "body": reading.left()})
-
-
-async def _say_failure(call: Call, attempt: Attempt, reading: Reading, failure: str) -> None:
-    if not reading.streamed:
-        return
-    error = {"message": f"arm {attempt.arm.name} failed: {failure}", "type": "upstream_error", "code": "arm_failed"}
-    event = b"data: " + json.dumps({"error": {**error, "param": None}}).encode() + b"\n\n"
-    with contextlib.suppress(AbortedError), call.exchange.interruptible():
-        call.exchange.wait_for("send")
-        await call.send({"type": "http.response.body", "body": event})
-
-
-def _mirror(service: Service, call: Call, attempt: Attempt) -> Mirror | None:
-    """Only what is in the figures is mirrored: both arms' answers to it are what the verdict is about."""
-    share = service.experiment.state.shadow_share
-    if share <= 0.0 or attempt.answer.status != 200 or not call.counted_at(attempt.arm):
-        return None
-    mirror = service.shadow.begin(
-        share, call.request, attempt.arm.name, lambda arm: call.for_arm(arm, service.config.model_name), call.sequence
-    )
-    if mirror is not None:
-        service.collector.mirrored(call.sequence)
-    return mirror
+            self.service.collector.mirrored(self.request.sequence)
+        return mirror

@@ -277,6 +277,8 @@ class Aggregates:
             self.failovers[event.assigned_arm] += 1
         if not event.counted or event.arm != event.assigned_arm or event.arm not in self.arms:
             self.not_counted += 1
+            if event.sequence is not None and event.arm == event.assigned_arm:
+                self.lost(event.sequence)  # asked, but its answer could not be read
             return {event.arm}
         sequence = event.sequence
         if sequence is None:

@@ -1,4 +1,4 @@
-"""ASGI: bounds on the request bodies of all routes but the proxied ones, which have their own."""
+"""Bounds on the request bodies of all routes but the proxied ones, which have their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ LIMIT_BYTES = 2**16
 
 
 class BoundedBodies:
-    """A body is here whole, in time and not too large, before its route is called: 413, or 408. spared: paths."""
+    """An ASGI layer that reads a body whole before its route is called.
+
+    It answers 413 where the body is too large, and 408 where it does not come in request_s. spared: paths it leaves
+    alone.
+    """
 
     def __init__(
         self, app: ASGIApp, *, request_s: float, spared: frozenset[str], limit_bytes: int = LIMIT_BYTES
@@ -54,7 +58,7 @@ class BoundedBodies:
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:
-    """In FastAPI's own words, as the other refusals of these routes are."""
+    """Refuse in FastAPI's own form, as the other refusals of these routes are."""
     body = json.dumps({"detail": message}).encode()
     headers = [
         (b"content-type", b"application/json"),

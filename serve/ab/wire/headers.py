@@ -1,4 +1,4 @@
-"""Which headers go on: end-to-end ones; not those of one connection, nor what is the proxy's own business."""
+"""Headers that go on: end-to-end ones; not those of one connection, nor what is the proxy's own business."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 ARM = b"x-mi-prun-arm"
 REASON = b"x-mi-prun-reason"
 OWN_PREFIX = b"x-mi-prun-"
+CORS_PREFIX = b"access-control-"  # who may read an answer in a browser is the proxy's to say
 
 HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1
     (
@@ -24,12 +25,14 @@ HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1
     )
 )
 # Its own connection and key; unpacked answers only, since they are looked at; cookies are for the proxy's own page.
-NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"accept-encoding", b"expect", b"cookie"}
+NOT_UPSTREAM = HOP_BY_HOP | frozenset(
+    (b"host", b"content-length", b"content-encoding", b"authorization", b"accept-encoding", b"expect", b"cookie")
+)
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
 
 
 def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, bytes]]:
-    """key: what the arm is asked with."""
+    """Return the headers for an arm. key: what the arm is asked with; None where we have none."""
     headers = list(headers)
     dropped = NOT_UPSTREAM | _named_by_connection(headers)
     kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
@@ -40,20 +43,27 @@ def for_upstream(headers: RawHeaders, key: str | None) -> list[tuple[bytes, byte
 
 
 def for_client(headers: RawHeaders, arm: str, reason: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers for a client: the answer's, then which arm it was and why."""
     headers = [(name.lower(), value) for name, value in headers]
     dropped = NOT_DOWNSTREAM | _named_by_connection(headers)
-    kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(OWN_PREFIX)]
+    not_its_own = (OWN_PREFIX, CORS_PREFIX)
+    kept = [(name, value) for name, value in headers if name not in dropped and not name.startswith(not_its_own)]
     return [*kept, (ARM, arm.encode()), (REASON, reason.encode())]
 
 
 def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
-    """The first one's; names are in lower case."""
-    return next((value for found, value in headers if found == name), None)
+    """Return the first value of a header, or None; names are in lower case."""
+    return next((value for other, value in headers if other == name), None)
 
 
 def is_event_stream(headers: RawHeaders) -> bool:
-    """Of an answer; names are in lower case."""
+    """Whether an answer with these headers is a stream of events; names are in lower case."""
     return (value_of(headers, b"content-type") or b"").startswith(b"text/event-stream")
+
+
+def is_packed(headers: RawHeaders) -> bool:
+    """Whether an answer with these headers is compressed, although `identity` was asked for; names in lower case."""
+    return (value_of(headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
 
 
 def _named_by_connection(headers: RawHeaders) -> set[bytes]:

@@ -1,21 +1,107 @@
 """uvicorn's HTTP protocol, with the bounds that it lacks: on the size of a request's head and on the time it takes.
 
-Its parser (llhttp) refuses what smuggling is made of: two lengths, a length beside chunks, bare line ends in a head.
+Its parser (llhttp) refuses what smuggling is made of: two lengths, a length beside chunks, bare line ends in a head. An
+offer to speak another protocol is ignored, as a server may (RFC 9110, 7.8).
+
+The class made here overrides uvicorn's internals, which a later release may change: UVICORN_METHODS,
+UVICORN_ATTRIBUTES and CYCLE_ATTRIBUTES name what it needs, and pyproject.toml bounds the release.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.ab.config import Limits
 
+# Methods and attributes of HttpToolsProtocol that are called or overridden here.
+UVICORN_METHODS = (
+    *("connection_made", "connection_lost", "resume_writing", "data_received"),
+    *("on_headers_complete", "on_body", "on_message_complete"),
+)
+UVICORN_ATTRIBUTES = ("parser", "loop", "transport", "flow", "cycle", "url", "headers")
+OFFER = frozenset((b"upgrade", b"http2-settings"))
+
+
+CYCLE_ATTRIBUTES = ("chunked_encoding", "expected_content_length")
+
+
+class UntilClose(int):
+    """The length of a body that ends with its connection, in uvicorn's sums: any body has it."""
+
+    def __sub__(self, other: int) -> UntilClose:
+        return self
+
+    def __lt__(self, other: int) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __eq__ = int.__eq__
+    __hash__ = int.__hash__
+
+
+class OfferlessParser:
+    """llhttp's parser for requests, for which a request that offers another protocol is one like any other.
+
+    By itself httptools stops behind the head of such a request, and its body is lost. Here the request is read again
+    without the offer. protocol: gets the parser's callbacks; those of a request that `is_offer` have to be ignored.
+    """
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self._protocol = protocol
+        self._parser = self._new()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    @property
+    def is_offer(self) -> bool:
+        """Whether the request that is parsed now will be read again. CONNECT is no offer: it is refused."""
+        return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse what came. Raises httptools.HttpParserError."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                if not self.is_offer:
+                    raise
+                head = self._head_without_offer()
+                self._parser = self._new()
+                self._parser.feed_data(head)
+                rest = rest[offer.args[0] :]
+            else:
+                return
+
+    def _new(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self._protocol)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        return parser
+
+    def _head_without_offer(self) -> bytes:
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._protocol.url, version)]
+        for name, value in self._protocol.headers:
+            if name == b"connection":
+                value = b", ".join(word for word in value.split(b",") if word.strip().lower() not in OFFER)
+            if name not in OFFER and (value or name != b"connection"):
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
 
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """A class for `uvicorn.Config(http=...)`: 431 for a head that is too large, and an end to a connection whose first
-    request, or next one once it has begun, does not come in time, or whose client takes nothing of what it is sent. The
-    body has bounds of its own (`Proxy`, `BoundedBodies`).
+    """Return a class for `uvicorn.Config(http=...)`.
+
+    It answers 431 to a head that is too large. It ends a connection whose first request, or next one once it has begun,
+    does not come in time (408), and one whose client takes nothing of what it is sent. The body has bounds of its own
+    (`Proxy`, `BoundedBodies`).
     """
 
     class BoundedProtocol(HttpToolsProtocol):
@@ -26,6 +112,7 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.parser: Any = OfferlessParser(self)
             self._head_timer = self.loop.call_later(limits.request_s, self._too_slow)
             self._look_timer = self.loop.call_later(limits.send_s, self._look)
 
@@ -50,26 +137,31 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._refuse_head()
 
         def on_headers_complete(self) -> None:
-            if self.transport.is_closing():
-                return  # what came behind a refused one
+            if self.transport.is_closing() or self.parser.is_offer:
+                return  # what came behind a refused one, or what will be read again
             self._stop_timer()
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.header_bytes:
                 self._refuse_head()
                 return
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0" and self.cycle is not None:
+                # Such a client knows no chunks (RFC 9112, 6.1): its answer ends where the connection does.
+                self.cycle.chunked_encoding = False
+                self.cycle.expected_content_length = UntilClose()
 
         def on_body(self, body: bytes) -> None:
             if self.cycle is not None and not self.transport.is_closing():
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
-            if self.cycle is not None and not self.transport.is_closing():
+            if self.cycle is not None and not self.transport.is_closing() and not self.parser.is_offer:
                 super().on_message_complete()
 
         def _look(self) -> None:
-            """Every send_s. `close` waits until all is taken, for ever where the client takes nothing: whoever is
-            found waiting twice is cut off, on whatever route.
+            """Cut off a client that is found waiting twice, send_s apart.
+
+            `close` waits until all is taken: for ever, where the client takes nothing.
             """
             waits = self.transport.is_closing() or self.flow.write_paused
             if waits and self._stuck:

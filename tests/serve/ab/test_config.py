@@ -76,7 +76,6 @@ def test_a_file_and_flags_that_win_over_it(tmp_path: Path) -> None:
         (("--arm", "a=o/m", "--split", "a=nan"), "split.a: Input should be a finite number"),
         (("--arm", "a=o/m", "--split", "a=1,a=2"), "a is named twice"),
         (("--arm", "a=o/m", "--split", "a"), "it is NAME=WEIGHT,NAME=WEIGHT, got 'a'"),
-        (("--arm", "a=http://10.0.0.1"), "model_name is missing"),
         (("--arm", "a=http://user:word@10.0.0.1", "--model-name", "m"), "url must not hold a password"),
         (("--arm", "a=http://", "--model-name", "m"), "url must be http://HOST"),
         (("--arm", "a=http://h:99999", "--model-name", "m"), "Port out of range"),
@@ -112,8 +111,14 @@ def test_one_line(words: tuple[str, ...], said: str) -> None:
             "[arms.a]\nmodel='o/m'\napi_key_env='K'",
             "upstream_model and api_key_env are of an engine that runs elsewhere",
         ),
+        ("[arms.a]\nmodel='o/m'\nhealth_path='/h'", "health_path is of an engine that runs elsewhere"),
+        ("[arms.a]\nurl='http://h'\nhealth_path='h'", "a path from / on"),
         ("[arms.a]", "name a model, a plan or a url"),
         ("[arms.a", "is not TOML"),
+        ("model_aliases=['a b']\n[arms.a]\nmodel='o/m'", "printable ASCII without spaces"),
+        ("model_aliases=['']\n[arms.a]\nmodel='o/m'", "a name must not be empty"),
+        ("cors_origins=['h']\n[arms.a]\nmodel='o/m'", "must be http://HOST[:PORT]"),
+        ("cors_origins=['https://h/']\n[arms.a]\nmodel='o/m'", "must be http://HOST[:PORT]"),
         ("sticky_header='a: b'\n[arms.a]\nmodel='o/m'", "is no header name"),
     ],
 )
@@ -164,6 +169,15 @@ def test_secrets_that_are_none(tmp_path: Path) -> None:
 )
 def test_urls_that_are_some(url: str) -> None:
     assert parsed("--arm", f"a={url}", "--model-name", "m").arms["a"].url == url
+
+
+def test_a_url_without_a_models_name_is_asked_for_it_at_the_start(tmp_path: Path) -> None:
+    assert parsed("--arm", "a=http://10.0.0.1").model_name == ""
+    done = command("--arm", "a=http://127.0.0.1:9", "--state", tmp_path / "s", "--port", 1234)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: model_name is missing, and arm a does not say it at http://127.0.0.1:9/v1/models (")
+    assert not (tmp_path / "s").exists()
 
 
 def test_help_shows_an_example() -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 import urllib.request
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,102 +193,6 @@ def test_a_hung_engine_is_left_and_comes_back(
     wait_until(lambda: ask_many(proxy.url, 1)[0][:2] == (200, "split"))
 
 
-def test_errors_open_the_circuit_and_a_trial_closes_it(pair: Any) -> None:
-    """The engine answers its probes all the while."""
-    dense, _, proxy = pair
-    asked = dense.seen()["seen"]
-    dense.set(status=503)
-    assert Counter(answer[:2] for answer in ask_many(proxy.url, 6)) == {(200, "failover"): 6}
-    tried = dense.seen()["seen"] - asked
-    assert arms(proxy)["dense"]["circuit"] in ("open", "half_open")
-    assert tried <= 6
-    dense.set()
-    wait_until(lambda: ask_many(proxy.url, 1)[0][:2] == (200, "split"))
-    assert arms(proxy)["dense"]["circuit"] == "closed"
-    assert proxy.ask(fake={"status": 503})[1]["x-mi-prun-arm"] == "pruned"  # both fail: the last one's answer is given
-
-
-class Traced:
-    """Requests that the log can be asked for."""
-
-    def __init__(self, proxy: Any) -> None:
-        self.proxy = proxy
-        self.trace = uuid.uuid4().hex
-        self.headers = {"traceparent": f"00-{self.trace}-00f067aa0ba902b7-01"}
-
-    def outcomes(self, count: int) -> Counter[tuple[Any, ...]]:
-        """Arm, status and outcome of each attempt, once there are so many."""
-        found: list[Any] = []
-
-        def logged() -> bool:
-            found[:] = [line for line in self.proxy.lines() if line.get("trace") == self.trace]
-            return len(found) >= count
-
-        wait_until(logged)
-        return Counter((line["arm"], line["status"], line["outcome"]) for line in found)
-
-
-def test_a_misconfigured_arm_is_a_failed_one(pair: Any) -> None:
-    """What it refuses and the other arm does not: no client gets it, and its circuit opens."""
-    dense, _, proxy = pair
-    for status in (401, 403, 404, 405, 408, 429):
-        dense.set(status=status)
-        traced = Traced(proxy)
-        assert proxy.ask(traced.headers)[1]["x-mi-prun-reason"] == "failover"
-        assert traced.outcomes(2) == {("dense", status, "upstream_error"): 1, ("pruned", 200, "ok"): 1}
-        dense.set()
-        assert ask_many(proxy.url, 1)[0][:2] == (200, "split")
-    dense.set(status=404)
-    for _ in range(3):
-        assert ask_many(proxy.url, 1)[0][:2] == (200, "failover")
-    assert arms(proxy)["dense"]["circuit"] == "open"
-    dense.set()
-    wait_until(lambda: ask_many(proxy.url, 1)[0][:2] == (200, "split"))
-
-
-def test_what_every_arm_refuses_is_the_requests_fault(pair: Any) -> None:
-    dense, pruned, proxy = pair
-    own_key = {"Authorization": "Bearer the-clients-own"}  # goes on to the arms, as no key is set for any
-    try:
-        for status, headers in ((400, {}), (404, {}), (405, {}), (429, own_key), (401, own_key)):
-            for fake in (dense, pruned):
-                fake.set(status=status)
-            traced = Traced(proxy)
-            for _ in range(4):
-                assert proxy.ask({**traced.headers, **headers})[0] == status
-            asked = ("dense",) if status == 400 else ("dense", "pruned")
-            assert traced.outcomes(4 * len(asked)) == {(arm, status, "client_error"): 4 for arm in asked}
-            assert [arm["circuit"] for arm in arms(proxy).values()] == ["closed", "closed"]
-        # The proxy's own key, or none: whose client's key is fine is not told that it is wrong.
-        answer = proxy.ask()
-        assert (answer[0], answer[2]["error"]["message"]) == (502, "no arm answered; the last one, pruned: status 401")
-    finally:
-        for fake in (dense, pruned):
-            fake.set()
-
-
-def test_a_path_that_one_engine_lacks_is_no_fault_of_it(pair: Any) -> None:
-    dense, _, proxy = pair
-    dense.set(embeddings=404)
-    for _ in range(4):
-        status, headers, _ = proxy.ask(path="/v1/embeddings")
-        assert (status, headers["x-mi-prun-arm"]) == (200, "pruned")
-    dense.set()
-    assert arms(proxy)["dense"]["circuit"] == "closed"
-
-
-def test_the_last_mark_in_a_models_words_is_none(pair: Any) -> None:
-    """An engine that dies after it is still one that died."""
-    dense, _, proxy = pair
-    traced = Traced(proxy)
-    words = ["It ends with ", "data: [DONE]", "\n\ndata: [DONE]\n\n", " and", " goes", " on"]
-    body = {"stream": True, "fake": {"text": words, "token_s": 0.1, "die_after": 4}}
-    status, _, answer = ask_many(proxy.url, 1, headers=traced.headers, **body)[0]
-    assert (status, ERROR in answer) == (200, True)
-    assert traced.outcomes(1) == {("dense", 200, "disconnected"): 1}
-    assert dense.group.process.wait(10) == -signal.SIGKILL
-
-
 def test_a_full_disk_costs_log_lines_and_nothing_else(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:
     proxy = start_proxy(shared_fakes, "--access-log", "/dev/full")
     assert Counter(answer[0] for answer in ask_many(proxy.url, 50)) == {200: 50}
@@ -313,7 +216,7 @@ def test_200_streaming_clients(proxy: Any) -> None:
 
     async def client(session: aiohttp.ClientSession, end: float) -> None:
         nonlocal served
-        while time.monotonic() < end:
+        while time.monotonic() < end or served < 400:
             status, _, body = await ask(
                 session, proxy.url, stream=True, fake={"tokens": 10, "token_s": 0.05, "pad": 1800}
             )
@@ -325,7 +228,7 @@ def test_200_streaming_clients(proxy: Any) -> None:
         end = time.monotonic() + 6
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             clients = [asyncio.create_task(client(session, end)) for _ in range(200)]
-            while time.monotonic() < end:
+            while time.monotonic() < end or served < 400:
                 await asyncio.sleep(1)
                 rss.append((served, process.memory_info().rss))
             await asyncio.gather(*clients)

@@ -77,20 +77,20 @@ def test_a_trial_whose_client_left_decides_nothing(breaker: Breaker, clock: Cloc
 
 def test_an_arm_is_down_after_missed_probes_and_tells_those_who_wait() -> None:
     class Waiting:
-        told = ""
+        told = False
 
-        def arm_down(self, why: str) -> None:
-            self.told = why
+        def arm_down(self) -> None:
+            self.told = True
 
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     waiting = Waiting()
     arm.waiting.add(waiting)
-    arm.probed(False)
-    arm.probed(False)
-    assert (arm.available, waiting.told) == (True, "")
-    arm.probed(False)
-    assert (arm.available, waiting.told) == (False, "arm_down")
-    arm.probed(True)
+    arm.probed("no answer")
+    arm.probed("no answer")
+    assert (arm.available, waiting.told) == (True, False)
+    arm.probed("no answer")
+    assert (arm.available, waiting.told) == (False, True)
+    arm.probed(None)
     assert arm.available
 
 
@@ -113,8 +113,8 @@ def test_an_engine_that_is_not_up_is_not_available() -> None:
 def test_what_counts_against_an_arm(outcome: Outcome, status: int, opens: bool) -> None:
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     for _ in range(3):
-        arm.breaker.start()
-        arm.ended(outcome, status)
+        arm.request_started()
+        arm.request_ended(outcome, status)
     assert (arm.breaker.state == "open") == opens
 
 
@@ -124,6 +124,24 @@ def test_a_refusal_that_any_server_gives_speaks_for_no_arm(status: int, opens: b
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     outcomes: list[tuple[Outcome, int]] = [("timeout", 0), ("timeout", 0), ("client_error", status), ("timeout", 0)]
     for outcome, found in outcomes:
-        arm.breaker.start()
-        arm.ended(outcome, found)
+        arm.request_started()
+        arm.request_ended(outcome, found)
     assert (arm.breaker.state == "open") == opens
+
+
+def test_every_change_of_health_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
+    with caplog.at_level("INFO"):
+        for fault in (None, "status 401", "status 401", None, *["status 403"] * 9, None, None):
+            arm.probed(fault)
+            assert arm.fault == fault
+        for outcome in ("ok", "timeout", "timeout", "timeout", "timeout", "ok"):
+            arm.request_started()
+            arm.request_ended(outcome, 0)  # type: ignore[arg-type]
+    hint = "; another path to ask is set by health_path"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"arm dense is down, it gets no more requests: status 403{hint}",
+        "arm dense is well again",
+        "arm dense gets no requests for 5 s, 3 in a row failed; the last one: timeout, status 0",
+        "arm dense gets requests again",
+    ]

@@ -139,7 +139,7 @@ def test_the_back_off_doubles_for_an_engine_that_ends_young(tmp_path: Path, monk
     now = 1000.0
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
     spec = supervisor.EngineSpec(name="dense", command=("true",), env={}, key="key", log=tmp_path / "log")
-    young = supervisor.Engine(spec, supervisor.Restart(back_off_s=1.0, back_off_max_s=5.0))
+    young = supervisor.SupervisedEngine(spec, supervisor.Restart(back_off_s=1.0, back_off_max_s=5.0))
     assert [young.next_start() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
     young._since = now
     now += supervisor.YOUNG_S + 1.0  # this time it lived
@@ -155,7 +155,7 @@ def test_an_engine_is_deaf_from_the_first_time_on_that_it_was_asked_in_vain(
     now = 1000.0
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
     spec = supervisor.EngineSpec(name="dense", command=("true",), env={}, key="key", log=tmp_path / "log")
-    asked = supervisor.Engine(spec, supervisor.Restart(hang_s=60.0, end_s=1.0))
+    asked = supervisor.SupervisedEngine(spec, supervisor.Restart(hang_s=60.0, end_s=1.0))
     asked.url = f"http://127.0.0.1:{free_port()}"  # where nobody answers
     asked._group = ProcessGroup([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
     try:
@@ -211,7 +211,7 @@ def test_no_engine_gets_the_proxys_keys(
     """Nor those of other arms; its own, and what it may need, stay. As the kernel has its environment."""
     from serve.ab.arms import supervisor
     from serve.ab.arms.arm import make_arms
-    from serve.ab.arms.supervisor_client import Engines
+    from serve.ab.arms.supervisor_client import SupervisorClient
     from serve.ab.config import Config
 
     keys = ("MI_PRUN_AB_ADMIN_KEY", "MI_PRUN_AB_API_KEYS", "FLEET_KEY")
@@ -221,7 +221,7 @@ def test_no_engine_gets_the_proxys_keys(
     arms = {"dense": {"model": str(reference)}, "fleet": {"url": "http://h", "api_key_env": "FLEET_KEY"}}
     config = Config.model_validate({"arms": arms, "model_name": "m"})
     others = set(psutil.Process().children(recursive=True))
-    with Engines(config, make_arms(config), tmp_path) as engines:
+    with SupervisorClient(config, make_arms(config), tmp_path) as engines:
         engines.start()
         processes = set(psutil.Process().children(recursive=True)) - others
         ours = [

@@ -233,6 +233,18 @@ def test_what_a_cluster_cannot_have_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_names_of_the_model(tmp_path: Path) -> None:
+    named = config_of(arms={"dense": {"model": "o/n"}}, model_aliases=["other"])
+    texts = export(named, "kubernetes", ExportOptions(), tmp_path / "kubernetes")
+    (text,) = [text for text in texts.values() if "--served-model-name" in text]
+    assert f"--served-model-name\n        - {named.model_name}\n        - other\n" in text
+    with pytest.raises(UserError, match="model_aliases: Ray Serve serves a model under one name"):
+        export(named, "ray-serve", ExportOptions(), tmp_path / "ray")
+    unnamed = named.model_copy(update={"model_name": ""})
+    with pytest.raises(UserError, match="model_name is missing"):
+        export(unnamed, "kubernetes", ExportOptions(), tmp_path / "unnamed")
+
+
 def test_a_virtual_folder_points_to_this_machine(prune: Callable[..., Path], reference: Path, tmp_path: Path) -> None:
     virtual = prune(reference, tmp_path / "virtual", [1], virtual=True)
     with pytest.raises(UserError, match="apply the plan without --virtual"):

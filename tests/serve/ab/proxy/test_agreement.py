@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from serve.ab.proxy.agreement import agreement, logprob_difference_nats, token_agreement
-from serve.ab.proxy.completion_text import Spoken, read_answer
+from serve.ab.proxy.completion_text import CompletionText
 
 PROMPT = "It was"
 
@@ -41,8 +40,8 @@ class FakeArm:
         return {"choices": [{"prompt_logprobs": places}]}
 
 
-def spoken(text: str, logprobs: list[float] | None = None) -> Spoken:
-    return Spoken(text, list(text) if logprobs else [], logprobs or [])
+def spoken(text: str, logprobs: list[float] | None = None) -> CompletionText:
+    return CompletionText(text, list(text) if logprobs else [], logprobs or [])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_by_tokens_where_they_can_be_had_else_by_words(
     assert bool(arm.asked) == (logprobs is None)
 
 
-def difference(request: Mapping[str, Any], arm: FakeArm, primary: Spoken, shadow: Spoken) -> Any:
+def difference(request: Mapping[str, Any], arm: FakeArm, primary: CompletionText, shadow: CompletionText) -> Any:
     return asyncio.run(logprob_difference_nats(request, primary, shadow, arm))
 
 
@@ -85,7 +84,7 @@ def test_the_shadow_scores_the_primarys_tokens(request_: dict[str, Any]) -> None
 
 
 def test_the_token_that_ends_an_answer_is_not_in_its_text() -> None:
-    primary = Spoken("ab", ["a", "b", ""], [-1.0, -1.0, -7.0])
+    primary = CompletionText("ab", ["a", "b", ""], [-1.0, -1.0, -7.0])
     found = difference({"prompt": PROMPT}, FakeArm(scores=[-2.0, -2.0]), primary, spoken("ab", [-3.0, -3.0]))
     assert found == (-1.0, 2)
 
@@ -102,41 +101,6 @@ def test_nothing_is_asked_where_no_log_probabilities_were() -> None:
     assert arm.asked == []
 
 
-def test_tools_that_are_called_are_said_too() -> None:
-    """Streamed or whole, with the same text; another argument is another answer."""
-
-    def chunk(**delta: Any) -> bytes:
-        return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
-
-    def called(name: str | None, arguments: str | None) -> dict[str, Any]:
-        return {"index": 0, "id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-    streamed = read_answer(
-        chunk(role="assistant", content="Wait. ")
-        + chunk(tool_calls=[called("weather", None)])
-        + chunk(tool_calls=[{"index": 0, "function": {"arguments": '{"city": '}}])
-        + chunk(tool_calls=[{"index": 0, "function": {"arguments": '"Rome"}'}}])
-        + b"data: [DONE]\n\n",
-        streamed=True,
-    )
-    message = {"content": "Wait. ", "tool_calls": [called("weather", '{"city": "Rome"}')]}
-    whole = read_answer(json.dumps({"choices": [{"index": 0, "message": message}]}).encode(), streamed=False)
-    assert streamed.text == whole.text == 'Wait. weather{"city": "Rome"}'
-    old = {"content": None, "function_call": {"name": "weather", "arguments": "{}"}}
-    assert read_answer(json.dumps({"choices": [{"message": old}]}).encode(), streamed=False).text == "weather{}"
-    arm = FakeArm()
-    other = spoken('Wait. weather{"city": "Oslo"}')
-    assert asyncio.run(token_agreement(streamed, other, arm)).share < 1.0
-
-
-def test_answers_are_read_streamed_and_whole() -> None:
-    chat = (
-        b'data: {"choices":[{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a","logprob":-1}]}}]}'
-    )
-    other = b'data: {"choices":[{"index":1,"delta":{"content":"zzz"}}]}'
-    read = read_answer(chat + b"\n\n" + other + b"\n\ndata: [DONE]\n\n", streamed=True)
-    assert (read.text, read.tokens, read.logprobs) == ("a", ["a"], [-1.0])
-    whole = b'{"choices":[{"index":0,"text":"ab","logprobs":{"tokens":["a","b"],"token_logprobs":[null,-2]}}]}'
-    assert read_answer(whole, streamed=False) == Spoken("ab", ["a", "b"], [0.0, -2.0])
-    with pytest.raises(ValueError, match="error"):
-        read_answer(b'{"error": {"message": "no"}}', streamed=False)
+def test_tools_that_are_called_differently_are_another_answer() -> None:
+    one, other = spoken('Wait. weather{"city": "Rome"}'), spoken('Wait. weather{"city": "Oslo"}')
+    assert asyncio.run(token_agreement(one, other, FakeArm())).share < 1.0

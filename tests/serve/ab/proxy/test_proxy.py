@@ -6,12 +6,9 @@ import http.client
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from mi_prun.process_group import free_port
 
 
 def raw(url: str, path: str, body: Any, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
@@ -235,60 +232,3 @@ def test_a_slow_reader_holds_the_engine_back(start_fakes: Callable[..., Any], st
     assert process.memory_info().rss - before < 32e6
     connection.close()
     wait_until(lambda: fakes[0].seen()["cancelled"] == 1)
-
-
-@pytest.fixture
-def guarded(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any], tmp_path: Path) -> Any:
-    """With keys, small limits and an engine that is asked under another name."""
-    fakes = start_fakes("dense", flags=("--key", "engine-key"))
-    toml = tmp_path / "ab.toml"
-    toml.write_text(
-        f"""
-        model_name = "the-model"
-        log_prompts = true
-        sticky = ["api_key"]
-        [arms.dense]
-        url = "{fakes[0].url}"
-        api_key_env = "ENGINE_KEY"
-        upstream_model = "its-own-name"
-        [arms.pruned]
-        url = "http://127.0.0.1:{free_port()}"
-        [limits]
-        body_bytes = 2000
-        concurrency = 2
-        """
-    )
-    env = {"ENGINE_KEY": "engine-key", "MI_PRUN_AB_API_KEYS": "client-key-1,client-key-2"}
-    return fakes[0], start_proxy([], "--config", str(toml), env=env)
-
-
-def test_keys_limits_and_an_engine_of_another_name(guarded: Any) -> None:
-    fake, proxy = guarded
-    assert proxy.ask()[0] == 401
-    assert proxy.ask({"Authorization": "Bearer client-key-3"})[0] == 401
-    key = {"Authorization": "Bearer client-key-1"}
-    status, headers, _ = proxy.ask(key, prompt="kept words")
-    assert (status, headers["x-mi-prun-reason"]) == (200, "sticky")
-    last = fake.seen()["last"]
-    assert last["body"]["model"] == "its-own-name"
-    assert last["headers"]["authorization"] == "Bearer engine-key"
-    assert proxy.ask(key, prompt="x" * 3000)[0] == 413
-    wait_until(lambda: "kept words" in proxy.access_log.read_text())
-
-    slow = []
-    for _ in range(2):
-        connection = http.client.HTTPConnection(proxy.url.removeprefix("http://"), timeout=30)
-        body = {"model": "the-model", "prompt": "x", "stream": True, "fake": {"prefill_s": 60}}
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json", **key})
-        slow.append(connection)
-    wait_until(lambda: proxy.ask(key)[0] == 503)
-    for connection in slow:
-        connection.close()
-    wait_until(lambda: proxy.ask(key)[0] == 200)
-
-
-def test_admin_routes_need_the_admin_key(guarded: Any) -> None:
-    _, proxy = guarded
-    assert proxy.call("/admin/experiment", None, {"Authorization": "Bearer client-key-1"})[0] == 401
-    assert proxy.call("/admin/experiment")[0] == 401
-    assert proxy.experiment()["state"]["version"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -131,18 +132,22 @@ def test_its_errors_touch_only_a_counter(told: Told, shared_fakes: list[Any]) ->
         shared_fakes[1].set()
 
 
-def test_it_is_bounded_in_number_and_time(tmp_path: Path, shared_fakes: list[Any]) -> None:
-    shared_fakes[1].set(prefill_s=30)
-    try:
-        with serving(tmp_path, shared_fakes, in_flight=2, timeout_s=5.0) as told:
-            started = told.service.shadow.counts
-            for _ in range(5):
-                ask(told)
-            told.until(lambda: started["left_out"] == 3)
-            assert {comparison.error for comparison in told.wait(2)} == {"timeout"}
-            told.until(lambda: started["timeout"] == 2)
-    finally:
-        shared_fakes[1].set()
+def test_it_is_bounded_in_number_and_time(proxied: Callable[..., Any]) -> None:
+    proxy = proxied(shadow={"share": 1.0, "in_flight": 2, "timeout_s": 0.2})
+    proxy.say("dense", b'{"choices": []}')
+    proxy.say("pruned", asyncio.Event().wait)
+
+    async def run() -> None:
+        for _ in range(5):
+            response = await asyncio.gather(proxy.asked())
+            assert response[0].status == 200
+        assert proxy.service.shadow.counts == {"left_out": 3}
+        await asyncio.gather(*proxy.service.shadow._tasks)
+
+    asyncio.run(run())
+    assert [comparison.error for comparison in proxy.comparisons] == ["timeout"] * 2
+    assert proxy.service.shadow.counts == {"left_out": 3, "timeout": 2}
+    assert all(answer.closed for answer in proxy.upstream.answers)
 
 
 def test_long_answers_and_failed_ones_are_not_compared(tmp_path: Path, shared_fakes: list[Any]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.ab.proxy.stream_meter import LONGEST_EVENT, Reading
+from serve.ab.proxy.stream_meter import StreamMeter
+from serve.ab.wire.sse import LONGEST_EVENT
 
 WORDS = ["It", " was", ' "finish_reason":"stop" ', "\n\n", "data: [DONE]", '{"completion_tokens": 99}', "é"]
 
@@ -42,28 +43,28 @@ def cut(body: bytes, places: list[int]) -> list[bytes]:
 
 @given(st.lists(st.integers(0, 10_000), max_size=30))
 def test_a_stream_goes_on_byte_for_byte_in_whole_events(places: list[int]) -> None:
-    reading = Reading(streamed=True)
-    sent = [reading.feed(part, float(at)) for at, part in enumerate(cut(STREAM, places))]
+    meter = StreamMeter(streamed=True)
+    sent = [meter.feed(part, float(at)) for at, part in enumerate(cut(STREAM, places))]
     assert all(part.endswith(b"\n\n") for part in sent if part)
-    assert b"".join(sent) + reading.left() == STREAM
-    assert (reading.finish_reason, reading.input_tokens, reading.output_tokens) == ("length", 3, 7)
-    assert reading.done
+    assert b"".join(sent) + meter.end() == STREAM
+    assert (meter.finish_reason, meter.input_tokens, meter.output_tokens) == ("length", 3, 7)
+    assert meter.done
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=10))
 def test_a_whole_answer_goes_on_as_it_comes(places: list[int]) -> None:
-    reading = Reading(streamed=False)
+    meter = StreamMeter(streamed=False)
     parts = cut(WHOLE, places)
-    assert [reading.feed(part, 1.5) for part in parts] == parts
-    assert (reading.finish_reason, reading.input_tokens, reading.output_tokens) == ("stop", 3, 7)
-    assert reading.ttft_s == 1.5
+    assert [meter.feed(part, 1.5) for part in parts] == parts
+    assert (meter.finish_reason, meter.input_tokens, meter.output_tokens) == ("stop", 3, 7)
+    assert meter.ttft_s == 1.5
 
 
 def test_times_are_of_events_and_the_last_mark_is_none() -> None:
-    reading = Reading(streamed=True)
+    meter = StreamMeter(streamed=True)
     for at, part in [(1.0, event("a")), (1.5, event("b")[:9]), (2.0, event("b")[9:]), (4.0, b"data: [DONE]\n\n")]:
-        reading.feed(part, at)
-    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (1.0, [1.0], 2)
+        meter.feed(part, at)
+    assert (meter.ttft_s, meter.itl_s, meter.output_tokens) == (1.0, [1.0], 2)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +74,15 @@ def test_who_will_speak_is_no_token(delta: str) -> None:
     def opening(delta: str) -> bytes:
         return f'data: {{"choices": [{{"index": 0, "delta": {delta}, "finish_reason": null}}]}}\n\n'.encode()
 
-    reading = Reading(streamed=True)
-    assert reading.feed(opening(delta), 1.0) == opening(delta)
-    reading.feed(event("a"), 3.0)
-    reading.feed(event("b"), 3.5)
-    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (3.0, [0.5], 2)
-    together = Reading(streamed=True)
+    meter = StreamMeter(streamed=True)
+    assert meter.feed(opening(delta), 1.0) == opening(delta)
+    meter.feed(event("a"), 3.0)
+    meter.feed(event("b"), 3.5)
+    assert (meter.ttft_s, meter.itl_s, meter.output_tokens) == (3.0, [0.5], 2)
+    together = StreamMeter(streamed=True)
     together.feed(opening(delta) + event("a"), 2.0)
     assert together.ttft_s == 2.0
-    speaks = Reading(streamed=True)
+    speaks = StreamMeter(streamed=True)
     speaks.feed(opening('{"role":"assistant","content":"a"}'), 1.5)
     assert speaks.ttft_s == 1.5
 
@@ -89,37 +90,37 @@ def test_who_will_speak_is_no_token(delta: str) -> None:
 @given(st.integers(0, 10_000))
 def test_the_last_mark_in_a_models_words_is_none(place: int) -> None:
     said = event("data: [DONE]") + event('data: {"error": 1}') + event("\n\ndata: [DONE]\n\n")
-    reading = Reading(streamed=True)
+    meter = StreamMeter(streamed=True)
     for part in cut(said, [place]):
-        reading.feed(part, 1.0)
-    assert (reading.done, reading.failed, reading.output_tokens) == (False, False, 3)
-    reading.feed(b"data: [DONE]\n\n", 2.0)
-    assert (reading.done, reading.output_tokens) == (True, 3)
+        meter.feed(part, 1.0)
+    assert (meter.done, meter.failed, meter.output_tokens) == (False, False, 3)
+    meter.feed(b"data: [DONE]\n\n", 2.0)
+    assert (meter.done, meter.output_tokens) == (True, 3)
 
 
 def test_lines_may_end_in_two_signs() -> None:
-    reading = Reading(streamed=True)
-    assert reading.feed(b"data: 1\r\n\r\ndata: 2", 0.0) == b"data: 1\r\n\r\n"
-    assert reading.feed(b"\r\n\r\n", 0.0) == b"data: 2\r\n\r\n"
-    assert reading.output_tokens == 2
+    meter = StreamMeter(streamed=True)
+    assert meter.feed(b"data: 1\r\n\r\ndata: 2", 0.0) == b"data: 1\r\n\r\n"
+    assert meter.feed(b"\r\n\r\n", 0.0) == b"data: 2\r\n\r\n"
+    assert meter.output_tokens == 2
 
 
 def test_what_has_no_end_is_not_held_for_ever() -> None:
-    reading = Reading(streamed=True)
+    meter = StreamMeter(streamed=True)
     part = b"x" * (LONGEST_EVENT + 1)
-    assert reading.feed(part, 0.0) == part
-    assert reading.left() == b""
+    assert meter.feed(part, 0.0) == part
+    assert meter.end() == b""
 
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
 def test_a_comment_that_keeps_the_connection_open_is_no_token(end: bytes) -> None:
-    reading = Reading(streamed=True)
-    assert reading.feed(b": ping" + end, 0.5) == b": ping" + end
-    assert reading.ttft_s is None
-    reading.feed(event("a"), 10.0)
-    reading.feed(b": ping" + end + event("b"), 11.0)  # with words behind it
-    reading.feed(b": one" + end + b": two" + end, 12.0)
-    reading.feed(b": of the event's own\n" + event("c"), 13.0)
-    reading.feed(b"data: [DONE]\n\n", 14.0)
-    assert (reading.ttft_s, reading.itl_s, reading.output_tokens) == (10.0, [1.0, 2.0], 3)
-    assert reading.done
+    meter = StreamMeter(streamed=True)
+    assert meter.feed(b": ping" + end, 0.5) == b": ping" + end
+    assert meter.ttft_s is None
+    meter.feed(event("a"), 10.0)
+    meter.feed(b": ping" + end + event("b"), 11.0)  # with words behind it
+    meter.feed(b": one" + end + b": two" + end, 12.0)
+    meter.feed(b": of the event's own\n" + event("c"), 13.0)
+    meter.feed(b"data: [DONE]\n\n", 14.0)
+    assert (meter.ttft_s, meter.itl_s, meter.output_tokens) == (10.0, [1.0, 2.0], 3)
+    assert meter.done
