@@ -30,10 +30,10 @@ def call(
     request = urllib.request.Request(url, data=data, headers=sent, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            status, found, text = answer.status, answer.headers, answer.read()
+            status, answer_headers, text = answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:
-        status, found, text = error.code, error.headers, error.read()
-    return status, {name.lower(): value for name, value in found.items()}, json.loads(text) if text else None
+        status, answer_headers, text = error.code, error.headers, error.read()
+    return status, {name.lower(): value for name, value in answer_headers.items()}, json.loads(text) if text else None
 
 
 class Fake:
@@ -51,8 +51,8 @@ class Fake:
         self.group.wait_ready(f"{self.url}/health", timeout_seconds=30)
 
     def seen(self) -> dict[str, Any]:
-        found: dict[str, Any] = call(f"{self.url}/fake/seen")[2]
-        return found
+        seen: dict[str, Any] = call(f"{self.url}/fake/seen")[2]
+        return seen
 
     def set(self, **defaults: Any) -> None:
         call(f"{self.url}/fake/set", defaults)
@@ -113,13 +113,13 @@ class Proxy:
     def experiment(self, **change: Any) -> Any:
         """Of the admin route: read, or changed."""
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        status, _, found = call(f"{self.url}/admin/experiment", None, headers)
+        status, _, experiment = call(f"{self.url}/admin/experiment", None, headers)
         if not change:
-            return found
-        body = {"version": found["state"]["version"], **change}
-        status, _, found = call(f"{self.url}/admin/experiment", body, headers, "PUT")
-        assert status == 200, found
-        return found
+            return experiment
+        body = {"version": experiment["state"]["version"], **change}
+        status, _, experiment = call(f"{self.url}/admin/experiment", body, headers, "PUT")
+        assert status == 200, experiment
+        return experiment
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]

@@ -64,18 +64,18 @@ def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
 def standing(fake_class: Any, proxy_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """dense and pruned, everything assigned to dense, and the proxy: for all tests here that do not end the proxy."""
     folder = tmp_path_factory.mktemp("faults")
-    found = {name: fake_class(folder / f"{name}.log", name, free_port()) for name in ("dense", "pruned")}
-    for fake in found.values():
+    processes = {name: fake_class(folder / f"{name}.log", name, free_port()) for name in ("dense", "pruned")}
+    for fake in processes.values():
         fake.wait_ready()
     (folder / "ab.toml").write_text(HEALTH.format(3))
-    words = [word for fake in found.values() for word in ("--arm", f"{fake.name}={fake.url}")]
+    words = [word for fake in processes.values() for word in ("--arm", f"{fake.name}={fake.url}")]
     proxy = proxy_class(folder, *words, "--model-name", "the-model", "--config", str(folder / "ab.toml"))
-    found["proxy"] = proxy
+    processes["proxy"] = proxy
     proxy.wait_ready()
-    yield found
+    yield processes
     proxy.group.stop()
-    found["dense"].stop()
-    found["pruned"].stop()
+    processes["dense"].stop()
+    processes["pruned"].stop()
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_full_disk_costs_log_lines_and_nothing_else(shared_fakes: list[Any], s
 def lines_lost(proxy: Any) -> float:
     with urllib.request.urlopen(f"{proxy.url}/metrics", timeout=30) as answer:
         families = text_string_to_metric_families(answer.read().decode())
-        return sum(sample.value for found in families for sample in found.samples if "lines_lost" in sample.name)
+        return sum(sample.value for family in families for sample in family.samples if "lines_lost" in sample.name)
 
 
 def test_200_streaming_clients(proxy: Any) -> None:

@@ -19,14 +19,14 @@ def own(start_fakes: Callable[..., Any], start_proxy: Callable[..., Any]) -> Any
 
 
 def test_live_control(own: Any, admin: dict[str, str]) -> None:
-    status, headers, found = own.call("/admin/experiment", None, admin)
-    assert (status, headers["etag"], found["state"]["version"]) == (200, '"1"', 1)
-    assert found["state"]["weights"] == {"dense": 1.0, "pruned": 0.0}
-    assert [arm["name"] for arm in found["arms"]] == ["dense", "pruned"]
+    status, headers, answer = own.call("/admin/experiment", None, admin)
+    assert (status, headers["etag"], answer["state"]["version"]) == (200, '"1"', 1)
+    assert answer["state"]["weights"] == {"dense": 1.0, "pruned": 0.0}
+    assert [arm["name"] for arm in answer["arms"]] == ["dense", "pruned"]
 
     def put(body: Any, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-        status, _, found = own.call("/admin/experiment", body, {**admin, **(headers or {})}, "PUT")
-        return status, found
+        status, _, answer = own.call("/admin/experiment", body, {**admin, **(headers or {})}, "PUT")
+        return status, answer
 
     # Whoever does not say which version is meant, or means another one, changes nothing.
     assert put({"paused": True})[0] == 428
@@ -40,8 +40,8 @@ def test_live_control(own: Any, admin: dict[str, str]) -> None:
     assert own.experiment()["state"]["version"] == 1
 
     assert own.ask()[1]["x-mi-prun-arm"] == "dense"
-    status, found = put({"weights": {"dense": 0, "pruned": 1}, "why": "all in"}, {"If-Match": '"1"'})
-    assert (status, found["state"]["version"]) == (200, 2)
+    status, answer = put({"weights": {"dense": 0, "pruned": 1}, "why": "all in"}, {"If-Match": '"1"'})
+    assert (status, answer["state"]["version"]) == (200, 2)
     assert own.ask()[1]["x-mi-prun-arm"] == "pruned"
     assert own.experiment(paused=True)["state"]["weights"] == {"dense": 0.0, "pruned": 1.0}
     assert (own.ask()[1]["x-mi-prun-arm"], own.ask()[1]["x-mi-prun-reason"]) == ("dense", "paused")
@@ -60,8 +60,8 @@ def test_a_change_that_meets_a_full_disk_is_not_made(own: Any, admin: dict[str, 
     _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
     process.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
     change = {"weights": {"dense": 0, "pruned": 1}, "version": 1}
-    status, _, found = own.call("/admin/experiment", change, admin, "PUT")
-    assert (status, "cannot be written, and nothing was changed" in found["detail"]) == (507, True)
+    status, _, answer = own.call("/admin/experiment", change, admin, "PUT")
+    assert (status, "cannot be written, and nothing was changed" in answer["detail"]) == (507, True)
     assert own.experiment()["state"]["version"] == 1
     assert own.ask()[1]["x-mi-prun-arm"] == "dense"
     process.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))

@@ -160,7 +160,7 @@ def test_the_gap_histogram_is_the_librarys() -> None:
 
 
 def panels(node: Any) -> list[dict[str, Any]]:
-    return [found for panel in node.get("panels", []) for found in [panel, *panels(panel)]]
+    return [each for panel in node.get("panels", []) for each in [panel, *panels(panel)]]
 
 
 def test_the_dashboard_names_only_what_there_is(
@@ -171,14 +171,14 @@ def test_the_dashboard_names_only_what_there_is(
     service.refusals[401] += 1
     there = {name for name, _ in samples(metrics)}
     board = json.loads(GRAFANA.read_text())
-    found = panels(board)
-    queries = [target["expr"] for panel in found for target in panel.get("targets", [])]
+    every = panels(board)
+    queries = [target["expr"] for panel in every for target in panel.get("targets", [])]
     named = {name for query in queries for name in re.findall(r"\bmi_prun_ab_[a-z_]+", query)}
     assert len(queries) >= 12
     assert len(named) >= 12
     assert named <= there
     assert all(query.count("(") == query.count(")") for query in queries)
-    assert len({panel["id"] for panel in found}) == len(found)
+    assert len({panel["id"] for panel in every}) == len(every)
     variables = {variable["name"] for variable in board["templating"]["list"]}
     assert {name for query in queries for name in re.findall(r"\$([a-z]+)\b", query)} <= variables
     labels = {label for _, pairs in samples(metrics) for label, _ in pairs}

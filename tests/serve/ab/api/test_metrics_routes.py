@@ -26,8 +26,8 @@ def read(url: str) -> tuple[int, str, str]:
 
 def admin_call(url: str, admin: dict[str, str], method: str = "GET") -> dict[str, Any]:
     with urllib.request.urlopen(urllib.request.Request(url, headers=admin, method=method), timeout=30) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
+        answered: dict[str, Any] = json.load(answer)
+        return answered
 
 
 def test_metrics_of_the_proxy(proxy: Any) -> None:
@@ -87,10 +87,10 @@ def test_a_guardrail_drains_the_arm_says_so_and_a_restart_keeps_it(
     state = proxy.experiment()["state"]
     assert state["weights"] == {"dense": 50.0, "pruned": 0.0}
     assert (state["who"], state["version"]) == ("guardrail", 2)
-    found = admin_call(f"{proxy.url}/admin/verdict", admin)
-    assert "guardrail error_rate<1% BROKEN, weight set to 0" in found["text"]
-    assert found["comparisons"][0]["guardrails"][0]["drained"] is True
-    pruned = found["arms"][1]
+    verdict = admin_call(f"{proxy.url}/admin/verdict", admin)
+    assert "guardrail error_rate<1% BROKEN, weight set to 0" in verdict["text"]
+    assert verdict["comparisons"][0]["guardrails"][0]["drained"] is True
+    pruned = verdict["arms"][1]
     assert pruned["outcomes"] == {"upstream_error": pruned["requests"]}
     assert pruned["failed_over"] >= pruned["requests"] > 0
     assert "pruned: guardrail error_rate<1% is broken" in proxy.log.read_text()
@@ -98,8 +98,8 @@ def test_a_guardrail_drains_the_arm_says_so_and_a_restart_keeps_it(
     proxy.group.stop()
     again = start_proxy(fakes, "--split", "dense=50,pruned=50", "--guardrail", "error_rate<1%")
     kept = admin_call(f"{again.url}/admin/verdict", admin)
-    assert kept["arms"] == found["arms"]
-    assert kept["since"] == found["since"]
+    assert kept["arms"] == verdict["arms"]
+    assert kept["since"] == verdict["since"]
     assert kept["comparisons"][0]["guardrails"][0]["standing"] == "broken"
 
     # An operator's word stands: it was said once.

@@ -123,9 +123,9 @@ def test_a_refusal_that_any_server_gives_speaks_for_no_arm(status: int, opens: b
     """An engine that has read a request and finds it wrong is alive; who knows no such path may be anybody."""
     arm = Arm("dense", ArmConfig(url="http://h"), HEALTH)
     outcomes: list[tuple[Outcome, int]] = [("timeout", 0), ("timeout", 0), ("client_error", status), ("timeout", 0)]
-    for outcome, found in outcomes:
+    for outcome, code in outcomes:
         arm.request_started()
-        arm.request_ended(outcome, found)
+        arm.request_ended(outcome, code)
     assert (arm.breaker.state == "open") == opens
 
 

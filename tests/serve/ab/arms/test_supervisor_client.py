@@ -59,8 +59,8 @@ def start_ab(tmp_path: Path, reference: Path, proxy_class: Any) -> Iterator[Call
 def engines(proxy: Any) -> dict[str, psutil.Process]:
     """The engines' processes, by arm."""
     children = psutil.Process(proxy.group.process.pid).children(recursive=True)
-    found = [child for child in children if "fake_engine.py" in " ".join(child.cmdline())]
-    return {"pruned" if child.environ().get("OF_THE_ARM") else "dense": child for child in found}
+    processes = [child for child in children if "fake_engine.py" in " ".join(child.cmdline())]
+    return {"pruned" if child.environ().get("OF_THE_ARM") else "dense": child for child in processes}
 
 
 def supervisor(proxy: Any) -> psutil.Process:
@@ -269,7 +269,7 @@ def test_an_engine_that_dies_at_every_start_is_started_ever_more_seldom(
     thread.start()
 
     def events(what: str) -> list[tuple[float, dict[str, Any]]]:
-        return [found for found in said if found[1]["event"] == what]
+        return [event for event in said if event[1]["event"] == what]
 
     try:
         wait_until(lambda: bool(events("ready")))

@@ -98,11 +98,11 @@ def test_a_mirrored_request_tells_how_likely_the_other_arm_finds_the_answer(
     while len(compared(ab)) == before:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    found = compared(ab)[-1]
+    comparison = compared(ab)[-1]
     ab.experiment(shadow_share=0.0, weights={"pruned": 1.0})
-    assert (found["primary_arm"], found["shadow_arm"], found.get("why")) == ("dense", "pruned", None)
-    assert found["compared_tokens"] == 12
-    assert 0.0 <= found["agreement"] <= 1.0
+    assert (comparison["primary_arm"], comparison["shadow_arm"], comparison.get("why")) == ("dense", "pruned", None)
+    assert comparison["compared_tokens"] == 12
+    assert 0.0 <= comparison["agreement"] <= 1.0
 
     headers = {**admin, "x-mi-prun-arm": "pruned"}
     prompt, whole = (
@@ -114,7 +114,7 @@ def test_a_mirrored_request_tells_how_likely_the_other_arm_finds_the_answer(
     places = ab.call("/v1/completions", body, headers)[2]["choices"][0]["prompt_logprobs"][len(prompt) :]
     theirs = [place[str(token)]["logprob"] for place, token in zip(places, whole[len(prompt) :], strict=True)]
     wanted = sum(theirs) / 12 - sum(ours) / 12
-    assert found["logprob_difference_nats"] == pytest.approx(wanted, abs=1e-3)
+    assert comparison["logprob_difference_nats"] == pytest.approx(wanted, abs=1e-3)
     assert abs(wanted) > 1e-2  # the pruned model is another one
 
 
@@ -132,8 +132,8 @@ def test_the_engines_own_metrics_and_the_verdict(ab: Any, client: Any, admin: di
             text = answer.read().decode()
         names = {family.name for family in text_string_to_metric_families(text)}
         assert "vllm:generation_tokens" in names
-    found = ab.call("/admin/verdict", None, admin)[2]
-    arms = {arm["arm"]: arm for arm in found["arms"]}
+    verdict = ab.call("/admin/verdict", None, admin)[2]
+    arms = {arm["arm"]: arm for arm in verdict["arms"]}
     streamed = [arm for arm in arms.values() if arm["figures"]["ttft_ms"]["requests"]]
     assert sum(arm["requests"] for arm in streamed) >= 6
     for arm in streamed:

@@ -59,38 +59,38 @@ def strict(schema: Any) -> Any:
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: strict(value) for key, value in schema.items()}
+    stricter = {key: strict(value) for key, value in schema.items()}
     if (
-        isinstance(found.get("properties"), dict)
-        and "additionalProperties" not in found
-        and found.get("type") == "object"
+        isinstance(stricter.get("properties"), dict)
+        and "additionalProperties" not in stricter
+        and stricter.get("type") == "object"
     ):
-        found["additionalProperties"] = False
-    return found
+        stricter["additionalProperties"] = False
+    return stricter
 
 
 def validators() -> dict[str, jsonschema.protocols.Validator]:
     core = json.loads((SCHEMAS / "kubernetes-1.37.json").read_text())
     gateway = json.loads((SCHEMAS / "gateway-api-1.0.json").read_text())
-    found = {
+    validators = {
         kind: jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": core["$defs"]})
         for kind in ("Deployment", "Service")
     }
     for kind in ("HTTPRoute", "Gateway"):
         schema = strict(gateway["$defs"][kind])
         schema["properties"]["metadata"] = {"type": "object"}
-        found[kind] = jsonschema.Draft202012Validator(schema)
-    return found
+        validators[kind] = jsonschema.Draft202012Validator(schema)
+    return validators
 
 
 def test_kubernetes_manifests_fit_the_published_schemas(config: Config, tmp_path: Path) -> None:
     options = ExportOptions(gateway_class="eg", namespace="llm", replicas=2)
     export(config, "kubernetes", options, tmp_path / "out")
-    found = documents(tmp_path / "out")
-    assert sorted(document["kind"] for document in found) == [
+    written = documents(tmp_path / "out")
+    assert sorted(document["kind"] for document in written) == [
         "Deployment", "Deployment", "Gateway", "HTTPRoute", "Service", "Service"
     ]  # fmt: skip
-    for document in found:
+    for document in written:
         validators()[document["kind"]].validate(document)
         assert document["metadata"]["namespace"] == "llm"
 
@@ -105,16 +105,18 @@ def test_a_misspelt_field_would_be_found(config: Config, tmp_path: Path) -> None
 
 def test_the_route_has_the_weights_and_the_deployments_the_plugin(config: Config, tmp_path: Path) -> None:
     export(config, "kubernetes", ExportOptions(), tmp_path / "out")
-    found = {(document["kind"], document["metadata"]["name"]): document for document in documents(tmp_path / "out")}
-    (rule,) = found["HTTPRoute", "trial"]["spec"]["rules"]
+    by_kind_and_name = {
+        (document["kind"], document["metadata"]["name"]): document for document in documents(tmp_path / "out")
+    }
+    (rule,) = by_kind_and_name["HTTPRoute", "trial"]["spec"]["rules"]
     assert [(backend["name"], backend["weight"]) for backend in rule["backendRefs"]] == [
         ("trial-dense", 195),
         ("trial-pruned", 5),
     ]
     for name in ("trial-dense", "trial-pruned"):
-        labels = found["Deployment", name]["spec"]["template"]["metadata"]["labels"]
-        assert found["Service", name]["spec"]["selector"].items() <= labels.items()
-        (container,) = found["Deployment", name]["spec"]["template"]["spec"]["containers"]
+        labels = by_kind_and_name["Deployment", name]["spec"]["template"]["metadata"]["labels"]
+        assert by_kind_and_name["Service", name]["spec"]["selector"].items() <= labels.items()
+        (container,) = by_kind_and_name["Deployment", name]["spec"]["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
         assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
         assert container["args"][container["args"].index("--served-model-name") + 1] == "llama"
@@ -123,7 +125,7 @@ def test_the_route_has_the_weights_and_the_deployments_the_plugin(config: Config
         "--load-format", "mi_prun", "--max-model-len=256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"
     ]  # fmt: skip
     assert {"name": "VLLM_LOGGING_LEVEL", "value": "WARNING"} in container["env"]
-    dense = found["Deployment", "trial-dense"]["spec"]["template"]["spec"]["containers"][0]
+    dense = by_kind_and_name["Deployment", "trial-dense"]["spec"]["template"]["spec"]["containers"][0]
     assert "--load-format" not in dense["args"]
     assert "mi-prun" in (tmp_path / "out" / "Dockerfile").read_text()
     assert "`/models/pruned`" in (tmp_path / "out" / "README.md").read_text()
@@ -134,8 +136,8 @@ def test_a_plan_is_served_out_of_the_dense_models_files(reference: Path, pruned:
     plan.write_text(json.dumps(json.loads((pruned / "mi_prun.json").read_text())["plan"]))
     arms = {"dense": {"model": str(reference)}, "pruned": {"model": str(reference), "plan": str(plan)}}
     export(config_of(arms=arms), "kubernetes", ExportOptions(), tmp_path / "out")
-    _, _, _, found, _ = documents(tmp_path / "out")  # a route, then a Deployment and a Service for each arm
-    container = found["spec"]["template"]["spec"]["containers"][0]
+    _, _, _, deployment, _ = documents(tmp_path / "out")  # a route, then a Deployment and a Service for each arm
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == ["mi-prun-serve", "--model", "/models/reference", "--plan", "/models/plan.json"]
     with pytest.raises(UserError, match="arm pruned is a plan: Ray Serve opens folders"):
         export(config_of(arms=arms), "ray-serve", ExportOptions(), tmp_path / "ray")
@@ -160,8 +162,8 @@ def test_arms_that_run_in_the_cluster_are_routed_to(tmp_path: Path) -> None:
 def test_the_ray_application(config: Config, tmp_path: Path) -> None:
     """Its shape; `docs/ab-scaling.md` says how it was checked with Ray itself."""
     export(config, "ray-serve", ExportOptions(accelerator="H100"), tmp_path / "out")
-    (found,) = documents(tmp_path / "out")
-    (application,) = found["applications"]
+    (deployed,) = documents(tmp_path / "out")
+    (application,) = deployed["applications"]
     module, _, function = application["import_path"].partition(":")
     code = ast.parse((tmp_path / "out" / f"{module}.py").read_text())
     assert function in {node.name for node in code.body if isinstance(node, ast.FunctionDef)}
@@ -322,11 +324,11 @@ def test_flags_become_arguments() -> None:
     ],
 )
 def test_weights_become_whole_numbers(weights: dict[str, float], whole: dict[str, int]) -> None:
-    found = whole_weights(weights)
-    assert {name: found[name] * sum(whole.values()) for name in whole} == {
-        name: pytest.approx(whole[name] * sum(found.values()), rel=1e-6) for name in whole
+    exported_weights = whole_weights(weights)
+    assert {name: exported_weights[name] * sum(whole.values()) for name in whole} == {
+        name: pytest.approx(whole[name] * sum(exported_weights.values()), rel=1e-6) for name in whole
     }
-    assert all(0 <= weight <= 1_000_000 for weight in found.values())
+    assert all(0 <= weight <= 1_000_000 for weight in exported_weights.values())
 
 
 def test_the_command(pruned: Path, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def spoken(text: str, logprobs: list[float] | None = None) -> CompletionText:
     [("abc", "abc", 3, 3), ("abc", "abd", 2, 3), ("ab", "abcd", 2, 4), ("", "ab", 0, 2), ("x", "y", 0, 1)],
 )
 def test_agreement_is_of_leading_tokens(one: str, other: str, same: int, compared: int) -> None:
-    found = agreement(one, other)
-    assert (found.same, found.compared) == (same, compared)
-    assert found.share == same / compared
+    agreed = agreement(one, other)
+    assert (agreed.same, agreed.compared) == (same, compared)
+    assert agreed.share == same / compared
 
 
 def test_two_empty_answers_agree() -> None:
@@ -65,8 +65,8 @@ def test_two_empty_answers_agree() -> None:
 def test_by_tokens_where_they_can_be_had_else_by_words(
     arm: FakeArm, logprobs: list[float] | None, same: int, compared: int
 ) -> None:
-    found = asyncio.run(token_agreement(spoken("he sat", logprobs), spoken("he sun", logprobs), arm))
-    assert (found.same, found.compared) == (same, compared)
+    agreed = asyncio.run(token_agreement(spoken("he sat", logprobs), spoken("he sun", logprobs), arm))
+    assert (agreed.same, agreed.compared) == (same, compared)
     assert bool(arm.asked) == (logprobs is None)
 
 
@@ -79,19 +79,21 @@ def difference(request: Mapping[str, Any], arm: FakeArm, primary: CompletionText
 )
 def test_the_shadow_scores_the_primarys_tokens(request_: dict[str, Any]) -> None:
     arm = FakeArm(scores=[-1.0, -2.0, -4.0])
-    found = difference(request_, arm, spoken("abc", [-0.5, -1.5, -2.0]), spoken("xyz", [-9.0] * 3))
-    assert found == (pytest.approx((-0.5 - 0.5 - 2.0) / 3), 3)
+    nats_and_tokens = difference(request_, arm, spoken("abc", [-0.5, -1.5, -2.0]), spoken("xyz", [-9.0] * 3))
+    assert nats_and_tokens == (pytest.approx((-0.5 - 0.5 - 2.0) / 3), 3)
 
 
 def test_the_token_that_ends_an_answer_is_not_in_its_text() -> None:
     primary = CompletionText("ab", ["a", "b", ""], [-1.0, -1.0, -7.0])
-    found = difference({"prompt": PROMPT}, FakeArm(scores=[-2.0, -2.0]), primary, spoken("ab", [-3.0, -3.0]))
-    assert found == (-1.0, 2)
+    nats_and_tokens = difference({"prompt": PROMPT}, FakeArm(scores=[-2.0, -2.0]), primary, spoken("ab", [-3.0, -3.0]))
+    assert nats_and_tokens == (-1.0, 2)
 
 
 def test_an_engine_that_cannot_score_is_compared_where_both_said_the_same() -> None:
-    found = difference({"prompt": PROMPT}, FakeArm(), spoken("abc", [-1.0, -1.0, -1.0]), spoken("abx", [-2.0] * 3))
-    assert found == (-1.0, 2)
+    nats_and_tokens = difference(
+        {"prompt": PROMPT}, FakeArm(), spoken("abc", [-1.0, -1.0, -1.0]), spoken("abx", [-2.0] * 3)
+    )
+    assert nats_and_tokens == (-1.0, 2)
     assert difference({"prompt": PROMPT}, FakeArm(), spoken("abc", [-1.0] * 3), spoken("xyz", [-2.0] * 3)) is None
 
 

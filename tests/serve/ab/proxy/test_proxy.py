@@ -18,9 +18,9 @@ def raw(url: str, path: str, body: Any, headers: dict[str, str] | None = None) -
     sent = {"Content-Type": "application/json", **(headers or {})}
     connection.request("POST", path, json.dumps(body), sent)
     answer = connection.getresponse()
-    found = answer.read()
+    text = answer.read()
     connection.close()
-    return answer.status, found
+    return answer.status, text
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -43,9 +43,9 @@ def test_an_answer_names_its_arm_and_why(proxy: Any) -> None:
 def test_a_sticky_key_stays(proxy: Any, source: str) -> None:
     def arm_of(key: str) -> str:
         body, headers = ({"user": key}, {}) if source == "user" else ({}, {"x-mi-prun-sticky": key})
-        _, found, _ = proxy.ask(headers, **body)
-        assert found["x-mi-prun-reason"] == "sticky"
-        return str(found["x-mi-prun-arm"])
+        _, answer_headers, _ = proxy.ask(headers, **body)
+        assert answer_headers["x-mi-prun-reason"] == "sticky"
+        return str(answer_headers["x-mi-prun-arm"])
 
     keys = [f"{source}-{number}" for number in range(12)]
     first = {key: arm_of(key) for key in keys}
@@ -93,8 +93,8 @@ def test_an_operator_chooses_an_arm_by_name_or_header(
 ) -> None:
     for fake in shared_fakes:
         for headers, model in (({}, f"the-model@{fake.name}"), ({"x-mi-prun-arm": fake.name}, "the-model")):
-            _, found, answer = proxy.ask({**admin, **headers}, model=model)
-            assert (found["x-mi-prun-arm"], found["x-mi-prun-reason"]) == (fake.name, "explicit")
+            _, answer_headers, answer = proxy.ask({**admin, **headers}, model=model)
+            assert (answer_headers["x-mi-prun-arm"], answer_headers["x-mi-prun-reason"]) == (fake.name, "explicit")
             assert answer["model"] == "the-model"
         last = fake.seen()["last"]
         assert last["body"]["model"] == "the-model"
@@ -118,8 +118,8 @@ def test_an_operator_chooses_an_arm_by_name_or_header(
 def test_refusals_are_openais(
     proxy: Any, headers: dict[str, str], body: dict[str, Any], status: int, said: str
 ) -> None:
-    found, answer_headers, answer = proxy.ask(headers, **body)
-    assert (found, said in answer["error"]["message"]) == (status, True)
+    answer_status, answer_headers, answer = proxy.ask(headers, **body)
+    assert (answer_status, said in answer["error"]["message"]) == (status, True)
     assert "x-mi-prun-arm" not in answer_headers
 
 
@@ -146,20 +146,20 @@ def test_headers_go_through_and_a_trace_is_in_the_log(
     assert proxy.ask({**admin, **headers}, prompt="secret words")[0] == 200
     seen = shared_fakes[0].seen()["last"]["headers"]
     assert (seen["traceparent"], seen["tracestate"], seen["x-request-id"]) == (trace, "a=b", "r1")
-    found: list[Any] = []
+    lines: list[Any] = []
 
     def logged() -> bool:
-        found[:] = [line for line in proxy.lines() if line.get("trace") == "4bf92f3577b34da6a3ce929d0e0e4736"]
-        return bool(found)
+        lines[:] = [line for line in proxy.lines() if line.get("trace") == "4bf92f3577b34da6a3ce929d0e0e4736"]
+        return bool(lines)
 
     wait_until(logged)
-    assert (found[0]["arm"], found[0]["reason"], found[0]["outcome"], found[0]["counted"]) == (
+    assert (lines[0]["arm"], lines[0]["reason"], lines[0]["outcome"], lines[0]["counted"]) == (
         "dense",
         "explicit",
         "ok",
         False,
     )
-    assert (found[0]["input_tokens"], found[0]["output_tokens"], found[0]["finish_reason"]) == (3, 8, "stop")
+    assert (lines[0]["input_tokens"], lines[0]["output_tokens"], lines[0]["finish_reason"]) == (3, 8, "stop")
     assert "secret words" not in proxy.access_log.read_text()
 
 

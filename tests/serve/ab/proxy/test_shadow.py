@@ -78,8 +78,8 @@ def serving(
 
 @pytest.fixture
 def told(tmp_path: Path, shared_fakes: list[Any]) -> Iterator[Told]:
-    with serving(tmp_path, shared_fakes) as found:
-        yield found
+    with serving(tmp_path, shared_fakes) as listener:
+        yield listener
 
 
 def ask(told: Told, path: str = "/v1/completions", **body: Any) -> bytes:
@@ -114,9 +114,9 @@ def test_two_arms_are_compared(told: Told, shared_fakes: list[Any], path: str, s
 def test_log_probabilities_where_they_are_asked_for(told: Told, stream: bool) -> None:
     """An engine that cannot score a prompt is compared over what both said: here the same, with the same figures."""
     ask(told, stream=stream, logprobs=1, fake={"text": ["a", " b", " c"]})
-    (found,) = told.wait(1)
-    assert (found.same_tokens, found.compared_tokens) == (3, 3)
-    assert found.logprob_difference_nats == 0.0
+    (comparison,) = told.wait(1)
+    assert (comparison.same_tokens, comparison.compared_tokens) == (3, 3)
+    assert comparison.logprob_difference_nats == 0.0
 
 
 def test_its_errors_touch_only_a_counter(told: Told, shared_fakes: list[Any]) -> None:

@@ -196,7 +196,7 @@ def test_a_client_that_takes_nothing_is_cut_off(impatient: Any) -> None:
     ]
 
     def connected(port: int) -> bool:
-        return any(found.raddr and found.raddr.port == port for found in process.net_connections("tcp"))
+        return any(connection.raddr and connection.raddr.port == port for connection in process.net_connections("tcp"))
 
     for request in asked:
         with socket.socket() as connection:
