@@ -19,9 +19,9 @@ TOOL = "vllm bench serve"
 CUSTOM, TRACE = "custom", "trace"
 # Of the dense model's own requests/s at the highest concurrency: the last one asks for more than it can give.
 RATE_SHARES = (0.25, 0.5, 0.75, 1.0, 2.0)
-SEEDS_A_LOAD = 1000  # rounds and the warm-up of a load draw from these; see load.py
+SEEDS_A_LOAD = 1000  # rounds and the warm-up of a load draw from these; see driver.py
 # Requests of an open loop arrive for so many times as long as the dense model takes for one at the highest concurrency:
-# long enough for what is in flight to settle, where it does (backlog.py).
+# long enough for what is in flight to settle, where it does (saturation.py).
 OPEN_TURNS = 4
 OPEN_LEAST = 64
 LENGTH_FLAG = "--max-model-len"

@@ -157,7 +157,9 @@ def test_after_the_points_the_models_are_asked(
     counted(measuring, "lengths_of")
     counted(measuring, "text_prompts")
     asked = TaskSettings(tuple(parse_tasks("boolq")))
-    short = replace(prompts_from(tmp_path / "text", SETTINGS.measure), serve_flags=("--max-model-len", "512"))
+    few = WorkloadSettings(concurrency=(1,), prompts=2, rounds=1)
+    measure = prompts_from(tmp_path / "text", replace(SETTINGS.measure, loads=few))
+    short = replace(measure, serve_flags=("--max-model-len", "512"))
     out = tmp_path / "out"
     points, answers = sweep(
         str(reference), out, replace(SETTINGS, ratios=".25", draft=True, tasks=asked, measure=short)

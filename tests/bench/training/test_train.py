@@ -129,19 +129,22 @@ def test_a_disk_that_fills_up_under_the_last_write_keeps_the_training(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_other_settings_do_not_go_on_from_a_checkpoint(text: Path, tmp_path: Path) -> None:
+def test_other_settings_do_not_go_on_from_a_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
     folder = tmp_path / "model.training"
-    run = start(text, tmp_path / "model", TINY, pace_s=0.2)
-    while not (folder / "state.safetensors").exists():
-        assert run.poll() is None
-        time.sleep(0.01)
+    monkeypatch.setattr("bench.training.train._write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train([str(text)], tmp_path / "model", TINY.model_copy(update={"tokens": 512}), device="cpu")
+    assert (folder / "state.safetensors").exists()
     with pytest.raises(UserError, match="other settings"):
         train([str(text)], tmp_path / "model", TINY.model_copy(update={"seed": 5}))
-    run.kill()
-    run.communicate()
     (folder / "state.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="to begin again"):
-        train([str(text)], tmp_path / "model", TINY)
+        train([str(text)], tmp_path / "model", TINY.model_copy(update={"tokens": 512}))
 
 
 @pytest.mark.parametrize(
