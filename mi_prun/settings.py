@@ -47,7 +47,7 @@ class AnalyzeSettings:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How blocks are chosen. docs/selection.md says why these are the defaults.
+    """How blocks are chosen. docs/explanation/selection.md says why these are the defaults.
 
     rerank: how many sets are compared by their measured loss. 0 takes the first one that the method proposes; the
     method `mi-prun` with 0 is the paper's. None takes the method's own number.

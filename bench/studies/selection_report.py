@@ -1,6 +1,6 @@
 """Turn the study's records (`bench.studies.selection_study`) into one Markdown page.
 
-    python -m bench.studies.selection_report bench/published/selection -o docs/selection-study.md
+    python -m bench.studies.selection_report bench/published/selection -o docs/explanation/selection-study.md
 
 What a ratio, a rank and a spread are, `bench.studies.selection_group` says.
 """

@@ -204,7 +204,7 @@ def line(point: PointRecord) -> str:
             f"; {roof.phase} {roof.speedup.ratio:.3f}x{interval} of at most {roof.bound:.3f}x ({roof.efficiency:.1%})"
         )
         if low is not None and low > roof.bound:
-            words += ", more than can be: the engines differ in more than their blocks (docs/bench.md)"
+            words += ", more than can be: the engines differ in more than their blocks (docs/reference/bench.md)"
     if point.quality is not None:
         words += f"; perplexity {point.quality.pruned_perplexity:.2f}"
     if point.acceptance is not None:

@@ -104,7 +104,7 @@ def load_tensors(
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{title} does not fit on {device} ({first_line(error)}); take --device cpu, or `mi-prun analyze "
-                "--stream-blocks` and a plan that measures nothing (docs/selection.md)"
+                "--stream-blocks` and a plan that measures nothing (docs/how-to/prune-a-model-larger-than-memory.md)"
             ) from error
         except AssertionError:
             _check_padding(config, title)

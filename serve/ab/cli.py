@@ -19,7 +19,7 @@ Serve a dense and a pruned model side by side, behind one OpenAI-compatible endp
   mi-prun-ab export --to kubernetes --config ab.toml -o DIR   the same arms on a cluster; or --to ray-serve
 
 What follows a lone -- is passed on to every engine that is started here. Keys: files, or the environment's
-MI_PRUN_AB_API_KEYS (comma between them) and MI_PRUN_AB_ADMIN_KEY. docs/ab.md says the rest.
+MI_PRUN_AB_API_KEYS (comma between them) and MI_PRUN_AB_ADMIN_KEY. docs/reference/ab.md says the rest.
 """
 
 

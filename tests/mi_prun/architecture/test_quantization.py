@@ -247,11 +247,11 @@ def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_runs_on_stock_vllm(
 def test_the_documented_way_to_quantise_a_pruned_checkpoint(
     reference, make_plan, assert_stock_vllm_says_the_same, tmp_path
 ):
-    """The Python of docs/quantization.md, run as it stands by an interpreter that has llm-compressor."""
+    """The Python of docs/reference/quantization.md, run as it stands by an interpreter that has llm-compressor."""
     program = os.environ.get("MI_PRUN_LLM_COMPRESSOR")
     if not program:
         pytest.skip("MI_PRUN_LLM_COMPRESSOR names no interpreter that has llm-compressor")
-    text = (Path(__file__).parents[3] / "docs/quantization.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/reference/quantization.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     write_checkpoint(open_model(reference), make_plan(reference, (3, 4, 8)), tmp_path / "pruned")
     subprocess.run([program, "-c", code], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": ""})

@@ -160,7 +160,7 @@ def test_arms_that_run_in_the_cluster_are_routed_to(tmp_path: Path) -> None:
 
 
 def test_the_ray_application(config: Config, tmp_path: Path) -> None:
-    """Its shape; `docs/ab-scaling.md` says how it was checked with Ray itself."""
+    """Its shape; `docs/how-to/ab-on-a-cluster.md` says how it was checked with Ray itself."""
     export(config, "ray-serve", ExportOptions(accelerator="H100"), tmp_path / "out")
     (deployed,) = documents(tmp_path / "out")
     (application,) = deployed["applications"]
