@@ -31,7 +31,9 @@ Seed = Annotated[int, typer.Option(help="of the prompts")]
 QualityText = Annotated[
     str | None, typer.Option(help="measure quality on this text too; default: what the plan measured")
 ]
-TasksFrom = Annotated[Path | None, typer.Option(help="a folder of JSON lines files (docs/how-to/tasks.md); default: the hub")]
+TasksFrom = Annotated[
+    Path | None, typer.Option(help="a folder of JSON lines files (docs/how-to/tasks.md); default: the hub")
+]
 ServeFlags = Annotated[str, typer.Option(help="flags for mi-prun-serve, in one string")]
 Engines = Annotated[
     str, typer.Option(help="alive side by side (together), started anew each round (alone), or what fits (auto)")

@@ -35,7 +35,7 @@ TORCH_DTYPES = {
 AHEAD_BYTES = 64 << 20  # on their way from the disk while a tensor is worked on
 
 Wanted = Callable[[str], bool]
-"""Whether this process needs a tensor, by its name in the pruned model."""
+"""Return whether this process needs a tensor, by its name in the pruned model."""
 
 
 @dataclass

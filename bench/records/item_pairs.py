@@ -26,7 +26,7 @@ class ItemDifference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out no difference."""
+        """Return whether the interval leaves out no difference."""
         return self.low > 0 or self.high < 0
 
     def points(self) -> str:

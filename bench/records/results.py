@@ -30,7 +30,7 @@ class Run:
 
     @property
     def judged(self) -> bool:
-        """Whether the quality of a pruned model was measured."""
+        """Return whether the quality of a pruned model was measured."""
         return any(point.quality is not None for point in self.points if point.arm.kind == "pruned")
 
     @property

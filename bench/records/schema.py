@@ -245,7 +245,7 @@ class Speed(Record):
 
     @property
     def piles_up(self) -> bool:
-        """Whether requests pile up beyond chance."""
+        """Return whether requests pile up beyond chance."""
         growth = self.backlog_growth
         return growth is not None and growth > PILES_UP
 
@@ -413,7 +413,7 @@ class PointRecord(Record):
 
     @property
     def saturated(self) -> bool:
-        """Whether requests arrived faster than they were answered (open loop)."""
+        """Return whether requests arrived faster than they were answered (open loop)."""
         return self.load.rate_per_s is not None and self.speed.piles_up
 
     @property

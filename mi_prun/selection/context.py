@@ -94,7 +94,7 @@ class Context:
 
     @property
     def short_text(self) -> bool:
-        """Whether much more than the usual share of the ranking text has to screen, which costs more."""
+        """Return whether much more than the usual share of the ranking text has to screen, which costs more."""
         return self.screening_share > MUCH
 
     @cached_property

@@ -74,7 +74,7 @@ def _strings(row: Row) -> list[str]:
 
 
 def _tells_no_field(row: Row) -> bool:
-    """Whether every field of the row that may be the text is null."""
+    """Return whether every field of the row that may be the text is null."""
     return None in row.values() and not _strings(row) and not any(name in row for name in USUAL_FIELDS)
 
 

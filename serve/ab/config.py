@@ -49,7 +49,7 @@ class ArmConfig(Record):
 
     @property
     def managed(self) -> bool:
-        """Whether its engine is started here."""
+        """Return whether its engine is started here."""
         return self.url is None
 
     @model_validator(mode="after")

@@ -163,7 +163,7 @@ class SupervisorClient:
                 process.kill()
 
     def _is_engine(self, process: psutil.Process) -> bool:
-        """Whether a process is an engine or descends from one: its key is in the environment."""
+        """Return whether a process is an engine or descends from one: its key is in the environment."""
         try:
             return process.environ().get(KEY_VARIABLE) in self._keys.values()
         except (psutil.Error, OSError):

@@ -65,7 +65,7 @@ class AdmittedRequest:
         return self.assignment.reason if arm.name == self.assignment.arm else "failover"
 
     def counted_at(self, arm: Arm) -> bool:
-        """Whether an answer of this arm is in the experiment's figures: a generation whose arm was drawn."""
+        """Return whether an answer of this arm is in the experiment's figures: a generation whose arm was drawn."""
         return self.parsed.generation and self.reason_at(arm) in ("split", "sticky")
 
     def blame(self, arm: Arm, status: int) -> Blame:

@@ -110,7 +110,7 @@ async def _prompt_and_answer_ids(
 
 
 def _as_many(answer: Sequence[int], primary: CompletionText) -> bool:
-    """Whether there is an id for each token. The token that ended the answer is not in its text."""
+    """Return whether there is an id for each token. The token that ended the answer is not in its text."""
     return len(answer) in (len(primary.tokens), len(primary.tokens) - 1)
 
 

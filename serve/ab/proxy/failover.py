@@ -84,7 +84,7 @@ class Failover:
         return [arm for arm in started if arm.available] or started[:1]
 
     def _is_passed_on(self, begun: Begun, *, last: bool) -> bool:
-        """Whether the client gets this answer. The last arm's is given whatever its status.
+        """Return whether the client gets this answer. The last arm's is given whatever its status.
 
         One is never given: an engine that refuses the proxy's key. The client would believe that its own key is wrong.
         """

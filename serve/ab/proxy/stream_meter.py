@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from serve.ab.wire.sse import ERROR_EVENT, Event, EventStream
+from serve.ab.wire.sse import ERROR_EVENT, EventStream, ServerSentEvent
 
 # Inside a JSON string a quotation mark is escaped: a model's own words never match these.
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
@@ -78,7 +78,7 @@ class StreamMeter:
             return self._output_tokens
         return max(self.events - self.done, 0)
 
-    def _read_event(self, event: Event) -> bool:
+    def _read_event(self, event: ServerSentEvent) -> bool:
         """Return whether it says anything: an event that only names the speaker comes before the first token."""
         data = event.data
         if data.strip() == DONE:
@@ -122,13 +122,13 @@ class Body:
         return seen
 
     def is_error(self) -> bool:
-        """Whether it is an error in place of an answer, under whatever status. A long body is taken for an answer."""
+        """Return whether the body is an error in place of an answer. A long body is taken for an answer."""
         body = b"".join(self._parts)
         return ERROR in body and is_error(_read_json(body))
 
 
 def is_error(message: Any) -> bool:
-    """Whether a chunk or a body says that the engine failed, beside other fields or alone."""
+    """Return whether a chunk or a body says that the engine failed, beside other fields or alone."""
     if not isinstance(message, dict):
         return False
     if message.get("error") or message.get("object") == "error":
@@ -141,7 +141,7 @@ def is_error(message: Any) -> bool:
 
 
 def _only_names_the_speaker(message: Any) -> bool:
-    """Whether a chunk of a chat says who will speak, and nothing yet: some engines send it before the first token."""
+    """Return whether a chunk only says who will speak: some engines send it before the first token."""
     choices = message.get("choices") if isinstance(message, dict) else None
     if not isinstance(choices, list) or not choices:
         return False

@@ -107,7 +107,7 @@ class StreamResponse:
         return "ok" if self.begun.status < 400 else "client_error"
 
     def _failed_inside(self) -> bool:
-        """Whether the engine said that it failed although its status was that of an answer."""
+        """Return whether the engine said that it failed although its status was that of an answer."""
         return self.meter.failed and self.begun.status < 400
 
     async def _send_failure(self, failure: str) -> None:

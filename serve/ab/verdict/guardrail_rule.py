@@ -60,7 +60,7 @@ class GuardrailRule:
 
     @property
     def mirrored(self) -> bool:
-        """Whether it is about mirrored requests."""
+        """Return whether it is about mirrored requests."""
         return self.quantity in MIRRORED
 
     def verdict(self, *, all_above: bool, all_below: bool) -> Standing:

@@ -57,12 +57,12 @@ def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
 
 
 def is_event_stream(headers: RawHeaders) -> bool:
-    """Whether an answer with these headers is a stream of events; names are in lower case."""
+    """Return whether an answer with these headers is a stream of events; names are in lower case."""
     return (value_of(headers, b"content-type") or b"").startswith(b"text/event-stream")
 
 
 def is_packed(headers: RawHeaders) -> bool:
-    """Whether an answer with these headers is compressed, although `identity` was asked for; names in lower case."""
+    """Return whether an answer with these headers (lower case) is compressed; `identity` was asked for."""
     return (value_of(headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
 
 

@@ -61,7 +61,7 @@ class OfferlessParser:
 
     @property
     def is_offer(self) -> bool:
-        """Whether the request that is parsed now will be read again. CONNECT is no offer: it is refused."""
+        """Return whether the request that is parsed now will be read again. CONNECT is no offer: it is refused."""
         return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
 
     def feed_data(self, data: bytes) -> None:

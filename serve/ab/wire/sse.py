@@ -18,7 +18,7 @@ LONGEST_EVENT = 2**20
 ERROR_EVENT = b"error"
 
 
-class Event(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """An event with data. data: its lines, joined by LF. kind: the `event` field, b"" without one."""
 
     data: bytes
@@ -36,7 +36,7 @@ class EventStream:
         self._held = b""
         self._begun = False
 
-    def feed(self, part: bytes) -> tuple[bytes, list[Event]]:
+    def feed(self, part: bytes) -> tuple[bytes, list[ServerSentEvent]]:
         """Return what may be sent on, and the events in it. A block larger than LONGEST_EVENT is not held back."""
         # The line end that was seen last may be the first half of a blank line. A CR at the end of the bytes so far may
         # be a whole line end or half of one: where it was taken for whole, its LF stands before the next event, which
@@ -60,7 +60,7 @@ class EventStream:
         held, self._held = self._held, b""
         return held
 
-    def _parse(self, block: bytes) -> Event | None:
+    def _parse(self, block: bytes) -> ServerSentEvent | None:
         if not self._begun:
             self._begun = True
             block = block.removeprefix(BYTE_ORDER_MARK)
@@ -72,7 +72,7 @@ class EventStream:
                 data.append(value.removeprefix(b" "))
             elif name == b"event":
                 kind = value.removeprefix(b" ")
-        return Event(b"\n".join(data), kind) if data else None
+        return ServerSentEvent(b"\n".join(data), kind) if data else None
 
 
 def _blank_line_ends(stream: bytes, start: int) -> Iterator[int]:
@@ -85,6 +85,6 @@ def _blank_line_ends(stream: bytes, start: int) -> Iterator[int]:
         yield start
 
 
-def events_of(stream: bytes) -> list[Event]:
+def events_of(stream: bytes) -> list[ServerSentEvent]:
     """Return the events of a stream that is here whole."""
     return EventStream().feed(stream)[1]

@@ -1,4 +1,4 @@
-"""Event streams in every form that the standard allows, however the network cuts them."""
+"""ServerSentEvent streams in every form that the standard allows, however the network cuts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.ab.wire.sse import LONGEST_EVENT, Event, EventStream, events_of
+from serve.ab.wire.sse import LONGEST_EVENT, EventStream, ServerSentEvent, events_of
 
 MARK = b"\xef\xbb\xbf"
 PIECES = [
@@ -30,11 +30,11 @@ PIECES = [
 CUTS = st.lists(st.integers(0, 10_000), max_size=12)
 TEXT = st.binary(max_size=9).map(lambda text: text.replace(b"\r", b"").replace(b"\n", b""))
 EVENTS = st.lists(
-    st.builds(Event, st.lists(TEXT, min_size=1, max_size=3).map(b"\n".join), st.sampled_from([b"", b"e"]))
+    st.builds(ServerSentEvent, st.lists(TEXT, min_size=1, max_size=3).map(b"\n".join), st.sampled_from([b"", b"e"]))
 )
 
 
-def standard(stream: bytes) -> list[Event]:
+def standard(stream: bytes) -> list[ServerSentEvent]:
     """The standard's own words, line by line."""
     lines = stream.removeprefix(MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
     events, data, kind = [], [], b""
@@ -42,7 +42,7 @@ def standard(stream: bytes) -> list[Event]:
         name, colon, value = line.partition(b":")
         if not line:
             if data:
-                events.append(Event(b"\n".join(data), kind))
+                events.append(ServerSentEvent(b"\n".join(data), kind))
             data, kind = [], b""
         elif colon and not name:
             continue
@@ -58,7 +58,7 @@ def cut(stream: bytes, places: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
-def read(parts: list[bytes]) -> tuple[bytes, list[Event]]:
+def read(parts: list[bytes]) -> tuple[bytes, list[ServerSentEvent]]:
     """What was sent on, and the events."""
     stream, onward, events = EventStream(), b"", []
     for part in parts:
@@ -77,7 +77,7 @@ def test_any_bytes_in_any_cuts_are_what_the_standard_says(stream: bytes, places:
     EVENTS, st.sampled_from([b"\n", b"\r", b"\r\n"]), st.sampled_from([b"", b" "]), st.sampled_from([b"", MARK]), CUTS
 )
 def test_any_framing_gives_the_same_events(
-    events: list[Event], end: bytes, blank: bytes, mark: bytes, places: list[int]
+    events: list[ServerSentEvent], end: bytes, blank: bytes, mark: bytes, places: list[int]
 ) -> None:
     """Line ends of three kinds, fields with and without a blank, comments between lines and between events."""
     stream = mark
@@ -94,17 +94,17 @@ def test_any_framing_gives_the_same_events(
 def test_an_event_is_sent_on_as_soon_as_its_blank_line_is_here(end: bytes) -> None:
     stream = EventStream()
     first, second = b"data: 1" + end + end, b"data: 2" + end
-    assert stream.feed(first + second) == (first, [Event(b"1")])
+    assert stream.feed(first + second) == (first, [ServerSentEvent(b"1")])
     onward, events = stream.feed(end)
-    assert (onward, events) == (second + end, [Event(b"2")])
+    assert (onward, events) == (second + end, [ServerSentEvent(b"2")])
 
 
 def test_a_line_feed_behind_a_carriage_return_belongs_to_it() -> None:
     stream = EventStream()
-    assert stream.feed(b"data: 1\r\r") == (b"data: 1\r\r", [Event(b"1")])
+    assert stream.feed(b"data: 1\r\r") == (b"data: 1\r\r", [ServerSentEvent(b"1")])
     assert stream.feed(b"\ndata: 2\r")[1] == []
     assert stream.feed(b"\n")[1] == []
-    assert stream.feed(b"\r")[1] == [Event(b"2")]
+    assert stream.feed(b"\r")[1] == [ServerSentEvent(b"2")]
 
 
 def test_an_event_that_the_stream_leaves_open_is_none() -> None:
@@ -119,4 +119,4 @@ def test_what_has_no_end_is_not_held_for_ever() -> None:
     part = b"data: " + b"x" * LONGEST_EVENT
     assert stream.feed(part) == (part, [])
     assert stream.rest() == b""
-    assert stream.feed(b"\n\ndata: 1\n\n")[1] == [Event(b"1")]
+    assert stream.feed(b"\n\ndata: 1\n\n")[1] == [ServerSentEvent(b"1")]
