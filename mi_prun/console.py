@@ -1,10 +1,12 @@
-"""The console of a command: progress on a terminal only, errors in one line, exit status 2."""
+"""The console of a command: progress, errors in one line, exit status 2."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from typer import Typer
 
 Advance = Callable[[float], None]
+LINE_EVERY_S = 20.0
 
 
 def say(line: str) -> None:
@@ -24,26 +27,84 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Advance]:
-    """Show a progress bar on stderr with a rate in `unit`/s. It is silent if stderr is no terminal, or not `shown`.
+    """Show how far work is, on stderr: a bar on a terminal, else a line every LINE_EVERY_S seconds.
 
     Yields a function to call with the number of units done since the last call.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not shown:
         yield lambda amount: None
-        return
+    elif sys.stderr.isatty():
+        with _bar(description, total, unit) as advance:
+            yield advance
+    else:
+        with _lines(description, total, unit) as advance:
+            yield advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: float, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed or 0.0
-            return Text(f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s")
+            return Text(_rate(task.finished_speed or task.speed or 0.0, unit))
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
     with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount: bar.advance(task, amount)
+
+
+@contextlib.contextmanager
+def _lines(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """Print the lines from a thread of their own: a step that takes minutes does not keep them back."""
+    begin, done, ended = time.monotonic(), 0.0, threading.Event()
+
+    def advance(amount: float) -> None:
+        nonlocal done
+        done += amount
+
+    def tell() -> None:
+        while not ended.wait(LINE_EVERY_S):
+            say(progress_line(description, done, total, unit, time.monotonic() - begin))
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        teller.join()
+
+
+def progress_line(description: str, done: float, total: float, unit: str, seconds: float) -> str:
+    """Return `quality: 40 %, 512 tokens/s, 0:24 left`; no rate and no time left before anything is done."""
+    line = f"{description}: {100 * min(1.0, done / total) if total else 100:.0f} %"
+    if done <= 0 or seconds <= 0:
+        return f"{line}, {_clock(seconds)} so far"
+    return f"{line}, {_rate(done / seconds, unit)}, {_clock(max(0.0, total - done) * seconds / done)} left"
+
+
+def _rate(speed: float, unit: str) -> str:
+    return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@contextlib.contextmanager
+def kept(words: str) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM inside end in `interrupted; WORDS`: what was kept of the work, and how it goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not getattr(error, "__notes__", None):  # the innermost knows best
+            error.add_note(words)
+        raise
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -70,9 +131,13 @@ def run_command(command: Callable[[], object]) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if notes := getattr(end, "__notes__", ()):
+            print("; ".join(["ended", *notes]), file=sys.stderr)
+        raise
     return 0
 
 
