@@ -18,7 +18,7 @@ from mi_prun.model.hub import HUB_ID
 from mi_prun.model.model_folder import open_model, read_config, resolve
 from mi_prun.plan.plan import Plan, kept_blocks, open_dense
 from serve.served_model import served_model
-from vllm_ext.kept_weights import Reading, kept_weights
+from vllm_ext.kept_weights import LoadProgress, kept_weights
 
 DROPPED = (1, 2, 5)
 NAME = "owner/dense"
@@ -87,7 +87,7 @@ def test_the_loader_finds_them_without_the_hub(
     entry = read_config_entry(read_config(tmp_path / "virtual")["mi_prun"], origin="here")
     assert entry is not None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    folder, reading = resolve(entry.base, entry.kept), Reading()
+    folder, reading = resolve(entry.base, entry.kept), LoadProgress()
     found = {name: tensor.clone() for name, tensor in kept_weights(folder, read_config(folder), entry.kept, reading)}
     assert set(reading.files_skipped) == files_without_kept_tensors(dense)
     assert sum(tensor.nbytes for tensor in found.values()) == read_manifest(tmp_path / "virtual").weight_bytes

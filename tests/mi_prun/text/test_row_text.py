@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_prun.errors import UserError
-from mi_prun.model.block_model import load_tokenizer
 from mi_prun.model.model_folder import open_model
 from mi_prun.text import row_text
 from mi_prun.text.row_text import row_texts
@@ -32,7 +31,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def tokenizer(reference: Path) -> Any:
-    return load_tokenizer(open_model(reference))
+    return open_model(reference).tokenizer
 
 
 @pytest.fixture
