@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mi_prun.console import new_app, run_app
+from mi_prun.console import kept, new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.options import (
     ANALYZE,
@@ -60,6 +60,7 @@ def root(
 
 
 @app.command()
+@kept("nothing was written")
 def analyze(
     model: Model,
     output: Output,
@@ -99,6 +100,7 @@ def analyze(
 
 
 @app.command()
+@kept("nothing was written")
 def plan(
     analysis: Annotated[Path, typer.Argument(metavar="ANALYSIS", help="a folder made by `mi-prun analyze`")],
     output: Output,
@@ -143,6 +145,7 @@ def plan(
 
 
 @app.command()
+@kept("nothing was written")
 def apply(
     model: Model,
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json made by `mi-prun plan`")],
@@ -177,6 +180,7 @@ def apply(
 
 
 @app.command()
+@kept("nothing was written")
 def prune(
     model: Model,
     output: Output,

@@ -20,7 +20,7 @@ from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, o
 from mi_prun.plan.plan import Plan
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.limit import parse_limit
-from mi_prun.planning.planning import check_settings, make_context, plan_for
+from mi_prun.planning.planning import check_settings, make_context, plan_for, plan_named
 from mi_prun.selection.methods import check_possible
 from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
 
@@ -51,10 +51,14 @@ def prune(
     dense = open_model(reference)
     check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
-    analysis = make_analysis(dense, analyze_settings, load=load)
-    if analysis is None:
-        raise ValueError("prune runs as one process")
-    plan = plan_for(make_context(analysis, plan_settings, load, dense), amount, plan_settings)
+    blocks = amount.blocks(dense.identity)
+    if isinstance(blocks, tuple):  # nothing is to be chosen
+        plan = plan_named(dense, blocks, analyze_settings, plan_settings, load)
+    else:
+        analysis = make_analysis(dense, analyze_settings, load=load)
+        if analysis is None:
+            raise ValueError("prune runs as one process")
+        plan = plan_for(make_context(analysis, plan_settings, load, dense), amount, plan_settings)
     load.cache_clear()  # writing reads the files
     manifest = write_checkpoint(
         dense,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.records.schema import POINTS_NAME, ROUNDS_NAME, PointRecord, RoundRecord, Workload, append_record, read_lines
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
+from mi_prun.console import kept
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors
 
@@ -70,13 +71,15 @@ def results_folder(out: Path) -> Iterator[ResultsFolder]:
             raise UserError(f"--output {out}: another bench writes there; wait for it, or choose another") from error
         except OSError:  # a file system without locks
             pass
-        yield ResultsFolder(
+        folder_read = ResultsFolder(
             path=out,
             rounds=read_lines(out, ROUNDS_NAME, RoundRecord),
             points=read_lines(out, POINTS_NAME, PointRecord),
             tasks=read_lines(out, TASKS_NAME, TaskRecord),
             generations=read_lines(out, GENERATIONS_NAME, GenerationRecord),
         )
+        with kept(f"what was measured so far is kept in {out}; the same command goes on from it"):
+            yield folder_read
     finally:
         os.close(folder)
 

@@ -22,7 +22,7 @@ from mi_prun.analysis.analyze import analyze, check_settings
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import quality_svg, segments_svg
 from mi_prun.comparison.comparison_row import COMPUTED, MethodSpec, Row
-from mi_prun.console import progress
+from mi_prun.console import kept, progress
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, one_line_os_errors, write_text
 from mi_prun.json_lines import read_lines, remove_cut_line
@@ -75,9 +75,10 @@ def compare_model(
     base = PlanSettings(seed=settings.seed, device=settings.device)
     load = cache(lambda: load_on(dense, settings.device, settings.dtype))
     context = make_context(analysis_in(out, dense, settings, load), base, load, dense)
-    rows = compare(
-        context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
-    )
+    with kept(f"the rows made so far are kept in {out}; the same command goes on from them"):
+        rows = compare(
+            context, specs, ks, known=known, keep=lambda row: append_line(out / ROWS_NAME, row.model_dump_json())
+        )
     paths = write_comparison(context, rows, out, left_out)
     return markdown(context, rows, left_out) + "\n" + "\n".join(str(path) for path in paths)
 

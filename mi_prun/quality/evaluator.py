@@ -28,6 +28,8 @@ Memory = dict[Dropped, NDArray[np.float64]]
 # Most bytes of float32 logits at a time: they stay in a processor's cache, or fill an accelerator.
 ROW_BYTES = {"cpu": 4 * 2**20}
 ACCELERATOR_ROW_BYTES = 256 * 2**20
+# Of logits made at once, however large the vocabulary: a product with fewer rows is bound by reading the unembedding.
+LEAST_ROWS = 128
 STATE_BYTES = 2 * 2**30  # most bytes of final states at a time
 MOST_NATS = 700  # a token: the perplexity of more is no float64
 BATCH_TOKENS = 4_096
@@ -122,9 +124,11 @@ class Evaluator:
             at = 0
             for log_p, target, pruned in self.log_probabilities(tokens, sets):
                 p = log_p.exp()
+                negative_entropy = torch.linalg.vecdot(p, log_p)
                 place = slice(at, at + len(target))
                 for i, log_q in enumerate(pruned):
-                    rows[0, i, place] = (p * (log_p - log_q)).sum(-1)
+                    # The same product twice: where nothing changed the difference is exactly 0.
+                    rows[0, i, place] = (negative_entropy - torch.linalg.vecdot(p, log_q)).double()
                     rows[1, i, place] = -log_q.gather(1, target[:, None])[:, 0]
                 at += len(target)
             by_window = rows.view(2, len(sets), len(tokens), length).sum(-1)
@@ -154,12 +158,12 @@ class Evaluator:
 
     @torch.inference_mode()
     def log_probabilities(
-        self, tokens: Tensor, sets: Sequence[Dropped], row_bytes: int | None = None
+        self, tokens: Tensor, sets: Sequence[Dropped], row_bytes: int | None = None, least_rows: int = LEAST_ROWS
     ) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
         """Yield log-probabilities for one batch (batch, tokens), chunk by chunk of its predicting positions.
 
         Each chunk gives the dense model's log-probabilities (rows, vocabulary), the next tokens (rows,), and each set's
-        log-probabilities, made as they are asked for. row_bytes: size of one set's logits in a chunk.
+        log-probabilities, made as they are asked for. row_bytes, least_rows: size of one set's logits in a chunk.
         """
         finals = self.final_states(tokens, [(), *sets])
         for i, final in enumerate(finals):  # one by one: it is a copy
@@ -167,7 +171,7 @@ class Evaluator:
         dense, *pruned = finals  # (batch * (tokens - 1), d)
         targets = tokens[:, 1:].flatten().to(dense.device)
         row_bytes = row_bytes or ROW_BYTES.get(dense.device.type, ACCELERATOR_ROW_BYTES)
-        size = max(16, row_bytes // (4 * self.model.vocab_size))
+        size = max(least_rows, row_bytes // (4 * self.model.vocab_size))
 
         def log_softmax(state: Tensor) -> Tensor:
             # Each row is a sequence of its own: a model with learned positions has no more of them than a window.

@@ -32,7 +32,8 @@ def protocol(window_tokens: int, bos: bool) -> str:
 
 def quality_of(evaluator: Evaluator, dropped: Dropped, *, text: str, bos: bool) -> Quality:
     """Measure the evaluator's model without the blocks `dropped`, on the evaluator's windows."""
-    dense, pruned = evaluator.measure([(), dropped])
+    with progress("quality", 2 * evaluator.windows.numel(), "tokens") as advance:
+        dense, pruned = evaluator.measure([(), dropped], advance)
     return _quality(evaluator.windows, text, bos, dense.ce_nats, pruned.ce_nats, pruned.kl_nats)
 
 
@@ -79,10 +80,22 @@ def load_with_held_out(
     folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
 ) -> tuple[BlockModel, Calibration]:
     """Load a model, and text cut for measuring: about `tokens` tokens held out, one window in each other part."""
+    check_quality_window(folder, window_tokens)
+    model = load_on(folder, device)
+    return model, held_out_text(folder, model, source, tokens=tokens, window_tokens=window_tokens, seed=seed)
+
+
+def check_quality_window(folder: ModelFolder, window_tokens: int | None) -> None:
+    """Refuse windows in which no token is predicted, or longer than the model's positions. Raises UserError."""
     folder.check_window(window_tokens)
     if window_tokens is not None and window_tokens < 2:
         raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
-    model = load_on(folder, device)
+
+
+def held_out_text(
+    folder: ModelFolder, model: BlockModel, source: str, *, tokens: int, window_tokens: int | None, seed: int
+) -> Calibration:
+    """Return text with about `tokens` tokens held out, and one window in each other part."""
     length = window_tokens or folder.context_tokens()
     calibration = load_calibration(
         source,
@@ -96,7 +109,7 @@ def load_with_held_out(
     )
     for part in (calibration.scoring, calibration.ranking, calibration.held_out):
         folder.check_tokens(part.tokens)
-    return model, calibration
+    return calibration
 
 
 @torch.inference_mode()

@@ -17,6 +17,8 @@ import math
 
 import numpy as np
 
+from mi_prun.console import progress
+from mi_prun.quality.evaluator import Evaluator
 from mi_prun.selection import baselines
 from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
@@ -38,7 +40,13 @@ def gram_of(context: Context) -> LogitGram:
     evaluator, windows = context.screening, few_windows(context)
     if context.extra.first("logit gram"):
         evaluator.count([(), *all_singles(context.num_blocks)], windows)
-    return context.derive("logit gram", lambda: logit_gram(evaluator, windows=windows))
+    return context.derive("logit gram", lambda: _measured_gram(evaluator, windows))
+
+
+def _measured_gram(evaluator: Evaluator, windows: int) -> LogitGram:
+    tokens = windows * evaluator.windows.shape[1] * evaluator.model.num_blocks
+    with progress("removing single blocks", tokens, "tokens") as advance:
+        return logit_gram(evaluator, windows=windows, advance=advance)
 
 
 def beyond_few(num_blocks: int, k: int) -> float:
@@ -85,18 +93,20 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     near: list[Dropped] = []
     visited: list[Dropped] = []
     rounds = round(ROUNDS * beyond_few(context.num_blocks, k) * thrift(context))
-    for rounds_left in range(rounds, 0, -1):
-        more = (count - len(chosen)) // rounds_left
-        if not more:
-            continue
-        values = context.values(evaluator.by_window(chosen, windows=first_windows(context)))
-        best = next((chosen[i] for i in np.argsort(values, kind="stable") if chosen[i] not in visited), None)
-        if best is not None:
-            visited.append(best)
-            near += neighbours(best, context.num_blocks)
-        measured = list(dict.fromkeys([*near, *chosen]))
-        losses = context.values(evaluator.by_window(measured, windows=few_windows(context)))
-        linear, pair = corrected(gram, measured, losses / (evaluator.windows.shape[1] - 1))
-        lowest = low_states(linear, pair, k, len(chosen) + more, context.seed)
-        chosen += [dropped for _, dropped in lowest if dropped not in chosen][:more]
+    with progress("learning from candidates", rounds, "rounds") as advance:
+        for rounds_left in range(rounds, 0, -1):
+            more = (count - len(chosen)) // rounds_left
+            if not more:
+                continue
+            values = context.values(evaluator.by_window(chosen, windows=first_windows(context)))
+            best = next((chosen[i] for i in np.argsort(values, kind="stable") if chosen[i] not in visited), None)
+            if best is not None:
+                visited.append(best)
+                near += neighbours(best, context.num_blocks)
+            measured = list(dict.fromkeys([*near, *chosen]))
+            losses = context.values(evaluator.by_window(measured, windows=few_windows(context)))
+            linear, pair = corrected(gram, measured, losses / (evaluator.windows.shape[1] - 1))
+            lowest = low_states(linear, pair, k, len(chosen) + more, context.seed)
+            chosen += [dropped for _, dropped in lowest if dropped not in chosen][:more]
+            advance(1)
     return chosen

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mi_prun.quality.evaluator import Evaluator, Loss
 from mi_prun.selection.objective import Dropped
 
+GRAM_ROWS = 32  # at least, in a chunk
 GRAM_BYTES = 64 * 2**20  # most bytes of logit changes in memory at a time
 
 
@@ -79,7 +80,7 @@ def logit_gram(
     ce = torch.zeros(count + 1, dtype=torch.float64, device=device)
     rows = 0
     for tokens in torch.split(evaluator.windows[:windows], evaluator.batch):
-        for log_p, target, removed in evaluator.log_probabilities(tokens, singles, GRAM_BYTES // count):
+        for log_p, target, removed in evaluator.log_probabilities(tokens, singles, GRAM_BYTES // count, GRAM_ROWS):
             change = torch.stack(list(removed)) - log_p  # (L, rows, vocabulary)
             p = log_p.exp()
             mean = (change * p).sum(-1, keepdim=True)  # -KL of each row

@@ -1,0 +1,40 @@
+"""How much text candidates are ranked on, so that a choice takes minutes on a CPU.
+
+An analysis holds as much ranking text as an accelerator measures in minutes. A CPU does a thousandth of that. So it
+ranks a model past some ten million parameters on less text, in shorter windows: passages count more than their length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from mi_prun.analysis.analysis import Analysis
+
+CPU_FLOP = 1e13  # of a choice: some two minutes of two cores
+PASSES = 8  # over the ranking text, about, that the default takes for a fifth of 30 blocks
+LEAST_TOKENS = 4_096
+LEAST_WINDOWS, SHORTEST_WINDOW = 16, 256
+
+
+def ranking_tokens(parameters: int, device: torch.device, there: int) -> int:
+    """Return how many of the `there` tokens of ranking text to measure on."""
+    if device.type != "cpu":
+        return there
+    return min(there, max(LEAST_TOKENS, int(CPU_FLOP / (2 * parameters * PASSES))))
+
+
+def with_short_ranking(analysis: Analysis, device: torch.device) -> Analysis:
+    """Return the analysis with as much of its ranking text as the device measures in minutes.
+
+    Fewer windows than LEAST_WINDOWS are cut: the first piece of each of more windows is taken. A window begins with BOS
+    where the model wants one, and so does its first piece.
+    """
+    length = analysis.ranking.shape[1]
+    tokens = ranking_tokens(analysis.record.dense.num_parameters, device, analysis.ranking.size)
+    if tokens == analysis.ranking.size:
+        return analysis
+    while tokens // length < LEAST_WINDOWS and length >= 2 * SHORTEST_WINDOW:
+        length //= 2
+    return dataclasses.replace(analysis, ranking=analysis.ranking[: max(1, tokens // length), :length])

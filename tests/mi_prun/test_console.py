@@ -1,0 +1,88 @@
+"""Progress where stderr is no terminal, and what an interrupt says."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from mi_prun import console
+from mi_prun.console import kept, progress, progress_line, run_command
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "line"),
+    [
+        (512, 2048, 16.0, "quality: 25 %, 32 tokens/s, 0:48 left"),
+        (3, 4, 60.0, "quality: 75 %, 0.05 tokens/s, 0:20 left"),
+        (1, 200, 60.0, "quality: 0 %, 0.02 tokens/s, 3:19:00 left"),
+        (0, 2048, 20.2, "quality: 0 %, 0:20 so far"),
+        (5, 4, 1.0, "quality: 100 %, 5.00 tokens/s, 0:00 left"),
+        (0, 0, 1.0, "quality: 100 %, 0:01 so far"),
+    ],
+)
+def test_a_line_has_percent_rate_and_time_left(done: float, total: float, seconds: float, line: str) -> None:
+    assert progress_line("quality", done, total, "tokens", seconds) == line
+
+
+def test_a_step_that_takes_long_does_not_keep_the_lines_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    said = threading.Event()
+    tell = console.say
+
+    def say(line: str) -> None:
+        tell(line)
+        said.set()
+
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.01)
+    monkeypatch.setattr(console, "say", say)
+    before = threading.active_count()
+    with progress("work", 10, "steps"):
+        assert said.wait(30)  # though nothing was advanced
+    assert capsys.readouterr().err.startswith("work: 0 %, 0:00 so far")
+    assert threading.active_count() == before
+
+
+def test_work_of_a_moment_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("work", 10, "steps") as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *a: None)
+
+
+@pytest.mark.usefixtures("no_signals")
+def test_an_interrupt_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        with kept("nothing was written"), kept("the rows are kept in out"):
+            raise KeyboardInterrupt
+
+    assert run_command(command) == 130
+    assert capsys.readouterr().err == "interrupted; the rows are kept in out\n"
+
+
+@pytest.mark.usefixtures("no_signals")
+def test_sigterm_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        with kept("nothing was written"):
+            raise SystemExit(143)
+
+    with pytest.raises(SystemExit, match="143"):
+        run_command(command)
+    assert capsys.readouterr().err == "ended; nothing was written\n"
+
+
+@pytest.mark.usefixtures("no_signals")
+def test_nothing_is_said_of_what_has_an_error_or_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        with kept("nothing was written"):
+            pass
+
+    assert run_command(command) == 0
+    assert capsys.readouterr().err == ""
