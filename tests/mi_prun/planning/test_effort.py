@@ -26,9 +26,7 @@ def test_a_larger_model_ranks_on_less_on_a_cpu_and_never_on_too_little() -> None
 
 
 @pytest.mark.parametrize("shape", [(32, 2048), (128, 512), (64, 1024)])
-def test_windows_are_cut_so_that_there_are_passages_enough(
-    reference_analysis: Analysis, shape: tuple[int, int]
-) -> None:
+def test_windows_are_cut_for_passages_enough(reference_analysis: Analysis, shape: tuple[int, int]) -> None:
     dense = reference_analysis.record.dense.model_copy(update={"num_parameters": 134_515_008})
     windows = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
     analysis = dataclasses.replace(
