@@ -32,29 +32,26 @@ def page(groups: Sequence[Group]) -> str:
     parts = [
         "# The selection study",
         "Made by `python -m bench.studies.selection_report`; do not edit. The records and the command that makes them "
-        "are in `bench/published/selection/`; what follows from them is in `selection.md`.",
-        f"Made on {_machines(groups)}. Each of {len({row.seed for row in groups[0].rows})} seeds has a text of its own "
-        "to calibrate on. Perplexity is of text that no choice has seen; where it is confirming text, the optimum was "
-        "not found on it either. `NAME:N`: N sets are compared by their measured loss.",
+        "are in `bench/published/selection/`. What follows from them: [choosing the blocks](selection.md).",
+        f"Made on {_machines(groups)}.",
+        f"- **Seeds.** Each of {len({row.seed for row in groups[0].rows})} seeds has a text of its own to calibrate "
+        "on.\n"
+        "- **Perplexity** is measured on text that no choice has seen. Where that is confirming text, the optimum was "
+        "not found on it either.\n"
+        "- **`NAME:N`** compares N sets of blocks by their measured loss.",
         "## All together",
-        "Over all models, texts, k and seeds. Cases: (model, text, k) that the method was tried at. First: share of "
-        "them where it is behind no other. Methods are compared seed by seed, as the same seed is the same calibration "
-        "text (records that were made apart say where it is not, in their README): one is behind another where "
-        "it is worse on every seed, or where the mean of the difference is more than its standard deviation over "
-        "seeds. So one that is worse on a single seed and tied on the others is behind nobody; each choice by itself "
-        "is in Near: share of the choices within .1 % of the optimum, or of the best set known where it is not. "
-        "First within error: behind no other by more than the standard error of measuring the difference"
-        f"{_found(groups)}. "
-        "Ratio: perplexity over the optimum's, where it is known. Jaccard: of the sets dropped, over pairs of "
-        "seeds of a text, and over pairs of texts of a model at the same seed. Spread over texts: standard deviation "
-        "of the mean ratio over the texts of a model. Passes: forward passes over the ranking text at k = L/4, the "
-        "analysis included, as a share of greedy-loss's.",
+        "Over all models, texts, k and seeds.",
+        "**Behind.** Methods are compared seed by seed, because the same seed is the same calibration text. (Where "
+        "records were made apart and it is not, their README says so.) A method is behind another in two cases: it is "
+        "worse on every seed, or the mean of the difference is more than its standard deviation over seeds. A method "
+        "that is worse on one seed and tied on the others is behind nobody.",
+        _columns(groups),
         _together(groups),
     ]
     for texts in by_model(groups):
         parts += [
             f"## {texts.model} ({texts.num_blocks} blocks): forward passes and the texts",
-            f"Passes over the ranking text, the analysis included, by k: means over seeds and the texts "
+            "Passes over the ranking text, by k, the analysis included. Means over seeds and the texts "
             f"{', '.join(group.text for group in texts.groups)}.",
             _costs(texts),
         ]
@@ -62,24 +59,47 @@ def page(groups: Sequence[Group]) -> str:
         rows = group.rows
         parts += [
             f"## {group.model} ({group.num_blocks} blocks), {group.text}",
-            f"Dense perplexity {group.dense_perplexity:.2f} on {group.tokens:,} tokens"
+            f"- Dense perplexity: {group.dense_perplexity:.2f} on {group.tokens:,} tokens"
             + (" of confirming text" if group.confirmed else "")
-            + _in_part(group.confirmed)
-            + "; ranking text of "
-            f"{rows[0].calibration_tokens:,} tokens, {_scored(rows):,} for the one pass, windows of "
-            f"{rows[0].window_tokens}. Mean ratio to the optimum over seeds ± standard deviation, and rank in brackets"
-            + ("" if all(group.reference(k)[1] for k in group.ks) else "; k*: to the best set found, optimum unknown")
-            + ".",
+            + f"{_in_part(group.confirmed)}.\n"
+            f"- Ranking text: {rows[0].calibration_tokens:,} tokens, {_scored(rows):,} for the one pass, in windows of "
+            f"{rows[0].window_tokens}.\n"
+            "- Cells: mean ratio to the optimum over seeds ± standard deviation; rank in brackets."
+            + ("" if all(group.reference(k)[1] for k in group.ks) else " k*: to the best set known."),
             f"![perplexity over dense against the share of blocks dropped]({PICTURES}/{group.picture_name})",
             _one(group),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _found(groups: Sequence[Group]) -> str:
+def _columns(groups: Sequence[Group]) -> str:
+    """Say what each column of the first table is."""
+    columns = {
+        "cases": "combinations of model, text and k that the method was tried at.",
+        "first": "share of the cases where the method is behind no other.",
+        "first within error": "the same, where a difference within the standard error of measuring it does not count."
+        + _measured(groups),
+        "mean rank": "rank of the method among all, mean over the cases.",
+        "near": "share of the single choices within .1 % of the optimum. Where the optimum is not known, of the best "
+        "set known.",
+        "mean ratio, 95th percentile, worst": "perplexity over the optimum's, over the single choices, where the "
+        "optimum is known.",
+        "worst mean over seeds": "the same ratio, averaged over the seeds of a case first.",
+        "Jaccard, seeds": "how alike the dropped sets are, over pairs of seeds of a text.",
+        "Jaccard, texts": "how alike they are over pairs of texts of a model, at the same seed.",
+        "spread over texts": "standard deviation of the mean ratio over the texts of a model.",
+        "passes / greedy": "forward passes over the ranking text at k = L/4, the analysis included, as a share of "
+        "greedy-loss's.",
+    }
+    return "\n".join(f"- **{name}**: {meaning}" for name, meaning in columns.items())
+
+
+def _measured(groups: Sequence[Group]) -> str:
     """Say for which texts the error of measuring is known."""
     known = [f"{group.model} on {group.text}" for group in groups if group.confirmed and group.confirmed.error_nats]
-    return "" if len(known) == len(groups) else f" (found of {', '.join(known) or 'none'}; elsewhere it is taken as 0)"
+    if len(known) == len(groups):
+        return ""
+    return f" That error is known for {', '.join(known) or 'none'}; elsewhere it is taken as 0."
 
 
 def _in_part(confirmed: Confirmed | None) -> str:
@@ -87,7 +107,8 @@ def _in_part(confirmed: Confirmed | None) -> str:
     if confirmed is None or not confirmed.in_part:
         return ""
     return (
-        f" ({len(confirmed.in_part)} sets, clearly behind on {max(confirmed.in_part.values()):,} of them, no further)"
+        f" ({len(confirmed.in_part)} sets were clearly behind on the first {max(confirmed.in_part.values()):,} and "
+        "were measured on those only)"
     )
 
 
