@@ -7,8 +7,8 @@ The format (GGUF specification, versions 2 and 3, little-endian):
 - the tensors: name, u32 number of dimensions, u64 dimensions with the fastest first, u32 type, u64 offset;
 - the data, aligned.
 
-Everything is checked against the size of the file before anything is allocated by a number it claims. The readers in use
-take a file at its word.
+Everything is checked against the size of the file before anything is allocated by a number it claims. The readers in
+use take a file at its word.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def test_metadata_and_tensors(tmp_path: Path) -> None:
         (file([ARCHITECTURE, entry("a", 9, struct.pack("<IQ", 4, 2**61))], [], b""), "more bytes"),
         (file([ARCHITECTURE, entry("a", 77, b"")], [], bytes(16)), "unknown type 77"),
         (file([ARCHITECTURE, entry("a", 8, struct.pack("<Q", 1) + b"\xff")], [], b""), "not UTF-8"),
-        (file([ARCHITECTURE, entry("general.alignment", 4, struct.pack("<I", 7))], [tensor("w", (4,))], bytes(99)), "power"),
-        (file([ARCHITECTURE, entry("split.count", 2, struct.pack("<H", 3))], [tensor("w", (4,))], bytes(16)), "of 3 files"),
+        (file([ARCHITECTURE, entry("general.alignment", 4, b"\7\0\0\0")], [tensor("w", (4,))], bytes(99)), "power"),
+        (file([ARCHITECTURE, entry("split.count", 2, b"\3\0")], [tensor("w", (4,))], bytes(16)), "of 3 files"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, data: bytes, said: str) -> None:
