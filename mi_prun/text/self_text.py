@@ -89,8 +89,8 @@ def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
 
 
 def _draw(probabilities: Tensor) -> Tensor:
-    """Draw one token a row (rows, 1). On a CPU by the inverse of the distribution: `multinomial` draws a number for each
-    entry of the vocabulary, and takes 2.5 times as long.
+    """Draw one token a row (rows, 1). On a CPU by the inverse of the distribution: `multinomial` draws a number for
+    each entry of the vocabulary, and takes 2.5 times as long.
     """
     if probabilities.device.type != "cpu":
         return torch.multinomial(probabilities, 1)
