@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-plain test-engine-load test-engine-serve lint ruff mypy imports lock clean
 
-.venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
+.venv/.installed: requirements/cpu.txt requirements/smollm2.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
 	touch $@
 
