@@ -19,7 +19,7 @@ else
 fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 # Nothing is compiled beforehand, and packages are unpacked side by side: half of the time on two cores.
-install() { pip install --progress-bar off --quiet --no-compile --no-deps "$@"; }
+install() { pip install --progress-bar off -qq --no-compile --no-deps "$@"; }
 torch=$(grep '^torch==' requirements/cpu.txt)
 # The CPU build of torch is not on the default registry everywhere; PyTorch's own index has it.
 install_torch() { install "$torch" || install --index-url https://download.pytorch.org/whl/cpu "$torch"; }

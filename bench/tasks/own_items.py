@@ -20,35 +20,31 @@ from mi_prun.files import write_text
 
 AGREEMENT_ITEMS = 200
 CAPITALS = {
-    "Europe": "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Austria Vienna, Hungary Budapest, "
-    "Poland Warsaw, Sweden Stockholm, Norway Oslo, Denmark Copenhagen, Finland Helsinki, Ireland Dublin, Greece Athens, "
-    "Belgium Brussels, Switzerland Bern, Romania Bucharest, Bulgaria Sofia, Croatia Zagreb, Serbia Belgrade, "
-    "Ukraine Kyiv, Russia Moscow, Iceland Reykjavik, Scotland Edinburgh, Albania Tirana, Latvia Riga, Lithuania Vilnius, "
-    "Estonia Tallinn",
+    "Europe": "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, Austria Vienna, Greece Athens, "
+    "Hungary Budapest, Poland Warsaw, Sweden Stockholm, Norway Oslo, Denmark Copenhagen, Finland Helsinki, "
+    "Ireland Dublin, Belgium Brussels, Switzerland Bern, Romania Bucharest, Bulgaria Sofia, Croatia Zagreb, "
+    "Serbia Belgrade, Ukraine Kyiv, Russia Moscow, Iceland Reykjavik, Albania Tirana, Latvia Riga, Estonia Tallinn",
     "Asia": "China Beijing, Japan Tokyo, India Delhi, Thailand Bangkok, Vietnam Hanoi, Indonesia Jakarta, "
-    "Pakistan Islamabad, Bangladesh Dhaka, Nepal Kathmandu, Iran Tehran, Iraq Baghdad, Syria Damascus, Lebanon Beirut, "
-    "Jordan Amman, Turkey Ankara, Afghanistan Kabul, Mongolia Ulaanbaatar, Taiwan Taipei, Qatar Doha, Oman Muscat, "
-    "Armenia Yerevan, Azerbaijan Baku",
+    "Turkey Ankara, Pakistan Islamabad, Bangladesh Dhaka, Nepal Kathmandu, Iran Tehran, Iraq Baghdad, Syria Damascus, "
+    "Jordan Amman, Lebanon Beirut, Afghanistan Kabul, Mongolia Ulaanbaatar, Qatar Doha, Oman Muscat, Armenia Yerevan, "
+    "Azerbaijan Baku",
     "Africa": "Egypt Cairo, Kenya Nairobi, Nigeria Abuja, Ghana Accra, Senegal Dakar, Morocco Rabat, Tunisia Tunis, "
     "Libya Tripoli, Sudan Khartoum, Uganda Kampala, Rwanda Kigali, Zambia Lusaka, Zimbabwe Harare, Angola Luanda, "
     "Mozambique Maputo, Somalia Mogadishu, Mali Bamako, Namibia Windhoek",
     "America": "Canada Ottawa, Cuba Havana, Jamaica Kingston, Peru Lima, Chile Santiago, Colombia Bogotá, "
     "Venezuela Caracas, Ecuador Quito, Uruguay Montevideo, Paraguay Asunción, Nicaragua Managua, Honduras Tegucigalpa",
 }
-ASKED = ("The capital of {} is the city of", "Q: Which city is the capital of {}?\nA:")
+ASKED = (
+    "The capital of {} is the city of",
+    "Q: Which city is the capital of {}?\nA:",
+    "She lives in the capital of {}, which is called",
+)
 CAPITAL_CHOICES = 4
 # Singular and plural.
-SUBJECTS = [
-    pair.split("/")
-    for pair in "key/keys author/authors teacher/teachers farmer/farmers painting/paintings report/reports "
-    "bridge/bridges picture/pictures king/kings manager/managers tree/trees senator/senators".split()
-]
-BETWEEN = [
-    (place, pair.split("/"))
-    for place, pair in itertools.product(
-        ("near the", "behind the", "next to the", "beside the"), ("cabinet/cabinets", "house/houses", "guard/guards")
-    )
-]
+NOUNS = "key author teacher farmer painting report bridge picture king manager tree senator doctor driver singer lawyer"
+SUBJECTS = [(noun, f"{noun}s") for noun in NOUNS.split()]
+PLACES = ("near the", "behind the", "next to the", "beside the")
+BETWEEN = list(itertools.product(PLACES, (("cabinet", "cabinets"), ("house", "houses"), ("guard", "guards"))))
 VERBS = [("is", "are"), ("was", "were"), ("has", "have")]
 
 
@@ -59,7 +55,7 @@ def write_items(folder: Path) -> None:
 
 
 def capitals() -> list[dict[str, Any]]:
-    """Two questions on each country."""
+    """Each country in three ways."""
     drawn = random.Random(0)
     rows = []
     for pairs in CAPITALS.values():

@@ -47,7 +47,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
 
 def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
     """As many rows as CPU_CACHE_BYTES, or half of an accelerator's free memory, hold the keys and values of."""
-    element = next(model.parameters()).element_size()
+    element: int = next(model.parameters()).element_size()
     row_bytes = window_tokens * kv_elements(model.config.get_text_config()) * element
     if device.type == "cpu":
         return max(1, CPU_CACHE_BYTES // row_bytes)
