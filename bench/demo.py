@@ -59,7 +59,7 @@ SETTINGS = MeasureSettings(
 # Seconds of each step on two idle cores, for what is left.
 STEPS = {
     "a model folder": 25,
-    "one pass of analysis": 30,
+    "one pass of analysis": 45,
     "choose the blocks": 100,
     "write the pruned models": 10,
     "serve, ask and measure": 200,
