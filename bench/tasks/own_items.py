@@ -34,11 +34,7 @@ CAPITALS = {
     "America": "Canada Ottawa, Cuba Havana, Jamaica Kingston, Peru Lima, Chile Santiago, Colombia Bogotá, "
     "Venezuela Caracas, Ecuador Quito, Uruguay Montevideo, Paraguay Asunción, Nicaragua Managua, Honduras Tegucigalpa",
 }
-ASKED = (
-    "The capital of {} is the city of",
-    "Q: Which city is the capital of {}?\nA:",
-    "She lives in the capital of {}, which is called",
-)
+ASKED = ("The capital of {} is the city of", "Q: Which city is the capital of {}?\nA:")
 CAPITAL_CHOICES = 4
 # Singular and plural.
 NOUNS = "key author teacher farmer painting report bridge picture king manager tree senator doctor driver singer lawyer"
@@ -55,7 +51,7 @@ def write_items(folder: Path) -> None:
 
 
 def capitals() -> list[dict[str, Any]]:
-    """Each country in three ways."""
+    """Each country in two ways."""
     drawn = random.Random(0)
     rows = []
     for pairs in CAPITALS.values():
