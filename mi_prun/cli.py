@@ -59,6 +59,22 @@ def root(
         raise UserError(f"mi-prun {context.invoked_subcommand} runs as one process; only analyze shares its work")
 
 
+@app.command("import")
+def import_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="a GGUF file, of one part")],
+    output: Output,
+    force: Force = False,
+) -> None:
+    """Make a bfloat16 model folder of a GGUF file; every other command takes it.
+
+    Example: mi-prun import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2/
+    """
+    from mi_prun import summary
+    from mi_prun.importing.gguf_import import import_gguf
+
+    summary.imported(import_gguf(file, output, force=force), output)
+
+
 @app.command()
 @kept("nothing was written")
 def analyze(

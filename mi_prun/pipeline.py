@@ -19,8 +19,9 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
 from mi_prun.plan.plan import Plan
 from mi_prun.plan.ratio import Amount
+from mi_prun.planning.by_hand import plan_dropping
 from mi_prun.planning.limit import parse_limit
-from mi_prun.planning.planning import check_settings, make_context, plan_for, plan_named
+from mi_prun.planning.planning import check_settings, make_context, plan_for
 from mi_prun.selection.methods import check_possible
 from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
 
@@ -53,7 +54,7 @@ def prune(
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     blocks = amount.blocks(dense.identity)
     if isinstance(blocks, tuple):  # nothing is to be chosen
-        plan = plan_named(dense, blocks, analyze_settings, plan_settings, load)
+        plan = plan_dropping(dense, blocks, analyze_settings, quality=plan_settings.quality, load=load)
     else:
         analysis = make_analysis(dense, analyze_settings, load=load)
         if analysis is None:

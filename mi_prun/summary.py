@@ -6,7 +6,14 @@ from pathlib import Path
 
 from mi_prun.analysis.analysis import AnalysisRecord
 from mi_prun.checkpoint.manifest import Manifest
+from mi_prun.importing.gguf_header import GgufHeader
 from mi_prun.plan.plan import Plan
+
+
+def imported(header: GgufHeader, output: Path) -> None:
+    count = sum(tensor.num_elements for tensor in header.tensors)
+    print(f"{output}: {header.text('general.name') or header.path.name}, {count:,} parameters in bfloat16")
+    print(f"licence: {header.text('general.license') or 'not stated in the file'}")
 
 
 def analysis(record: AnalysisRecord, output: Path) -> None:

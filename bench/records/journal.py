@@ -95,7 +95,7 @@ class Journal:
     ) -> None:
         """Go on with the folder's newest run of the same settings, if there is one. `again` begins a new run."""
         self.session = uuid.uuid4().hex[:12]
-        self._folder = folder
+        self.folder = folder
         self._labels = tuple(labels)
         self._rounds: dict[tuple[Workload, int], dict[str, RoundRecord]] = {}
         same_settings = [record for record in folder.rounds if record.settings_sha256 == settings_sha256]
@@ -108,7 +108,7 @@ class Journal:
     @property
     def points(self) -> list[PointRecord]:
         """The points of this run, in the order they were made."""
-        return [point for point in self._folder.points if point.run == self.run]
+        return [point for point in self.folder.points if point.run == self.run]
 
     def whole(self, load: Workload, number: int) -> bool:
         """Tell whether one process has measured this round on all arms."""
@@ -123,7 +123,7 @@ class Journal:
 
     def add_round(self, record: RoundRecord) -> None:
         """Append a round to the folder and to this run."""
-        self._folder.add_round(record)
+        self.folder.add_round(record)
         self._keep(record)
 
     def add_points(self, points: Sequence[PointRecord]) -> None:
@@ -131,7 +131,7 @@ class Journal:
         there = {(point.load, point.arm.label) for point in self.points}
         for point in points:
             if (point.load, point.arm.label) not in there:
-                self._folder.add_point(point)
+                self.folder.add_point(point)
 
     def _keep(self, record: RoundRecord) -> None:
         self._rounds.setdefault((record.load, record.number), {})[record.arm] = record

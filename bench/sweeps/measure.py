@@ -42,7 +42,7 @@ from bench.settings import Alive, MeasureSettings
 from bench.sweeps.aggregate import points_of
 from mi_prun.console import say
 
-WhileServed = Callable[[EngineProcess, MeasuredModel], None]
+WhileServed = Callable[[EngineProcess, MeasuredModel, ResultsFolder], None]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Run:
         label, rounds = model.arm.label, self.prepared.settings.loads.rounds
         engine = self.fleet.engine(model)
         if label not in self._seen and self.while_served is not None:
-            self.while_served(engine, model)
+            self.while_served(engine, model, self.journal.folder)
         self._seen.add(label)
         if (engine.base_url, load) not in self._warm:
             self.generator.warm_up(engine, load)

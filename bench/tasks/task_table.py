@@ -17,6 +17,7 @@ from mi_prun.errors import UserError
 
 TaskItem = dict[str, Any]
 LETTERS = "ABCDEFGH"
+OWN = Path(__file__).parent / "own"
 OWN_FEWSHOT_LEAST = 7  # five examples, the item itself, and one to draw
 
 
@@ -122,6 +123,12 @@ def lambada(row: TaskItem) -> TaskItem:
     return {"text": f"{row['context']} {word}"}
 
 
+def own(row: TaskItem) -> TaskItem:
+    """Turn a row of our own items into the columns of their template."""
+    choices, gold = _choices(row)
+    return {"query": str(row["query"]), "choices": choices, "label": gold}
+
+
 def gsm8k(row: TaskItem) -> TaskItem:
     """Turn a row into GSM8K's columns."""
     return {"question": str(row["context"]), "answer": f"{row['chain_of_thought']}\n#### {row['answer']}"}
@@ -157,6 +164,9 @@ TASKS = {
             own_fewshot=True,
             min_context=512,  # of which an answer takes 256
         ),
+        # Ours (own_items): they can be asked where no data set can be had.
+        Task("capitals", str(OWN / "capitals.yaml"), "acc", "test", "capitals.jsonl", own),
+        Task("agreement", str(OWN / "agreement.yaml"), "acc", "test", "agreement.jsonl", own),
         Task("mmlu", "mmlu/default", "acc", "test"),
     )
 }

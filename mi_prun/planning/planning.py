@@ -16,11 +16,10 @@ from mi_prun.plan.plan import Plan, Quality, kept_blocks
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.effort import with_short_ranking
 from mi_prun.planning.limit import most_blocks, parse_limit
-from mi_prun.quality.evaluator import Evaluator
-from mi_prun.quality.quality import check_quality_window, held_out_text, quality_of
+from mi_prun.quality.quality import quality_of
 from mi_prun.selection.context import CRITERIA, Context, Criterion
 from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
-from mi_prun.settings import AnalyzeSettings, PlanSettings, check_seed
+from mi_prun.settings import PlanSettings, check_seed
 
 
 def make_context(
@@ -146,39 +145,6 @@ def plan_by_hand(context: Context, dropped: tuple[int, ...], settings: PlanSetti
         objective=objective_of(context.analysis, dropped),
         quality=held_out_quality(context, dropped) if settings.quality else None,
     )
-
-
-def plan_named(
-    dense: ModelFolder,
-    dropped: tuple[int, ...],
-    analyze_settings: AnalyzeSettings,
-    settings: PlanSettings,
-    load: Callable[[], BlockModel],
-) -> Plan:
-    """Return the plan for blocks that the user named, without an analysis: only their quality is measured."""
-    seed = analyze_settings.seed
-    plan = Plan(
-        dense=dense.identity,
-        dropped=dropped,
-        kept=kept_blocks(dense.num_blocks, dropped),
-        method="by-hand",
-        settings={"calibration": analyze_settings.calibration, "seed": seed} if settings.quality else {},
-    )
-    if not settings.quality:
-        return plan
-    check_quality_window(dense, analyze_settings.window_tokens)
-    model, tokens = load(), analyze_settings.part_tokens[-1]
-    calibration = held_out_text(
-        dense,
-        model,
-        analyze_settings.calibration,
-        tokens=tokens,
-        window_tokens=analyze_settings.window_tokens,
-        seed=seed,
-    )
-    evaluator = Evaluator(model, calibration.held_out.tokens)
-    quality = quality_of(evaluator, dropped, text=calibration.held_out.text, bos=calibration.description.bos)
-    return plan.model_copy(update={"quality": quality})
 
 
 def held_out_quality(context: Context, dropped: tuple[int, ...]) -> Quality:

@@ -80,22 +80,10 @@ def load_with_held_out(
     folder: ModelFolder, source: str, *, tokens: int, window_tokens: int | None, seed: int, device: str | None
 ) -> tuple[BlockModel, Calibration]:
     """Load a model, and text cut for measuring: about `tokens` tokens held out, one window in each other part."""
-    check_quality_window(folder, window_tokens)
-    model = load_on(folder, device)
-    return model, held_out_text(folder, model, source, tokens=tokens, window_tokens=window_tokens, seed=seed)
-
-
-def check_quality_window(folder: ModelFolder, window_tokens: int | None) -> None:
-    """Refuse windows in which no token is predicted, or longer than the model's positions. Raises UserError."""
     folder.check_window(window_tokens)
     if window_tokens is not None and window_tokens < 2:
         raise UserError(f"--window must be at least 2 (the first token is not predicted), got {window_tokens}")
-
-
-def held_out_text(
-    folder: ModelFolder, model: BlockModel, source: str, *, tokens: int, window_tokens: int | None, seed: int
-) -> Calibration:
-    """Return text with about `tokens` tokens held out, and one window in each other part."""
+    model = load_on(folder, device)
     length = window_tokens or folder.context_tokens()
     calibration = load_calibration(
         source,
@@ -109,7 +97,7 @@ def held_out_text(
     )
     for part in (calibration.scoring, calibration.ranking, calibration.held_out):
         folder.check_tokens(part.tokens)
-    return calibration
+    return model, calibration
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ It needs no download, and it has the very distribution that KL(dense || pruned) 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 
-# Rows sampled at once. On CPU more rows are slower: their KV cache falls out of the processor's cache. On an
-# accelerator more rows cost next to nothing: the limit is its memory, in tokens of KV cache.
-CPU_ROWS = 16
+# Rows sampled at once: a step reads all weights whatever the rows are. Their keys and values bound them, on a CPU by a
+# constant: the seed alone decides what is sampled, not the memory that is free.
+CPU_CACHE_BYTES = 2 << 30
 ACCELERATOR_TOKENS = 131_072
 
 
@@ -33,7 +34,8 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
         torch.manual_seed(seed)
         done: list[Tensor] = []
         with progress("sampling text from the model", windows * window_tokens, "tokens") as advance:
-            batch = CPU_ROWS if device.type == "cpu" else rows_at_once(model, device, window_tokens)
+            batches = math.ceil(windows / rows_at_once(model, device, window_tokens))
+            batch = math.ceil(windows / batches)  # none of them nearly empty
             for first in range(0, windows, batch):
                 count = min(batch, windows - first)
                 tokens = (
@@ -46,12 +48,15 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
 
 
 def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
-    """Return how many rows to sample at once on an accelerator: their KV cache fits in half of its free memory."""
+    """Return how many rows to sample at once: as many as CPU_CACHE_BYTES, or half of a GPU's memory, have room for."""
+    element: int = next(model.parameters()).element_size()
+    row_bytes = window_tokens * kv_elements(model.config.get_text_config()) * element
+    if device.type == "cpu":
+        return max(1, CPU_CACHE_BYTES // row_bytes)
     rows = ACCELERATOR_TOKENS // window_tokens
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        element = next(model.parameters()).element_size()
-        rows = min(rows, free // 2 // (window_tokens * kv_elements(model.config.get_text_config()) * element))
+        rows = min(rows, free // 2 // row_bytes)
     return max(1, rows)
 
 
@@ -76,11 +81,49 @@ def _continue(model: Any, tokens: Tensor, length: int, advance: Any) -> Tensor:
     rows = [tokens]
     for _ in range(length - 1):
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        if cache is None:
+            cache = output.past_key_values
+            _make_room(cache, length)
         logits = output.logits[:, -1].float()
         if not torch.isfinite(logits).all():
             raise UserError("the model itself gives logits that are not finite: no text can be sampled from it")
-        step = torch.multinomial(torch.softmax(logits, dim=-1), 1)
+        step = _draw(torch.softmax(logits, dim=-1))
         rows.append(step)
         advance(len(step))
     return torch.cat(rows, dim=1)
+
+
+def _draw(probabilities: Tensor) -> Tensor:
+    """Draw one token a row (rows, 1). On a CPU by the inverse of the distribution: `multinomial` draws a number for
+    each entry of the vocabulary, and takes 2.5 times as long.
+    """
+    if probabilities.device.type != "cpu":
+        return torch.multinomial(probabilities, 1)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    place = torch.rand(len(probabilities), 1, dtype=torch.float64) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, place, right=True).clamp(max=probabilities.shape[-1] - 1)
+
+
+def _make_room(cache: Any, length: int) -> None:
+    """Let each layer of a cache that grows without bound write into room for `length` tokens."""
+    for layer in getattr(cache, "layers", ()):
+        if type(layer).__name__ == "DynamicLayer":  # one with a window forgets, and is short
+            layer.update = _Room(layer, length)
+
+
+class _Room:
+    """The `update` of a cache layer with its room made beforehand: transformers' own copies all of it at each token."""
+
+    def __init__(self, layer: Any, length: int) -> None:
+        self._layer = layer
+        self._used = layer.keys.shape[-2]
+        self._rooms = [part.new_empty(*part.shape[:-2], length, part.shape[-1]) for part in (layer.keys, layer.values)]
+        for room, part in zip(self._rooms, (layer.keys, layer.values), strict=True):
+            room[..., : self._used, :] = part
+
+    def __call__(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        begin, self._used = self._used, self._used + keys.shape[-2]
+        for room, part in zip(self._rooms, (keys, values), strict=True):
+            room[..., begin : self._used, :] = part
+        self._layer.keys, self._layer.values = (room[..., : self._used, :] for room in self._rooms)
+        return self._layer.keys, self._layer.values

@@ -56,6 +56,16 @@ ITEMS: dict[str, tuple[dict[str, Any], list[tuple[str, str]], Any]] = {
         [("He said yes, and she\nsaid", " no")],
         " no",
     ),
+    "capitals": (
+        {"query": "The capital of France is the city of", "choices": ["Rome", "Paris"], "gold": 1},
+        [("The capital of France is the city of", f" {city}") for city in ("Rome", "Paris")],
+        1,
+    ),
+    "agreement": (
+        {"query": "The keys near the cabinet", "choices": ["are", "is"], "gold": 0},
+        [("The keys near the cabinet", " are"), ("The keys near the cabinet", " is")],
+        0,
+    ),
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mi_prun.errors import UserError
-from mi_prun.text.self_text import kv_elements, sample_windows
+from mi_prun.text import self_text
+from mi_prun.text.self_text import kv_elements, rows_at_once, sample_windows
 
 pytestmark = pytest.mark.numeric
 
@@ -86,3 +87,32 @@ def test_a_latent_cache_may_be_kept_unpacked(tiny: Callable[..., Path], load: Ca
     sizes = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
     model = load(tiny("deepseek_v3", head_dim=4, first_k_dense_replace=6, num_key_value_heads=4, **sizes)).model
     assert kv_elements(model.config) == 6 * 4 * (8 + 4 + 8) >= cached(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3", "deepseek_v3"])
+@torch.inference_mode()
+def test_a_text_is_that_of_a_model_without_a_cache(
+    tiny: Callable[..., Path], load: Callable[[Path], Any], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each token is drawn from what the model says of all the text before it: with a greedy draw the two agree."""
+    sizes: dict[str, Any] = {}
+    if family == "deepseek_v3":
+        sizes = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+        sizes |= {"head_dim": 4, "first_k_dense_replace": 6, "num_key_value_heads": 4}
+    if family == "gemma3_text":
+        sizes = {"sliding_window": 8, "head_dim": 8}
+    model = load(tiny(family, **sizes)).model
+    monkeypatch.setattr(self_text, "_draw", lambda probabilities: probabilities.argmax(-1, keepdim=True))
+    tokens = sample_windows(model, TOKENIZER, windows=2, window_tokens=24, seed=0)
+    logits = model(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(tokens[:, 1:], logits[:, :-1].argmax(-1))
+
+
+def test_rows_at_once_fit_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of even size, whatever the memory holds; what is drawn is drawn for each row."""
+    row_bytes = 12 * kv_elements(model.config) * 4
+    monkeypatch.setattr(self_text, "CPU_CACHE_BYTES", 7 * row_bytes)
+    assert rows_at_once(model, torch.device("cpu"), 12) == 7
+    tokens = sample_windows(model, TOKENIZER, windows=15, window_tokens=12, seed=0)
+    assert tokens.shape == (15, 12)
+    assert len({tuple(row) for row in tokens.tolist()}) == 15

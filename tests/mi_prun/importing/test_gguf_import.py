@@ -1,0 +1,209 @@
+"""A GGUF file becomes a model folder: the same log-probabilities, the same tokens, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.cli import app
+from mi_prun.console import run_app
+from mi_prun.errors import UserError
+from mi_prun.importing import gguf_import
+from mi_prun.importing.gguf_import import import_gguf
+from mi_prun.model.loading import load_on
+from mi_prun.model.model_folder import open_model
+from mi_prun.plan.plan import Plan, kept_blocks
+from mi_prun.text.calibration import begins_with_bos
+
+from .gguf_files import write_gguf
+
+pytest.importorskip("gguf")
+pytest.importorskip("accelerate")
+
+WORDS = "The old man opened the door and said that it was late."
+
+
+def by_transformers(path: Path) -> Any:
+    """transformers' own load of a GGUF file, in bfloat16."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+
+
+def check_same(path: Path, out: Path) -> None:
+    """Log-probabilities of the folder, opened by transformers alone, are those of transformers' load of the file."""
+    from transformers import AutoModelForCausalLM
+
+    tokens = open_model(out).tokenizer(WORDS, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        ours = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)(input_ids=tokens).logits
+        theirs = by_transformers(path)(input_ids=tokens).logits
+    assert torch.equal(torch.log_softmax(ours.float(), -1), torch.log_softmax(theirs.float(), -1))
+
+
+def drop(out: Path, pruned: Path, dropped: tuple[int, ...]) -> Path:
+    dense = open_model(out)
+    kept = kept_blocks(dense.num_blocks, dropped)
+    write_checkpoint(dense, Plan(dense=dense.identity, dropped=dropped, kept=kept, method="by-hand"), pruned)
+    return pruned
+
+
+def test_a_tiny_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write_gguf(tmp_path / "tiny.gguf"), tmp_path / "model"
+    sys.argv = ["mi-prun", "import", str(path), "-o", str(out)]
+    assert run_app(app) == 0
+    said = capsys.readouterr()
+    assert "Tiny, " in said.out
+    assert "licence: apache-2.0" in said.out
+    assert "tiny.gguf: llama, Q8_0, " in said.err
+    config = json.loads((out / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["tie_word_embeddings"] is True
+    assert "quantization_config" not in config
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 1
+    card = (out / "README.md").read_text()
+    assert 'license: "apache-2.0"' in card
+    assert "| file | tiny.gguf |" in card
+    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {(out / "config.json").stat().st_mode & 0o777}
+    tokenizer = open_model(out).tokenizer
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "user: x\n"
+    assert tokenizer.decode(tokenizer(WORDS)["input_ids"]) == WORDS
+    check_same(path, out)
+    pruned = drop(out, tmp_path / "pruned", (1,))
+    assert load_on(open_model(pruned)).num_blocks == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "begins"),
+    [
+        ({"tokenizer__ggml__add_bos_token": True}, True),
+        ({"tokenizer__ggml__add_bos_token": False}, False),
+        ({}, False),  # llama.cpp's rule for a byte-level vocabulary ...
+        ({"tokenizer__ggml__pre": "llama-bpe"}, True),  # ... but for Llama 3's
+        ({"tokenizer__ggml__pre": "llama-bpe", "tokenizer__ggml__add_bos_token": False}, False),
+    ],
+)
+def test_a_text_begins_with_bos_where_the_file_says_so(tmp_path: Path, said: dict[str, Any], begins: bool) -> None:
+    out = tmp_path / "model"
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", **said), out)
+    tokenizer = open_model(out).tokenizer
+    assert begins_with_bos(tokenizer) is begins
+    assert json.loads((out / "tokenizer_config.json").read_text())["add_bos_token"] is begins
+    again = drop(out, tmp_path / "pruned", (0,))
+    assert begins_with_bos(open_model(again).tokenizer) is begins
+
+
+def test_two_tokens_end_an_answer(tmp_path: Path) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=7), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 7]
+
+
+def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
+    head = np.random.default_rng(1).standard_normal((4096, 64)).astype(np.float32)
+    path, out = write_gguf(tmp_path / "tiny.gguf", output__weight=head), tmp_path / "model"
+    import_gguf(path, out)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "lm_head.weight" in open_model(out).tensors
+    check_same(path, out)
+
+
+def test_digits_one_by_one(tmp_path: Path) -> None:
+    """`smollm` cuts digits off first: what stands before them is a piece of its own."""
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre="smollm"), tmp_path / "model")
+    backend = open_model(tmp_path / "model").tokenizer.backend_tokenizer
+    pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str("a  12")]
+    assert pieces == ["a", "ĠĠ", "1", "2"]
+
+
+def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre="poro-chat"), tmp_path / "model")
+    assert "as 'poro-chat' does" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"arch": "rwkv6"}, "rwkv6"),
+        ({"arch": "bloom"}, "'bloom' is not supported"),
+        ({"blocks": 2, "llama__block_count": 3}, "lacks 9 tensors of its architecture, such as model.layers.2"),
+        ({"blocks": 3, "llama__block_count": 2}, "has .* parameters, transformers takes"),
+        ({"left_out": "blk.1.ffn_up.weight"}, "lacks 1 tensors .* model.layers.1.mlp.up_proj.weight"),
+        ({"left_out": "token_embd.weight"}, "no embedding"),
+        ({"llama__vocab_size": 5_000}, "the embedding has 4,096 rows"),
+        ({"llama__feed_forward_length": 100}, r"gate_proj.weight is \(96, 64\), but \(100, 64\) by the metadata"),
+        ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, "rotary positions are scaled"),
+        ({"rope_freqs__weight": np.ones(8, np.float32)}, "rotary positions are scaled"),
+        ({"tokenizer__ggml__tokens": None}, "vocabulary|config|transformers"),
+        ({"tokenizer__ggml__model": "rwkv"}, "tokenizer"),
+    ],
+)
+def test_what_would_be_another_model_is_refused(tmp_path: Path, made: dict[str, Any], said: str) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", **made)
+    with pytest.raises(UserError, match=said):
+        import_gguf(path, tmp_path / "model")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.gguf"]
+
+
+def test_a_truncated_file_leaves_nothing(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:-1_000])
+    with pytest.raises(UserError, match="is truncated"):
+        import_gguf(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_import, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'mi-prun\[gguf\]'"):
+        import_gguf(tmp_path / "tiny.gguf", tmp_path / "model")
+
+
+def test_an_output_that_is_there_is_refused_first(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        import_gguf(tmp_path / "none.gguf", tmp_path / "model")
+
+
+def test_smollm2(tmp_path: Path, smollm2_gguf: Path) -> None:
+    """A model that people know: its log-probabilities, its chat, its digits."""
+    out = tmp_path / "smollm2"
+    import_gguf(smollm2_gguf, out)
+    check_same(smollm2_gguf, out)
+    model, tokenizer = load_on(open_model(out)), open_model(out).tokenizer
+    assert not begins_with_bos(tokenizer)
+    assert tokenizer.tokenize("\n\n12") == ["ĊĊ", "1", "2"]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    whole: Any = model.model
+    with torch.inference_mode():
+        answer = whole.generate(prompt, max_new_tokens=24, do_sample=False)[0, prompt.shape[1] :]
+    assert "Paris" in tokenizer.decode(answer)
+
+
+def test_gemma(tmp_path: Path, gemma_gguf: Path) -> None:
+    """Without BOS its perplexity is nearly three times as high: the tokenizer of the folder has it."""
+    out = tmp_path / "gemma"
+    import_gguf(gemma_gguf, out)
+    check_same(gemma_gguf, out)
+    model, tokenizer = load_on(open_model(out)), open_model(out).tokenizer
+    assert begins_with_bos(tokenizer)
+    tokens = tokenizer(WORDS, return_tensors="pt")["input_ids"]
+    whole: Any = model.model
+    with torch.inference_mode():
+        with_bos, without = (math.exp(whole(input_ids=ids, labels=ids).loss) for ids in (tokens, tokens[:, 1:]))
+    assert with_bos < without / 2
