@@ -35,12 +35,24 @@ def pretrained_config(config: Config, what: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    fields = dict(config)
+    fields: dict[str, Any] = special_floats(config)
     # AutoConfig does the same: a Mistral model that lists its blocks' attention is a Ministral model.
     if fields.get("model_type") == "mistral" and "layer_types" in fields and "ministral" in CONFIG_MAPPING:
         fields["model_type"] = "ministral"
     with library_errors(f"{what} cannot be loaded by transformers"):
         return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+
+
+def special_floats(value: Any) -> Any:
+    """Return a config's value with infinities and NaN in place of what transformers writes for them.
+
+    JSON has none, so config.json holds `{"__float__": "Infinity"}`.
+    """
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {name: special_floats(inner) for name, inner in value.items()}
+    return [special_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
 def pretrained_tokenizer(path: Path, config: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoConfig
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.model.pretrained import library_errors, pretrained_config
+from mi_prun.model.pretrained import library_errors, pretrained_config, special_floats
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -121,3 +122,10 @@ def test_what_a_library_raises_is_one_line() -> None:
         raise UserError("ours")
     with pytest.raises(UserError, match=r"config\.json of x cannot be loaded by transformers: "):
         pretrained_config({"model_type": "llama", "hidden_size": "32"}, "config.json of x")
+
+
+def test_infinities_and_nan_are_read_as_transformers_writes_them() -> None:
+    written = {"limits": [0.0, {"__float__": "Infinity"}], "deep": {"low": {"__float__": "-Infinity"}}, "text": "NaN"}
+    assert special_floats(written) == {"limits": [0.0, math.inf], "deep": {"low": -math.inf}, "text": "NaN"}
+    assert math.isnan(special_floats({"__float__": "NaN"}))
+    assert special_floats({"__float__": "1"}) == {"__float__": "1"}
