@@ -14,6 +14,7 @@ from pathlib import Path
 from mi_prun.architecture.architecture import Config, block_kinds, family_of, reduce_config, renamed
 from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
 from mi_prun.checkpoint.companions import companions
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
 from mi_prun.checkpoint.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 from mi_prun.console import progress
@@ -21,6 +22,7 @@ from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
 from mi_prun.model.hub import at_commit
 from mi_prun.model.model_folder import INDEX_NAME, ModelFolder, check_quantization_beside, structure_digest
+from mi_prun.model.shard import Shard
 from mi_prun.plan.block_map import svg_map
 from mi_prun.plan.plan import Plan
 
@@ -36,12 +38,14 @@ def write_checkpoint(
     max_shard_bytes: int = 5_000_000_000,
     force: bool = False,
     assume_uniform: bool = False,
+    healed: tuple[Healing, Shard] | None = None,
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
     Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
     not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
     `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
+    healed: what healing did, and a file of the tensors, by the dense model's names, that it changed.
     """
     check_output(out, force=force)
     check_apart(dense.path, out)
@@ -50,7 +54,7 @@ def write_checkpoint(
     plan.check_belongs_to_folder(dense)
     check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
-    copies = kept_tensors(dense, plan)
+    copies = kept_tensors(dense, plan, healed[1] if healed else None)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
     weights: Weights = "virtual" if virtual else "materialized"
     dense_name, base = _names_of(dense)
@@ -87,6 +91,7 @@ def write_checkpoint(
             block_kinds=kinds,
             structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
+            healing=healed[0] if healed else None,
         )
         card = model_card(manifest, source=dense.path, name=dense_name, base=base)
         files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
@@ -95,14 +100,21 @@ def write_checkpoint(
     return manifest
 
 
-def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
-    """The tensors of the pruned model under their new names, in the order they lie in the dense model's files."""
+def kept_tensors(dense: ModelFolder, plan: Plan, healed: Shard | None = None) -> list[TensorCopy]:
+    """The tensors of the pruned model under their new names, in the order they lie in the dense model's files.
+
+    Those in `healed`, by the dense model's names, come from there.
+    """
     family = family_of(dense.config)
+    changed = {} if healed is None else healed.tensors
     copies = []
     for shard in dense.shards:
         for info in shard.tensors.values():
             if (name := renamed(info.name, family, plan.kept, num_blocks=dense.num_blocks)) is not None:
-                copies.append(TensorCopy(name, shard.path, info))
+                new = changed.get(info.name)
+                copies.append(
+                    TensorCopy(name, shard.path if new is None or healed is None else healed.path, new or info)
+                )
     return copies
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from mi_prun.artefact import Artefact, Record
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Plan
 from mi_prun.version import __version__
@@ -32,6 +33,7 @@ class Manifest(Artefact):
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
     structure_sha256: of every tensor's name, dtype and shape in the pruned model (`model.structure_digest`).
     assume_uniform: config fields that are not known passed, on the user's word that all blocks are alike.
+    healing: how the kept blocks were taught to make up for the dropped ones; None: the weights are the dense model's.
     """
 
     schema_name: ClassVar[str] = "manifest"
@@ -44,6 +46,7 @@ class Manifest(Artefact):
     block_kinds: tuple[str, ...] = ()
     structure_sha256: str | None = None
     assume_uniform: bool = False
+    healing: Healing | None = None
     tool_version: str = __version__
 
 

@@ -1,0 +1,43 @@
+"""What a manifest says of healing: how the kept blocks were taught to make up for the dropped ones."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import Field
+
+from mi_prun.artefact import Record
+
+
+class HealedQuality(Record):
+    """Perplexity and KL to the dense model, nats per token, on one held-out text: pruned, and healed as written."""
+
+    text: str
+    predicted_tokens: int
+    dense_perplexity: float
+    pruned_perplexity: float
+    healed_perplexity: float
+    pruned_kl_nats: float
+    healed_kl_nats: float
+
+    @property
+    def gap_closed(self) -> float:
+        """The share of what pruning cost in log-perplexity that healing won back; 0 where pruning cost nothing."""
+        gap = math.log(self.pruned_perplexity / self.dense_perplexity)
+        return math.log(self.pruned_perplexity / self.healed_perplexity) / gap if gap > 0 else 0.0
+
+
+class Healing(Record):
+    """method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
+
+    tokens: that were trained on. fit_tokens: that the closed form saw. seconds: what it took.
+    """
+
+    method: str
+    text: str
+    tokens: int
+    fit_tokens: int
+    seconds: float
+    seed: int
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    quality: tuple[HealedQuality, ...] = ()
