@@ -1,8 +1,9 @@
 """What healing learned, as a small file: the dense model, the plan and this are the healed model.
 
-A safetensors file. `own/NAME` is a tensor of the student in place of the dense one. `lora_A/NAME` (rank, in) and
+A safetensors file. `own/NAME` is a tensor of the student in place of the dense model's. `lora_A/NAME` (rank, in) and
 `lora_B/NAME` (out, rank) are LoRA: the healed tensor is `W + scaling B A`, W the own tensor or the dense one.
-NAME: the tensor's name in the dense model's files. The metadata names the dense model, the plan's blocks and the scaling.
+NAME: the tensor's name in the dense model's files. The metadata names the dense model, the dropped blocks and the
+scaling.
 """
 
 from __future__ import annotations

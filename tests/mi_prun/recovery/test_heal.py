@@ -91,20 +91,13 @@ def test_manifests_without_healing_are_read(pruned_reference):
 
 @pytest.mark.parametrize("train", ["lora", "all"])
 def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, heal_settings, train):
-    settings = replace(heal_settings, train=train, tokens=4_096)
+    settings = replace(heal_settings, train=train, tokens=2_048)
     healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing
-    assert (healing.method, healing.tokens) == (f"fit + {train}", 4_096)
+    assert (healing.method, healing.tokens) == (f"fit + {train}", 2_048)
     kl = [sum(kind.healed_kl_nats for kind in each.quality) for each in (healing, fitted[0].healing)]
     assert kl[0] < kl[1]
     verify(tmp_path / "healed")
     assert not state_path(tmp_path / "healed").exists()
-
-
-def test_the_same_again_is_the_same_folder(pruned_reference, tmp_path, heal_settings):
-    for name in ("one", "two"):
-        heal_folder(pruned_reference, tmp_path / name, heal_settings)
-    one, two = folder_tensors(tmp_path / "one"), folder_tensors(tmp_path / "two")
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, heal_settings):
