@@ -340,6 +340,8 @@ def heal(
 
     if fit and (no_fit or tokens is not None or minutes is not None):
         raise UserError("--fit is the closed form alone: without --no-fit, --tokens and --minutes")
+    if train == "none":
+        raise UserError("--train must be lora or all; --fit is the closed form alone")
     if tokens is not None and minutes is not None:
         raise UserError("give --tokens or --minutes, not both")
     count = None if tokens is None else parse_tokens(tokens)
