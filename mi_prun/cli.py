@@ -59,7 +59,7 @@ from mi_prun.options import (
     Virtual,
     Window,
 )
-from mi_prun.settings import AnalyzeSettings, HealSettings, PlanSettings
+from mi_prun.settings import SELF, AnalyzeSettings, HealSettings, PlanSettings
 from mi_prun.version import __version__
 
 DEFAULT_MINUTES = 10.0  # of `heal`
@@ -246,7 +246,10 @@ def prune(
     if heal is not None:
         from mi_prun.recovery.amount import parse_heal
 
-        healing = parse_heal(heal, HealSettings(sources=(calibration,), seed=seed, device=device))
+        healing = parse_heal(
+            heal,
+            HealSettings(sources=(calibration,), window_tokens=window or HEAL.window_tokens, seed=seed, device=device),
+        )
         if virtual:
             raise UserError("--heal writes weights of its own: without --virtual")
     dense = open_model(model)
@@ -279,6 +282,7 @@ def prune(
     made = plan_for(make_context(found, plan_settings, load), amount, plan_settings)
     if healing is not None:
         from mi_prun.recovery.heal import heal as heal_model
+        from mi_prun.recovery.healing_text import SampledText
 
         manifest = heal_model(
             dense,
@@ -286,6 +290,7 @@ def prune(
             output,
             healing,
             load=load,
+            sampled=SampledText.of(found) if calibration == SELF else None,
             max_shard_bytes=shard_bytes,
             force=force,
             assume_uniform=assume_uniform,

@@ -21,6 +21,15 @@ class HealedQuality(Record):
     healed_kl_nats: float
 
     @property
+    def better(self) -> bool:
+        """Whether healing helped: nearer to the dense model, and a lower perplexity where pruning had raised it.
+
+        On text that the dense model is bad at, pruning can lower the perplexity: that is no sign of a better model.
+        """
+        lower = self.healed_perplexity < self.pruned_perplexity or self.pruned_perplexity <= self.dense_perplexity
+        return self.healed_kl_nats < self.pruned_kl_nats and lower
+
+    @property
     def gap_closed(self) -> float:
         """The share of what pruning cost in log-perplexity that healing won back; 0 where pruning cost nothing."""
         gap = math.log(self.pruned_perplexity / self.dense_perplexity)

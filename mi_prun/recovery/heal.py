@@ -33,11 +33,11 @@ from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
 from mi_prun.recovery.adapter import write_adapter
 from mi_prun.recovery.closed_form import refit
-from mi_prun.recovery.healing_text import HealingText, load_healing_text, parse_sources
+from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text, parse_sources
 from mi_prun.recovery.judge import Judge, Judged, compared
 from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.training import Training
-from mi_prun.recovery.training_state import OWN, SavedState, load_state, state_path
+from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
 from mi_prun.settings import LEARNING_RATES, HealSettings, check_seed
 
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -81,8 +81,10 @@ def heal(
     adapter: Path | None = None,
     force: bool = False,
     load: Callable[[], BlockModel] | None = None,
+    sampled: SampledText | None = None,
 ) -> Manifest:
     """Write the healed checkpoint of what `plan` keeps of `dense` into `out`. adapter: a file for what was learned.
+    sampled: text of `self` that is there already.
 
     Raises UserError, with nothing written, for settings that do not fit, and where healing does not help.
     """
@@ -109,11 +111,12 @@ def heal(
             parse_sources(settings.sources),
             load_tokenizer(dense),
             window_tokens=window,
-            tokens=settings.tokens if settings.train != "none" else settings.fit_tokens,
+            tokens=settings.fit_tokens if settings.train == "none" and sampled is None else settings.tokens,
             validation_tokens=settings.validation_tokens,
             gate_tokens=settings.gate_tokens,
             seed=settings.seed,
             model=model.model,
+            sampled=sampled,
         )
         if settings.tokens is not None:
             text.check_tokens(settings.tokens, window)
@@ -127,7 +130,8 @@ def heal(
         if settings.train != "none":
             training = Training(
                 weights, text, Judge(weights, text.validation, gate.batch), settings,
-                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, before=time.monotonic() - start,
+                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds,
+                begun=Progress(seconds=time.monotonic() - start, fit_tokens=fitted),
             )  # fmt: skip
             if saved is not None:
                 training.resume(saved)
@@ -147,10 +151,11 @@ def heal(
         weights.settle(healed)
         quality = compared(before, gate.measure())
     method = " + ".join([*(["fit"] if fitted else []), *([settings.train] if settings.train != "none" else [])])
-    if worse := [kind for kind in quality if not kind.healed_perplexity < kind.pruned_perplexity]:
+    if worse := [kind for kind in quality if not kind.better]:
         raise UserError(
             f"healing ({method}) does not help: on {worse[0].text} the perplexity is {worse[0].healed_perplexity:.4g} "
-            f"healed and {worse[0].pruned_perplexity:.4g} without; nothing is written"
+            f"healed and {worse[0].pruned_perplexity:.4g} without, KL to the dense model {worse[0].healed_kl_nats:.4g} "
+            f"and {worse[0].pruned_kl_nats:.4g}; nothing is written"
         )
     healing = Healing(
         method=method,
@@ -177,14 +182,12 @@ def prepare(
 ) -> int:
     """Give the student what it starts with: the closed form, then what is trained. Returns the tokens fitted on."""
     fitted = 0
-    if settings.fit:
-        fitted = max(1, settings.fit_tokens // window) * window
     if saved is not None:
+        fitted = saved.progress.fit_tokens
         for name, tensor in saved.groups[OWN].items():
             weights.give(name, tensor.to(weights.shared(name)))
-        fitted = fitted if saved.groups[OWN] or settings.train == "all" else 0
     elif settings.fit:
-        fitted = _fit(weights, text, settings, fitted // window)
+        fitted = _fit(weights, text, settings, max(1, settings.fit_tokens // window))
     if settings.train == "all":
         parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
         say(f"--train all: {parameters:,} parameters are trained and take {TRAIN_BYTES * parameters / 1e9:.2f} GB more")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mi_prun.analysis.analysis import Analysis
 from mi_prun.errors import UserError
 from mi_prun.settings import SELF
 from mi_prun.text.calibration import Windows, begins_with_bos, windows_for, with_bos
@@ -26,6 +27,7 @@ PASSAGE_MARGIN = 1.3  # a passage has about so many times the tokens of a window
 PROBE_CHARACTERS = 100_000
 LEAST_CHARACTERS, SPARE = 1 << 24, 2.0  # read of a source: so many, and so many times what the tokens take
 PASSAGES_AT_ONCE = 256
+LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
 SELF_TOKENS = 32_768  # sampled where no number of tokens is given
 
 
@@ -57,6 +59,31 @@ def parse_sources(texts: Sequence[str]) -> tuple[WeightedSource, ...]:
     return tuple(sources)
 
 
+@dataclass(frozen=True)
+class SampledText:
+    """Text of `self` that an analysis has sampled already, (windows, tokens) each: its scoring and ranking text to heal
+    on, its held-out text to judge on.
+    """
+
+    healing: Tensor
+    held_out: Tensor
+
+    @staticmethod
+    def of(analysis: Analysis) -> SampledText:
+        """The text of an analysis."""
+        healing = np.concatenate([analysis.scoring, analysis.ranking])
+        return SampledText(torch.from_numpy(healing).long(), torch.from_numpy(analysis.held_out).long())
+
+    def cut(self, window_tokens: int) -> SampledText:
+        """The same text in windows of another length, which begin where they may."""
+
+        def pieces(windows: Tensor) -> Tensor:
+            whole = windows.shape[1] // window_tokens * window_tokens
+            return windows[:, :whole].reshape(-1, window_tokens)
+
+        return SampledText(pieces(self.healing), pieces(self.held_out))
+
+
 @dataclass
 class Supply:
     """The windows of one source, made as they are asked for. name: short, for records."""
@@ -85,10 +112,13 @@ class HealingText:
     validation: by source, in the order given. gate: the same, and one more where there is only one source.
     """
 
-    def __init__(self, supplies: Sequence[Supply], validation_windows: int) -> None:
+    def __init__(self, supplies: Sequence[Supply], validation_share: float) -> None:
         self.supplies = tuple(supplies)
-        self.validation = [Windows(s.held_out[:validation_windows], f"{s.name}, validation part") for s in supplies]
-        self.gate = [Windows(s.held_out[validation_windows:], f"{s.name}, held out part") for s in supplies]
+        self.validation, self.gate = [], []
+        for supply in supplies:
+            cut = max(1, round(len(supply.held_out) * validation_share))
+            self.validation.append(Windows(supply.held_out[:cut], f"{supply.name}, validation part"))
+            self.gate.append(Windows(supply.held_out[cut:], f"{supply.name}, held out part"))
         self._turns: list[tuple[int, int]] = []  # of each window: source, and number in it
 
     @property
@@ -133,22 +163,41 @@ def load_healing_text(
     gate_tokens: int,
     seed: int,
     model: Any,
+    sampled: SampledText | None = None,
 ) -> HealingText:
-    """Read the sources. tokens: how many will be asked for; None: as many as time allows. model: for `self`."""
+    """Read the sources. tokens: how many must be there; None: as many as time allows. model: for `self`.
+
+    sampled: text of `self` to take where it is enough.
+    """
     validation, gate = (windows_for(count, window_tokens) for count in (validation_tokens, gate_tokens))
     total = sum(source.weight for source in sources)
     supplies = []
     for source in sources:
         share = None if tokens is None else math.ceil(tokens * source.weight / total)
         if source.name == SELF:
-            supplies.append(_sampled(source, tokenizer, window_tokens, share, validation + gate, seed, model))
+            held_out = validation + gate
+            there = _taken(source, window_tokens, share, held_out, sampled)
+            supplies.append(there or _sampled(source, tokenizer, window_tokens, share, held_out, seed, model))
         else:
             supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
-    text = HealingText(supplies, validation)
+    text = HealingText(supplies, validation / (validation + gate))
     if len(sources) == 1 and sources[0].name != SELF:  # a text of another kind, for the gate alone
-        sampled = sample_windows(model, tokenizer, windows=gate, window_tokens=window_tokens, seed=seed)
-        text.gate.append(Windows(sampled, f"{SELF}, held out part"))
+        more = sample_windows(model, tokenizer, windows=gate, window_tokens=window_tokens, seed=seed)
+        text.gate.append(Windows(more, f"{SELF}, held out part"))
     return text
+
+
+def _taken(
+    source: WeightedSource, window_tokens: int, tokens: int | None, held_out: int, sampled: SampledText | None
+) -> Supply | None:
+    """The text that is there; None where it is not enough."""
+    if sampled is None:
+        return None
+    cut = sampled.cut(window_tokens)
+    if len(cut.held_out) < LEAST_HELD_OUT or cut.healing.numel() < (tokens or 1):
+        return None
+    windows = cut.healing
+    return Supply(SELF, source.weight, cut.held_out[:held_out], lambda place: windows[place : place + PASSAGES_AT_ONCE])
 
 
 def _sampled(

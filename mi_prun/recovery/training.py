@@ -42,7 +42,7 @@ MOST_GRADIENT = 1.0
 
 
 class Training:
-    """One healing by gradients. `seconds` counts what all starts of it took, `before` what came before this object."""
+    """One healing by gradients. Its progress counts the seconds of all starts; `begun`: what came before it."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Training:
         path: Path,
         fingerprint: str,
         reserved_seconds: float = 0.0,
-        before: float = 0.0,
+        begun: Progress,
     ) -> None:
         self.weights, self.text, self.judge, self.settings = weights, text, judge, settings
         self.path, self.fingerprint = path, fingerprint
@@ -65,10 +65,10 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             list(self.trained.values()), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=on_cpu_or_cuda
         )
-        self.progress = Progress(seconds=before)
+        self.progress = begun
         self.best: dict[str, Tensor] = {}
         self._reserved = reserved_seconds
-        self._start = time.monotonic() - before
+        self._start = time.monotonic() - begun.seconds
         self._saved = time.monotonic()
         window = text.validation[0].tokens.shape[1]
         self.step_windows = max(1, round(settings.batch_tokens / window))

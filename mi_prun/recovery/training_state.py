@@ -27,15 +27,17 @@ OWN, TRAINED, BEST, MOMENTS = "own", "trained", "best", "optimizer"
 class Progress:
     """tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
 
-    best_nats: the least validation loss so far, of the state after step `best_step`.
+    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far, of the state after step
+    `best_step`. checked: validations made.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    fit_tokens: int = 0
     best_nats: float | None = None
     best_step: int = 0
-    checked: int = 0  # validations made
+    checked: int = 0
 
     def after(self, tokens: int, seconds: float) -> Progress:
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=seconds)

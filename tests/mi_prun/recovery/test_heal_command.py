@@ -43,11 +43,11 @@ def test_the_closed_form_of_a_pruned_folder(
     assert "is healed already" in err
 
 
-def test_pruned_and_healed_in_one_step(run: Run, reference: Path, manual: Path, tmp_path: Path) -> None:
+def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "healed"
     status, said, err = run(
-        "prune", reference, "--drop", "4-5", "-o", out, "--heal", "fit", "--calibration", manual, "--tokens", 512,
-        "--window", 64, "--no-quality", "--device", "cpu",
+        "prune", reference, "--drop", "4-5", "-o", out, "--heal", "fit", "--tokens", 256, "--window", 64,
+        "--no-quality", "--device", "cpu",
     )  # fmt: skip
     assert status == 0, err
     assert "dropped blocks (0-based): 4, 5" in said

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import load_tokenizer
 from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.healing_text import load_healing_text, parse_sources
+from mi_prun.recovery.healing_text import SampledText, load_healing_text, parse_sources
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,16 @@ def test_a_text_that_has_nothing_left_beside_what_is_held_out(tmp_path, tokenize
     short.write_text("It rained on the sea all day. " * 20)
     with pytest.raises(UserError, match=r"short\.txt has 600 characters; 12 windows of 32 tokens are held out of it"):
         load([str(short), str(short).replace("short", "other")], tokenizer)
+
+
+def test_text_that_an_analysis_has_sampled_is_not_sampled_again(tokenizer):
+    ids = torch.arange(2 * 130 * 20).view(2, 20, 130)
+    text = load(["self"], tokenizer, tokens=1_024, sampled=SampledText(ids[0], ids[1]))
+    assert text.windows(0, 5)[3:].tolist() == [list(range(96, 128)), list(range(130, 162))]
+    assert text.gate[0].tokens[0].tolist() == list(range(2_730, 2_762))
+    assert len(text.gate) == 1
+
+
+def test_sampled_text_that_is_too_short_is_left(tokenizer):
+    with pytest.raises(AttributeError):  # it turns to the model, and there is none
+        load(["self"], tokenizer, tokens=1_024, sampled=SampledText(torch.zeros(3, 32), torch.zeros(40, 32)))
