@@ -49,6 +49,7 @@ from mi_prun.options import (
     Projection,
     Rank,
     Ratio,
+    ReadAdapter,
     Rerank,
     Seed,
     ShardSize,
@@ -167,6 +168,7 @@ def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json made by `mi-prun plan`")],
     output: Output,
     virtual: Virtual = False,
+    adapter: ReadAdapter = None,
     assume_uniform: AssumeUniform = False,
     max_shard_size: ShardSize = "5GB",
     force: Force = False,
@@ -183,11 +185,19 @@ def apply(
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size)
     read = Plan.read(plan)
+    healed = None
+    if adapter is not None:
+        from mi_prun.recovery.adapter import healed_by
+
+        if not virtual:
+            raise UserError("--adapter goes with --virtual; a folder with weights of its own is written by `heal`")
+        healed = healed_by(adapter, read)
     manifest = write_checkpoint(
         open_dense(model, read),
         read,
         output,
         virtual=virtual,
+        healed=healed,
         max_shard_bytes=shard_bytes,
         force=force,
         assume_uniform=assume_uniform,

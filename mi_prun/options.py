@@ -108,6 +108,9 @@ CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-en
 CheckpointBlocks = Annotated[
     bool, typer.Option("--checkpoint-blocks", help="less memory, more time: run each block again in the backward pass")
 ]
+ReadAdapter = Annotated[
+    Path | None, typer.Option("--adapter", help="of --virtual: what `heal --adapter` wrote, merged as it is served")
+]
 AdapterFile = Annotated[
     Path | None, typer.Option("--adapter", help="write what was learned into this file too, a few megabytes")
 ]

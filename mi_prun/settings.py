@@ -91,8 +91,8 @@ class HealSettings:
     ce_share: float = 0.0
     fit_tokens: int = 16_384
     ridge: float = 0.1
-    gate_tokens: int = 4_096
-    validation_tokens: int = 2_048
+    gate_tokens: int = 2_048
+    validation_tokens: int = 1_024
     save_minutes: float = 3.0
     checkpoint_blocks: bool = False
     seed: int = 0

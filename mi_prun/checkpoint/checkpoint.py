@@ -14,7 +14,7 @@ from pathlib import Path
 from mi_prun.architecture.architecture import Config, block_kinds, family_of, reduce_config, renamed
 from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
 from mi_prun.checkpoint.companions import companions
-from mi_prun.checkpoint.healing import Healing
+from mi_prun.checkpoint.healing import ADAPTER_NAME, Healed
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
 from mi_prun.checkpoint.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 from mi_prun.console import progress
@@ -38,14 +38,14 @@ def write_checkpoint(
     max_shard_bytes: int = 5_000_000_000,
     force: bool = False,
     assume_uniform: bool = False,
-    healed: tuple[Healing, Shard] | None = None,
+    healed: Healed | None = None,
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
     Raises UserError, with nothing written, where the plan belongs to another model, the family or a config field is
     not supported, `out` is taken (`force` replaces it whole) or the disk is too small.
     `assume_uniform` lets config fields pass that are not known and may be per block; the manifest records it.
-    healed: what healing did, and a file of the tensors, by the dense model's names, that it changed.
+    healed: what healing changed; a virtual folder takes its adapter.
     """
     check_output(out, force=force)
     check_apart(dense.path, out)
@@ -54,7 +54,7 @@ def write_checkpoint(
     plan.check_belongs_to_folder(dense)
     check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
-    copies = kept_tensors(dense, plan, healed[1] if healed else None)
+    copies = kept_tensors(dense, plan, healed.tensors if healed else None)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
     weights: Weights = "virtual" if virtual else "materialized"
     dense_name, base = _names_of(dense)
@@ -79,6 +79,8 @@ def write_checkpoint(
             )
         for name in beside:
             files[name] = _write(folder, name, (dense.path / name).read_bytes())
+        if healed is not None and healed.adapter is not None:
+            files[ADAPTER_NAME] = _write(folder, ADAPTER_NAME, healed.adapter.read_bytes())
         files["config.json"] = _write(folder, "config.json", _json(config))
         kinds = tuple(block_kinds(dense.config))
         files[MAP_NAME] = _write(folder, MAP_NAME, svg_map(plan.dense.num_blocks, plan.dropped, kinds).encode())
@@ -91,7 +93,7 @@ def write_checkpoint(
             block_kinds=kinds,
             structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
-            healing=healed[0] if healed else None,
+            healing=healed.healing if healed else None,
         )
         card = model_card(manifest, source=dense.path, name=dense_name, base=base)
         files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())

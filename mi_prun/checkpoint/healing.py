@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import Field
 
 from mi_prun.artefact import Record
+from mi_prun.model.shard import Shard
+
+ADAPTER_NAME = "healed_adapter.safetensors"  # in a virtual folder
 
 
 class HealedQuality(Record):
@@ -50,3 +55,15 @@ class Healing(Record):
     seed: int
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     quality: tuple[HealedQuality, ...] = ()
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What is written of a healing. tensors: a file of those that it changed, by the dense model's names.
+
+    adapter: the file of what was learned, for a virtual folder, which has no tensors of its own.
+    """
+
+    healing: Healing
+    tensors: Shard | None = None
+    adapter: Path | None = None

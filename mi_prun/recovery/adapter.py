@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.errors import UserError
 from mi_prun.files import new_file
 from mi_prun.plan.plan import Plan
@@ -25,15 +26,22 @@ FORMAT = "mi_prun adapter 1"
 OWN, LORA_A, LORA_B = "own", "lora_A", "lora_B"
 
 
+NOT_SAID = Healing(method="not said", text="", tokens=0, fit_tokens=0, seconds=0, seed=0)
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """Tensors by the dense model's names. transposed: names of the matrices that are kept (in, out), as GPT-2's."""
+    """Tensors by the dense model's names. transposed: names of the matrices that are kept (in, out), as GPT-2's.
+
+    healing: how they were learned, in one that was read.
+    """
 
     own: Mapping[str, Tensor]
     lora_a: Mapping[str, Tensor]
     lora_b: Mapping[str, Tensor]
     scaling: float = 1.0
     transposed: tuple[str, ...] = ()
+    healing: Healing = NOT_SAID
 
     @property
     def names(self) -> set[str]:
@@ -49,7 +57,7 @@ class Adapter:
         return tensor.to(dense.dtype)
 
 
-def write_adapter(path: Path, adapter: Adapter, plan: Plan) -> None:
+def write_adapter(path: Path, adapter: Adapter, plan: Plan, healing: Healing) -> None:
     """Write an adapter file atomically."""
     tensors = {f"{OWN}/{name}": tensor for name, tensor in adapter.own.items()}
     tensors |= {f"{LORA_A}/{name}": tensor for name, tensor in adapter.lora_a.items()}
@@ -60,12 +68,18 @@ def write_adapter(path: Path, adapter: Adapter, plan: Plan) -> None:
         "dropped": json.dumps(plan.dropped),
         "scaling": json.dumps(adapter.scaling),
         "transposed": json.dumps(adapter.transposed),
+        "healing": healing.model_dump_json(),
     }
     with new_file(path) as partial:
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
         except SafetensorError as error:  # its words for a full disk
             raise UserError(f"cannot write {path}: {error}; nothing was left behind") from error
+
+
+def healed_by(path: Path, plan: Plan) -> Healed:
+    """What a virtual folder takes of an adapter file, which must be of its plan."""
+    return Healed(read_adapter(path, plan).healing, adapter=path)
 
 
 def read_adapter(path: Path, plan: Plan) -> Adapter:
@@ -88,9 +102,10 @@ def read_adapter(path: Path, plan: Plan) -> Adapter:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 group, _, rest = name.partition("/")
                 groups[group][rest] = file.get_tensor(name)
+            healing = Healing.model_validate_json(metadata["healing"])
             scaling, transposed = json.loads(metadata["scaling"]), tuple(json.loads(metadata["transposed"]))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"adapter {path} cannot be read: {error}") from error
     if groups[LORA_A].keys() != groups[LORA_B].keys():
         raise UserError(f"adapter {path} is not whole: each lora_A needs its lora_B")
-    return Adapter(groups[OWN], groups[LORA_A], groups[LORA_B], scaling, transposed)
+    return Adapter(groups[OWN], groups[LORA_A], groups[LORA_B], scaling, transposed, healing)

@@ -44,28 +44,24 @@ class Distillation:
             with torch.no_grad():
                 log_q = torch.log_softmax(logits.float(), -1)
                 log_p = torch.log_softmax(model.logits(theirs[:, None])[:, 0].float(), -1)
-                total += float(_kl(log_p, log_q))
-                gradient = self._gradient(log_p, log_q, targets).mul_(scale / len(states))
+                p = log_p.exp()
+                total += float((p * (log_p - log_q)).sum())
+                gradient = self._gradient(p, log_p, log_q, targets).mul_(scale / len(states))
             gradients += torch.autograd.grad(logits, ours, gradient.to(logits.dtype))
         torch.autograd.backward(states, torch.cat(gradients))
         return total
 
-    def _gradient(self, log_p: Tensor, log_q: Tensor, targets: Tensor) -> Tensor:
-        """The gradient on the student's logits, from log-probabilities at T = 1; both are overwritten."""
+    def _gradient(self, p: Tensor, log_p: Tensor, log_q: Tensor, targets: Tensor) -> Tensor:
+        """The gradient on the student's logits, from (log-)probabilities at T = 1; `log_q` is overwritten."""
         share, temperature = self.ce_share, self.temperature
         hard = None
         if share:
             hard = log_q.exp()
             hard[torch.arange(len(targets), device=targets.device), targets] -= 1
         if temperature != 1:  # softmax(z / T) is that of log-probabilities over T
-            log_p, log_q = (torch.log_softmax(each / temperature, -1) for each in (log_p, log_q))
-        gradient = log_q.exp_().sub_(log_p.exp_()).mul_((1 - share) * temperature)
+            p, log_q = torch.softmax(log_p / temperature, -1), torch.log_softmax(log_q / temperature, -1)
+        gradient = log_q.exp_().sub_(p).mul_((1 - share) * temperature)
         return gradient if hard is None else gradient.add_(hard, alpha=share)
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) summed over rows. (rows, vocabulary) log-probabilities."""
-    return (log_p.exp() * (log_p - log_q)).sum()
 
 
 def _chunks(model: BlockModel, states: Tensor, teacher: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -82,6 +78,6 @@ def losses(model: BlockModel, student: Tensor, teacher: Tensor, tokens: Tensor) 
     for ours, theirs, targets in _chunks(model, student[:, :-1].flatten(0, 1), teacher, tokens):
         log_q, log_p = (torch.log_softmax(model.logits(h[:, None])[:, 0].float(), -1) for h in (ours, theirs))
         pick = targets[:, None]
-        parts = (-log_p.gather(1, pick).sum(), -log_q.gather(1, pick).sum(), _kl(log_p, log_q))
+        parts = (-log_p.gather(1, pick).sum(), -log_q.gather(1, pick).sum(), (log_p.exp() * (log_p - log_q)).sum())
         sums += torch.tensor([float(part) for part in parts], dtype=torch.float64)
     return sums

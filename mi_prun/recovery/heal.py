@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mi_prun.architecture.architecture import Family, family_of
 from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
-from mi_prun.checkpoint.healing import Healing
+from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.console import progress, say
@@ -172,7 +172,7 @@ def heal(
         max_shard_bytes=max_shard_bytes, force=force, assume_uniform=assume_uniform,
     )  # fmt: skip
     if adapter is not None:
-        write_adapter(adapter, learned, plan)
+        write_adapter(adapter, learned, plan, healing)
     path.unlink(missing_ok=True)
     return manifest
 
@@ -250,7 +250,7 @@ def _write(
             max_shard_bytes=max_shard_bytes,
             force=force,
             assume_uniform=assume_uniform,
-            healed=(healing, read_shard(file)),
+            healed=Healed(healing, read_shard(file)),
         )
 
 

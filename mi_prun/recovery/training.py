@@ -36,7 +36,7 @@ from mi_prun.recovery.training_state import (
 )
 from mi_prun.settings import HealSettings
 
-VALIDATE_AT = (0.6, 0.8, 1.0)  # of the whole training: the early states are not the best ones
+VALIDATE_AT = (0.7, 1.0)  # of the whole training: the early states are not the best ones
 LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 MOST_GRADIENT = 1.0
 

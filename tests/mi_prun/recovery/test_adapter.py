@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
@@ -53,9 +54,10 @@ def test_a_transposed_matrix_gets_the_transposed_change():
 
 def test_lora_without_its_other_half(tmp_path, pruned_reference):
     plan = read_manifest(pruned_reference).plan
+    healing = Healing(method="lora", text="", tokens=0, fit_tokens=0, seconds=0, seed=0).model_dump_json()
     metadata = {
         "format": "mi_prun adapter 1", "dense_weights_sha256": plan.dense.weights_sha256, "dropped": "[4, 5, 8]",
-        "scaling": "1.0", "transposed": "[]",
+        "scaling": "1.0", "transposed": "[]", "healing": healing,
     }  # fmt: skip
     save_file({"lora_A/w": torch.ones(2, 2)}, tmp_path / "adapter", metadata)
     with pytest.raises(UserError, match="not whole"):

@@ -38,6 +38,13 @@ def test_the_closed_form_of_a_pruned_folder(
     assert "healed       fit" in said
     assert "of the gap in log-perplexity; manual.txt, held out part" in said
     assert run("inspect", out, "--verify")[0] == 0
+    plan = tmp_path / "plan.json"
+    read_manifest(out).plan.write(plan)
+    dense = read_manifest(out).plan.dense.name
+    assert run("apply", dense, plan, "-o", tmp_path / "virtual", "--virtual", "--adapter", adapter)[0] == 0
+    assert read_manifest(tmp_path / "virtual").healing == read_manifest(out).healing
+    assert run("inspect", tmp_path / "virtual", "--verify")[0] == 0
+    assert "--adapter goes with --virtual" in run("apply", dense, plan, "-o", tmp_path / "x", "--adapter", adapter)[2]
     status, _, err = run("heal", out, "-o", tmp_path / "again", "--fit", *text)
     assert (status, err.count("\n")) == (2, 1)
     assert "is healed already" in err
