@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -242,7 +243,10 @@ def _write(
     """The checkpoint, with `tensors` in place of the dense model's of those names."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.healed-", dir=out.absolute().parent) as folder:
         file = Path(folder) / "healed.safetensors"
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+        try:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
+        except SafetensorError as error:  # its words for a full disk
+            raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
         return write_checkpoint(
             dense,
             plan,

@@ -100,7 +100,10 @@ class SharedWeights:
         """Put LoRA on every linear layer of the blocks that may be trained. Raises UserError where the rank does not
         fit a matrix.
         """
-        from peft import LoraConfig, inject_adapter_in_model
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
         from transformers.pytorch_utils import Conv1D
 
         targets: dict[str, str] = {}  # the layer's path in the model -> the name of its weight
