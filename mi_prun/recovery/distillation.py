@@ -39,7 +39,7 @@ class Distillation:
         gradients: list[Tensor] = []
         total = 0.0
         for chunk, theirs, targets in _chunks(model, states, teacher, tokens):
-            ours = chunk.detach().requires_grad_()
+            ours = chunk.detach().to(theirs.dtype).requires_grad_()
             logits = model.logits(ours[:, None])[:, 0]
             with torch.no_grad():
                 log_q = torch.log_softmax(logits.float(), -1)
@@ -48,7 +48,7 @@ class Distillation:
                 total += float((p * (log_p - log_q)).sum())
                 gradient = self._gradient(p, log_p, log_q, targets).mul_(scale / len(states))
             gradients += torch.autograd.grad(logits, ours, gradient.to(logits.dtype))
-        torch.autograd.backward(states, torch.cat(gradients))
+        torch.autograd.backward(states, torch.cat(gradients).to(states.dtype))
         return total
 
     def _gradient(self, p: Tensor, log_p: Tensor, log_q: Tensor, targets: Tensor) -> Tensor:
@@ -76,7 +76,9 @@ def losses(model: BlockModel, student: Tensor, teacher: Tensor, tokens: Tensor) 
     """Sums over the predicted tokens, nats: cross-entropy of the dense model, of the student, and KL between. (3,)"""
     sums = torch.zeros(3, dtype=torch.float64)
     for ours, theirs, targets in _chunks(model, student[:, :-1].flatten(0, 1), teacher, tokens):
-        log_q, log_p = (torch.log_softmax(model.logits(h[:, None])[:, 0].float(), -1) for h in (ours, theirs))
+        log_q, log_p = (
+            torch.log_softmax(model.logits(h[:, None].to(theirs.dtype))[:, 0].float(), -1) for h in (ours, theirs)
+        )
         pick = targets[:, None]
         parts = (-log_p.gather(1, pick).sum(), -log_q.gather(1, pick).sum(), (log_p.exp() * (log_p - log_q)).sum())
         sums += torch.tensor([float(part) for part in parts], dtype=torch.float64)

@@ -142,12 +142,19 @@ class SharedWeights:
 
     @contextlib.contextmanager
     def student(self) -> Iterator[None]:
-        """Inside it, blocks run with the student's weights and adapters."""
+        """Inside it, blocks run with the student's weights and adapters.
+
+        What is trained is float32; of a model in fewer bits it is rounded as it is used.
+        """
         try:
             for own in self.own.values():
                 own.module._parameters[own.leaf] = own.own
             self._enable(True)
-            yield
+            if self.model.dtype == torch.float32:
+                yield
+            else:
+                with torch.autocast(self.model.device.type, self.model.dtype):
+                    yield
         finally:
             self._enable(False)
             for own in self.own.values():

@@ -7,7 +7,6 @@ at random here: a training that goes on from its saved state computes what it wo
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -146,13 +145,10 @@ class Training:
 
     def _backward(self, tokens: Tensor, scale: float) -> float:
         weights, count = self.weights, self.weights.model.num_blocks
-        device = weights.model.device
-        mixed = weights.model.dtype != torch.float32
-        context = torch.autocast(device.type, weights.model.dtype) if mixed else contextlib.nullcontext()
         with torch.no_grad():
             before = weights.run(weights.embed(tokens), range(weights.first))
             dense = weights.run(before, range(weights.first, count))
-        with weights.student(), context:
+        with weights.student():
             state = before
             for block in weights.trained_blocks:
                 state = self._run_block(state, block)

@@ -49,9 +49,11 @@ def test_accumulation_and_checkpoints_change_no_gradient(shared, training, chang
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("train", ["lora", "all"])
-def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, train):
+def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, train, dtype):
     weights = shared((2, 3))
+    weights.model.model.to(dtype)
     before = {name: parameter.clone() for name, parameter in weights.model.model.named_parameters()}
     weights.give_all(torch.float32) if train == "all" else weights.adapt(4, 8, 0)
     run = training(weights, replace(SETTINGS, tokens=2_048))
