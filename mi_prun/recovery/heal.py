@@ -40,6 +40,7 @@ from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
 from mi_prun.settings import LEARNING_RATES, HealSettings, check_seed
+from mi_prun.text.text_source import text_digest
 
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
@@ -126,22 +127,13 @@ def heal(
         before = gate.measure()
         gate_seconds = time.monotonic() - begun
         _say_before(before)
-        fitted = prepare(weights, text, settings, saved, window)
-        done = 0
+        taught = Progress(fit_tokens=prepare(weights, text, settings, saved, window), seconds=time.monotonic() - start)
         if settings.train != "none":
             training = Training(
                 weights, text, Judge(weights, text.validation, gate.batch), settings,
-                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds,
-                begun=Progress(seconds=time.monotonic() - start, fit_tokens=fitted),
+                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught,
             )  # fmt: skip
-            if saved is not None:
-                training.resume(saved)
-                say(f"going on from step {saved.progress.step:,}, {saved.progress.tokens:,} tokens ({path.name})")
-            with progress("healing", 1, "of it") as advance:
-                done = training.run(advance).tokens
-            seconds = training.progress.seconds
-        else:
-            seconds = time.monotonic() - start
+            taught = _train(training, saved)
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
@@ -151,23 +143,21 @@ def heal(
         }
         weights.settle(healed)
         quality = compared(before, gate.measure())
-    method = " + ".join([*(["fit"] if fitted else []), *([settings.train] if settings.train != "none" else [])])
-    if worse := [kind for kind in quality if not kind.better]:
-        raise UserError(
-            f"healing ({method}) does not help: on {worse[0].text} the perplexity is {worse[0].healed_perplexity:.4g} "
-            f"healed and {worse[0].pruned_perplexity:.4g} without, KL to the dense model {worse[0].healed_kl_nats:.4g} "
-            f"and {worse[0].pruned_kl_nats:.4g}; nothing is written"
-        )
     healing = Healing(
-        method=method,
+        method=" + ".join([*["fit"] * bool(taught.fit_tokens), *[settings.train] * (settings.train != "none")]),
         text=text.name,
-        tokens=done,
-        fit_tokens=fitted,
-        seconds=round(seconds, 1),
+        tokens=taught.tokens,
+        fit_tokens=taught.fit_tokens,
+        seconds=round(taught.seconds, 1),
         seed=settings.seed,
         settings=recorded(settings),
         quality=quality,
     )
+    try:
+        check_helps(healing)
+    except UserError:
+        path.unlink(missing_ok=True)  # there is nothing to go on with
+        raise
     manifest = _write(
         dense, plan, out, {names[name]: tensor for name, tensor in healed.items()}, healing,
         max_shard_bytes=max_shard_bytes, force=force, assume_uniform=assume_uniform,
@@ -176,6 +166,27 @@ def heal(
         write_adapter(adapter, learned, plan, healing)
     path.unlink(missing_ok=True)
     return manifest
+
+
+def _train(training: Training, saved: SavedState | None) -> Progress:
+    """Train to the end, from a saved state where there is one."""
+    if saved is not None:
+        training.resume(saved)
+        step = saved.progress
+        say(f"going on from step {step.step:,}, {step.tokens:,} tokens ({training.path.name})")
+    with progress("healing", 1, "of it") as advance:
+        return training.run(advance)
+
+
+def check_helps(healing: Healing) -> None:
+    """The gate. Raises UserError where the healed model is not better on every held-out text."""
+    for kind in healing.quality:
+        if not kind.better:
+            raise UserError(
+                f"healing ({healing.method}) does not help: on {kind.text} the perplexity is "
+                f"{kind.healed_perplexity:.4g} healed and {kind.pruned_perplexity:.4g} without, KL to the dense model "
+                f"{kind.healed_kl_nats:.4g} and {kind.pruned_kl_nats:.4g}; nothing is written"
+            )
 
 
 def prepare(
@@ -316,7 +327,10 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
 
 def fingerprint_of(plan: Plan, settings: HealSettings) -> str:
     """What an interrupted healing must agree in to be gone on with."""
-    said = {"dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings)}
+    texts = [text_digest(source.name) for source in parse_sources(settings.sources)]
+    said = {
+        "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings), "texts": texts,
+    }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

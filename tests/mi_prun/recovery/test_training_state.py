@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.recovery import training_state
-from mi_prun.recovery.heal import heal_folder
+from mi_prun.recovery.heal import fingerprint_of, heal_folder
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import Progress, load_state, save_state, state_path
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from mi_prun.recovery.heal import heal_folder
+from mi_prun.recovery.heal import fingerprint_of, heal_folder
 from mi_prun.settings import HealSettings
 heal_folder(Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3]))
 """
@@ -109,3 +110,13 @@ def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
         save_state(tmp_path / "state", "mine", Progress(step=2), {})
     assert load_state(tmp_path / "state", "mine").progress.step == 1
     assert [file.name for file in tmp_path.iterdir()] == ["state"]
+
+
+def test_another_text_under_the_same_name_is_another_healing(pruned_reference, tmp_path, heal_settings):
+    plan = read_manifest(pruned_reference).plan
+    (tmp_path / "a.txt").write_text("one")
+    settings = replace(heal_settings, sources=(str(tmp_path / "a.txt"),))
+    before = fingerprint_of(plan, settings)
+    assert fingerprint_of(plan, settings) == before
+    (tmp_path / "a.txt").write_text("two")
+    assert fingerprint_of(plan, settings) != before
