@@ -84,7 +84,7 @@ class HealSettings:
     rank: int = 32
     learning_rate: float | None = None
     warm_up: float = 0.05
-    batch_tokens: int = 2_048
+    batch_tokens: int = 1_024
     forward_tokens: int = 2_048
     window_tokens: int = 512
     temperature: float = 1.0
