@@ -13,37 +13,56 @@ from mi_prun.console import kept, new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.options import (
     ANALYZE,
+    HEAL,
     PLAN,
+    AdapterFile,
     AssumeUniform,
+    BatchTokens,
     Calibration,
+    CeShare,
+    CheckpointBlocks,
     CriterionName,
     Device,
     Drop,
     Estimator,
+    Fit,
     For,
     Force,
+    Healing,
+    HealMinutes,
+    HealText,
+    HealTokens,
+    HealWindow,
+    LearningRate,
     MaxKl,
     MaxPplIncrease,
     Method,
     Model,
+    NoFit,
     Noise,
     NoQuality,
     NumBlocks,
     Output,
     ParamRatio,
     Projection,
+    Rank,
     Ratio,
+    ReadAdapter,
     Rerank,
     Seed,
     ShardSize,
     StreamBlocks,
+    Temperature,
     Tokens,
+    Train,
     Virtual,
     Window,
 )
-from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
+from mi_prun.settings import AnalyzeSettings, HealSettings, PlanSettings, WriteSettings
 from mi_prun.sizes import parse_size
 from mi_prun.version import __version__
+
+DEFAULT_MINUTES = 10.0  # of `heal`
 
 app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
 
@@ -167,6 +186,7 @@ def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json made by `mi-prun plan`")],
     output: Output,
     virtual: Virtual = False,
+    adapter: ReadAdapter = None,
     assume_uniform: AssumeUniform = False,
     max_shard_size: ShardSize = "5GB",
     force: Force = False,
@@ -183,11 +203,19 @@ def apply(
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
+    healed = None
+    if adapter is not None:
+        from mi_prun.recovery.adapter import healed_by
+
+        if not virtual:
+            raise UserError("--adapter goes with --virtual; a folder with weights of its own is written by `heal`")
+        healed = healed_by(adapter, chosen)
     manifest = write_checkpoint(
         open_dense(model, chosen),
         chosen,
         output,
         virtual=virtual,
+        healed=healed,
         max_shard_bytes=shard_bytes,
         force=force,
         assume_uniform=assume_uniform,
@@ -216,6 +244,7 @@ def prune(
     rerank: Rerank = PLAN.rerank,
     criterion: CriterionName = PLAN.criterion,
     no_quality: NoQuality = False,
+    heal: Healing = None,
     virtual: Virtual = False,
     assume_uniform: AssumeUniform = False,
     max_shard_size: ShardSize = "5GB",
@@ -230,6 +259,14 @@ def prune(
     from mi_prun import pipeline, summary
     from mi_prun.plan.ratio import Amount
 
+    healing = None
+    if heal is not None:
+        from mi_prun.recovery.amount import parse_heal
+
+        healing = parse_heal(
+            heal,
+            HealSettings(sources=(calibration,), window_tokens=window or HEAL.window_tokens, seed=seed, device=device),
+        )
     pruned = pipeline.prune(
         model,
         output,
@@ -246,10 +283,69 @@ def prune(
         ),
         PlanSettings(method, rerank, not no_quality, None, seed, device, criterion),
         WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform),
+        heal=healing,
         force=force,
     )
     summary.plan(pruned.plan, None)
-    summary.checkpoint(pruned.manifest, output)
+    (summary.checkpoint if healing is None else summary.healing)(pruned.manifest, output)
+
+
+@app.command()
+def heal(
+    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="a folder made by `mi-prun prune` or `apply`")],
+    output: Output,
+    tokens: HealTokens = None,
+    minutes: HealMinutes = None,
+    fit: Fit = False,
+    no_fit: NoFit = False,
+    train: Train = HEAL.train,
+    rank: Rank = HEAL.rank,
+    learning_rate: LearningRate = None,
+    calibration: HealText = None,
+    window: HealWindow = HEAL.window_tokens,
+    batch_tokens: BatchTokens = HEAL.batch_tokens,
+    temperature: Temperature = HEAL.temperature,
+    ce_share: CeShare = HEAL.ce_share,
+    checkpoint_blocks: CheckpointBlocks = False,
+    adapter: AdapterFile = None,
+    model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the pruned one says")] = None,
+    seed: Seed = HEAL.seed,
+    device: Device = None,
+    force: Force = False,
+) -> None:
+    """Make up for the dropped blocks: the dense model teaches the kept ones, from one copy of the weights.
+
+    Example: mi-prun heal pruned/ --minutes 10 --calibration wiki.txt --calibration books.txt -o healed/
+    """
+    from mi_prun import summary
+    from mi_prun.recovery.amount import parse_tokens
+    from mi_prun.recovery.heal import heal_folder
+
+    if fit and (no_fit or tokens is not None or minutes is not None):
+        raise UserError("--fit is the closed form alone: without --no-fit, --tokens and --minutes")
+    if train == "none":
+        raise UserError("--train must be lora or all; --fit is the closed form alone")
+    if tokens is not None and minutes is not None:
+        raise UserError("give --tokens or --minutes, not both")
+    count = None if tokens is None else parse_tokens(tokens)
+    settings = HealSettings(
+        sources=tuple(calibration or HEAL.sources),
+        fit=not no_fit,
+        train="none" if fit else train,
+        tokens=count,
+        minutes=None if fit or count is not None else (DEFAULT_MINUTES if minutes is None else minutes),
+        rank=rank,
+        learning_rate=learning_rate,
+        batch_tokens=batch_tokens,
+        forward_tokens=min(batch_tokens, HEAL.forward_tokens),
+        window_tokens=window,
+        temperature=temperature,
+        ce_share=ce_share,
+        checkpoint_blocks=checkpoint_blocks,
+        seed=seed,
+        device=device,
+    )
+    summary.healing(heal_folder(pruned, output, settings, model=model, adapter=adapter, force=force), output)
 
 
 @app.command()

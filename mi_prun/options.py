@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mi_prun.settings import AnalyzeSettings, PlanSettings
+from mi_prun.settings import AnalyzeSettings, HealSettings, PlanSettings
 
 ANALYZE = AnalyzeSettings()
 PLAN = PlanSettings()
@@ -79,3 +79,38 @@ For = Annotated[
 ]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="size of a file of written weights: 5GB, 500MB")]
+HEAL = HealSettings()
+Healing = Annotated[
+    str | None,
+    typer.Option(
+        "--heal", metavar="10min", help="make up for the dropped blocks: `fit`, 10min, 1h, or tokens: 500k, 1M"
+    ),
+]
+HealText = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="TEXT[=WEIGHT]",
+        help="text to heal on, as of `analyze`; give it again for more sources, with weights. Default: self",
+    ),
+]
+HealTokens = Annotated[str | None, typer.Option("--tokens", metavar="1M", help="how many are trained on")]
+HealMinutes = Annotated[float | None, typer.Option(help="how long is healed; default: 10")]
+Fit = Annotated[bool, typer.Option("--fit", help="the closed form alone: no gradient, a minute or two on a CPU")]
+NoFit = Annotated[bool, typer.Option("--no-fit", help="begin the training without the closed form")]
+Train = Annotated[str, typer.Option(help="lora: adapters on all linear layers; all: the blocks whole")]
+Rank = Annotated[int, typer.Option(help="of LoRA")]
+LearningRate = Annotated[float | None, typer.Option(help="default: 1e-3 of lora, 3e-4 of all")]
+BatchTokens = Annotated[int, typer.Option(help="tokens of one step of the optimizer")]
+HealWindow = Annotated[int, typer.Option("--window", help="tokens in a window")]
+Temperature = Annotated[float, typer.Option(help="of the teacher's and the student's distributions")]
+CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-entropy on the text itself, 0 to 1")]
+CheckpointBlocks = Annotated[
+    bool, typer.Option("--checkpoint-blocks", help="less memory, more time: run each block again in the backward pass")
+]
+ReadAdapter = Annotated[
+    Path | None, typer.Option("--adapter", help="of --virtual: what `heal --adapter` wrote, merged as it is served")
+]
+AdapterFile = Annotated[
+    Path | None, typer.Option("--adapter", help="write what was learned into this file too, a few megabytes")
+]

@@ -14,6 +14,7 @@ from mi_prun.analysis.analyze import check_analyzable, make_analysis
 from mi_prun.architecture.architecture import check_config
 from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
 from mi_prun.checkpoint.manifest import Manifest
+from mi_prun.errors import UserError
 from mi_prun.files import check_output
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
@@ -22,8 +23,10 @@ from mi_prun.plan.ratio import Amount
 from mi_prun.planning.by_hand import plan_dropping
 from mi_prun.planning.limit import parse_limit
 from mi_prun.planning.planning import check_settings, make_context, plan_for
+from mi_prun.recovery.heal import heal as heal_model
+from mi_prun.recovery.healing_text import SampledText
 from mi_prun.selection.methods import check_possible
-from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
+from mi_prun.settings import SELF, AnalyzeSettings, HealSettings, PlanSettings, WriteSettings
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,22 @@ def prune(
     plan_settings: PlanSettings,
     write_settings: WriteSettings,
     *,
+    heal: HealSettings | None = None,
     force: bool = False,
 ) -> Pruned:
     """Choose the blocks of the dense model `reference` that go, and write the checkpoint without them into `out`.
 
+    heal: make up for the dropped blocks, too.
     Raises UserError, with nothing written. What can be known before the long pass is refused before it.
     """
     check_output(out, force=force)  # before a model is fetched
     dense = open_model(reference)
     check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
+    if heal is not None and write_settings.virtual:
+        raise UserError("--heal writes weights of its own: without --virtual")
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     blocks = amount.blocks(dense.identity)
+    sampled = None
     if isinstance(blocks, tuple):  # nothing is to be chosen
         plan = plan_dropping(dense, blocks, analyze_settings, quality=plan_settings.quality, load=load)
     else:
@@ -60,6 +68,21 @@ def prune(
         if analysis is None:
             raise ValueError("prune runs as one process")
         plan = plan_for(make_context(analysis, plan_settings, load, dense), amount, plan_settings)
+        if analyze_settings.calibration == SELF:
+            sampled = SampledText.of(analysis)
+    if heal is not None:
+        healed = heal_model(
+            dense,
+            plan,
+            out,
+            heal,
+            load=load,
+            sampled=sampled,
+            max_shard_bytes=write_settings.max_shard_bytes,
+            force=force,
+            assume_uniform=write_settings.assume_uniform,
+        )
+        return Pruned(plan, healed)
     load.cache_clear()  # writing reads the files
     manifest = write_checkpoint(
         dense,

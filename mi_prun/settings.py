@@ -83,3 +83,45 @@ def check_seed(seed: int) -> None:
     """Refuse a seed that the annealer does not take."""
     if not 0 <= seed <= MOST_SEED:
         raise UserError(f"--seed must be in 0..{MOST_SEED}, got {seed}")
+
+
+@dataclass(frozen=True)
+class HealSettings:
+    """How the dropped blocks are made up for. Why these defaults: docs/recovery.md.
+
+    sources: text, each `TEXT` or `TEXT=WEIGHT`. fit: begin with the closed form. train: `lora`, `all` or `none`.
+    tokens, minutes: how long is trained; one of them. rank: of LoRA. learning_rate: None takes that of `train`.
+    batch_tokens: of one optimizer step; forward_tokens: run at once. ridge: of the closed form, in mean diagonals of
+    the Gram. gate_tokens, validation_tokens: held out of each source.
+    """
+
+    sources: tuple[str, ...] = (SELF,)
+    fit: bool = True
+    train: str = "lora"
+    tokens: int | None = None
+    minutes: float | None = None
+    rank: int = 32
+    learning_rate: float | None = None
+    warm_up: float = 0.05
+    batch_tokens: int = 1_024
+    forward_tokens: int = 2_048
+    window_tokens: int = 512
+    temperature: float = 1.0
+    ce_share: float = 0.0
+    fit_tokens: int = 16_384
+    ridge: float = 0.1
+    gate_tokens: int = 2_048
+    validation_tokens: int = 1_024
+    save_minutes: float = 3.0
+    checkpoint_blocks: bool = False
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return LEARNING_RATES[self.train] if self.learning_rate is None else self.learning_rate
+
+
+LEARNING_RATES = {"lora": 1e-3, "all": 3e-4, "none": 0.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mi_prun.analysis.analysis import AnalysisRecord
+from mi_prun.checkpoint.inspection import describe_healing
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.importing.gguf_header import GgufHeader
 from mi_prun.plan.plan import Plan
@@ -69,3 +70,9 @@ def checkpoint(manifest: Manifest, output: Path) -> None:
         f"{output}: {manifest.weights}, {manifest.weight_bytes / 2**20:,.1f} MiB of weights, "
         f"dense {manifest.dense_weight_bytes / 2**20:,.1f} MiB"
     )
+
+
+def healing(manifest: Manifest, output: Path) -> None:
+    for line in describe_healing(manifest.healing):
+        print(line)
+    checkpoint(manifest, output)

@@ -18,6 +18,7 @@ Serve a pruned or a dense model on vLLM's OpenAI-compatible server.
 
   mi-prun-serve --model pruned/
   mi-prun-serve --model DENSE --plan plan.json     the pruned model, out of the dense one's files
+  mi-prun-serve --model DENSE --plan plan.json --adapter healed.safetensors    healed as it is read
   mi-prun-serve --model DENSE --draft plan.json    the dense model's answers, drafted by the pruned one
   mi-prun-serve --model pruned/ --port 8001 --max-model-len 4096 --api-key KEY
 
@@ -41,6 +42,7 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument(
         "--plan", type=Path, help="serve the dense --model without the blocks that this plan.json drops"
     )
+    parser.add_argument("--adapter", type=Path, metavar="FILE", help="of --plan: what `mi-prun heal --adapter` wrote")
     parser.add_argument(
         "--draft",
         type=Path,
@@ -74,6 +76,10 @@ def serve(arguments: list[str]) -> None:
         raise UserError(f"--port must be in 1..65535, got {own.port}")
     if own.plan and own.draft:
         raise UserError("--plan and --draft exclude each other: serve the pruned model, or the dense one with a draft")
+    if own.adapter and own.draft:
+        raise UserError("--adapter does not go with --draft: a draft shares the served model's weights, unhealed")
+    if own.adapter and not own.plan:
+        raise UserError("--adapter needs --plan: it heals the dense --model without the blocks that a plan drops")
     if own.draft_tokens is not None and not own.draft:
         raise UserError("--draft-tokens needs --draft")
     if own.draft_tokens is not None and own.draft_tokens < 1:
@@ -102,7 +108,7 @@ def load_format(rest: list[str]) -> str | None:
 def open_served(own: argparse.Namespace, scratch: Path, *, dummy: bool = False) -> ServedModel:
     """Check the model, the plan and the draft; whatever is wrong with them is said here."""
     if own.plan:
-        return planned_model(own.model, own.plan, scratch, assume_uniform=own.assume_uniform)
+        return planned_model(own.model, own.plan, scratch, adapter=own.adapter, assume_uniform=own.assume_uniform)
     if own.draft:
         return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
     return served_model(own.model, dummy=dummy, revision=own.revision)

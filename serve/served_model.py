@@ -72,6 +72,7 @@ class ServedModel:
             "method": plan.method,
             "settings": plan.settings,
             "quality": plan.quality.model_dump() if plan.quality else None,
+            **({"healing": self.manifest.healing.model_dump()} if self.manifest.healing else {}),
             "weights": self.manifest.weights,
             "weight_bytes": self.manifest.weight_bytes,
             "dense_weight_bytes": self.manifest.dense_weight_bytes,
@@ -128,12 +129,24 @@ def _on_hub(reference: str, revision: str | None) -> ServedModel:
     return ServedModel(reference, str(folder), manifest)
 
 
-def planned_model(reference: str, plan: Path, scratch: Path, *, assume_uniform: bool = False) -> ServedModel:
-    """Return the dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`."""
+def planned_model(
+    reference: str, plan: Path, scratch: Path, *, adapter: Path | None = None, assume_uniform: bool = False
+) -> ServedModel:
+    """Return the dense model `reference` without the blocks that a plan drops, as a virtual folder in `scratch`.
+
+    adapter: a file of `mi-prun heal --adapter` for that plan; it is merged as the blocks are read.
+    """
     read = Plan.read(plan)
+    healed = None
+    if adapter is not None:
+        from mi_prun.recovery.adapter import healed_by  # torch is not loaded for what needs none
+
+        healed = healed_by(adapter, read)
     _check_is_dense(reference, "--plan")
     folder = scratch / "pruned"
-    manifest = write_checkpoint(open_dense(reference, read), read, folder, virtual=True, assume_uniform=assume_uniform)
+    manifest = write_checkpoint(
+        open_dense(reference, read), read, folder, virtual=True, assume_uniform=assume_uniform, healed=healed
+    )
     return ServedModel(reference, str(folder), manifest)
 
 

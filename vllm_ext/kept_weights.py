@@ -24,6 +24,7 @@ from mi_prun.architecture.architecture import Config, check_kept, family_of, num
 from mi_prun.errors import UserError
 from mi_prun.model.shard import TensorInfo, read_shard
 from mi_prun.model.weight_files import SINGLE_NAME, read_weight_map
+from mi_prun.recovery.adapter import Adapter
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
@@ -64,11 +65,13 @@ def kept_weights(
     wanted: Wanted = lambda name: True,
     *,
     mapped: bool = False,
+    healed: Adapter | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name in the pruned model, tensor on CPU) of each wanted tensor in `folder`, whose config.json is `config`.
 
     kept: the blocks of `folder` that the pruned model has (ascending, 0-based); None where the folder has only those.
     mapped: map the files into memory, as vLLM's own loader does; for a folder of which everything is wanted.
+    healed: what healing learned, merged into each tensor as it is read.
     Raises UserError where `kept` does not fit the config, or a file is missing, broken or lacks a tensor.
     """
     family, count = family_of(config), num_blocks(config)
@@ -100,10 +103,10 @@ def kept_weights(
                 reading.bytes += info.num_bytes
                 # The library knows the dtypes that are packed below a byte, or newer than the table.
                 dtype = None if mapped else TORCH_DTYPES.get(info.dtype)
-                yield (
-                    new,
-                    library.get_tensor(info.name) if dtype is None else _read(source, shard.path, info, dtype, buffers),
+                tensor = (
+                    library.get_tensor(info.name) if dtype is None else _read(source, shard.path, info, dtype, buffers)
                 )
+                yield new, tensor if healed is None else healed.merged(info.name, tensor)
 
 
 def _fetched_ahead(source: io.FileIO, infos: Sequence[TensorInfo]) -> Iterator[TensorInfo]:

@@ -23,10 +23,13 @@ from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.model_executor.models.utils import PPMissingLayer, is_pp_missing_parameter
 
 from mi_prun.architecture.architecture import Config, block_of, family_of
+from mi_prun.checkpoint.healing import ADAPTER_NAME
+from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import ConfigEntry, read_config_entry
 from mi_prun.errors import UserError
 from mi_prun.model.hub import fetch
 from mi_prun.model.model_folder import read_config, resolve
+from mi_prun.recovery.adapter import Adapter, read_adapter
 from vllm_ext import compat, draft, fault
 from vllm_ext.base import checked_base
 from vllm_ext.kept_weights import LoadProgress, kept_weights
@@ -92,6 +95,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             self.reading,
             lambda name: not self._is_elsewhere(name, config, model, missing),
             mapped=not virtual and not missing,
+            healed=adapter_of(folder_of(model_config)) if virtual else None,
         )
         for source in getattr(model, "secondary_weights", ()):
             yield from self._get_weights_iterator(source)
@@ -110,6 +114,12 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
 def entry_of(model_config: Any) -> ConfigEntry | None:
     """Return the `mi_prun` entry of the config that vLLM read; None for a model that is not ours."""
     return read_config_entry(getattr(model_config.hf_config, "mi_prun", None), origin=str(model_config.model))
+
+
+def adapter_of(virtual: Path) -> Adapter | None:
+    """What healing learned, where a virtual folder holds it."""
+    path = virtual / ADAPTER_NAME
+    return read_adapter(path, read_manifest(virtual).plan) if path.is_file() else None
 
 
 def folder_of(model_config: Any) -> Path:

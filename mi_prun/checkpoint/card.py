@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.plan.block_map import text_map
 from mi_prun.plan.plan import Plan, Quality
@@ -35,8 +36,7 @@ def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str
         f"# {name}, {len(plan.kept)} of {count} blocks",
         f"A layer-dropped copy of `{name}` made with mi-prun {manifest.tool_version}: {len(plan.dropped)} of {count} "
         f"transformer blocks ({plan.block_ratio:.1%}) and {plan.parameters_dropped:,} of {plan.dense.num_parameters:,} "
-        f"parameters ({plan.parameter_ratio:.1%}) are left out. The other weights are those of the dense model, byte "
-        "for byte; nothing was retrained.",
+        f"parameters ({plan.parameter_ratio:.1%}) are left out. {_weights(manifest.healing)}",
         "## Block map",
         f"Block indices are 0-based, those of the dense model. Dropped: {dropped}.",
         f"![block map]({MAP_NAME})",
@@ -45,6 +45,7 @@ def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str
         _method(plan),
         "## Quality",
         _quality(plan.quality),
+        *(["## Healing", _healing(manifest.healing)] if manifest.healing else []),
         "## How to load it",
         _loading(manifest, base),
     ]
@@ -98,6 +99,47 @@ def _quality(quality: Quality | None) -> str:
     )
 
 
+def _weights(healing: Healing | None) -> str:
+    if healing is None:
+        return "The other weights are those of the dense model, byte for byte; nothing was retrained."
+    return "What they did is made up for: the blocks behind them were taught by the dense model (see Healing)."
+
+
+def _healing(healing: Healing) -> str:
+    rows = [
+        (
+            _cell(kind.text),
+            f"{kind.dense_perplexity:.4g}",
+            f"{kind.pruned_perplexity:.4g}",
+            f"{kind.healed_perplexity:.4g}",
+            f"{kind.gap_closed:.0%}",
+            f"{kind.pruned_kl_nats:.4g} to {kind.healed_kl_nats:.4g}",
+        )
+        for kind in healing.quality
+    ]
+    header = (
+        "held-out text: perplexity",
+        "dense",
+        "pruned",
+        "healed",
+        "gap closed",
+        "KL(dense \\|\\| .), nats a token",
+    )
+    how = [
+        ("method", healing.method),
+        ("text", _cell(healing.text)),
+        ("tokens trained on", f"{healing.tokens:,}"),
+        ("tokens of the closed form", f"{healing.fit_tokens:,}"),
+        ("seed", str(healing.seed)),
+        ("seconds", f"{healing.seconds:.0f}"),
+        *((name, _cell(value)) for name, value in sorted(healing.settings.items())),
+    ]
+    return (
+        f"{table(header, rows)}\n\nThe gap is that in log-perplexity between dense and pruned. The texts were not "
+        f"healed on.\n\n{table(('', ''), how)}"
+    )
+
+
 def _loading(manifest: Manifest, base: str) -> str:
     if manifest.weights == "virtual":
         return (
@@ -110,9 +152,13 @@ def _loading(manifest: Manifest, base: str) -> str:
         'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```\n\n'
         "```bash\nvllm serve THIS_FOLDER\nmi-prun-serve --model THIS_FOLDER   # adds GET /v1/pruning\n```\n\n"
-        "Made by `mi-prun apply DENSE plan.json -o THIS_FOLDER` (the plan is in `mi_prun.json`); checked by "
+        f"Made by `{_made_by(manifest)}` (the plan is in `mi_prun.json`); checked by "
         "`mi-prun inspect THIS_FOLDER --verify`."
     )
+
+
+def _made_by(manifest: Manifest) -> str:
+    return f"mi-prun {'heal PRUNED' if manifest.healing else 'apply DENSE plan.json'} -o THIS_FOLDER"
 
 
 def _cell(value: object) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mi_prun.architecture.architecture import Config, reduce_config, renamed
 from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
 from mi_prun.checkpoint.companions import companions
+from mi_prun.checkpoint.healing import ADAPTER_NAME, Healed
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Weights, config_entry
 from mi_prun.checkpoint.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 from mi_prun.console import progress
@@ -22,6 +23,7 @@ from mi_prun.files import check_output, new_folder, sync
 from mi_prun.model.hub import at_commit
 from mi_prun.model.identity import structure_digest
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside
+from mi_prun.model.shard import Shard
 from mi_prun.model.weight_files import INDEX_NAME
 from mi_prun.plan.block_map import svg_map
 from mi_prun.plan.plan import Plan
@@ -38,10 +40,12 @@ def write_checkpoint(
     max_shard_bytes: int = 5_000_000_000,
     force: bool = False,
     assume_uniform: bool = False,
+    healed: Healed | None = None,
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
     assume_uniform: let config fields pass that are not known and may be per block. The manifest records it.
+    healed: what healing changed; a virtual folder takes its adapter.
     Raises UserError, with nothing written, if the plan belongs to another model, the family or a config field is not
     supported, `out` is taken (`force` replaces it whole), or the disk is too small.
     """
@@ -52,7 +56,7 @@ def write_checkpoint(
     plan.check_belongs_to_folder(dense)
     check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
-    copies = kept_tensors(dense, plan)
+    copies = kept_tensors(dense, plan, healed.tensors if healed else None)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
     weights: Weights = "virtual" if virtual else "materialized"
     dense_name, base = _names_of(dense)
@@ -77,6 +81,8 @@ def write_checkpoint(
             )
         for name in beside:
             files[name] = _write(folder, name, (dense.path / name).read_bytes())
+        if healed is not None and healed.adapter is not None:
+            files[ADAPTER_NAME] = _write(folder, ADAPTER_NAME, healed.adapter.read_bytes())
         files["config.json"] = _write(folder, "config.json", _json(config))
         kinds = dense.block_kinds
         files[MAP_NAME] = _write(folder, MAP_NAME, svg_map(plan.dense.num_blocks, plan.dropped, kinds).encode())
@@ -89,6 +95,7 @@ def write_checkpoint(
             block_kinds=kinds,
             structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
+            healing=healed.healing if healed else None,
         )
         card = model_card(manifest, source=dense.path, name=dense_name, base=base)
         files[CARD_NAME] = _write(folder, CARD_NAME, card.encode())
@@ -97,13 +104,20 @@ def write_checkpoint(
     return manifest
 
 
-def kept_tensors(dense: ModelFolder, plan: Plan) -> list[TensorCopy]:
-    """Return the tensors of the pruned model under their new names, in the order of the dense model's files."""
+def kept_tensors(dense: ModelFolder, plan: Plan, healed: Shard | None = None) -> list[TensorCopy]:
+    """Return the tensors of the pruned model under their new names, in the order of the dense model's files.
+
+    healed: a file of changed tensors under the dense model's names; they are taken from there.
+    """
+    changed = {} if healed is None else healed.tensors
     copies = []
     for shard in dense.shards:
         for info in shard.tensors.values():
             if (name := renamed(info.name, dense.family, plan.kept, num_blocks=dense.num_blocks)) is not None:
-                copies.append(TensorCopy(name, shard.path, info))
+                new = changed.get(info.name)
+                copies.append(
+                    TensorCopy(name, shard.path if new is None or healed is None else healed.path, new or info)
+                )
     return copies
 
 

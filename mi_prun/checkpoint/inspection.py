@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mi_prun.architecture.architecture import num_blocks, reduce_config
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
@@ -25,6 +26,7 @@ def describe(path: Path) -> str:
                 f"{path}: {manifest.weights} checkpoint, "
                 f"{manifest.weight_bytes / 1e6:,.1f} of {manifest.dense_weight_bytes / 1e6:,.1f} MB of weights",
                 *describe_plan(manifest.plan, manifest.block_kinds),
+                *describe_healing(manifest.healing),
                 *(["assumed      all blocks alike, by --assume-uniform"] if manifest.assume_uniform else []),
                 _wholeness(path, manifest),
             ]
@@ -57,6 +59,21 @@ def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
     else:
         lines.append("quality      not measured")
     return [*lines, "block map", text_map(count, plan.dropped, kinds)]
+
+
+def describe_healing(healing: Healing | None) -> list[str]:
+    """Lines on how a folder was healed; none where it was not."""
+    if healing is None:
+        return []
+    lines = [
+        f"healed       {healing.method}; {healing.tokens:,} tokens of {healing.text}, {healing.seconds:.0f} s, seed "
+        f"{healing.seed}"
+    ]
+    return lines + [
+        f"             perplexity dense {kind.dense_perplexity:.4g}, pruned {kind.pruned_perplexity:.4g}, healed "
+        f"{kind.healed_perplexity:.4g} ({kind.gap_closed:.0%} of the gap in log-perplexity; {kind.text})"
+        for kind in healing.quality
+    ]
 
 
 def read_manifest(folder: Path) -> Manifest:

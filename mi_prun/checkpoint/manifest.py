@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from mi_prun.artefact import Artefact, Record
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Plan
 from mi_prun.version import __version__
@@ -33,6 +34,7 @@ class Manifest(Artefact):
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
     structure_sha256: `structure_digest` of the pruned model's tensors.
     assume_uniform: unknown config fields were let pass, because the user said that all blocks are alike.
+    healing: how the kept blocks were taught to make up for the dropped ones; None where they were not.
     """
 
     schema_name: ClassVar[str] = "manifest"
@@ -45,6 +47,7 @@ class Manifest(Artefact):
     block_kinds: tuple[str, ...] = ()
     structure_sha256: str | None = None
     assume_uniform: bool = False
+    healing: Healing | None = None
     tool_version: str = __version__
 
 

@@ -43,6 +43,10 @@ class BlockModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Return boundary state 0 of `tokens` (batch, tokens)."""
         calls: list[Call] = []

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mi_prun.checkpoint.healing import ADAPTER_NAME, Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import read_config
+from mi_prun.plan.plan import Plan
+from mi_prun.recovery.adapter import Adapter, read_adapter, write_adapter
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
 
 
@@ -273,3 +277,18 @@ def test_a_config_is_enough_for_dummy_weights(tmp_path: Path, reference: Path) -
     assert served_model(str(tmp_path), dummy=True).folder == str(tmp_path)
     with pytest.raises(UserError, match="has no weights"):
         served_model(str(tmp_path))
+
+
+def test_a_plan_with_an_adapter_is_a_healed_model(reference: Path, plan: Path, tmp_path: Path) -> None:
+    healing = Healing(method="fit", text="books", tokens=0, fit_tokens=512, seconds=1.0, seed=0)
+    name = "model.layers.0.mlp.down_proj.weight"
+    write_adapter(tmp_path / "adapter", Adapter({name: torch.zeros(256, 640)}, {}, {}), Plan.read(plan), healing)
+    served = planned_model(str(reference), plan, tmp_path, adapter=tmp_path / "adapter")
+    assert served.describe()["healing"]["method"] == "fit"
+    assert served_model(served.folder).manifest == served.manifest  # it is whole
+    assert read_adapter(Path(served.folder) / ADAPTER_NAME, Plan.read(plan)).names == {name}
+
+
+def test_a_file_that_is_no_adapter(reference: Path, plan: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not an adapter"):
+        planned_model(str(reference), plan, tmp_path, adapter=reference / "model.safetensors")

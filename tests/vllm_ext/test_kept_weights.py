@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model, read_config
+from mi_prun.recovery.adapter import read_adapter
+from mi_prun.recovery.heal import heal_folder
+from mi_prun.settings import HealSettings
 from vllm_ext import kept_weights as kept_weights_module
 from vllm_ext.kept_weights import TORCH_DTYPES, Buffers, LoadProgress, kept_weights
 
@@ -205,3 +208,26 @@ def test_no_weights(sharded: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match="has no weights"):
         read(sharded, KEPT)
+
+
+def test_an_adapter_is_merged_into_what_is_read_as_the_written_folder_has_it(
+    reference: Path, prune: Callable[..., Path], tmp_path: Path
+) -> None:
+    from pydoc_data.topics import topics
+
+    prose = list(topics.values())
+    texts = [tmp_path / name for name in ("one.txt", "two.txt")]
+    for number, text in enumerate(texts):
+        text.write_text("\n\n\n".join(prose[number::2]))
+    settings = HealSettings(
+        sources=tuple(map(str, texts)), tokens=512, window_tokens=32, batch_tokens=256, fit_tokens=4_096,
+        gate_tokens=256, validation_tokens=64, rank=4, device="cpu",
+    )  # fmt: skip
+    pruned = prune(reference, tmp_path / "pruned", (4, 5))
+    manifest = heal_folder(pruned, tmp_path / "healed", settings, adapter=tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter", manifest.plan)
+    config = read_config(reference)
+    read = dict(kept_weights(reference, config, manifest.plan.kept, LoadProgress(), healed=adapter))
+    written = dict(kept_weights(tmp_path / "healed", read_config(tmp_path / "healed"), None, LoadProgress()))
+    assert read.keys() == written.keys()
+    assert all(torch.equal(read[name], written[name]) for name in written)

@@ -1,0 +1,146 @@
+"""What healing gives, by method and length: perplexity on texts that were neither healed on nor looked at by the gate.
+
+    python -m bench.studies.heal_study MODEL --drop 13-18 --text wiki.txt.xz --text books.txt.xz \\
+        --judge wiki.test.raw --judge other_books.txt --case fit --case lora:100k --case all:100k -o heal.jsonl
+
+A case is METHOD[:LENGTH], METHOD one of fit, lora, all, or lora-alone and all-alone (without the closed form), LENGTH
+tokens (100k) or a time (10min). Each case is one line; those that the file has already are left out, so an interrupted
+study goes on. The healing itself is `mi_prun.recovery`'s; a healing that is no better is a line without figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.records.machine import commit, this_machine, versions
+from mi_prun.console import run_command, say
+from mi_prun.errors import UserError
+from mi_prun.files import append_line
+from mi_prun.model.loading import load_on
+from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.plan.plan import Plan, kept_blocks
+from mi_prun.plan.ratio import parse_blocks
+from mi_prun.quality.evaluator import Evaluator
+from mi_prun.recovery.amount import parse_heal
+from mi_prun.recovery.heal import heal
+from mi_prun.settings import HealSettings
+from mi_prun.text.calibration import load_calibration
+
+ALONE = "-alone"
+
+
+def settings_of(case: str, base: HealSettings) -> HealSettings:
+    """The settings of a case, METHOD[:LENGTH]."""
+    method, _, length = case.partition(":")
+    train = method.removesuffix(ALONE)
+    if method == "fit" and not length:
+        return parse_heal("fit", base)
+    if train not in ("lora", "all") or not length:
+        raise UserError(
+            f"--case must be fit, or lora, all, lora{ALONE}, all{ALONE} with a length (lora:100k), got {case!r}"
+        )
+    return parse_heal(length, replace(base, train=train, fit=not method.endswith(ALONE)))
+
+
+class JudgedModel:
+    """Perplexity of a folder on the texts to judge by, cut once."""
+
+    def __init__(self, dense: ModelFolder, texts: Sequence[str], tokens: int, window: int) -> None:
+        tokenizer = dense.tokenizer
+        self.windows = {
+            Path(text).name: load_calibration(
+                text, tokenizer, window_tokens=window, scoring_tokens=tokens, ranking_tokens=window,
+                held_out_tokens=window, seed=0,
+            ).scoring.tokens
+            for text in texts
+        }  # fmt: skip
+
+    def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:
+        """By text, nats."""
+        model = load_on(folder)
+        return {name: Evaluator(model, windows).measure([dropped])[0].ce_nats for name, windows in self.windows.items()}
+
+
+def figures(dense: dict[str, float], pruned: dict[str, float], healed: dict[str, float]) -> dict[str, Any]:
+    """Perplexities by text, and the share of the gap in log-perplexity that was closed."""
+    return {
+        name: {
+            "dense": round(math.exp(dense[name]), 3),
+            "pruned": round(math.exp(pruned[name]), 3),
+            "healed": round(math.exp(healed[name]), 3),
+            "gap_closed": round((pruned[name] - healed[name]) / (pruned[name] - dense[name]), 4),
+        }
+        for name in dense
+    }
+
+
+def study(options: argparse.Namespace) -> None:
+    """Run the cases that the file lacks."""
+    folder = open_model(options.model)
+    identity = folder.identity
+    dropped = parse_blocks(options.drop, identity.num_blocks)
+    plan = Plan(dense=identity, dropped=dropped, kept=kept_blocks(identity.num_blocks, dropped), method="by hand")
+    base = HealSettings(sources=tuple(options.text), seed=options.seed, device=options.device)
+    base = replace(
+        base, rank=options.rank, learning_rate=options.learning_rate, batch_tokens=options.batch_tokens,
+        forward_tokens=min(options.batch_tokens, base.forward_tokens), window_tokens=options.window,
+    )  # fmt: skip
+    cases = {case: settings_of(case, base) for case in options.case}
+    keys = {case: f"{case} {list(dropped)} {json.dumps(asdict(settings))}" for case, settings in cases.items()}
+    lines = options.output.read_text().splitlines() if options.output.exists() else []
+    done = {json.loads(line)["key"] for line in lines}
+    judged = JudgedModel(folder, options.judge, options.judge_tokens, options.window)
+    known = next((json.loads(line)["unhealed"] for line in lines if json.loads(line)["dropped"] == list(dropped)), None)
+    dense, pruned = known or [judged.log_perplexities(folder, blocks) for blocks in ((), dropped)]
+    for case, settings in cases.items():
+        if keys[case] in done:
+            continue
+        record: dict[str, Any] = {"key": keys[case], "case": case, "model": folder.path.name, "dropped": list(dropped)}
+        record["unhealed"] = [dense, pruned]
+        with tempfile.TemporaryDirectory() as place:
+            before = os.times().user
+            try:
+                manifest = heal(folder, plan, Path(place) / "healed", settings)
+            except UserError as error:
+                record["refused"] = str(error)
+            else:
+                healing = manifest.healing
+                record["user_seconds"] = round(os.times().user - before, 1)
+                record["healing"] = None if healing is None else healing.model_dump()
+                healed = judged.log_perplexities(open_model(Path(place) / "healed"))
+                record["judged"] = figures(dense, pruned, healed)
+        record |= {"machine": this_machine().model_dump(), "versions": versions(), "commit": commit()}
+        append_line(options.output, json.dumps(record))
+        say(f"{case}: {json.dumps(record.get('judged') or record.get('refused'))}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--drop", required=True, help="blocks to drop, of `mi-prun plan`")
+    parser.add_argument("--text", action="append", required=True, help="to heal on, of `mi-prun heal --calibration`")
+    parser.add_argument("--judge", action="append", required=True, help="a text file to measure perplexity on")
+    parser.add_argument("--judge-tokens", type=int, default=8_192)
+    parser.add_argument("--case", action="append", required=True, help="METHOD[:LENGTH]")
+    parser.add_argument("--window", type=int, default=HealSettings.window_tokens)
+    parser.add_argument("--rank", type=int, default=HealSettings.rank)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--batch-tokens", type=int, default=HealSettings.batch_tokens)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    sys.exit(run_command(lambda: study(options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a manifest says of healing: how the kept blocks were taught to make up for the dropped ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from mi_prun.artefact import Record
+from mi_prun.model.shard import Shard
+
+ADAPTER_NAME = "healed_adapter.safetensors"  # in a virtual folder
+
+
+class HealedQuality(Record):
+    """Perplexity and KL to the dense model, nats per token, on one held-out text: pruned, and healed as written."""
+
+    text: str
+    predicted_tokens: int
+    dense_perplexity: float
+    pruned_perplexity: float
+    healed_perplexity: float
+    pruned_kl_nats: float
+    healed_kl_nats: float
+
+    @property
+    def better(self) -> bool:
+        """Whether healing helped: nearer to the dense model, and a lower perplexity where pruning had raised it.
+
+        On text that the dense model is bad at, pruning can lower the perplexity: that is no sign of a better model.
+        """
+        lower = self.healed_perplexity < self.pruned_perplexity or self.pruned_perplexity <= self.dense_perplexity
+        return self.healed_kl_nats < self.pruned_kl_nats and lower
+
+    @property
+    def gap_closed(self) -> float:
+        """The share of what pruning cost in log-perplexity that healing won back; 0 where pruning cost nothing."""
+        gap = math.log(self.pruned_perplexity / self.dense_perplexity)
+        return math.log(self.pruned_perplexity / self.healed_perplexity) / gap if gap > 0 else 0.0
+
+
+class Healing(Record):
+    """method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
+
+    tokens: that were trained on. fit_tokens: that the closed form saw. seconds: what it took.
+    """
+
+    method: str
+    text: str
+    tokens: int
+    fit_tokens: int
+    seconds: float
+    seed: int
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    quality: tuple[HealedQuality, ...] = ()
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What is written of a healing. tensors: a file of those that it changed, by the dense model's names.
+
+    adapter: the file of what was learned, for a virtual folder, which has no tensors of its own.
+    """
+
+    healing: Healing
+    tensors: Shard | None = None
+    adapter: Path | None = None

@@ -1,0 +1,111 @@
+"""What healing learned, as a small file: the dense model, the plan and this are the healed model.
+
+A safetensors file. `own/NAME` is a tensor of the student in place of the dense model's. `lora_A/NAME` (rank, in) and
+`lora_B/NAME` (out, rank) are LoRA: the healed tensor is `W + scaling B A`, W the own tensor or the dense one.
+NAME: the tensor's name in the dense model's files. The metadata names the dense model, the dropped blocks and the
+scaling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mi_prun.checkpoint.healing import Healed, Healing
+from mi_prun.errors import UserError
+from mi_prun.files import new_file
+from mi_prun.plan.plan import Plan
+
+FORMAT = "mi_prun adapter 1"
+OWN, LORA_A, LORA_B = "own", "lora_A", "lora_B"
+
+
+NOT_SAID = Healing(method="not said", text="", tokens=0, fit_tokens=0, seconds=0, seed=0)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Tensors by the dense model's names. transposed: names of the matrices that are kept (in, out), as GPT-2's.
+
+    healing: how they were learned, in one that was read.
+    """
+
+    own: Mapping[str, Tensor]
+    lora_a: Mapping[str, Tensor]
+    lora_b: Mapping[str, Tensor]
+    scaling: float = 1.0
+    transposed: tuple[str, ...] = ()
+    healing: Healing = NOT_SAID
+
+    @property
+    def names(self) -> set[str]:
+        """The tensors that healing changed."""
+        return {*self.own, *self.lora_a}
+
+    def merged(self, name: str, dense: Tensor) -> Tensor:
+        """The healed tensor of that name, in the dense one's dtype; the dense one where nothing changed it."""
+        tensor = self.own.get(name, dense)
+        if name in self.lora_a:
+            change = (self.lora_b[name].float() @ self.lora_a[name].float()) * self.scaling
+            tensor = tensor.float() + (change.T if name in self.transposed else change).to(tensor.device)
+        return tensor.to(dense.dtype)
+
+
+def write_adapter(path: Path, adapter: Adapter, plan: Plan, healing: Healing) -> None:
+    """Write an adapter file atomically."""
+    tensors = {f"{OWN}/{name}": tensor for name, tensor in adapter.own.items()}
+    tensors |= {f"{LORA_A}/{name}": tensor for name, tensor in adapter.lora_a.items()}
+    tensors |= {f"{LORA_B}/{name}": tensor for name, tensor in adapter.lora_b.items()}
+    metadata = {
+        "format": FORMAT,
+        "dense_weights_sha256": plan.dense.weights_sha256,
+        "dropped": json.dumps(plan.dropped),
+        "scaling": json.dumps(adapter.scaling),
+        "transposed": json.dumps(adapter.transposed),
+        "healing": healing.model_dump_json(),
+    }
+    with new_file(path) as partial:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        except SafetensorError as error:  # its words for a full disk
+            raise UserError(f"cannot write {path}: {error}; nothing was left behind") from error
+
+
+def healed_by(path: Path, plan: Plan) -> Healed:
+    """What a virtual folder takes of an adapter file, which must be of its plan."""
+    return Healed(read_adapter(path, plan).healing, adapter=path)
+
+
+def read_adapter(path: Path, plan: Plan) -> Adapter:
+    """Read an adapter file. Raises UserError where it is none, or belongs to another model or plan."""
+    if not path.is_file():
+        raise UserError(f"adapter {path}: no such file")
+    groups: dict[str, dict[str, Tensor]] = {OWN: {}, LORA_A: {}, LORA_B: {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise UserError(f"{path} is not an adapter of `mi-prun heal --adapter`")
+            if metadata["dense_weights_sha256"] != plan.dense.weights_sha256:
+                raise UserError(f"adapter {path} was made for another dense model than the plan's {plan.dense.name}")
+            if tuple(json.loads(metadata["dropped"])) != plan.dropped:
+                raise UserError(
+                    f"adapter {path} heals a model without blocks {metadata['dropped']}, and the plan drops "
+                    f"{list(plan.dropped)}"
+                )
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                group, _, rest = name.partition("/")
+                groups[group][rest] = file.get_tensor(name)
+            healing = Healing.model_validate_json(metadata["healing"])
+            scaling, transposed = json.loads(metadata["scaling"]), tuple(json.loads(metadata["transposed"]))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"adapter {path} cannot be read: {error}") from error
+    if groups[LORA_A].keys() != groups[LORA_B].keys():
+        raise UserError(f"adapter {path} is not whole: each lora_A needs its lora_B")
+    return Adapter(groups[OWN], groups[LORA_A], groups[LORA_B], scaling, transposed, healing)

@@ -1,0 +1,40 @@
+"""How long is healed, as the command line says it: `1M` tokens, `10min`, `fit`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from mi_prun.errors import UserError
+from mi_prun.settings import HealSettings
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+MINUTES = {"s": 1 / 60, "min": 1.0, "h": 60.0}
+
+
+def parse_tokens(text: str) -> int:
+    """`1M`, `500k` or a number.
+
+    >>> parse_tokens("1.5M")
+    1500000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
+    tokens = round(float(match[1]) * UNITS[match[2]]) if match else 0
+    if tokens < 1:
+        raise UserError(f"--tokens must be a number of at least 1, like 500k or 1M, got {text!r}")
+    return tokens
+
+
+def parse_heal(text: str, settings: HealSettings) -> HealSettings:
+    """`fit`, `10min`, `1h` or `1M` (tokens), of `prune --heal`."""
+    if text == "fit":
+        return replace(settings, train="none", tokens=None, minutes=None)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip().lower())
+    if match:
+        return replace(settings, tokens=None, minutes=float(match[1]) * MINUTES[match[2]])
+    try:
+        return replace(settings, tokens=parse_tokens(text), minutes=None)
+    except UserError as error:
+        raise UserError(
+            f"--heal must be `fit`, a time like 10min or 1h, or tokens like 500k or 1M, got {text!r}"
+        ) from error

@@ -1,0 +1,258 @@
+"""Text to heal on, and text that the healed model is judged on, never the same.
+
+Of each source the last part is held out: first what chooses the best state, then what the gate is measured on.
+What stands before it is cut into passages, drawn in an order by the seed; each gives one window. Several sources take
+turns by their weights. `self` is sampled from the dense model; it is the gate's second text where one source is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_prun.analysis.analysis import Analysis
+from mi_prun.errors import UserError
+from mi_prun.settings import SELF
+from mi_prun.text.calibration import Windows, begins_with_bos, windows_for, with_bos
+from mi_prun.text.self_text import sample_windows
+from mi_prun.text.text_source import text_source
+
+PASSAGE_MARGIN = 1.3  # a passage has about so many times the tokens of a window
+PROBE_CHARACTERS = 100_000
+LEAST_CHARACTERS, SPARE = 1 << 24, 2.0  # read of a source: so many, and so many times what the tokens take
+PASSAGES_AT_ONCE = 256
+LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
+SELF_TOKENS = 32_768  # sampled where no number of tokens is given
+
+
+@dataclass(frozen=True)
+class WeightedSource:
+    """A source as `text_source` takes it, and its share among the others."""
+
+    name: str
+    weight: float = 1.0
+
+
+def parse_sources(texts: Sequence[str]) -> tuple[WeightedSource, ...]:
+    """`TEXT` or `TEXT=WEIGHT`, each."""
+    sources = []
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        if not equals:
+            sources.append(WeightedSource(text))
+            continue
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf or not name:
+            raise UserError(f"--calibration {text}: the weight must be a number over 0, got {number!r}")
+        sources.append(WeightedSource(name, weight))
+    if len({source.name for source in sources}) < len(sources):
+        raise UserError("--calibration names a text twice; give it a weight instead: TEXT=2")
+    return tuple(sources)
+
+
+@dataclass(frozen=True)
+class SampledText:
+    """Text of `self` that an analysis has sampled already, (windows, tokens) each: its scoring and ranking text to heal
+    on, its held-out text to judge on.
+    """
+
+    healing: Tensor
+    held_out: Tensor
+
+    @staticmethod
+    def of(analysis: Analysis) -> SampledText:
+        """The text of an analysis."""
+        healing = np.concatenate([analysis.scoring, analysis.ranking])
+        return SampledText(torch.from_numpy(healing).long(), torch.from_numpy(analysis.held_out).long())
+
+    def cut(self, window_tokens: int) -> SampledText:
+        """The same text in windows of another length, which begin where they may."""
+
+        def pieces(windows: Tensor) -> Tensor:
+            whole = windows.shape[1] // window_tokens * window_tokens
+            return windows[:, :whole].reshape(-1, window_tokens)
+
+        return SampledText(pieces(self.healing), pieces(self.held_out))
+
+
+@dataclass
+class Supply:
+    """The windows of one source, made as they are asked for. name: short, for records."""
+
+    name: str
+    weight: float
+    held_out: Tensor
+    more: Callable[[int], Tensor]  # windows from the given place on; none where the text has ended
+    windows: list[Tensor] = field(default_factory=list)
+    place: int = 0
+    ended: bool = False
+
+    def window(self, number: int) -> Tensor | None:
+        """Window `number` (window_tokens,); None beyond the last one."""
+        while number >= len(self.windows) and not self.ended:
+            made = self.more(self.place)
+            self.place += PASSAGES_AT_ONCE
+            self.windows += made.unbind()
+            self.ended = not len(made)
+        return self.windows[number] if number < len(self.windows) else None
+
+
+class HealingText:
+    """Windows to heal on in a fixed order, and held-out ones by kind.
+
+    validation: by source, in the order given. gate: the same, and one more where there is only one source.
+    """
+
+    def __init__(self, supplies: Sequence[Supply], validation_share: float) -> None:
+        self.supplies = tuple(supplies)
+        self.validation, self.gate = [], []
+        for supply in supplies:
+            cut = max(1, round(len(supply.held_out) * validation_share))
+            self.validation.append(Windows(supply.held_out[:cut], f"{supply.name}, validation part"))
+            self.gate.append(Windows(supply.held_out[cut:], f"{supply.name}, held out part"))
+        self._turns: list[tuple[int, int]] = []  # of each window: source, and number in it
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{s.name} ({s.weight:g})" if len(self.supplies) > 1 else s.name for s in self.supplies)
+
+    def windows(self, first: int, count: int) -> Tensor:
+        """(count, window_tokens) from window `first` on. A text that has ended begins again."""
+        return torch.stack([self._window(number) for number in range(first, first + count)])
+
+    def _window(self, number: int) -> Tensor:
+        total = sum(supply.weight for supply in self.supplies)
+        while len(self._turns) <= number:
+            taken = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
+            due = [s.weight / total * (len(self._turns) + 1) - t for s, t in zip(self.supplies, taken, strict=True)]
+            source = due.index(max(due))
+            self._turns.append((source, taken[source]))
+        source, place = self._turns[number]
+        supply = self.supplies[source]
+        window = supply.window(place)
+        return supply.windows[place % len(supply.windows)] if window is None else window
+
+    def check_tokens(self, tokens: int, window_tokens: int) -> None:
+        """Raises UserError where a source is shorter than its share of `tokens`."""
+        total = sum(supply.weight for supply in self.supplies)
+        for supply in self.supplies:
+            needed = math.floor(tokens / window_tokens * supply.weight / total)
+            if needed and supply.window(needed - 1) is None:
+                raise UserError(
+                    f"--tokens {tokens:,} takes {needed * window_tokens:,} of {supply.name}, which has "
+                    f"{len(supply.windows) * window_tokens:,} beside what is held out; ask for less, or give more text"
+                )
+
+
+def load_healing_text(
+    sources: Sequence[WeightedSource],
+    tokenizer: Any,
+    *,
+    window_tokens: int,
+    tokens: int | None,
+    validation_tokens: int,
+    gate_tokens: int,
+    seed: int,
+    model: Any,
+    sampled: SampledText | None = None,
+) -> HealingText:
+    """Read the sources. tokens: how many must be there; None: as many as time allows. model: for `self`.
+
+    sampled: text of `self` to take where it is enough.
+    """
+    validation, gate = (windows_for(count, window_tokens) for count in (validation_tokens, gate_tokens))
+    total = sum(source.weight for source in sources)
+    supplies = []
+    for source in sources:
+        share = None if tokens is None else math.ceil(tokens * source.weight / total)
+        if source.name == SELF:
+            held_out = validation + gate
+            there = _taken(source, window_tokens, share, held_out, sampled)
+            supplies.append(there or _sampled(source, tokenizer, window_tokens, share, held_out, seed, model))
+        else:
+            supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
+    text = HealingText(supplies, validation / (validation + gate))
+    if len(sources) == 1 and sources[0].name != SELF:  # a text of another kind, for the gate alone
+        more = sample_windows(model, tokenizer, windows=gate, window_tokens=window_tokens, seed=seed)
+        text.gate.append(Windows(more, f"{SELF}, held out part"))
+    return text
+
+
+def _taken(
+    source: WeightedSource, window_tokens: int, tokens: int | None, held_out: int, sampled: SampledText | None
+) -> Supply | None:
+    """The text that is there; None where it is not enough."""
+    if sampled is None:
+        return None
+    cut = sampled.cut(window_tokens)
+    if len(cut.held_out) < LEAST_HELD_OUT or cut.healing.numel() < (tokens or 1):
+        return None
+    windows = cut.healing
+    return Supply(SELF, source.weight, cut.held_out[:held_out], lambda place: windows[place : place + PASSAGES_AT_ONCE])
+
+
+def _sampled(
+    source: WeightedSource, tokenizer: Any, window_tokens: int, tokens: int | None, held_out: int, seed: int, model: Any
+) -> Supply:
+    count = math.ceil((SELF_TOKENS if tokens is None else tokens) / window_tokens)
+    sampled = sample_windows(model, tokenizer, windows=held_out + count, window_tokens=window_tokens, seed=seed)
+    rest = sampled[held_out:]
+    return Supply(SELF, source.weight, sampled[:held_out], lambda place: rest[place : place + PASSAGES_AT_ONCE])
+
+
+def _read(
+    source: WeightedSource, tokenizer: Any, window_tokens: int, tokens: int | None, held_out: int, seed: int
+) -> Supply:
+    found = text_source(source.name, seed=seed)
+    bos = begins_with_bos(tokenizer)
+    body = window_tokens - int(bos)
+    text, per_token = "", 0.0
+    pieces: list[str] = []
+    size, most = 0, float(LEAST_CHARACTERS)
+    for document in found.open():
+        pieces.append(document)
+        size += len(document) + 1
+        if not per_token and size >= PROBE_CHARACTERS:
+            per_token = _characters_per_token("\n".join(pieces), tokenizer)
+            most = max(most, SPARE * per_token * ((tokens or 0) + held_out * window_tokens))
+        if size >= most:
+            break
+    text = "\n".join(pieces)
+    per_token = per_token or _characters_per_token(text, tokenizer)
+    length = math.ceil(PASSAGE_MARGIN * body * per_token)
+    cut = len(text) - math.ceil(held_out * 1.5 + 1) * length  # some passages give no window
+
+    def ids_of(passages: Sequence[str]) -> Tensor:
+        """(n, body): the beginning of each passage that is long enough."""
+        ids = tokenizer(list(passages), add_special_tokens=False, verbose=False)["input_ids"] if passages else []
+        rows = torch.tensor([row[:body] for row in ids if len(row) >= body], dtype=torch.long).view(-1, body)
+        return with_bos(rows, tokenizer) if bos else rows
+
+    judged = ids_of([text[start : start + length] for start in range(max(0, cut), len(text), length)])[:held_out]
+    if cut < length or len(judged) < held_out:
+        raise UserError(
+            f"--calibration {found.name} has {len(text):,} characters; {held_out} windows of {window_tokens} tokens "
+            "are held out of it and something must be left to heal on: give more text or a smaller --window"
+        )
+    order = np.random.default_rng(seed).permutation(cut // length)
+
+    def more(place: int) -> Tensor:
+        starts = [int(number) * length for number in order[place : place + PASSAGES_AT_ONCE]]
+        return ids_of([text[start : start + length] for start in starts])
+
+    return Supply(found.name, source.weight, judged, more)
+
+
+def _characters_per_token(text: str, tokenizer: Any) -> float:
+    probe = text[:PROBE_CHARACTERS]
+    ids = tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]
+    return max(1.0, len(probe) / max(1, len(ids)))

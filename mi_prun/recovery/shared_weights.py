@@ -1,0 +1,203 @@
+"""Teacher and student in one set of weights.
+
+The pruned model is a part of the dense one. The teacher runs all blocks. The student runs the kept blocks, with weights
+of its own in place of some of the shared ones, and with adapters. Embeddings, head, norms and every block that is not
+trained exist once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel
+from mi_prun.plan.plan import kept_blocks
+from mi_prun.recovery.adapter import Adapter
+
+ADAPTER = "default"  # peft's own name for the first adapter
+
+
+@dataclass
+class OwnWeight:
+    """A tensor that the student has for itself, and the place of the shared one."""
+
+    module: nn.Module
+    leaf: str
+    shared: nn.Parameter
+    own: nn.Parameter
+
+
+class SharedWeights:
+    """A dense model as teacher, and as student what the plan keeps of it. Block indices are the dense model's, 0-based.
+
+    As it stands, and outside `student()`, the model is the teacher. `first`: the first block that may be trained, the
+    one in front of the first dropped block; what stands before it is the same in both and runs once.
+    """
+
+    def __init__(self, model: BlockModel, dropped: Sequence[int], prefix: str) -> None:
+        if not dropped:
+            raise UserError("the plan drops no block: there is nothing to heal")
+        self.model, self.dropped, self.prefix = model, tuple(dropped), prefix
+        self.kept = kept_blocks(model.num_blocks, dropped)
+        self.first = max(0, min(dropped) - 1)
+        self._shape: torch.Size | None = None  # (batch, tokens) last embedded
+        self.own: dict[str, OwnWeight] = {}
+        self.adapters: dict[str, Any] = {}  # peft's layers by the name of the weight that they adapt
+        for parameter in model.model.parameters():
+            parameter.requires_grad_(False)
+        self._homes = {
+            f"{prefix}.{block}.{name}": (module, leaf)
+            for block in self.kept
+            for path, module in model.blocks[block].named_modules()
+            for leaf, _ in module.named_parameters(recurse=False)
+            for name in [f"{path}.{leaf}" if path else leaf]
+        }
+
+    @property
+    def trained_blocks(self) -> tuple[int, ...]:
+        """The kept blocks that may be trained."""
+        return tuple(block for block in self.kept if block >= self.first)
+
+    def names(self, blocks: Sequence[int]) -> list[str]:
+        """Names of the parameters of `blocks`, as the dense model has them."""
+        return [name for name in self._homes if any(name.startswith(f"{self.prefix}.{block}.") for block in blocks)]
+
+    def shared(self, name: str) -> nn.Parameter:
+        """The teacher's tensor of a kept block."""
+        if name in self.own:
+            return self.own[name].shared
+        module, leaf = self._homes[name]
+        return cast("nn.Parameter", module._parameters[leaf])
+
+    def module(self, name: str) -> nn.Module:
+        """The module that holds a tensor of a kept block."""
+        module: nn.Module = self._homes[name][0]
+        return module
+
+    def current(self, name: str) -> nn.Parameter:
+        """The student's tensor of a kept block, adapters left out."""
+        return self.own[name].own if name in self.own else self.shared(name)
+
+    def give(self, name: str, value: Tensor, *, trained: bool = False) -> nn.Parameter:
+        """Let the student have `value` in place of a shared tensor."""
+        module, leaf = self._homes[name]
+        own = nn.Parameter(value, requires_grad=trained)
+        self.own[name] = OwnWeight(module, leaf, self.shared(name), own)
+        return own
+
+    def give_all(self, dtype: torch.dtype) -> None:
+        """Let the student have copies of the blocks that may be trained, to be trained whole."""
+        for name in self.names(self.trained_blocks):
+            self.give(name, self.current(name).detach().to(dtype, copy=True), trained=True)
+
+    def adapt(self, rank: int, alpha: float, seed: int) -> None:
+        """Put LoRA on every linear layer of the blocks that may be trained. Raises UserError where the rank does not
+        fit a matrix.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
+        from transformers.pytorch_utils import Conv1D
+
+        targets: dict[str, str] = {}  # the layer's path in the model -> the name of its weight
+        paths = {id(module): path for path, module in self.model.model.named_modules()}
+        for name in self.names(self.trained_blocks):
+            module, leaf = self._homes[name]
+            if leaf != "weight" or not isinstance(module, (nn.Linear, Conv1D)):
+                continue
+            if rank > min(module.weight.shape):
+                raise UserError(
+                    f"--rank {rank} is larger than a matrix of the model: {name} is "
+                    f"{' x '.join(map(str, module.weight.shape))}; take a smaller one"
+                )
+            targets[paths[id(module)]] = name
+        if not targets:
+            raise UserError("no linear layer is left to put adapters on; take --train all")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+            inject_adapter_in_model(config, cast("Any", self.model.model))
+        for path, name in targets.items():
+            layer = self.model.model.get_submodule(path)
+            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):  # type: ignore[union-attr]
+                parameter.data = parameter.data.float()
+            self.adapters[name] = layer
+        self._enable(False)
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The tensors that are trained, by name; adapters are named after the weight that they adapt."""
+        found = {name: own.own for name, own in self.own.items() if own.own.requires_grad}
+        for name, layer in self.adapters.items():
+            found[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight
+            found[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight
+        return found
+
+    @contextlib.contextmanager
+    def student(self) -> Iterator[None]:
+        """Inside it, blocks run with the student's weights and adapters.
+
+        What is trained is float32; of a model in fewer bits it is rounded as it is used.
+        """
+        try:
+            for own in self.own.values():
+                own.module._parameters[own.leaf] = own.own
+            self._enable(True)
+            if self.model.dtype == torch.float32:
+                yield
+            else:
+                with torch.autocast(self.model.device.type, self.model.dtype):
+                    yield
+        finally:
+            self._enable(False)
+            for own in self.own.values():
+                own.module._parameters[own.leaf] = own.shared
+
+    def _enable(self, enabled: bool) -> None:
+        for layer in self.adapters.values():
+            layer._disable_adapters = not enabled
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Boundary state 0 of `tokens` (batch, tokens)."""
+        self._shape = tokens.shape
+        return self.model.embed(tokens)
+
+    def run(self, state: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Run `blocks` in order, as teacher or student, whichever stands. state: (batch, tokens, d)."""
+        if state.shape[:2] != self._shape:  # what else a block is called with depends on the shape alone
+            with torch.no_grad():
+                self.embed(torch.zeros(state.shape[:2], dtype=torch.long))
+        for block in blocks:
+            state = self.model.run(block, state)
+        return state
+
+    @torch.no_grad()
+    def learned(self, file_names: Mapping[str, str], dtypes: Mapping[str, torch.dtype]) -> Adapter:
+        """What the student has of its own, under the names that the dense model's files have, in the dtypes there."""
+
+        def stored(name: str, tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtypes[name]).contiguous()
+
+        lora = [(name, layer) for name, layer in self.adapters.items()]
+        return Adapter(
+            {file_names[name]: stored(name, own.own) for name, own in self.own.items()},
+            {file_names[name]: stored(name, layer.lora_A[ADAPTER].weight) for name, layer in lora},
+            {file_names[name]: stored(name, layer.lora_B[ADAPTER].weight) for name, layer in lora},
+            scaling=lora[0][1].scaling[ADAPTER] if lora else 1.0,
+            transposed=tuple(file_names[name] for name, layer in lora if layer.fan_in_fan_out),
+        )
+
+    @torch.no_grad()
+    def settle(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let the student have `tensors` and no adapters: what a written folder will be."""
+        for name, tensor in tensors.items():
+            self.give(name, tensor.to(self.shared(name).dtype))
+        self._enable(False)
+        self.adapters = {}

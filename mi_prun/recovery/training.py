@@ -1,0 +1,170 @@
+"""The training of the student: AdamW on what it has of its own, warm-up and cosine, until tokens or time end.
+
+One step: `batch_tokens` of text, some windows at a time. What stands before the first trained block runs once; then
+the teacher runs all blocks without a gradient and the student its own; the loss is `Distillation`. Nothing is drawn
+at random here: a training that goes on from its saved state computes what it would have computed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mi_prun.errors import UserError
+from mi_prun.recovery.distillation import Distillation
+from mi_prun.recovery.healing_text import HealingText
+from mi_prun.recovery.judge import Judge
+from mi_prun.recovery.shared_weights import SharedWeights
+from mi_prun.recovery.training_state import (
+    BEST,
+    MOMENTS,
+    OWN,
+    TRAINED,
+    Progress,
+    SavedState,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+)
+from mi_prun.settings import HealSettings
+
+VALIDATE_AT = (0.7, 1.0)  # of the whole training: the early states are not the best ones
+LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
+MOST_GRADIENT = 1.0
+
+
+class Training:
+    """One healing by gradients. Its progress counts the seconds of all starts; `begun`: what came before it."""
+
+    def __init__(
+        self,
+        weights: SharedWeights,
+        text: HealingText,
+        judge: Judge,
+        settings: HealSettings,
+        *,
+        path: Path,
+        fingerprint: str,
+        reserved_seconds: float = 0.0,
+        begun: Progress,
+    ) -> None:
+        self.weights, self.text, self.judge, self.settings = weights, text, judge, settings
+        self.path, self.fingerprint = path, fingerprint
+        self.loss = Distillation(settings.temperature, settings.ce_share)
+        self.trained = weights.trained
+        self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in self.trained.items()}
+        on_cpu_or_cuda = weights.model.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=on_cpu_or_cuda
+        )
+        self.progress = begun
+        self.best: dict[str, Tensor] = {}
+        self._reserved = reserved_seconds
+        self._start = time.monotonic() - begun.seconds
+        self._saved = time.monotonic()
+        window = text.validation[0].tokens.shape[1]
+        self.step_windows = max(1, round(settings.batch_tokens / window))
+        self.micro_windows = min(self.step_windows, max(1, settings.forward_tokens // window))
+        self.step_tokens = self.step_windows * window
+
+    def resume(self, saved: SavedState) -> None:
+        """Go on from a saved state; the student's tensors that are not trained are there already."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(saved.groups[TRAINED][name])
+        restore_optimizer(self.optimizer, self.names, saved.groups[MOMENTS])
+        self.progress, self.best = saved.progress, saved.groups[BEST]
+        self._start = time.monotonic() - saved.progress.seconds
+
+    @property
+    def share_done(self) -> float:
+        """How much of the training is done, 0 to 1: by tokens where a number was asked for, else by time."""
+        if self.settings.tokens is not None:
+            return min(1.0, self.progress.tokens / self.settings.tokens)
+        if self.settings.minutes is None:
+            raise ValueError("a training has a number of tokens or of minutes")
+        return min(1.0, self.progress.seconds / max(1.0, 60 * self.settings.minutes - self._reserved))
+
+    def run(self, advance: Callable[[float], None] | None = None) -> Progress:
+        """Train to the end; the student is then the best state that was validated."""
+        while self.share_done < 1:
+            done = self.share_done
+            self._step()
+            if self.progress.checked < len(VALIDATE_AT) and self.share_done >= VALIDATE_AT[self.progress.checked]:
+                self._validate()
+            elif time.monotonic() - self._saved >= 60 * self.settings.save_minutes:
+                self.save()
+            if advance is not None:
+                advance(self.share_done - done)
+        with torch.no_grad():
+            for name, tensor in self.best.items():
+                self.trained[name].copy_(tensor)
+        return self.progress
+
+    def save(self) -> None:
+        """Write the state, from which a killed training goes on."""
+        own: dict[str, Tensor] = {name: own.own for name, own in self.weights.own.items() if not own.own.requires_grad}
+        groups: dict[str, dict[str, Tensor]] = {
+            OWN: own, TRAINED: {**self.trained}, BEST: self.best,
+            MOMENTS: optimizer_tensors(self.optimizer, self.names),
+        }  # fmt: skip
+        save_state(self.path, self.fingerprint, self.progress, groups)
+        self._saved = time.monotonic()
+
+    def rate(self, done: float) -> float:
+        """The learning rate at a share of the training: linear warm-up, then a cosine down to LEAST_RATE of it."""
+        warm = self.settings.warm_up
+        if done < warm:
+            return self.settings.rate * (done + warm / 10) / (1.1 * warm)
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+        return self.settings.rate * (LEAST_RATE + (1 - LEAST_RATE) * cosine)
+
+    def _step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.share_done)
+        tokens = self.text.windows(self.progress.step * self.step_windows, self.step_windows)
+        total = 0.0
+        for part in torch.split(tokens, self.micro_windows):
+            total += self._backward(part, len(part) / len(tokens))
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), MOST_GRADIENT))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise UserError(
+                f"the loss is NaN or Inf at step {self.progress.step + 1} of healing; nothing is written: take a lower "
+                f"--learning-rate than {self.settings.rate:g} (and --force, which forgets the state so far)"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress = self.progress.after(tokens.numel(), time.monotonic() - self._start)
+
+    def _backward(self, tokens: Tensor, scale: float) -> float:
+        weights, count = self.weights, self.weights.model.num_blocks
+        with torch.no_grad():
+            before = weights.run(weights.embed(tokens), range(weights.first))
+            dense = weights.run(before, range(weights.first, count))
+        with weights.student():
+            state = before
+            for block in weights.trained_blocks:
+                state = self._run_block(state, block)
+            return self.loss.backward(weights.model, state, dense, tokens, scale)
+
+    def _run_block(self, state: Tensor, block: int) -> Tensor:
+        if self.settings.checkpoint_blocks:
+            kept: Tensor = checkpoint(self.weights.run, state, [block], use_reentrant=False)
+            return kept
+        return self.weights.run(state, [block])
+
+    def _validate(self) -> None:
+        kl = sum(kind.kl_nats for kind in self.judge.measure()) / len(self.judge.kinds)
+        progress = replace(self.progress, seconds=time.monotonic() - self._start, checked=self.progress.checked + 1)
+        if progress.best_nats is None or kl < progress.best_nats:
+            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+            progress = replace(progress, best_nats=kl, best_step=progress.step)
+        self.progress = progress
+        self.save()

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mi_prun.checkpoint.healing import Healing
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
+from mi_prun.plan.plan import kept_blocks
+from mi_prun.recovery.adapter import read_adapter
+from mi_prun.recovery.heal import heal_folder
+
+
+def test_dense_model_plan_and_adapter_are_the_healed_folder(pruned_reference, reference, tmp_path, heal_settings):
+    manifest = heal_folder(pruned_reference, tmp_path / "healed", heal_settings, adapter=tmp_path / "adapter")
+    adapter = read_adapter(tmp_path / "adapter", manifest.plan)
+    dense, healed = load_file(reference / "model.safetensors"), load_file(tmp_path / "healed" / "model.safetensors")
+    for new, old in enumerate(manifest.plan.kept):
+        for name in (name for name in dense if name.startswith(f"model.layers.{old}.")):
+            wanted = healed[name.replace(f".{old}.", f".{new}.", 1)]
+            assert torch.equal(adapter.merged(name, dense[name]), wanted), name
+    size = (tmp_path / "adapter").stat().st_size
+    assert size < (tmp_path / "healed" / "model.safetensors").stat().st_size / 10
+
+
+def test_an_adapter_of_another_plan_or_model_or_no_adapter(pruned_reference, reference, tmp_path, heal_settings):
+    fit = replace(heal_settings, train="none", tokens=None, fit_tokens=1_024)
+    plan = heal_folder(pruned_reference, tmp_path / "healed", fit, adapter=tmp_path / "adapter").plan
+    other = plan.model_copy(update={"dropped": (4, 5), "kept": kept_blocks(12, (4, 5))})
+    with pytest.raises(UserError, match=r"without blocks \[4, 5, 8\], and the plan drops \[4, 5\]"):
+        read_adapter(tmp_path / "adapter", other)
+    dense = plan.dense.model_copy(update={"weights_sha256": "0"})
+    with pytest.raises(UserError, match="was made for another dense model"):
+        read_adapter(tmp_path / "adapter", plan.model_copy(update={"dense": dense}))
+    with pytest.raises(UserError, match="is not an adapter"):
+        read_adapter(reference / "model.safetensors", plan)
+    with pytest.raises(UserError, match="no such file"):
+        read_adapter(tmp_path / "nowhere", plan)
+    assert open_model(tmp_path / "healed").num_blocks == 9
+    assert read_manifest(tmp_path / "healed").healing.method == "fit"
+
+
+def test_a_transposed_matrix_gets_the_transposed_change():
+    from mi_prun.recovery.adapter import Adapter
+
+    a, b = torch.randn(2, 3), torch.randn(5, 2)
+    adapter = Adapter({}, {"w": a}, {"w": b}, scaling=2.0, transposed=("w",))
+    assert torch.allclose(adapter.merged("w", torch.zeros(3, 5)), 2 * (b @ a).T)
+
+
+def test_lora_without_its_other_half(tmp_path, pruned_reference):
+    plan = read_manifest(pruned_reference).plan
+    healing = Healing(method="lora", text="", tokens=0, fit_tokens=0, seconds=0, seed=0).model_dump_json()
+    metadata = {
+        "format": "mi_prun adapter 1", "dense_weights_sha256": plan.dense.weights_sha256, "dropped": "[4, 5, 8]",
+        "scaling": "1.0", "transposed": "[]", "healing": healing,
+    }  # fmt: skip
+    save_file({"lora_A/w": torch.ones(2, 2)}, tmp_path / "adapter", metadata)
+    with pytest.raises(UserError, match="not whole"):
+        read_adapter(tmp_path / "adapter", plan)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mi_prun.checkpoint.inspection import describe, verify
+from mi_prun.checkpoint.manifest import Manifest
+from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
+from mi_prun.quality.quality import compare_models
+from mi_prun.recovery.heal import heal_folder
+from mi_prun.recovery.healing_text import load_healing_text, parse_sources
+from mi_prun.recovery.training_state import state_path
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory, pruned_reference, heal_settings):
+    out = tmp_path_factory.mktemp("fitted") / "healed"
+    return heal_folder(pruned_reference, out, replace(heal_settings, train="none", tokens=None)), out
+
+
+def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
+    fitted, pruned_reference, reference, heal_settings, load
+):
+    manifest, out = fitted
+    verify(out)
+    pruned, healed = open_model(pruned_reference).tensors, open_model(out).tensors
+    assert pruned.keys() == healed.keys()
+    assert (manifest.healing.method, manifest.healing.fit_tokens, manifest.healing.tokens) == ("fit", 4_096, 0)
+    kinds = [kind.text for kind in manifest.healing.quality]
+    assert kinds == ["manual.txt, held out part", "harbour.txt, held out part"]
+    assert all(kind.healed_perplexity < kind.pruned_perplexity for kind in manifest.healing.quality)
+
+    # Measured again, from the folder, as stock transformers reads it.
+    text = load_healing_text(
+        parse_sources(heal_settings.sources), tokenizer(reference), window_tokens=32, tokens=4_096,
+        validation_tokens=128, gate_tokens=512, seed=0, model=None,
+    )  # fmt: skip
+    dense_ce, ce, kl = compare_models(load(reference), load(out), text.gate[0].tokens)
+    said = manifest.healing.quality[0]
+    assert math.exp(ce) == pytest.approx(said.healed_perplexity, rel=1e-4)
+    assert math.exp(dense_ce) == pytest.approx(said.dense_perplexity, rel=1e-4)
+    assert kl == pytest.approx(said.healed_kl_nats, rel=1e-3)
+
+
+def tokenizer(folder):
+
+    return open_model(folder).tokenizer
+
+
+def test_only_what_was_refitted_differs_from_the_pruned_folder(fitted, pruned_reference):
+    _, out = fitted
+    pruned, healed = (folder_tensors(folder) for folder in (pruned_reference, out))
+    changed = {name for name in pruned if not torch.equal(pruned[name], healed[name])}
+    # Blocks 3 and 7 of the dense model stand before the dropped runs 4..5 and 8; in the pruned one they are 3 and 5.
+    assert changed == {"model.layers.3.mlp.down_proj.weight", "model.layers.5.mlp.down_proj.weight"}
+
+
+def folder_tensors(folder):
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def test_card_and_inspect_say_how_it_was_healed(fitted):
+    _, out = fitted
+    card = (out / "README.md").read_text()
+    assert "nothing was retrained" not in card
+    assert "## Healing" in card
+    assert "manual.txt, held out part" in card
+    assert "healed       fit; 0 tokens of manual.txt (3), harbour.txt (1)" in describe(out)
+
+
+def test_a_healed_folder_is_not_healed_again(fitted, tmp_path, heal_settings):
+    _, out = fitted
+    with pytest.raises(UserError, match=r"is healed already .fit"):
+        heal_folder(out, tmp_path / "again", heal_settings)
+
+
+def test_manifests_without_healing_are_read(pruned_reference):
+    written = json.loads((pruned_reference / "mi_prun.json").read_text())
+    del written["healing"]
+    assert Manifest.parse(json.dumps(written), origin="older").healing is None
+
+
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, heal_settings, train):
+    settings = replace(heal_settings, train=train, tokens=2_048)
+    healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing
+    assert (healing.method, healing.tokens) == (f"fit + {train}", 2_048)
+    kl = [sum(kind.healed_kl_nats for kind in each.quality) for each in (healing, fitted[0].healing)]
+    assert kl[0] < kl[1]
+    verify(tmp_path / "healed")
+    assert not state_path(tmp_path / "healed").exists()
+
+
+def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, heal_settings):
+    harmful = replace(heal_settings, fit=False, learning_rate=0.9, tokens=256)
+    with pytest.raises(UserError, match=r"does not help: on .*, held out part|the loss is NaN or Inf"):
+        heal_folder(pruned_reference, tmp_path / "healed", harmful)
+    assert not (tmp_path / "healed").exists()
+
+
+def test_nan_in_the_loss_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):
+    from mi_prun.recovery.distillation import Distillation
+
+    monkeypatch.setattr(Distillation, "backward", lambda *args: math.nan)
+    with pytest.raises(UserError, match="the loss is NaN or Inf at step 1"):
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+    assert not (tmp_path / "healed").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 10_000_000}, r"--tokens 10,000,000 takes 7,.* of manual.txt, which has"),
+        ({"rank": 1_000}, "--rank 1000 is larger than a matrix"),
+        ({"tokens": None}, "--tokens or --minutes"),
+        ({"tokens": None, "minutes": -1}, "--minutes must be over 0"),
+        ({"train": "half"}, "--train must be one of lora, all, none, got 'half'"),
+        ({"train": "none", "fit": False}, "nothing would be healed"),
+        ({"temperature": 0}, "--temperature must be over 0"),
+        ({"ce_share": 2}, "--ce-share must be 0 to 1"),
+        ({"learning_rate": 2.0}, "--learning-rate must be over 0"),
+        ({"sources": ("a.txt=x",)}, "the weight must be a number over 0"),
+        ({"sources": ("a.txt", "a.txt=2")}, "names a text twice"),
+        ({"sources": ("nowhere.txt",)}, "no such file"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(pruned_reference, tmp_path, heal_settings, change, message):
+    with pytest.raises(UserError, match=message):
+        heal_folder(pruned_reference, tmp_path / "healed", replace(heal_settings, **change))
+    assert not any(tmp_path.glob("healed*"))
+
+
+def test_dense_model_that_moved_or_changed(prune, tiny, tmp_path, heal_settings):
+    dense = tiny("llama")
+    pruned = prune(dense, tmp_path / "pruned", (2,))
+    shutil.move(dense, tmp_path / "moved")
+    with pytest.raises(UserError, match="say where it is with --model"):
+        heal_folder(pruned, tmp_path / "healed", heal_settings)
+    other = tiny("llama", hidden_size=64)
+    with pytest.raises(UserError, match="is another model"):
+        heal_folder(pruned, tmp_path / "healed", heal_settings, model=str(other))
+    with pytest.raises(UserError, match="no usable tokenizer"):  # it is the right one
+        heal_folder(pruned, tmp_path / "healed", heal_settings, model=str(tmp_path / "moved"))
+
+
+def test_a_folder_that_is_not_pruned(tmp_path, reference, heal_settings):
+    with pytest.raises(UserError, match="is not a pruned checkpoint"):
+        heal_folder(reference, tmp_path / "healed", heal_settings)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, heal_settings, monkeypatch):
+    import errno
+
+    from mi_prun.recovery import training_state
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_state, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+    assert not any(tmp_path.iterdir())
+
+
+def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):
+    from mi_prun.recovery.distillation import Distillation
+
+    def out_of_memory(*args):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(Distillation, "backward", out_of_memory)
+    with pytest.raises(UserError, match=r"out of memory while healing .* take fewer --batch-tokens"):
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+
+
+def test_a_fit_to_one_narrow_text_is_caught_by_the_other_kind(pruned_reference, harbour, tmp_path, heal_settings):
+    narrow = replace(heal_settings, sources=(str(harbour),), train="none", tokens=None, fit_tokens=1_024, ridge=1e-4)
+    with pytest.raises(UserError, match=r"healing \(fit\) does not help: on self, held out part the perplexity is"):
+        heal_folder(pruned_reference, tmp_path / "healed", narrow)
+    assert not any(tmp_path.iterdir())

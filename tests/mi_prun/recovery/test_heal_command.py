@@ -1,0 +1,90 @@
+"""`mi-prun heal` and `prune --heal` as a user meets them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.cli import app
+from mi_prun.console import run_app
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mi-prun", *map(str, words)])
+        try:
+            status = run_app(app)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_the_closed_form_of_a_pruned_folder(
+    run: Run, pruned_reference: Path, manual: Path, harbour: Path, tmp_path: Path
+) -> None:
+    text = ["--calibration", f"{manual}=3", "--calibration", harbour, "--window", 64, "--device", "cpu"]
+    out, adapter = tmp_path / "healed", tmp_path / "adapter"
+    status, said, err = run("heal", pruned_reference, "-o", out, "--fit", *text, "--adapter", adapter)
+    assert (status, adapter.is_file()) == (0, True), err
+    assert "healed       fit" in said
+    assert "of the gap in log-perplexity; manual.txt, held out part" in said
+    assert run("inspect", out, "--verify")[0] == 0
+    plan = tmp_path / "plan.json"
+    read_manifest(out).plan.write(plan)
+    dense = read_manifest(out).plan.dense.name
+    assert run("apply", dense, plan, "-o", tmp_path / "virtual", "--virtual", "--adapter", adapter)[0] == 0
+    assert read_manifest(tmp_path / "virtual").healing == read_manifest(out).healing
+    assert run("inspect", tmp_path / "virtual", "--verify")[0] == 0
+    assert "--adapter goes with --virtual" in run("apply", dense, plan, "-o", tmp_path / "x", "--adapter", adapter)[2]
+    status, _, err = run("heal", out, "-o", tmp_path / "again", "--fit", *text)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is healed already" in err
+
+
+def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "healed"
+    status, said, err = run(
+        "prune", reference, "--drop", "4-5", "-o", out, "--heal", "fit", "--tokens", 256, "--window", 64,
+        "--no-quality", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "dropped blocks (0-based): 4, 5" in said
+    assert "healed       fit" in said
+    manifest = read_manifest(out)
+    assert manifest.healing is not None
+    assert manifest.plan.dropped == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--fit", "--minutes", "3"), "--fit is the closed form alone"),
+        (("--fit", "--no-fit"), "--fit is the closed form alone"),
+        (("--tokens", "1k", "--minutes", "3"), "--tokens or --minutes, not both"),
+        (("--tokens", "many"), "--tokens must be a number"),
+        (("--train", "none"), "--train must be lora or all"),
+    ],
+)
+def test_options_that_do_not_go_together(run: Run, pruned_reference: Path, tmp_path: Path, words, message) -> None:
+    status, _, err = run("heal", pruned_reference, "-o", tmp_path / "healed", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--heal", "soon"), "--heal must be"), (("--heal", "fit", "--virtual"), "without --virtual")],
+)
+def test_prune_refuses_before_it_looks_at_a_model(run: Run, tmp_path: Path, words, message) -> None:
+    status, _, err = run("prune", "no/such-model", "--ratio", 0.25, "-o", tmp_path / "healed", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err

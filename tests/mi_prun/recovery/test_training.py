@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mi_prun.recovery.healing_text import HealingText, Supply
+from mi_prun.recovery.judge import Judge
+from mi_prun.recovery.training import LEAST_RATE, Training
+from mi_prun.recovery.training_state import Progress
+from mi_prun.settings import HealSettings
+
+
+@pytest.fixture
+def training(shared, tmp_path):
+    """`training(weights, settings)` on random tokens."""
+
+    def make(weights, settings: HealSettings) -> Training:
+        tokens = torch.randint(0, 97, (40, 16), generator=torch.Generator().manual_seed(2))
+        text = HealingText([Supply("random", 1.0, tokens[:8], lambda place: tokens[8:][place : place + 256])], 0.5)
+        judge = Judge(weights, text.validation, 4)
+        return Training(
+            weights, text, judge, settings, path=tmp_path / "state", fingerprint="", begun=Progress()
+        )  # fmt: skip
+
+    return make
+
+
+SETTINGS = HealSettings(tokens=256, batch_tokens=64, forward_tokens=64, learning_rate=1e-2, rank=4)
+
+
+def gradients(weights, training) -> dict[str, torch.Tensor]:
+    tokens = training.text.windows(0, training.step_windows)
+    for part in torch.split(tokens, training.micro_windows):
+        training._backward(part, len(part) / len(tokens))
+    return {name: parameter.grad for name, parameter in weights.trained.items()}
+
+
+@pytest.mark.parametrize("change", [{"forward_tokens": 16}, {"forward_tokens": 48}, {"checkpoint_blocks": True}])
+def test_accumulation_and_checkpoints_change_no_gradient(shared, training, change):
+    found = []
+    for settings in (SETTINGS, replace(SETTINGS, **change)):
+        weights = shared((2, 3))
+        weights.give_all(torch.float32)
+        found.append(gradients(weights, training(weights, settings)))
+    one, two = found
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, train, dtype):
+    weights = shared((2, 3))
+    weights.model.model.to(dtype)
+    before = {name: parameter.clone() for name, parameter in weights.model.model.named_parameters()}
+    weights.give_all(torch.float32) if train == "all" else weights.adapt(4, 8, 0)
+    run = training(weights, replace(SETTINGS, tokens=2_048))
+    (start,) = run.judge.measure()
+    progress = run.run()
+    (end,) = run.judge.measure()
+    assert (progress.tokens, progress.step) == (2_048, 32)
+    assert end.kl_nats < start.kl_nats
+    assert end.kl_nats == pytest.approx(progress.best_nats, rel=1e-5)
+    names = {id(parameter) for parameter in weights.trained.values()}
+    after = {n: p for n, p in weights.model.model.named_parameters() if id(p) not in names}
+    assert all(torch.equal(before[name.replace(".base_layer", "")], p) for name, p in after.items())
+
+
+def test_the_rate_warms_up_and_falls(shared, training):
+    weights = shared((2,))
+    weights.adapt(4, 8, 0)
+    run = training(weights, SETTINGS)
+    rates = [run.rate(share / 100) for share in range(101)]
+    assert 0 < rates[0] < rates[2] < rates[5]
+    assert max(rates) == pytest.approx(1e-2, rel=1e-3)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-2 * LEAST_RATE)
+
+
+def test_minutes_end_it_too(shared, training):
+    weights = shared((2,))
+    weights.adapt(4, 8, 0)
+    run = training(weights, replace(SETTINGS, tokens=None, minutes=0.02))
+    progress = run.run()
+    assert progress.seconds >= 1
+    assert progress.checked == 2
+
+
+def test_the_best_state_is_what_stays(shared, training, monkeypatch):
+    weights = shared((2,))
+    weights.adapt(4, 8, 0)
+    run = training(weights, replace(SETTINGS, tokens=1_024))
+    measure, seen = run.judge.measure, []
+
+    def worse_at_the_end():
+        (found,) = measure()
+        seen.append({name: parameter.clone() for name, parameter in weights.trained.items()})
+        return [replace(found, kl_nats=float(len(seen)))]
+
+    monkeypatch.setattr(run.judge, "measure", worse_at_the_end)
+    run.run()
+    assert len(seen) == 2
+    assert all(torch.equal(parameter, seen[0][name]) for name, parameter in weights.trained.items())
