@@ -42,8 +42,11 @@ def make_context(
     def load_dense() -> BlockModel:
         return load_on(dense or _dense_of(analysis), settings.device)
 
-    analysis = with_short_ranking(analysis, pick_device(settings.device))
-    return Context(analysis, load or load_dense, settings.seed, _criterion(settings))
+    short = with_short_ranking(analysis, pick_device(settings.device))
+    criterion = _criterion(settings)
+    if criterion is None and short is not analysis:
+        criterion = "kl"  # no noise of labels: on little text it tells more than the cross-entropy
+    return Context(short, load or load_dense, settings.seed, criterion)
 
 
 def _dense_of(analysis: Analysis) -> ModelFolder:
