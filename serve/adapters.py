@@ -18,7 +18,7 @@ def check_adapters(served: ServedModel, args: Any) -> None:
     args: vLLM's parsed flags. A dense model's adapters are vLLM's business, but for those of a pruned model.
     """
     modules = getattr(args, "lora_modules", None) or []
-    model = open_pruned(Path(served.folder), served.reference) if served.manifest else None
+    model = open_pruned(Path(served.folder)) if served.manifest else None
     if model is not None and (modules or getattr(args, "enable_lora", False)):
         compat.lora_manager_class()
     for module in modules:

@@ -70,4 +70,4 @@ def pruned_model(model_config: Any) -> PrunedModel | None:
     """Return the pruned model that vLLM serves; None where it is not one."""
     if entry_of(model_config) is None:
         return None
-    return open_pruned(folder_of(model_config), str(model_config.model))
+    return open_pruned(folder_of(model_config))

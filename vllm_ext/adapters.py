@@ -54,15 +54,11 @@ CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """A pruned model that adapters are put on. folder: the one that holds its config. entry: `mi_prun` of the config.
-
-    names: what else it is called, e.g. the hub id that the user named.
-    """
+    """A pruned model that adapters are put on. folder: where its config lies. entry: `mi_prun` of that config."""
 
     folder: Path
     config: Config
     entry: ConfigEntry
-    names: tuple[str, ...] = ()
 
     @property
     def num_dense_blocks(self) -> int:
@@ -88,11 +84,11 @@ class Renumbering:
         )
 
 
-def open_pruned(folder: Path, *names: str) -> PrunedModel | None:
+def open_pruned(folder: Path) -> PrunedModel | None:
     """Open a served model's folder. Return None where it is not a pruned one."""
     config = read_config(folder)
     entry = read_config_entry(config.get("mi_prun"), origin=str(folder))
-    return None if entry is None else PrunedModel(folder, config, entry, names)
+    return None if entry is None else PrunedModel(folder, config, entry)
 
 
 def renumbering(adapter: Path, model: PrunedModel) -> Renumbering | None:
@@ -199,7 +195,7 @@ def _by_base(adapter: Path, base: object, model: PrunedModel) -> str | None:
             f"adapter {adapter} was trained on another pruned model, {base}: it keeps other blocks than {model.folder}"
         )
     name = base.partition("@")[0]
-    if name in {*model.names, *_cached_name(model.folder)}:
+    if name in _cached_name(model.folder):
         return "pruned"
     dense = model.entry.base
     return "dense" if name in {dense.partition("@")[0], *_cached_name(Path(dense))} else None

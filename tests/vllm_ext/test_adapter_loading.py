@@ -1,4 +1,4 @@
-"""Adapters on pruned models in real engines: the log-probabilities are those of the dense model and adapter, less blocks.
+"""Adapters on pruned models in real engines: log-probabilities as of the dense model with the adapter, less blocks.
 
 The reference is the dense model in transformers with the adapter put on it by peft, and its dropped blocks passed by.
 """
