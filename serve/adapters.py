@@ -10,13 +10,17 @@ from mi_prun.errors import UserError
 from serve.served_model import ServedModel
 from vllm_ext import compat
 from vllm_ext.adapters import check_for_dense, open_pruned, renumbering
+from vllm_ext.names import NO_ADAPTERS
 
 
 def check_adapters(served: ServedModel, args: Any) -> None:
     """Refuse adapters that cannot be put on the served model; say on stderr which are renumbered.
 
-    args: vLLM's parsed flags. A dense model's adapters are vLLM's business, but for those of a pruned model.
+    args: vLLM's parsed flags. Of a dense model only two things are refused: a draft beside adapters, and an adapter
+    that was trained on a pruned model.
     """
+    if served.draft and getattr(args, "enable_lora", False):
+        raise UserError(NO_ADAPTERS)
     modules = getattr(args, "lora_modules", None) or []
     model = open_pruned(Path(served.folder)) if served.manifest else None
     if model is not None and (modules or getattr(args, "enable_lora", False)):

@@ -19,7 +19,7 @@ from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 from serve.adapters import check_adapters
 from serve.served_model import drafted_model, planned_model, served_model
-from vllm_ext import compat
+from vllm_ext import compat, draft
 
 RENUMBERED = "adapter tuned: block numbers of the dense model, renumbered; left out: 1 of 3 tensors"
 
@@ -86,18 +86,26 @@ def test_what_may_be_eithers_is_refused(adapter: Callable[..., Path], pruned: Pa
         check_adapters(served_model(str(pruned)), flags(adapter("nowhere/at-all")))
 
 
-def test_a_draft_changes_no_number_of_the_dense_models(
-    adapter: Callable[..., Path], reference: Path, pruned: Path, plan: Path, tmp_path: Path
+def test_an_adapter_of_a_pruned_model_does_not_go_on_a_dense_one(
+    adapter: Callable[..., Path], reference: Path, pruned: Path
 ) -> None:
-    dense = [served_model(str(reference)), drafted_model(str(reference), plan, None, tmp_path)]
-    folder = adapter(reference)
-    for served in dense:
-        check_adapters(served, flags(folder, "owner/of-the-hub"))
+    dense, folder = served_model(str(reference)), adapter(reference)
+    check_adapters(dense, flags(folder, "owner/of-the-hub"))
     fields = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": str(pruned)}))
-    for served in dense:
-        with pytest.raises(UserError, match="was trained on a pruned model"):
-            check_adapters(served, flags(folder))
+    with pytest.raises(UserError, match="was trained on a pruned model"):
+        check_adapters(dense, flags(folder))
+
+
+def test_a_draft_does_not_go_with_adapters(reference: Path, plan: Path, tmp_path: Path) -> None:
+    """Nor in an engine that another server started."""
+    served = drafted_model(str(reference), plan, None, tmp_path)
+    with pytest.raises(UserError, match="--draft does not go with --enable-lora"):
+        check_adapters(served, flags())
+    check_adapters(served, Namespace(lora_modules=None, enable_lora=False))
+    with pytest.raises(UserError, match="--draft does not go with --enable-lora"):
+        draft.check_no_adapters(Namespace(lora_config=object()))
+    draft.check_no_adapters(Namespace(lora_config=None))
 
 
 def test_a_folder_that_is_not_there(pruned: Path) -> None:
