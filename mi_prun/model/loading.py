@@ -69,7 +69,11 @@ def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.
         for shard in folder.shards:
             file = stack.enter_context(safe_open(shard.path, framework="pt"))
             tensors |= {name: file.get_slice(name) for name in shard.tensors}
-        return load_tensors(tensors, folder.family, folder.pretrained_config, dtype, device, title=title)
+        model = load_tensors(tensors, folder.family, folder.pretrained_config, dtype, device, title=title)
+    with library_errors(f"{title} cannot be run by transformers"), torch.inference_mode():
+        # Fields that contradict each other are not all looked at before a model runs.
+        model.model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+    return model
 
 
 def load_tensors(
