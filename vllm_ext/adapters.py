@@ -98,9 +98,10 @@ def renumbering(adapter: Path, model: PrunedModel) -> Renumbering | None:
     Raises UserError for an adapter whose numbers fit neither model, or may be either's.
     """
     fields = _read_fields(adapter)
-    whose = _said(adapter, fields) or _by_base(adapter, fields.get("base_model_name_or_path"), model)
+    base = fields.get("base_model_name_or_path")
+    named = _said(adapter, fields) or _by_base(adapter, base, model)
     if not (adapter / WEIGHTS_NAME).is_file():
-        if whose == "pruned":
+        if named == "pruned":
             return None
         raise UserError(
             f"adapter {adapter} has no {WEIGHTS_NAME}, and on a pruned model its tensors' names must be read; save it "
@@ -110,28 +111,17 @@ def renumbering(adapter: Path, model: PrunedModel) -> Renumbering | None:
     numbers = {block for block in blocks.values() if block is not None}
     if not numbers:
         return None
-    kept, highest, extra = model.entry.kept, max(numbers), extra_blocks(model.config)
-    if highest >= model.num_dense_blocks + extra:
-        raise UserError(
-            f"adapter {adapter} has block {highest} (0-based), and the dense model behind {model.folder} has "
-            f"{model.num_dense_blocks} blocks; it was made for another model"
-        )
-    if whose == "pruned" and highest >= len(kept) + extra:
-        raise UserError(
-            f"adapter {adapter} is said to be the pruned model's, which has {len(kept)} blocks, and has block "
-            f"{highest} (0-based); correct {WHOSE!r} or 'base_model_name_or_path' in its {CONFIG_NAME}"
-        )
-    if whose is None and highest >= len(kept) + extra:
-        whose = "dense"
+    whose = named or _by_numbers(max(numbers), model)
+    _check_numbers(adapter, max(numbers), whose, model)
+    kept = model.entry.kept
     same = all(block < len(kept) and kept[block] == block for block in numbers)
     if whose == "pruned" or same:
         return None
     if whose is None:
         raise UserError(
-            f"adapter {adapter}: its block numbers, up to {highest}, may be those of the pruned model "
+            f"adapter {adapter}: its block numbers, up to {max(numbers)}, may be those of the pruned model "
             f"({len(kept)} blocks) or of the dense one ({model.num_dense_blocks}), and its base_model_name_or_path "
-            f"{fields.get('base_model_name_or_path')!r} is neither of them here; say which by "
-            f'"{WHOSE}": "dense" or "pruned" in its {CONFIG_NAME}'
+            f'{base!r} is neither of them here; say which by "{WHOSE}": "dense" or "pruned" in its {CONFIG_NAME}'
         )
     families = _families(model)
     names = {name: _renamed(name, families, model) for name in blocks}
@@ -182,7 +172,7 @@ def _said(adapter: Path, fields: dict[str, Any]) -> str | None:
 
 
 def _by_base(adapter: Path, base: object, model: PrunedModel) -> str | None:
-    """What the name of the adapter's base model says; None where it says nothing."""
+    """Return whose the numbers are by the name of the adapter's base model; None where it says nothing."""
     if not isinstance(base, str) or not base:
         return None
     if _is_folder(base):
@@ -199,6 +189,25 @@ def _by_base(adapter: Path, base: object, model: PrunedModel) -> str | None:
         return "pruned"
     dense = model.entry.base
     return "dense" if name in {dense.partition("@")[0], *_cached_name(Path(dense))} else None
+
+
+def _by_numbers(highest: int, model: PrunedModel) -> str | None:
+    """Return "dense" where the pruned model has no block of that number."""
+    return "dense" if highest >= len(model.entry.kept) + extra_blocks(model.config) else None
+
+
+def _check_numbers(adapter: Path, highest: int, whose: str | None, model: PrunedModel) -> None:
+    """Refuse an adapter with a block that its model does not have."""
+    if highest >= model.num_dense_blocks + extra_blocks(model.config):
+        raise UserError(
+            f"adapter {adapter} has block {highest} (0-based), and the dense model behind {model.folder} has "
+            f"{model.num_dense_blocks} blocks; it was made for another model"
+        )
+    if whose == "pruned" and _by_numbers(highest, model) == "dense":
+        raise UserError(
+            f"adapter {adapter} is said to be the pruned model's, which has {len(model.entry.kept)} blocks, and has "
+            f"block {highest} (0-based); correct {WHOSE!r} or 'base_model_name_or_path' in its {CONFIG_NAME}"
+        )
 
 
 def _is_folder(base: str) -> bool:

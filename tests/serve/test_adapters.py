@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,18 +24,20 @@ from serve.adapters import check_adapters
 from serve.served_model import drafted_model, planned_model, served_model
 from vllm_ext import compat, draft
 
-RENUMBERED = "adapter tuned: block numbers of the dense model, renumbered; left out: 1 of 3 tensors"
+RENUMBERED = "adapter tuned: block numbers of the dense model, renumbered; left out: 2 of 6 tensors"
 
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Callable[..., Path]:
     """`adapter(base, blocks)`: a folder as peft writes it. Of the dense model block 3 is dropped."""
 
-    def make(base: str | Path, blocks: tuple[int, ...] = (1, 3, 5)) -> Path:
+    def make(base: str | Path, blocks: tuple[int, ...] = (1, 3, 5), *, width: int = 1) -> Path:
         folder = tmp_path / "adapter"
         folder.mkdir()
-        name = "base_model.model.model.layers.{}.self_attn.o_proj.lora_A.weight"
-        save_file({name.format(block): torch.ones(1, 1) for block in blocks}, folder / "adapter_model.safetensors")
+        name = "base_model.model.model.layers.{}.self_attn.o_proj.lora_{}.weight"
+        tensors = {name.format(block, "A"): torch.ones(1, width) for block in blocks}
+        tensors |= {name.format(block, "B"): torch.ones(width, 1) for block in blocks}
+        save_file(tensors, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(
             json.dumps({"base_model_name_or_path": str(base), "r": 1, "lora_alpha": 1, "target_modules": ["o_proj"]})
         )
@@ -147,3 +152,39 @@ def test_the_command_refuses_in_one_line(adapter: Callable[..., Path], pruned: P
     assert last.startswith("error: adapter ")
     assert '"mi_prun_blocks": "dense" or "pruned" in its adapter_config.json' in last
     assert "Traceback" not in done.stderr
+
+
+def post(url: str, **fields: str) -> tuple[int, str]:
+    """Return the status and the body of the answer."""
+    request = urllib.request.Request(url, json.dumps(fields).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.engine
+def test_an_adapter_that_a_running_server_is_given(
+    start_server: Callable[..., Any],
+    adapter: Callable[..., Path],
+    reference: Path,
+    plan: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of the dense model is renumbered; one that may be either's is refused in words, and the server goes on."""
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    server = start_server(str(reference), "--plan", str(plan), "--enable-lora")
+    folder = adapter(reference, width=256)
+    status, said = post(f"{server.url}/v1/load_lora_adapter", lora_name="dense", lora_path=str(folder))
+    assert status == 200, said
+    assert "adapter dense: block numbers of the dense model, renumbered" in server.group.log.read_text()
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": "nowhere/at-all"}))
+    status, said = post(f"{server.url}/v1/load_lora_adapter", lora_name="unclear", lora_path=str(folder))
+    assert status >= 400
+    assert (
+        "may be those of the pruned model (9 blocks) or of the dense one (12)" in json.loads(said)["error"]["message"]
+    )
+    for model, wanted in (("dense", 200), ("unclear", 404), (str(reference), 200)):
+        assert post(f"{server.url}/v1/completions", model=model, prompt="The old man")[0] == wanted
