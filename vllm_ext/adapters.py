@@ -211,7 +211,10 @@ def _check_numbers(adapter: Path, highest: int, whose: str | None, model: Pruned
 
 
 def _is_folder(base: str) -> bool:
-    return (Path(base) / "config.json").is_file()
+    try:
+        return (Path(base) / "config.json").is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
 
 
 def _entry_of_folder(base: str) -> ConfigEntry | None:

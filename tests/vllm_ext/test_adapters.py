@@ -6,12 +6,16 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from mi_prun.checkpoint.manifest import ConfigEntry
 from mi_prun.errors import UserError
 from vllm_ext.adapters import (
     CONFIG_NAME,
@@ -150,7 +154,7 @@ def test_the_adapter_says_it(make: Make, model: PrunedModel, whose: str, new: in
     )
 
 
-@pytest.mark.parametrize("base", [None, "nowhere/at-all", "/not/here"])
+@pytest.mark.parametrize("base", [None, "nowhere/at-all", "/not/here", "\0", "long" * 2_000])
 def test_what_may_be_eithers_is_refused(make: Make, model: PrunedModel, base: str | None) -> None:
     with pytest.raises(UserError) as refused:
         renumbering(make([2], base), model)
@@ -274,3 +278,36 @@ def test_a_dense_models_adapters_are_not_looked_at_but_for_a_pruned_ones(make: M
     fields = json.loads((adapter / CONFIG_NAME).read_text())
     (adapter / CONFIG_NAME).write_text(json.dumps(fields | {"base_model_name_or_path": str(dense)}))
     check_for_dense(adapter)
+
+
+@given(st.sets(st.integers(0, 7), min_size=1), st.sets(st.integers(0, 8), min_size=1))
+def test_any_blocks_of_any_kept_ones(kept: set[int], blocks: set[int]) -> None:
+    """Nothing but the numbers says whose they are: each tensor is on its own block, or it is refused, or both agree."""
+    dropped = set(range(8)) - kept
+    entry = ConfigEntry(base="dense", dropped=tuple(sorted(dropped)), kept=tuple(sorted(kept)), weights="virtual")
+    with TemporaryDirectory() as path:
+        folder = Path(path)
+        (folder / CONFIG_NAME).write_text('{"base_model_name_or_path": "nowhere/at-all"}')
+        names = {block: f"{MODULE.format(block)}.lora_A.weight" for block in blocks}
+        save_file({name: torch.ones(1) for name in names.values()}, folder / WEIGHTS_NAME)
+        model = PrunedModel(folder, {"model_type": "llama", "num_hidden_layers": len(kept)}, entry)
+        try:
+            change = renumbering(folder, model)
+        except UserError as error:
+            said = str(error)
+            if 8 in blocks:
+                assert "has 8 blocks; it was made for another model" in said
+            elif max(blocks) < len(kept):
+                assert "say which" in said
+            else:
+                assert not blocks & kept
+            return
+    if change is None:
+        assert all(entry.kept[block] == block for block in blocks)
+        return
+    assert max(blocks) in range(len(kept), 8)
+    wanted = {block: MODULE.format(entry.kept.index(block)) for block in blocks & kept}
+    assert change.names == {
+        name: f"{wanted[block]}.lora_A.weight" if block in wanted else None for block, name in names.items()
+    }
+    assert set(change.left_out) == blocks & dropped
