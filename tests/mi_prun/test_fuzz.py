@@ -374,7 +374,7 @@ def logits_of(model: Any, tokens: Any) -> Any:
     return model.logits(hidden)
 
 
-@many(4_000)
+@many(4_500)
 @given(st.sampled_from(sorted(TOKENIZER_FILES)), st.data())
 def test_a_tokenizer_gives_tokens_that_have_rows_or_is_refused(small_model, whole_results, which, data):
     path = small_model / which
@@ -396,7 +396,7 @@ def test_a_tokenizer_gives_tokens_that_have_rows_or_is_refused(small_model, whol
     whole_results.append(which)
 
 
-@many(1_000)
+@many(500)
 @given(data=st.data())
 def test_a_model_with_a_mutated_config_runs_or_is_refused(small_model, whole_results, data):
     path = small_model / "config.json"
