@@ -69,11 +69,7 @@ def load_block_model(folder: ModelFolder, *, device: torch.device, dtype: torch.
         for shard in folder.shards:
             file = stack.enter_context(safe_open(shard.path, framework="pt"))
             tensors |= {name: file.get_slice(name) for name in shard.tensors}
-        model = load_tensors(tensors, folder.family, folder.pretrained_config, dtype, device, title=title)
-    with library_errors(f"{title} cannot be run by transformers"), torch.inference_mode():
-        # Fields that contradict each other are not all looked at before a model runs.
-        model.model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
-    return model
+        return load_tensors(tensors, folder.family, folder.pretrained_config, dtype, device, title=title)
 
 
 def load_tensors(
@@ -114,6 +110,9 @@ def load_tensors(
             _check_padding(config, title)
             raise
     _check_report(report, family, title, block, quantised=getattr(model, "hf_quantizer", None) is not None)
+    with library_errors(f"{title} cannot be run by transformers"), torch.inference_mode():
+        # Fields that contradict each other are not all looked at before a model runs.
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
     return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
 
 

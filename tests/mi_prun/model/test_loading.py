@@ -211,8 +211,9 @@ def test_fields_that_contradict_each_other_only_when_the_model_runs(tiny: Callab
     config = json.loads((path / "config.json").read_text())
     sliding = {"layer_types": ["sliding_attention"] * 6, "sliding_window": None}
     (path / "config.json").write_text(json.dumps(config | sliding))
-    with pytest.raises(UserError, match=r"cannot be run by transformers: .*sliding_window"):
-        load(path)
+    for read in (load, read_streamed):
+        with pytest.raises(UserError, match=r"cannot be run by transformers: .*sliding_window"):
+            read(path)
 
 
 def test_a_padding_id_that_the_model_has_no_use_for_is_no_fault(tiny: Callable[..., Path]) -> None:
