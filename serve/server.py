@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mi_prun.errors import UserError
+from serve.adapters import check_adapters
 from serve.served_model import ServedModel
 from vllm_ext.names import LOAD_FORMAT, SERVER_PID
 
@@ -78,6 +79,7 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
     try:
         args = parse_arguments(arguments)
         choose(served, args)
+        check_adapters(served, args)
         setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
         uvloop.run(module.run_server(args))
     except Exception as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +50,7 @@ ARGUMENTS_MODULES = (
     "vllm.entrypoints.openai.cli_args",
 )
 PARSER_MODULES = ("vllm.utils.argparse_utils", "vllm.utils")
+LORA_MANAGER_MODULES = ("vllm.lora.worker_manager",)
 
 
 def server_module() -> ModuleType:
@@ -64,6 +67,27 @@ def parser_class() -> type:
     """Return vLLM's own argument parser class."""
     parser: type = _first_of(PARSER_MODULES).FlexibleArgumentParser
     return parser
+
+
+def lora_manager_class() -> Any:
+    """Return the class that reads an adapter's folder, in each worker. The subclass that is used inherits it.
+
+    Raises UserError where it does not have the methods that are wrapped (`vllm_ext/adapter_loading.py`).
+    """
+    manager = _first_of(LORA_MANAGER_MODULES).WorkerLoRAManager
+    for name, first in (("__init__", "vllm_config"), ("_load_adapter", "lora_request")):
+        method = vars(manager).get(name)
+        if method is None or list(inspect.signature(method).parameters)[1:2] != [first]:
+            raise UserError(
+                f"vLLM {vllm_version()} reads adapters in another way than this release knows; on a pruned model they "
+                "would land on wrong blocks"
+            )
+    return manager
+
+
+def adapter_folder(path: str) -> Path:
+    """Return an adapter's folder as vLLM finds it: a path, or a hub id, which it fetches."""
+    return Path(importlib.import_module("vllm.lora.utils").get_adapter_absolute_path(path))
 
 
 def _first_of(names: tuple[str, ...]) -> ModuleType:

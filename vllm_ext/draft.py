@@ -21,6 +21,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import resolve
+from vllm_ext.names import NO_ADAPTERS
 
 logger = init_logger("vllm.mi_prun.draft")
 
@@ -49,6 +50,16 @@ def has_draft(vllm_config: Any) -> bool:
     """Tell whether one model drafts for another in this engine."""
     speculative = vllm_config.speculative_config
     return speculative is not None and speculative.method == "draft_model"
+
+
+def check_no_adapters(vllm_config: Any) -> None:
+    """Refuse LoRA adapters beside a draft on the dense model's own weights.
+
+    vLLM has by then put its adapters' layers into the dense model. In the draft they would meet other tokens than those
+    they were set up for: the first request would end the engine (seen in 0.32).
+    """
+    if vllm_config.lora_config is not None:
+        raise UserError(NO_ADAPTERS)
 
 
 def is_draft(vllm_config: Any, model_config: Any) -> bool:

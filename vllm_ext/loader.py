@@ -61,6 +61,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             target = draft.target_of(entry.base)
             if target is not None:
                 with fault_reported(f"draft {model_config.model}"):
+                    draft.check_no_adapters(vllm_config)
                     checked_base(folder_of(model_config), entry)
                     return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)

@@ -9,8 +9,9 @@ from vllm_ext.names import SERVER_PID
 
 
 def register() -> None:
-    """Add the load format `mi_prun`; have a process that `mi-prun-serve` started end with it, kill -9 included.
+    """Add the load format `mi_prun`, and have adapters renumbered on pruned models.
 
+    A process that `mi-prun-serve` started then ends with it, kill -9 included.
     May be called any number of times. Where vLLM has not been imported it imports nothing.
     """
     parent = os.getppid()
@@ -23,7 +24,10 @@ def register() -> None:
 
 
 def register_loader() -> None:
-    """Register the load format. A vLLM that this release was not written for keeps its own; one line says so."""
+    """Register the load format, and have adapters renumbered on pruned models.
+
+    A vLLM that this release was not written for keeps its own ways; one line says so.
+    """
     from mi_prun.errors import UserError
     from vllm_ext.compat import check_version
 
@@ -33,3 +37,9 @@ def register_loader() -> None:
         print(f"mi-prun: {error}; load format mi_prun is not available", file=sys.stderr)
         return
     import vllm_ext.loader  # noqa: F401 - registers itself, once
+    from vllm_ext.adapter_loading import renumber_adapters
+
+    try:
+        renumber_adapters()
+    except UserError as error:
+        print(f"mi-prun: {error}", file=sys.stderr)

@@ -110,6 +110,9 @@ def load_tensors(
             _check_padding(config, title)
             raise
     _check_report(report, family, title, block, quantised=getattr(model, "hf_quantizer", None) is not None)
+    with library_errors(f"{title} cannot be run by transformers"), torch.inference_mode():
+        # Fields that contradict each other are not all looked at before a model runs.
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
     return BlockModel(model, family.block_prefix, returns_tuple=family.returns_tuple)
 
 

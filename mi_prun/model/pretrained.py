@@ -73,6 +73,7 @@ def pretrained_tokenizer(path: Path, config: Any) -> Any:
             path, config=config, trust_remote_code=False, local_files_only=True
         )
         words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+        tokenizer("a")  # some wrong settings are not looked at before a text is
     if words <= 0:  # transformers makes an empty tokenizer where only its settings are there
         raise UserError(f"{what}: its vocabulary is empty; {way_out}")
     return tokenizer

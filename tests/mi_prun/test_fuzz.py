@@ -1,6 +1,6 @@
-"""Mutated headers, indexes, configs and plans end in a right result or in one line, never in a traceback.
+"""Mutated headers, indexes, configs, tokenizers and plans end in a right result or in one line, never in a traceback.
 
-12,400 of them in `make test-all`: the sum of the `many`s below. `make test` takes the share in MI_PRUN_FUZZ_SHARE.
+17,400 of them in `make test-all`: the sum of the `many`s below. `make test` takes the share in MI_PRUN_FUZZ_SHARE.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -26,10 +27,12 @@ from mi_prun.checkpoint.inspection import verify
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
 from mi_prun.model.identity import ModelIdentity
+from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.model.weight_files import INDEX_NAME
 from mi_prun.plan.plan import Plan, kept_blocks
+from mi_prun.text.calibration import load_calibration
 
 HEADER = {
     "model.layers.0.w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -296,3 +299,126 @@ def test_plans_and_manifests(artefact: Artefact, data):
         assert_one_line(error)
         return
     assert type(artefact).parse(read.to_json(), origin="x") == read
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzĠĊ"
+SPECIAL = ("<s>", "</s>", "<unk>", "<pad>")
+WORDS = {token: number for number, token in enumerate((*SPECIAL, *LETTERS, "th", "the", "Ġthe"))}
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [
+        {"id": number, "content": token, "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for number, token in enumerate(SPECIAL)
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    },
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "unk_token": "<unk>", "vocab": WORDS, "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]]},
+}
+TOKENIZER_FILES: dict[str, dict[str, Any]] = {
+    "tokenizer.json": TOKENIZER,
+    "tokenizer_config.json": {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "model_max_length": 64,
+        "add_bos_token": True,
+        "added_tokens_decoder": {"0": {"content": "<s>", "special": True}},
+        "extra_special_tokens": {},
+        "clean_up_tokenization_spaces": False,
+    },
+    "special_tokens_map.json": {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}},
+    "added_tokens.json": {"<extra>": len(WORDS)},
+}
+CALIBRATION_TEXT = "the cat and the hat\n" * 12 + "<extra> <s> é\u2028 the end\n"
+
+
+@pytest.fixture
+def small_model(tiny: Callable[..., Path]) -> Path:
+    """A model of two blocks with as many rows as its tokenizer has words, and the text to calibrate on."""
+    path = tiny("qwen2", vocab_size=len(WORDS), num_hidden_layers=2)
+    for name, fields in TOKENIZER_FILES.items():
+        if name != "added_tokens.json":  # its token has no row
+            (path / name).write_text(json.dumps(fields))
+    (path / "text.txt").write_text(CALIBRATION_TEXT)
+    return path
+
+
+def windows_of(model: Any, text: Path) -> Any:
+    """The text's tokens, as `mi-prun analyze` takes and checks them."""
+    calibration = load_calibration(
+        str(text), model.tokenizer, window_tokens=8, scoring_tokens=16, ranking_tokens=16, held_out_tokens=16, seed=1
+    )
+    tokens = torch.cat([part.tokens for part in (calibration.scoring, calibration.ranking, calibration.held_out)])
+    model.check_tokens(tokens)
+    return tokens
+
+
+@torch.inference_mode()
+def logits_of(model: Any, tokens: Any) -> Any:
+    """Block by block, as `mi-prun analyze` runs it."""
+    hidden = model.embed(tokens)
+    for block in range(model.num_blocks):
+        hidden = model.run(block, hidden)
+    return model.logits(hidden)
+
+
+@many(4_500)
+@given(st.sampled_from(sorted(TOKENIZER_FILES)), st.data())
+def test_a_tokenizer_gives_tokens_that_have_rows_or_is_refused(small_model, whole_results, which, data):
+    path = small_model / which
+    path.write_text(json.dumps(data.draw(mutated(TOKENIZER_FILES[which]))))
+    try:
+        model = open_model(small_model)
+        tokens = windows_of(model, small_model / "text.txt")
+    except UserError as error:
+        assert_one_line(error)
+        return
+    finally:
+        if which == "added_tokens.json":
+            path.unlink()
+        else:
+            path.write_text(json.dumps(TOKENIZER_FILES[which]))
+    assert tokens.dtype == torch.int64
+    assert tokens.shape[1] == 8
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < len(WORDS)
+    whole_results.append(which)
+
+
+@many(500)
+@given(data=st.data())
+def test_a_model_with_a_mutated_config_runs_or_is_refused(small_model, whole_results, data):
+    path = small_model / "config.json"
+    config = path.read_text()
+    path.write_text(json.dumps(data.draw(mutated(json.loads(config)))))
+    try:
+        model = open_model(small_model)
+        tokens = torch.arange(len(WORDS))[None]
+        model.check_tokens(tokens)
+        logits = logits_of(load_on(model, "cpu"), tokens)
+    except UserError as error:
+        assert_one_line(error)
+        return
+    finally:
+        path.write_text(config)
+    assert logits.shape == (1, len(WORDS), len(WORDS))
+    whole_results.append("config.json")
+
+
+@pytest.fixture
+def whole_results() -> Iterator[list[str]]:
+    """What came through the whole way: some of each file, else the test would say nothing of a right result."""
+    found: list[str] = []
+    yield found
+    assert found

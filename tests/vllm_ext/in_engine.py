@@ -3,6 +3,7 @@
 python in_engine.py JOBS.json   {"jobs": [{"model", "engine": {...}, "prompts": token ids, "sampling": {...}}]}
 
 A job may have several "calls", each of prompts and sampling, in their place; one that "fails" says with what error.
+A call may name an "adapter", a folder. What loading it raises is in "refused", by the number of the call.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Extension:
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
     try:
         engine = LLM(job["model"], **(ENGINE | job.get("engine", {})))
@@ -69,26 +71,31 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         if not job.get("fails"):
             raise
         return {"error": f"{type(error).__name__}: {error}"}
-    calls = [
-        engine.generate(
-            [{"prompt_token_ids": row} for row in call["prompts"]],
-            SamplingParams(**({"max_tokens": 1, "temperature": 0, "detokenize": False} | call["sampling"])),
-            use_tqdm=False,
+    calls, refused = [], {}
+    for number, call in enumerate(job.get("calls", [job])):
+        adapter = None
+        if "adapter" in call:
+            adapter = LoRARequest(f"adapter-{number}", number + 1, call["adapter"])
+            try:
+                engine.llm_engine.add_lora(adapter)
+            except Exception as error:
+                refused[number] = f"{type(error).__name__}: {error}"
+                continue
+        calls.append(
+            engine.generate(
+                [{"prompt_token_ids": row} for row in call["prompts"]],
+                SamplingParams(**({"max_tokens": 1, "temperature": 0, "detokenize": False} | call["sampling"])),
+                use_tqdm=False,
+                lora_request=adapter,
+            )
         )
-        for call in job.get("calls", [job])
-    ]
     tokens = [[[list(output.token_ids) for output in answer.outputs] for answer in found] for found in calls]
     result: dict[str, Any] = {
         "calls": tokens,
         "tokens": tokens[0],
-        "log_probs": [
-            [
-                place[token].logprob
-                for token, place in zip(answer.prompt_token_ids, answer.prompt_logprobs or (), strict=False)
-                if place
-            ]
-            for answer in calls[0]
-        ],
+        "log_probs": log_probs(calls[0]),
+        "log_probs_by_call": [log_probs(answers) for answers in calls],
+        "refused": refused,
     }
     if job.get("memory"):
         result["memory"] = engine.collective_rpc("draft_memory")[0]
@@ -96,6 +103,18 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     del engine
     gc.collect()
     return result
+
+
+def log_probs(answers: Any) -> list[list[float]]:
+    """Return the log-probabilities of the prompt's tokens, answer by answer."""
+    return [
+        [
+            place[token].logprob
+            for token, place in zip(answer.prompt_token_ids, answer.prompt_logprobs or (), strict=False)
+            if place
+        ]
+        for answer in answers
+    ]
 
 
 def record_meta() -> list[int]:

@@ -206,6 +206,16 @@ def test_a_padding_id_past_the_vocabulary_is_one_line(tiny: Callable[..., Path],
         assert "\n" not in str(refused.value)
 
 
+def test_fields_that_contradict_each_other_only_when_the_model_runs(tiny: Callable[..., Path]) -> None:
+    path = tiny("qwen2")
+    config = json.loads((path / "config.json").read_text())
+    sliding = {"layer_types": ["sliding_attention"] * 6, "sliding_window": None}
+    (path / "config.json").write_text(json.dumps(config | sliding))
+    for read in (load, read_streamed):
+        with pytest.raises(UserError, match=r"cannot be run by transformers: .*sliding_window"):
+            read(path)
+
+
 def test_a_padding_id_that_the_model_has_no_use_for_is_no_fault(tiny: Callable[..., Path]) -> None:
     path = tiny("gpt_neox")
     config = json.loads((path / "config.json").read_text())

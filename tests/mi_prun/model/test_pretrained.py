@@ -53,6 +53,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "class without its file": class_without_its_file,
     "class of another kind": tokenizer_config(tokenizer_class="T5Tokenizer"),
     "class that is a number": tokenizer_config(tokenizer_class=7),
+    "length that is text": tokenizer_config(model_max_length=""),
     "token that is a number": tokenizer_config(bos_token=7),
     "config that is a list": lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
     "config that is cut off": lambda folder: (folder / "tokenizer_config.json").write_text("{"),
