@@ -32,6 +32,7 @@ ALTERNATIVES: dict[tuple[str, ...], tuple[str, ...]] = {
     compat.SERVER_MODULES: ("run_server", "build_app"),
     compat.ARGUMENTS_MODULES: ("make_arg_parser", "validate_parsed_serve_args"),
     compat.PARSER_MODULES: ("FlexibleArgumentParser",),
+    compat.LORA_MANAGER_MODULES: ("WorkerLoRAManager",),
 }
 # (module, name): parameters that we pass, in this order, or that our override has.
 SIGNATURES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -47,6 +48,9 @@ SIGNATURES: dict[tuple[str, str], tuple[str, ...]] = {
     (f"{LOADERS}.utils", "initialize_model"): ("vllm_config", "prefix", "model_config"),
     ("vllm.model_executor.models.utils", "is_pp_missing_parameter"): ("name", "model"),
     ("vllm.utils.torch_utils", "set_default_torch_dtype"): ("dtype",),
+    ("vllm.lora.worker_manager", "WorkerLoRAManager.__init__"): ("self", "vllm_config"),
+    ("vllm.lora.worker_manager", "WorkerLoRAManager._load_adapter"): ("self", "lora_request"),
+    ("vllm.lora.utils", "get_adapter_absolute_path"): ("lora_path",),
     ("vllm.v1.sample.rejection_sampler", "apply_sampling_constraints"): (
         "logits",
         "cu_num_draft_tokens",
