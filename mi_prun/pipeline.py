@@ -53,11 +53,11 @@ def prune(
     heal: make up for the dropped blocks, too.
     Raises UserError, with nothing written. What can be known before the long pass is refused before it.
     """
+    if heal is not None and write_settings.virtual:
+        raise UserError("--heal writes weights of its own: without --virtual")
     check_output(out, force=force)  # before a model is fetched
     dense = open_model(reference)
     check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
-    if heal is not None and write_settings.virtual:
-        raise UserError("--heal writes weights of its own: without --virtual")
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     blocks = amount.blocks(dense.identity)
     sampled = None

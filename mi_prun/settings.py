@@ -87,7 +87,7 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True)
 class HealSettings:
-    """How the dropped blocks are made up for. Why these defaults: docs/recovery.md.
+    """How the dropped blocks are made up for. docs/how-to/heal-a-pruned-model.md says how it trains.
 
     sources: text, each `TEXT` or `TEXT=WEIGHT`. fit: begin with the closed form. train: `lora`, `all` or `none`.
     tokens, minutes: how long is trained; one of them. rank: of LoRA. learning_rate: None takes that of `train`.

@@ -232,8 +232,8 @@ def _num_blocks(folder: Path) -> int | None:
 
 def _cached_name(folder: Path) -> tuple[str, ...]:
     """Return the hub id of a folder in the hub's cache."""
-    found = CACHED.search(folder.as_posix())
-    return (f"{found['owner']}/{found['name']}",) if found else ()
+    cached = CACHED.search(folder.as_posix())
+    return (f"{cached['owner']}/{cached['name']}",) if cached else ()
 
 
 def _families(model: PrunedModel) -> tuple[Family, ...]:

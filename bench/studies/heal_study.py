@@ -65,7 +65,7 @@ class JudgedModel:
         }  # fmt: skip
 
     def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:
-        """By text, nats."""
+        """Return log-perplexities by text, in nats."""
         model = load_on(folder)
         return {name: Evaluator(model, windows).measure([dropped])[0].ce_nats for name, windows in self.windows.items()}
 

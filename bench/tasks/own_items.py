@@ -63,7 +63,7 @@ def capitals() -> list[dict[str, Any]]:
 
 
 def agreement() -> list[dict[str, Any]]:
-    """As many with a subject in the plural as in the singular."""
+    """Return items on agreement: as many with a subject in the plural as in the singular."""
     drawn = random.Random(0)
     whole = list(itertools.product(SUBJECTS, BETWEEN, VERBS))
     rows = []

@@ -338,8 +338,8 @@ def fingerprint_of(plan: Plan, settings: HealSettings) -> str:
 def recorded(settings: HealSettings) -> dict[str, str | int | float | bool | None]:
     """The settings that a manifest records, beside what it has fields for."""
     left_out = {"sources", "seed", "device", "save_minutes", "forward_tokens"}
-    found = {name: value for name, value in asdict(settings).items() if name not in left_out}
-    return found | {"learning_rate": settings.rate}
+    fields = {name: value for name, value in asdict(settings).items() if name not in left_out}
+    return fields | {"learning_rate": settings.rate}
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class SampledText:
         return SampledText(torch.from_numpy(healing).long(), torch.from_numpy(analysis.held_out).long())
 
     def cut(self, window_tokens: int) -> SampledText:
-        """The same text in windows of another length, which begin where they may."""
+        """Return this text in windows of another length, which begin where they may."""
 
         def pieces(windows: Tensor) -> Tensor:
             whole = windows.shape[1] // window_tokens * window_tokens
@@ -212,13 +212,13 @@ def _sampled(
 def _read(
     source: WeightedSource, tokenizer: Any, window_tokens: int, tokens: int | None, held_out: int, seed: int
 ) -> Supply:
-    found = text_source(source.name, seed=seed)
+    named = text_source(source.name, seed=seed, tokenizer=tokenizer)
     bos = begins_with_bos(tokenizer)
     body = window_tokens - int(bos)
     text, per_token = "", 0.0
     pieces: list[str] = []
     size, most = 0, float(LEAST_CHARACTERS)
-    for document in found.open():
+    for document in named.open():
         pieces.append(document)
         size += len(document) + 1
         if not per_token and size >= PROBE_CHARACTERS:
@@ -240,7 +240,7 @@ def _read(
     judged = ids_of([text[start : start + length] for start in range(max(0, cut), len(text), length)])[:held_out]
     if cut < length or len(judged) < held_out:
         raise UserError(
-            f"--calibration {found.name} has {len(text):,} characters; {held_out} windows of {window_tokens} tokens "
+            f"--calibration {named.name} has {len(text):,} characters; {held_out} windows of {window_tokens} tokens "
             "are held out of it and something must be left to heal on: give more text or a smaller --window"
         )
     order = np.random.default_rng(seed).permutation(cut // length)
@@ -249,7 +249,7 @@ def _read(
         starts = [int(number) * length for number in order[place : place + PASSAGES_AT_ONCE]]
         return ids_of([text[start : start + length] for start in starts])
 
-    return Supply(found.name, source.weight, judged, more)
+    return Supply(named.name, source.weight, judged, more)
 
 
 def _characters_per_token(text: str, tokenizer: Any) -> float:

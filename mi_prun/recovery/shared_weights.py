@@ -134,11 +134,11 @@ class SharedWeights:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The tensors that are trained, by name; adapters are named after the weight that they adapt."""
-        found = {name: own.own for name, own in self.own.items() if own.own.requires_grad}
+        parameters = {name: own.own for name, own in self.own.items() if own.own.requires_grad}
         for name, layer in self.adapters.items():
-            found[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight
-            found[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight
-        return found
+            parameters[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight
+            parameters[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight
+        return parameters
 
     @contextlib.contextmanager
     def student(self) -> Iterator[None]:
