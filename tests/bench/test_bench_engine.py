@@ -51,6 +51,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", MARK: uuid.uuid4().hex}
 
 
+@pytest.mark.many_engines
 def test_a_sweep_with_drafts_goes_on_after_a_kill(
     tmp_path: Path, environment: dict[str, str], engine_cores: Callable[..., list[psutil.Process]]
 ) -> None:
@@ -141,6 +142,7 @@ def until(true: Callable[[], bool], seconds: float) -> None:
     assert true()
 
 
+@pytest.mark.many_engines
 def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     tmp_path: Path, small: dict[str, Any], environment: dict[str, str]
 ) -> None:
