@@ -172,7 +172,7 @@ def measure(dense: str, pruned: Sequence[str]) -> tuple[list[PointRecord], Answe
     text = python_reference(OUT / "python-reference.txt")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB)
     print(
-        f"\n$ mi-prun-bench run --dense {dense} --pruned {' '.join(pruned)} --quality-text {text} -o demo/results",
+        f"\n$ mi-prun-bench run --dense {dense} {' '.join(pruned)} --quality-text {text} -o demo/results",
         flush=True,
     )
     points = run(dense, pruned, OUT / "results", SETTINGS, quality_text=str(text), while_served=ask_each)
