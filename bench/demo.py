@@ -63,11 +63,11 @@ SETTINGS = MeasureSettings(
 )
 # Seconds of each step on two idle cores, for what is left.
 STEPS = {
-    "a model folder": 25,
-    "one pass of analysis": 45,
-    "choose the blocks": 100,
+    "a model folder": 35,
+    "one pass of analysis": 15,
+    "choose the blocks": 230,
     "write the pruned models": 10,
-    "serve, ask and measure": 280,
+    "serve, ask and measure": 600,
     "report": 5,
 }
 
