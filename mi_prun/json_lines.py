@@ -1,14 +1,16 @@
 """JSON-lines files of our own: one record a line, appended by `files.append_line`, read back here.
 
-A kill in the middle of a write leaves a last line without a line break. It is left out, and that is said. Any other
-fault is an error that names the file and the line.
+A line is appended in one write, line break included. A last line without one was therefore cut short, by a kill, a full
+disk or a copy. `read_lines` leaves it out and says so; `read_whole_lines` refuses it, as the next record would be
+appended to it. Any other fault is an error that names the file and the line.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -31,6 +33,25 @@ def read_lines(path: Path, kind: type[Line], *, versions: Collection[int] | None
     if cut:
         say(f"{path}: the last line is cut short and is left out")
     return [_parse(f"{path}, line {number}", line, kind, versions) for number, line in enumerate(whole, 1)]
+
+
+def read_whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of `path` as bytes, in order; none where there is no such file.
+
+    Raises UserError for a file that cannot be read and for a last line that is cut short.
+    """
+    whole, cut = _split(_read(path))
+    if cut:
+        raise UserError(f"{path}: the last line is cut short; remove it")
+    return whole
+
+
+def parse_json(line: str | bytes, where: str) -> Any:
+    """Return what a line holds. Raises UserError that begins with `where` for what is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
 
 
 def remove_cut_line(path: Path) -> None:

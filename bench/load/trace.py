@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records.json_lines import parse_json
 from bench.records.schema import Trace
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of, write_text
+from mi_prun.json_lines import parse_json
 
 COLUMNS = (
     ("input_length", "output_length"),

@@ -18,12 +18,12 @@ from typing import Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from bench.records.json_lines import parse_json, read_whole_lines
 from bench.records.saturation import PILES_UP
 from mi_prun.artefact import Record
 from mi_prun.checkpoint.manifest import Weights
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
+from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.plan.plan import Quality
 
 POINTS_NAME = "points.jsonl"

@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from bench.records.json_lines import read_whole_lines
 from bench.records.machine import commit, this_machine, versions
 from bench.records.schema import Machine
 from mi_prun.analysis.analysis import Analysis, read_analysis
@@ -45,6 +44,7 @@ from mi_prun.comparison.comparison_row import Row
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, write_text
+from mi_prun.json_lines import read_whole_lines
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model

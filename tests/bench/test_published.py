@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.json_lines import parse_json, read_whole_lines
 from bench.records.results import read_results
 from bench.records.schema import ROUNDS_NAME, RoundRecord, read_lines
 from bench.reports.report import write_report
 from bench.studies.selection_study import Confirmed, Pair, blocks_of, read_study
+from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.plan.plan import Plan
 
 PUBLISHED = Path(__file__).parents[2] / "bench" / "published"

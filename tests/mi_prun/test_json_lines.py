@@ -1,4 +1,4 @@
-"""Records a line: what was appended is read back, a line that a kill has cut is left out, any other fault is named."""
+"""Records a line: what was appended is read back, a cut line is left out or refused, any other fault is named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
-from mi_prun.json_lines import read_lines, remove_cut_line
+from mi_prun.json_lines import parse_json, read_lines, read_whole_lines, remove_cut_line
 
 
 class Ship(Record):
@@ -96,3 +96,29 @@ def test_a_fault_names_the_file_and_the_line(
 def test_another_version_is_named(path: Path) -> None:
     with pytest.raises(UserError, match=r"line 1 has schema version 1; this release reads 2 and 3: move the file away"):
         read_lines(path, Ship, versions=(2, 3))
+
+
+def test_whole_lines_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_whole_lines(path) == []
+    path.write_bytes(b"")
+    assert read_whole_lines(path) == []
+    path.write_bytes(b'{"a": 1}\n\n{"b": 2}\n')
+    assert read_whole_lines(path) == [b'{"a": 1}', b"", b'{"b": 2}']
+
+
+@pytest.mark.parametrize("end", [b"{", b'{"b": 2}', b"7"])
+def test_a_last_line_without_its_newline_is_refused(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + end)
+    with pytest.raises(UserError, match=r"rows\.jsonl: the last line is cut short; remove it"):
+        read_whole_lines(path)
+
+
+def test_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_whole_lines(tmp_path)
+    for line in (b"not json", b"", b"\xff", b"[" * 100_000):
+        with pytest.raises(UserError, match=r"^rows\.jsonl, line 3 is not JSON: "):
+            parse_json(line, "rows.jsonl, line 3")
+    assert parse_json('{"a": 1}', "x") == {"a": 1}
