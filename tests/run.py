@@ -1,7 +1,7 @@
 """Run the test suite's parts side by side and say at the end, in one line, how many passed and what failed.
 
     python tests/run.py          # lint, tests without an engine, tests with one: `make test`
-    python tests/run.py --all    # also those that ask for many engines, and every fuzzed example: `make test-all`
+    python tests/run.py --all    # also the long ones, and every fuzzed example: `make test-all`
     python tests/run.py --numeric    # the cheap numeric tests under other instruction sets and numbers of threads
 
 An engine's start leaves most of two cores idle, so the parts share them. A part's output is printed when the part ends.
@@ -101,10 +101,10 @@ class Part:
 def suite(every: bool) -> list[Part]:
     """Return the parts of the suite; they take about as long as each other."""
     share = {"MI_PRUN_FUZZ_SHARE": "1" if every else FUZZ_SHARE}
-    engines = "engine" if every else "engine and not many_engines"
+    some = "" if every else " and not long"
     return [
-        Part("plain", [Command(("pytest", "-m", "not engine"), share)]),
-        Part("engine", [*LINT, Command(("pytest", "-m", engines))]),
+        Part("plain", [Command(("pytest", "-m", f"not engine{some}"), share)]),
+        Part("engine", [*LINT, Command(("pytest", "-m", f"engine{some}"))]),
     ]
 
 
@@ -122,7 +122,7 @@ def numeric() -> list[Part]:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--all", action="store_true", help="also the tests that ask for many engines")
+    parser.add_argument("--all", action="store_true", help="also the long tests")
     parser.add_argument("--numeric", action="store_true", help="only the numeric tests, on every instruction set")
     asked = parser.parse_args()
     running = numeric() if asked.numeric else suite(asked.all)

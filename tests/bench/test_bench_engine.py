@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", MARK: uuid.uuid4().hex}
 
 
-@pytest.mark.many_engines
+@pytest.mark.long
 def test_a_sweep_with_drafts_goes_on_after_a_kill(
     tmp_path: Path, environment: dict[str, str], engine_cores: Callable[..., list[psutil.Process]]
 ) -> None:
@@ -142,7 +142,7 @@ def until(true: Callable[[], bool], seconds: float) -> None:
     assert true()
 
 
-@pytest.mark.many_engines
+@pytest.mark.long
 def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     tmp_path: Path, small: dict[str, Any], environment: dict[str, str]
 ) -> None:
@@ -180,6 +180,7 @@ def test_a_shape_is_swept_and_a_finished_sweep_is_not_measured_again(
     assert (results / POINTS_NAME).read_bytes() == before
 
 
+@pytest.mark.long
 def test_an_engine_that_does_not_start_says_why(
     tmp_path: Path, prune: Callable[..., Path], environment: dict[str, str]
 ) -> None:
@@ -194,7 +195,7 @@ def test_an_engine_that_does_not_start_says_why(
     assert list(results.iterdir()) == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_leaves_no_process(
     tmp_path: Path,
     prune: Callable[..., Path],

@@ -133,7 +133,7 @@ def test_a_vllm_that_reads_adapters_in_another_way(
         check_adapters(served_model(str(pruned)), flags())
 
 
-@pytest.mark.parametrize("form", ["name=path", "JSON"])
+@pytest.mark.parametrize("form", ["name=path", pytest.param("JSON", marks=pytest.mark.long)])
 def test_the_command_refuses_in_one_line(adapter: Callable[..., Path], pruned: Path, form: str) -> None:
     """In both of vLLM's forms, before an engine is started."""
     folder = adapter("nowhere/at-all")
@@ -165,6 +165,7 @@ def post(url: str, **fields: str) -> tuple[int, str]:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_an_adapter_that_a_running_server_is_given(
     start_server: Callable[..., Any],
     adapter: Callable[..., Path],

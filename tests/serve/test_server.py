@@ -126,7 +126,10 @@ def answer_of(model: Path, prompt: str, *, without: tuple[int, ...] = ()) -> str
     return str(tokenizer.decode(said[0]).removeprefix(tokenizer.decode(tokens["input_ids"][0])))
 
 
-@pytest.mark.parametrize(("signum", "flag", "ranks"), [(signal.SIGINT, "--plan", 1), (signal.SIGKILL, "--draft", 2)])
+@pytest.mark.parametrize(
+    ("signum", "flag", "ranks"),
+    [(signal.SIGINT, "--plan", 1), pytest.param(signal.SIGKILL, "--draft", 2, marks=pytest.mark.long)],
+)
 def test_it_serves_and_nothing_is_left_when_it_is_ended(
     start_server: Callable[..., Any],
     reference: Path,
@@ -176,6 +179,7 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
     assert not any(folder.exists() for folder in made)
 
 
+@pytest.mark.long
 def test_a_fault_that_only_the_engine_finds_is_one_line_too(
     end_of: Callable[..., tuple[int, str]],
     rewrite_header: Callable[..., None],

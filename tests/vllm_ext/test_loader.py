@@ -175,7 +175,7 @@ def close(found: list[list[float]], wanted: list[list[float]]) -> bool:
     return all(row == pytest.approx(expected, abs=1e-4) for row, expected in zip(found, wanted, strict=True))
 
 
-@pytest.mark.many_engines
+@pytest.mark.long
 def test_tensor_parallel(
     in_engine: Callable[..., Any], both: tuple[Path, Path], prompts: list[list[int]], wanted: list[list[float]]
 ) -> None:
@@ -188,7 +188,7 @@ def test_tensor_parallel(
         assert read == [every_byte, every_byte]
 
 
-@pytest.mark.many_engines
+@pytest.mark.long
 def test_pipeline_parallel(
     in_engine: Callable[..., Any], both: tuple[Path, Path], prompts: list[list[int]], wanted: list[list[float]]
 ) -> None:

@@ -57,6 +57,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_it_is_there_once_and_in_children_that_are_forked_or_spawned(tmp_path: Path) -> None:
     """As vLLM loads it, several times in each process. A second registration would be warned of."""
     (tmp_path / "program.py").write_text(PROGRAM)

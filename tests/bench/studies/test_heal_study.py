@@ -36,6 +36,7 @@ def test_share_of_the_gap():
     assert found["a"]["gap_closed"] == 0.75
 
 
+@pytest.mark.long
 def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, capsys):
     prose = list(topics.values())
     texts = [tmp_path / name for name in ("one.txt", "two.txt", "judge.txt")]

@@ -25,6 +25,7 @@ def test_what_is_ranked_right_is_found(sign: int, correlation: float, among_the_
     }
 
 
+@pytest.mark.long
 def test_the_command_ranks_what_it_did_not_learn_from(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

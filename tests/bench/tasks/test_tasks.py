@@ -92,6 +92,7 @@ def pruned_logprob() -> Callable[[str, str], float]:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_scores_are_those_of_transformers(
     tmp_path: Path, items: Path, engine: EngineProcess, virtual: Path, pruned_logprob: Callable[[str, str], float]
 ) -> None:
@@ -128,6 +129,7 @@ def test_scores_are_those_of_transformers(
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_another_model_than_the_one_served_is_refused(engine: EngineProcess, items: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     settings = TaskSettings(tuple(parse_tasks("arc_easy")), tasks_from=items, sampling=None)

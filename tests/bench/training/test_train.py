@@ -71,6 +71,7 @@ def test_a_model_learns_and_its_card_says_what_the_written_weights_do(text: Path
         assert model(input_ids=ids, labels=ids).loss < 4.5  # a random model: log(275) = 5.6
 
 
+@pytest.mark.long
 def test_stopped_or_killed_it_goes_on_to_the_same_weights(text: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     threads = torch.get_num_threads()

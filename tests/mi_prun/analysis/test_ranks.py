@@ -28,7 +28,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("streamed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_two_processes_find_what_one_finds(
     tmp_path: Path, reference: Path, harbour: Path, analyze_settings: AnalyzeSettings, streamed: bool
 ) -> None:
@@ -47,6 +47,7 @@ def test_two_processes_find_what_one_finds(
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
+@pytest.mark.long
 def test_a_rank_without_windows_adds_nothing(
     tmp_path: Path, reference: Path, harbour: Path, analyze_settings: AnalyzeSettings
 ) -> None:

@@ -20,8 +20,8 @@ WIDE = {"hidden_size": 128, "head_dim": 32}
     ("model_type", "fields"),
     [
         ("llama", {"tie_word_embeddings": False}),
-        ("mistral", {"sliding_window": None}),
-        ("qwen2", {"tie_word_embeddings": True}),
+        pytest.param("mistral", {"sliding_window": None}, marks=pytest.mark.long),
+        pytest.param("qwen2", {"tie_word_embeddings": True}, marks=pytest.mark.long),
         ("qwen3", {"tie_word_embeddings": True}),
     ],
 )

@@ -179,6 +179,7 @@ def test_an_output_that_is_there_is_refused_first(tmp_path: Path) -> None:
         import_gguf(tmp_path / "none.gguf", tmp_path / "model")
 
 
+@pytest.mark.long
 def test_smollm2(tmp_path: Path, smollm2_gguf: Path) -> None:
     """A model that people know: its log-probabilities, its chat, its digits."""
     out = tmp_path / "smollm2"

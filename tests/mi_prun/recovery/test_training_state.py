@@ -35,6 +35,7 @@ def started(pruned, out, settings):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(pruned_reference, tmp_path, heal_settings):
     settings = replace(heal_settings, save_minutes=0.0, fit_tokens=1_024)
     whole = started(pruned_reference, tmp_path / "whole", settings)

@@ -80,6 +80,7 @@ def test_a_guardrail_that_cannot_act_is_said(start_proxy: Callable[..., Any], sh
     assert "no API keys are set: whoever reaches 0.0.0.0:" in proxy.log.read_text()
 
 
+@pytest.mark.long
 def test_its_own_openapi_document(own: Any, admin: dict[str, str]) -> None:
     """schemathesis: what it says is what it does, whatever is sent; to whom it refuses most of it too, at once."""
     tool = str(Path(sys.executable).with_name("schemathesis"))
