@@ -133,7 +133,8 @@ def test_a_vllm_that_reads_adapters_in_another_way(
         check_adapters(served_model(str(pruned)), flags())
 
 
-@pytest.mark.parametrize("form", ["name=path", pytest.param("JSON", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["name=path", "JSON"])
 def test_the_command_refuses_in_one_line(adapter: Callable[..., Path], pruned: Path, form: str) -> None:
     """In both of vLLM's forms, before an engine is started."""
     folder = adapter("nowhere/at-all")

@@ -149,7 +149,8 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
     plan, model = tmp_path / "plan.json", "owner/reference"
     read_manifest(pruned).plan.write(plan)
     hub.models[model] = one_file_a_block(reference, tmp_path / "reference")
-    for variable, value in hub.environment(tmp_path / "cache").items():
+    # With a process for each worker, as a user has it.
+    for variable, value in (hub.environment(tmp_path / "cache") | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}).items():
         monkeypatch.setenv(variable, value)
     if ranks > 1:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")

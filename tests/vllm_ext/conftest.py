@@ -14,7 +14,7 @@ from mi_prun.process_group import ProcessGroup
 
 ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 # One core each; the CPU backend would give both ranks the same.
-TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+TWO_RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 TIMEOUT_SECONDS = 500
 
 

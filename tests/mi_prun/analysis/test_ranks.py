@@ -62,6 +62,7 @@ def test_a_rank_without_windows_adds_nothing(
     assert np.allclose(shared.block_cosine, alone.block_cosine, rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_fault_ends_all_ranks_and_leaves_nothing(tmp_path: Path, reference: Path, harbour: Path) -> None:
     done = torchrun(
         "analyze", str(reference), "--calibration", str(harbour), "--window", "9999999", "-o", str(tmp_path / "a")
