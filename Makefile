@@ -1,5 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Where it is set, each process would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 $(BIN)/python -m pytest -p no:cacheprovider
 
 .PHONY: demo test test-all test-plain test-engine test-numeric lint lock clean
