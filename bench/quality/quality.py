@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from bench.models.measured_model import MeasuredModel, MeasuredModels
 from mi_prun.console import run_command, say
@@ -23,8 +24,10 @@ from mi_prun.text.text_source import text_digest
 
 def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed: int) -> list[Quality]:
     """Return perplexity and KL(dense || pruned) per token on the held-out part of `text`, for each pruned model."""
-    words = [
-        model.arm.model if model.arm.weights == "materialized" else ",".join(map(str, model.arm.blocks.dropped))
+    words = [  # a folder by its whole path: one called 25 would be taken for a block
+        str(Path(model.arm.model).absolute())
+        if model.arm.weights == "materialized"
+        else ",".join(map(str, model.arm.blocks.dropped))
         for model in pruned
     ]
     command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]

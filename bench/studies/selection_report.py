@@ -142,7 +142,7 @@ def _together(groups: Sequence[Group]) -> str:
         rows.append(
             (
                 sum(rank > 1 for rank in ranks) / len(ranks),
-                statistics.mean(known),
+                statistics.mean(known) if known else math.inf,
                 (
                     label,
                     str(len(cases)),
@@ -150,10 +150,10 @@ def _together(groups: Sequence[Group]) -> str:
                     f"{sum(first) / len(first):.0%}",
                     f"{statistics.mean(ranks):.1f}",
                     f"{sum(ratio <= 1 + NEAR for ratio in every) / len(every):.0%}",
-                    f"{statistics.mean(known):.3f}",
-                    f"{statistics.quantiles(known, n=20)[-1]:.3f}",
-                    f"{max(means):.3f}",
-                    f"{max(known):.3f}",
+                    _figure(mean_of_numbers(known), ".3f"),
+                    _figure(_percentile(known), ".3f"),
+                    _figure(max(means, default=math.nan), ".3f"),
+                    _figure(max(known, default=math.nan), ".3f"),
                     _figure(mean_of_numbers(group.jaccard(label) for group in own), ".2f"),
                     _figure(mean_of_numbers(texts.jaccard(label) for texts in models), ".2f"),
                     _figure(mean_of_numbers(texts.spread(label) for texts in models), ".3f"),
@@ -166,6 +166,13 @@ def _together(groups: Sequence[Group]) -> str:
         "worst mean over seeds", "worst", "Jaccard, seeds", "Jaccard, texts", "spread over texts", "passes / greedy",
     )  # fmt: skip
     return table(header, [row for _, _, row in sorted(rows)])
+
+
+def _percentile(values: Sequence[float]) -> float:
+    """Return the 95th percentile. It is no more than the largest value, which a few values would be led beyond."""
+    if len(values) < 2:
+        return max(values, default=math.nan)
+    return min(max(values), statistics.quantiles(values, n=20)[-1])
 
 
 def _figure(value: float, spec: str) -> str:
@@ -185,12 +192,14 @@ def _costs(texts: Texts) -> str:
 def _per_size(groups: Sequence[Group], figure: Callable[[Group], float]) -> str:
     """Return a figure by number of blocks: its mean over the groups of that size."""
     sizes = sorted({group.num_blocks for group in groups})
-    means = (statistics.mean(figure(group) for group in groups if group.num_blocks == size) for size in sizes)
-    return ", ".join(f"{mean:.2f} (L={size})" for size, mean in zip(sizes, means, strict=True))
+    means = (mean_of_numbers(figure(group) for group in groups if group.num_blocks == size) for size in sizes)
+    return ", ".join(f"{_figure(mean, '.2f')} (L={size})" for size, mean in zip(sizes, means, strict=True))
 
 
 def _share(group: Group, *, label: str) -> float:
     k = min(max(1, round(group.num_blocks / 4)), group.ks_of(label)[-1])
+    if not group.cells.get(("greedy-loss:0", k)):
+        return math.nan
     return group.passes(label, k) / group.passes("greedy-loss:0", k)
 
 

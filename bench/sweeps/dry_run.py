@@ -48,7 +48,8 @@ def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{max(1, round(seconds / 60))} minutes"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes > 1)}"
 
 
 def _candidates(prepared: Prepared, settings: SweepSettings) -> Iterator[int]:

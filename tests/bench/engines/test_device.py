@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from bench.engines.device import Device
-from bench.engines.memory_check import room
 
 
 class NVMLError(Exception):
@@ -77,20 +76,6 @@ def test_only_the_gpus_that_an_engine_would_take_count(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
     assert Device().total_bytes(gpus) == total
     assert Device().free_bytes(gpus) == (None if total is None else total // 10)
-
-
-@pytest.mark.parametrize(
-    ("flags", "needed"),
-    [((), 90), (("-tp", "2"), 270), (("--tensor_parallel_size=2", "--gpu-memory-utilization", ".5"), 150)],
-)
-def test_an_engine_takes_its_share_of_its_own_gpus(
-    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], needed: int
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", driver())
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    model: Any = SimpleNamespace(weight_bytes=50)
-    free = 10 if not flags else 30
-    assert room([model], flags, Device()) == (free, [needed])
 
 
 def test_a_gpu_that_does_not_count_energy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from bench.engines.endpoint import Endpoint, open_endpoint
-from bench.tasks.logprob_check import Direct, check_logprobs
 from mi_prun.errors import UserError
 
 MODELS = {"data": [{"id": "served", "root": "owner/model", "max_model_len": 512}]}
@@ -107,16 +106,3 @@ def test_an_endpoint_without_prompt_log_probabilities_is_refused(
 def test_log_probabilities_of_the_prompt_alone_are_taken(serve: Callable[[Answers], str]) -> None:
     endpoint = open_endpoint(serve(completion({"token_logprobs": [None, -1.0, -2.0, -9.0]})))
     assert endpoint.prompt_logprobs([5, 6, 7]) == [-1.0, -2.0]
-
-
-def test_log_probabilities_of_another_model_are_refused(serve: Callable[[Answers], str]) -> None:
-    endpoint = open_endpoint(serve(completion({"token_logprobs": [None, -1.0, -2.0, -9.0]})))
-
-    def direct(*logprobs: float) -> Direct:
-        return Direct(computed="float32, cpu", tokens=((5, 6, 7),), logprobs=(logprobs,))
-
-    check = check_logprobs(endpoint, direct(-1.02, -1.98))
-    assert (check.tokens, check.mean_nats, check.max_nats) == (2, pytest.approx(0.02), pytest.approx(0.02))
-    with pytest.raises(UserError, match=r"differ by 0\.2500 nats on the mean \(at most 0\.3000\).*more than 0\.05"):
-        check_logprobs(endpoint, direct(-1.2, -1.7))
-    assert check_logprobs(endpoint, direct(-1.2, -1.7), tolerance=0.3).tolerance_mean_nats == 0.3

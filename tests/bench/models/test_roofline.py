@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from bench.models.measured_model import MeasuredModel
 from bench.models.roofline import Work, bound, decode, most, prefill, work
 from bench.models.shape import open_shape, spread
-from bench.models.weights import Block, Tensor, Weights, _multiplied, weights_of_config
+from bench.models.weights import Block, Weights, weights_of_config
 from bench.records.schema import PointRecord, Trace
 from bench.sweeps.aggregate import bound_of
 from mi_prun.plan.plan import kept_blocks
@@ -77,31 +76,6 @@ def test_no_machine_passes_the_bound(bandwidth: float, rate: float, batch: int) 
     assert 1 < seconds(dense) / seconds(pruned) <= bound(dense, pruned) + 1e-12 < 4 / 3
 
 
-@pytest.mark.parametrize(
-    ("shape", "block", "head", "total", "kv_bytes", "tied"),
-    [
-        # q and o 4096x4096, k and v 4096x1024, three of 4096x14336, two norms
-        ("llama-3.1-8b", 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336, 128_256 * 4096, 8_030_261_248, 4096, 0),
-        # with biases of q, k and v, which are no matrices
-        ("qwen2.5-0.5b", 2 * 896 * 896 + 2 * 896 * 128 + 3 * 896 * 4864, 151_936 * 896, 494_032_768, 512, 1),
-        # q and o of 16 heads x 128, wider than the state
-        ("qwen3-0.6b", 2 * 1024 * 2048 + 2 * 1024 * 1024 + 3 * 1024 * 3072, 151_936 * 1024, 596_049_920, 4096, 1),
-        ("llama-3.2-1b", 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192, 128_256 * 2048, 1_235_814_400, 2048, 1),
-    ],
-)
-def test_shapes_weigh_what_their_cards_say(
-    shape: str, block: int, head: int, total: int, kv_bytes: int, tied: int
-) -> None:
-    config = open_shape(shape)
-    weights = weights_of_config(config)
-    assert {weighed.elements for weighed in weights.blocks} == {block}
-    assert weights.head_elements == head
-    assert weights.kv_bytes == kv_bytes
-    assert weights.total_bytes == 2 * total
-    assert bool(config["tie_word_embeddings"]) == bool(tied)
-    assert weights.row_bytes == 2 * config["hidden_size"]
-
-
 def test_the_bound_of_a_real_shape_at_a_quarter() -> None:
     weights = weights_of_config(open_shape("qwen2.5-0.5b-32k"))
     kept = kept_blocks(24, spread(24, 6))
@@ -111,73 +85,6 @@ def test_the_bound_of_a_real_shape_at_a_quarter() -> None:
     assert (dense.num_bytes, pruned.num_bytes) == (24 * block + rest, 18 * block + rest)
     assert bound(dense, pruned) == pytest.approx(1.30, abs=0.005)
     assert bound(prefill(weights, 1, 512), prefill(weights.keep(kept), 1, 512)) == pytest.approx(4 / 3, abs=0.001)
-
-
-def test_the_bundled_model_is_weighed_by_its_headers(reference: Any) -> None:
-    from bench.models.weights import weights_of
-    from mi_prun.model.model_folder import open_model
-
-    folder = open_model(reference)
-    weights = weights_of(folder)
-    assert weights.total_bytes == folder.weight_bytes == weights_of_config(folder.config).total_bytes
-    assert weights.head_bytes == 2 * 4096 * 256
-    assert weights.kv_bytes == 2 * 2 * 64 * 2
-    assert weights.keep(range(9)).total_bytes == weights.total_bytes - 3 * weights.blocks[0].num_bytes
-
-
-@pytest.mark.parametrize(
-    ("quantization", "packed", "beside", "values"),
-    [
-        ({"quant_method": "awq", "bits": 4}, "qweight", ("qzeros", "scales"), 8),
-        ({"quant_method": "gptq", "bits": 4}, "qweight", ("qzeros", "scales", "g_idx"), 8),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"weights": {"num_bits": 4}, "targets": ["Linear"]}},
-            },
-            "weight_packed",
-            ("weight_scale", "weight_shape"),
-            2,  # NVFP4: two in a byte
-        ),
-    ],
-)
-def test_packed_matrices_multiply_as_many_elements_as_plain_ones(
-    quantization: dict[str, Any], packed: str, beside: tuple[str, ...], values: int
-) -> None:
-    """Several of four bits in an integer; their bytes are what is read."""
-    from bench.models.shape import open_shape
-    from bench.models.weights import Tensor, weigh
-
-    config = open_shape("qwen3-0.6b") | {"quantization_config": quantization}
-    plain = weights_of_config(open_shape("qwen3-0.6b"))
-    count = config["num_hidden_layers"]
-    elements = plain.blocks[0].elements
-    table = Tensor("model.embed_tokens.weight", (config["vocab_size"], config["hidden_size"]), 1_000)
-    tensors = [table]
-    for block in range(count):
-        name = f"model.layers.{block}.mlp.up_proj"
-        tensors.append(Tensor(f"{name}.{packed}", (8, elements // 8 // values), elements // 2))
-        tensors += [Tensor(f"{name}.{other}", (2, 3), 24) for other in beside]
-    weighed = weigh(config, tensors)
-    assert {block.elements for block in weighed.blocks} == {elements}
-    assert {block.num_bytes for block in weighed.blocks} == {elements // 2 + 24 * len(beside)}
-
-
-def test_only_attention_has_a_cache_and_packed_experts_multiply_their_elements() -> None:
-    pattern = "M-M*-M-"
-    config = {"model_type": "nemotron_h", "hybrid_override_pattern": pattern, "num_hidden_layers": len(pattern)}
-    small = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64, "num_attention_heads": 4, "head_dim": 16}
-    mamba = {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1}
-    weights = weights_of_config({**config, **small, **mamba, "num_key_value_heads": 2})
-    assert [block.attends for block in weights.blocks] == [letter == "*" for letter in pattern]
-    experts = [
-        Tensor("model.layers.0.mlp.experts.gate_up_proj_blocks", (32, 5760, 90, 16), 32 * 5760 * 90 * 16),
-        Tensor("model.layers.0.mlp.experts.gate_up_proj_scales", (32, 5760, 90), 32 * 5760 * 90),
-    ]
-    assert [_multiplied(tensor, {"quantization_config": {"quant_method": "mxfp4"}}) for tensor in experts] == [
-        32 * 5760 * 2880,
-        0,
-    ]
 
 
 def test_no_mixture_of_steps_passes_the_most() -> None:

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from bench.records.schema import append_record, read_lines
 from bench.records.task_schema import TASKS_NAME, TaskRecord, packed, unpacked
-from bench.records.task_summary import mean_rows, task_rows
 from mi_prun.errors import UserError
 
 Task = Callable[..., TaskRecord]
@@ -52,42 +51,3 @@ def test_a_line_of_another_schema(tmp_path: Path, task: Task) -> None:
     (tmp_path / TASKS_NAME).write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="has schema version 1; this release reads 2"):
         read_lines(tmp_path, TASKS_NAME, TaskRecord)
-
-
-def test_pairs_are_made_only_of_the_same_items(task: Task) -> None:
-    dense = task((), [True, True, False, False])
-    worse = task((3,), [True, False, False, False])
-    rows = task_rows([worse, dense])
-    assert [row.record.arm.kind for row in rows] == ["dense", "pruned"]
-    assert rows[0].difference is None
-    assert rows[1].difference is not None
-    assert rows[1].difference.mean == -0.25
-    assert "to dense -25.0 [" in rows[1].line()
-    for other in (
-        task((3,), [True, False, False, False], items_sha256="4" * 64),
-        task((3,), [True, False, False, False], context_tokens=256),
-        task((3,), [True, False]),
-    ):
-        assert task_rows([dense, other])[1].difference is None
-
-
-def test_the_newest_answers_count(task: Task) -> None:
-    old, new = task((3,), [False] * 4), task((3,), [True] * 4)
-    assert [row.record.score.score for row in task_rows([old, new])] == [1.0]
-
-
-def test_the_mean_is_over_the_tasks_that_have_pairs(task: Task) -> None:
-    records = [
-        task((), [True] * 4),
-        task((), [True] * 4, task="piqa"),
-        task((), [True] * 4, task="winogrande"),
-        task((3,), [True, True, True, False]),
-        task((3,), [False, True, True, False], task="piqa"),
-        task((3,), [False] * 4, task="winogrande", items_sha256="5" * 64),
-    ]
-    dense, pruned = mean_rows(task_rows(records))
-    assert (dense.tasks, dense.score, dense.difference) == (3, 1.0, None)
-    assert (pruned.tasks, pruned.score) == (2, 0.625)
-    assert pruned.difference is not None
-    assert pruned.difference[0] == pytest.approx(-0.375)
-    assert "mean of 2" in pruned.line()

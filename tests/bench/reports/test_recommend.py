@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from bench.records.flat_rows import rows_of
-from bench.records.results import Run, read_side
-from bench.records.schema import PointRecord, append_record
+from bench.records.results import Run
+from bench.records.schema import PointRecord
 from bench.records.task_schema import TaskRecord
 from bench.reports.recommend import Recommendation, parse_limits, recommend
 from mi_prun.errors import UserError
@@ -131,74 +129,3 @@ def test_limits_that_are_none(options: tuple[str | None, float | None, str | Non
 def test_memory_is_in_bytes() -> None:
     assert parse_limits(None, None, "24GiB").memory_bytes == 24 * 2**30
     assert parse_limits(None, None, " 1.5 gb").memory_bytes == 1_500_000_000
-
-
-def test_exit_status(
-    tmp_path: Path,
-    one_sweep: list[PointRecord],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from bench.cli import app
-    from mi_prun.console import run_app
-
-    for point in one_sweep:
-        append_record(tmp_path, point)
-
-    def status(*words: str) -> int:
-        monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), *words])
-        try:
-            return run_app(app)
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-
-    assert status("--min-speedup", "1.2") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["dropped"] == [2, 3]
-    assert status("--min-speedup", "3") == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"] is False
-    assert status() == 2
-
-
-def test_of_several_runs_one_that_was_judged_is_taken_and_the_others_are_named(
-    tmp_path: Path, one_sweep: list[PointRecord], point: Point
-) -> None:
-    """A model, then a shape of which nobody knows the quality."""
-    shape = point().dense.model_copy(update={"name": "qwen", "shape": "qwen", "weights_sha256": None})
-    unjudged = {"run": "run-2", "dense": shape, "quality": None, "quality_measured_on": None}
-    for taken_model in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
-        append_record(tmp_path, taken_model)
-    place = str(tmp_path)
-
-    def judged(run: Run) -> bool:
-        return run.judged
-
-    newest, by_quality = read_side(place), read_side(place, judged)
-    assert newest.run is not None
-    assert by_quality.run is not None
-    assert (newest.run.name, newest.others) == ("run-2", (f"{place}@run-1",))
-    assert (by_quality.run.name, by_quality.others) == ("run-1", (f"{place}@run-2",))
-    assert read_side(f"{place}@run-2", judged).run == newest.run  # as the user says
-    assert read_side(f"{place}@run-2").others == ()
-
-
-def test_the_command_on_a_folder_of_several_runs(
-    tmp_path: Path,
-    one_sweep: list[PointRecord],
-    point: Point,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from bench.cli import app
-    from mi_prun.console import run_app
-
-    unjudged = {"run": "run-2", "quality": None, "quality_measured_on": None}
-    for taken_model in (*one_sweep, *(point(dropped, **unjudged) for dropped in ((), (3,)))):
-        append_record(tmp_path, taken_model)
-    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", str(tmp_path), "--max-ppl-increase", "45%"])
-    assert run_app(app) == 0
-    first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == f"note: of run run-1, owner/dense; beside it: {tmp_path}@run-2"
-    assert json.loads(last)["arm"] == "hybrid 25.0%"
-    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "recommend", f"{tmp_path}@run-2", "--max-ppl-increase", "45%"])
-    assert run_app(app) == 2
-    assert "run run-2 did not measure quality" in capsys.readouterr().err

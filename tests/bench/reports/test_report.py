@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench.records.results import Run
-from bench.records.schema import POINTS_NAME, PointRecord, Ratio, Speed, append_record
+from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
 from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
 from bench.reports.plots import block_map_svg, curve_groups, speed_arms
 from bench.reports.report import write_report
-from bench.reports.report_section import headline
 from mi_prun.errors import UserError
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -297,19 +296,6 @@ def test_few_rounds_and_rates_that_saturate_nothing_are_said(tmp_path: Path, one
         assert "### Latency, chat, 2 requests/s" in marks
 
 
-def test_a_headline_within_noise_says_so(point: Point) -> None:
-    def between(low: float | None, high: float | None) -> str:
-        shown = point((3,))
-        assert shown.paired is not None
-        wide = Ratio(ratio=1.12, low=low, high=high, pairs=3)
-        paired = shown.paired.model_copy(update={"output_tokens_per_s": wide})
-        return headline(Run("run-1", (point(), shown.model_copy(update={"paired": paired}))))
-
-    assert "1.12× tokens/s [0.90, 1.40] (not beyond noise)" in between(0.9, 1.4)
-    assert "1.12× tokens/s [1.05, 1.20], " in between(1.05, 1.2)
-    assert "1.12× tokens/s (one round)" in between(None, None)
-
-
 def test_a_shape_is_said_to_have_no_quality(tmp_path: Path, point: Point) -> None:
     dense = point().dense.model_copy(update={"shape": "qwen2.5-0.5b", "weights_sha256": None})
     points = [point(dropped, dense=dense, quality=None, quality_measured_on=None) for dropped in ((), (3,))]
@@ -317,13 +303,6 @@ def test_a_shape_is_said_to_have_no_quality(tmp_path: Path, point: Point) -> Non
     assert "The weights are random: qwen2.5-0.5b is a shape" in text
     assert "Quality against speed" not in text
     assert "not measured" in marks
-
-
-def test_the_headline_takes_the_largest_ratio_at_a_fair_price(one_sweep: list[PointRecord], point: Point) -> None:
-    assert headline(Run("run-1", tuple(one_sweep))).startswith("12.5% of blocks gone")
-    blind = Run("run-1", (point(), point((1, 2), quality=None, quality_measured_on=None)))
-    assert headline(blind).endswith("1.33× KV tokens")
-    assert headline(Run("run-1", (point(),))) == "Only the dense model was measured."
 
 
 @pytest.mark.parametrize("num_blocks", [1, 12, 48, 126])

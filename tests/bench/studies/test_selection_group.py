@@ -125,10 +125,3 @@ def test_the_stability_over_seeds_and_over_texts_and_the_cost() -> None:
     assert texts.jaccard("a:0") == pytest.approx((1 + 0) / 2)
     assert texts.spread("a:0") == pytest.approx((1.45 - 1.15) / 2**0.5)
     assert texts.passes("a:0", 2) == pytest.approx(2.5 + 0.25)
-
-
-def test_the_page_has_the_passes_of_each_k_and_a_dash_for_what_one_text_does_not_tell() -> None:
-    rows = [row(name, seed, 11.0, (*range(k),), k) for name in ("greedy-loss", "b") for seed in (0, 1) for k in (1, 2)]
-    text = page([Group(rows)])
-    assert "| method | k=1 | k=2 | Jaccard over texts | spread over texts |" in text
-    assert "| b:0 | 1.25 | 2.25 | - | - |" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,6 @@ from bench.models import measured_model
 from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import measure as measuring
 from bench.sweeps import sweep as sweeping
-from bench.sweeps.dry_run import describe
-from bench.sweeps.estimate import MachineSpeed, choosing_seconds, sweep_seconds
 from bench.sweeps.sweep import prepare_shape, prepare_sweep, pruned_folders, sweep, sweep_shape
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.tasks.task_settings import TaskSettings
@@ -36,61 +33,12 @@ SETTINGS = SweepSettings(
 )
 
 
-def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
-    def seconds(candidates: int, **changed: Any) -> float:
-        settings = replace(SETTINGS, **changed)
-        return choosing_seconds(models, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
-
-    models = prepare_sweep(str(reference), SETTINGS).models
-    text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
-    # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
-    passes = 1000 + 2000 * (1 + 0.75 + 0.5)
-    assert seconds(0, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
-    passes += 16000 * sum(5 + share * 24 / 32 for share in (0.75, 0.5))
-    assert seconds(24, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
-    assert seconds(0, **text, quality_text="x") > seconds(0, **text) + 8000 * 2 * 9.3e6 / 1e10
-    sampled = {"analyze": AnalyzeSettings(calibration="self", scoring_tokens=1000)}
-    assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
-
-
 def prompts_from(folder: Path, settings: MeasureSettings) -> MeasureSettings:
     """The same, with prompts that are pieces of a text, as a draft needs them."""
     folder.mkdir(exist_ok=True)
     path = folder / "text.txt"
     path.write_text("Once upon a time a cat sat on a mat and looked at the rain. " * 20_000)
     return replace(settings, loads=replace(settings.loads, text=str(path)))
-
-
-def test_a_sweep_is_described_before_it_is_made(
-    reference: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    measure = prompts_from(tmp_path_factory.mktemp("text"), SETTINGS.measure)
-    prepared = prepare_sweep(str(reference), replace(SETTINGS, draft=True, measure=measure))
-    assert [model.arm.label for model in prepared.models.all] == [
-        "dense",
-        "bi 25.0%",
-        "bi 50.0%",
-        "draft bi 25.0%",
-        "draft bi 50.0%",
-    ]
-    lines = list(describe(prepared, SETTINGS))
-    assert "5 models, 10 loads, 3 rounds, engines alone" in lines[0]
-    assert any("9 of 12 blocks, weights 13.8 MiB" in line for line in lines)
-    assert any(
-        line.startswith("  decode-heavy, 2 requests/s: 256 requests a round, 64 tokens in, 256 out") for line in lines
-    )
-    assert re.fullmatch(r"about \d+ minutes for analysis, plans and quality, where they are not there yet", lines[-3])
-    assert " minutes under load and starting" in lines[-2]
-    said = json.loads(lines[-1])
-    assert (said["models"], said["loads"]) == (5, 10)
-    assert said["about_s"] > 0
-    assert not any("tasks" in line for line in lines)
-    asked = TaskSettings(tuple(parse_tasks("boolq,piqa")), Path("items"), ("hellaswag.jsonl",), limit=50)
-    lines = list(describe(prepared, replace(SETTINGS, tasks=asked)))
-    assert "  tasks, the first 50 items of each: boolq, piqa, by 3 models in turn" in lines  # no draft
-    assert "  left out, as items lacks them: hellaswag.jsonl" in lines
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_can_be_known_to_be_wrong_is_said_first(
@@ -266,14 +214,3 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
         with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
             measure()
     assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
-
-
-def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
-    prepared = prepare_shape("qwen3-0.6b", tmp_path, SETTINGS)
-    speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
-    models, loads = prepared.models.all, prepared.closed
-    once = sweep_seconds(models, loads, 1, "together", speed)
-    assert once > 3 * 45
-    assert sweep_seconds(models, loads[:1], 1, "together", speed) < once
-    assert sweep_seconds(models, loads, 2, "alone", speed) == pytest.approx(2 * once)
-    assert sweep_seconds(models, loads, 2, "together", speed) == pytest.approx(2 * once - 3 * 45)

@@ -18,7 +18,7 @@ import torch
 from bench.engines.endpoint import Endpoint, open_endpoint
 from bench.engines.engine import EngineProcess, running
 from bench.records.journal import results_folder
-from bench.records.schema import append_record, read_lines
+from bench.records.schema import read_lines
 from bench.records.task_schema import (
     GENERATIONS_NAME,
     TASKS_NAME,
@@ -27,9 +27,7 @@ from bench.records.task_schema import (
     TaskRecord,
     TaskScore,
 )
-from bench.records.task_summary import task_rows
 from bench.tasks import tasks
-from bench.tasks.generations import read_prompts, sampling_of
 from bench.tasks.logprob_check import check_logprobs, measure
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import parse_tasks
@@ -141,17 +139,6 @@ def test_another_model_than_the_one_served_is_refused(engine: EngineProcess, ite
         check_logprobs(open_endpoint(engine.base_url), measure(str(REFERENCE), "cpu"))
 
 
-def test_a_virtual_checkpoint_is_computed_as_the_written_one(
-    prune: Callable[..., Path], virtual: Path, tmp_path: Path
-) -> None:
-    written = prune(REFERENCE, tmp_path / "written", DROPPED)
-    direct = [measure(str(path), "cpu") for path in (virtual, written, REFERENCE)]
-    assert direct[0].tokens == direct[1].tokens == direct[2].tokens
-    flat = [torch.tensor([value for row in each.logprobs for value in row]) for each in direct]
-    torch.testing.assert_close(flat[0], flat[1], rtol=0, atol=1e-4)
-    assert (flat[0] - flat[2]).abs().mean() > 0.2  # dropping three blocks is no rounding
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -248,29 +235,6 @@ def test_models_and_addresses(tmp_path: Path) -> None:
         open_asked(["a", "b"], ["http://127.0.0.1:9"])
     with pytest.raises(UserError, match="no such folder"):
         open_asked([str(tmp_path / "absent")], [])
-
-
-def test_prompts_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("Once upon a time\n\n  The sea \n")
-    assert read_prompts(file) == ("Once upon a time", "The sea")
-    file.write_text("\n")
-    with pytest.raises(UserError, match="has no prompt"):
-        read_prompts(file)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_prompts(tmp_path)
-    assert sampling_of(0, 0.7, 0, None) is None
-    for tokens, temperature, said in ((-1, 0.7, "--generate must be"), (8, 3.0, r"--temperature must be in \[0, 2\]")):
-        with pytest.raises(UserError, match=said):
-            sampling_of(tokens, temperature, 0, None)
-
-
-def test_a_record_of_each_model_pairs_with_dense(tmp_path: Path, task: Callable[..., TaskRecord]) -> None:
-    for record in (task(), task((3,), [False, False, True, True])):
-        append_record(tmp_path, record, TASKS_NAME)
-    rows = task_rows(read_lines(tmp_path, TASKS_NAME, TaskRecord))
-    assert rows[1].difference is not None
-    assert (rows[1].difference.gained, rows[1].difference.lost) == (0, 1)
 
 
 def test_an_endpoint_of_no_known_context_takes_the_configs(virtual: Path) -> None:
