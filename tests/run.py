@@ -105,8 +105,8 @@ def suite(every: bool) -> list[Part]:
     some = "" if every else " and not long"
     plain = "pytest", "-m", f"not engine{some}"
     return [
-        Part("plain", [Command((*plain, "--ignore", "tests/serve"), share)]),
-        Part("serve", [Command((*plain, "tests/serve"), share), *LINT]),
+        Part("mi_prun", [Command((*plain, "--ignore", "tests/serve", "--ignore", "tests/bench"), share)]),
+        Part("serve-bench", [Command((*plain, "tests/serve", "tests/bench"), share), *LINT]),
         Part("engine", [Command(("pytest", "-m", f"engine{some}"))]),
     ]
 
