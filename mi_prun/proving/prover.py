@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +217,7 @@ class _Trial:
                     dtype=torch.float32,
                     local_files_only=True,
                     trust_remote_code=False,
-                    attn_implementation=self.model.model.config._attn_implementation,
+                    attn_implementation=cast("Any", self.model.model).config._attn_implementation,
                 ).eval()
                 found = self._log_p(pruned, _tokens())
         wanted = self._bypassed(dropped)
@@ -256,8 +256,9 @@ def _refusing(family: Family, what: str) -> Iterator[None]:
         with library_errors(what):
             yield
     except UserError as error:
-        whole = str(error).startswith("model_type ")
-        raise error if whole else _failed(family, str(error)) from error
+        if str(error).startswith("model_type "):
+            raise
+        raise _failed(family, str(error)) from error
 
 
 @contextlib.contextmanager

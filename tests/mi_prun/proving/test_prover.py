@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -111,6 +112,21 @@ def test_what_is_written_equals_dense_without_those_blocks(
     write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
     family = open_model(dense).family
     assert_same_as_skipping(dense, tmp_path / "pruned", (0, 2), family.block_prefix)
+
+
+# Heads of 32 are the smallest that vLLM's CPU attention has. Its windows are one token longer than transformers'.
+WIDE = {"hidden_size": 128, "sliding_window": 64}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("model_type", TINY)
+def test_stock_vllm_says_the_same(tiny, make_plan, assert_stock_vllm_says_the_same, tmp_path, model_type):
+    if not os.environ.get("MI_PRUN_ALL_FAMILIES"):
+        pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries every family on vLLM")
+    head = {"head_dim": 32} if "head_dim" in TINY[model_type] else {}
+    dense = tiny(model_type, **BLOCKS | TINY[model_type] | WIDE | head)
+    write_checkpoint(open_model(dense), make_plan(dense, (0, 2)), tmp_path / "pruned")
+    assert_stock_vllm_says_the_same(dense, tmp_path / "pruned", (0, 2), open_model(dense).family.block_prefix)
 
 
 def test_the_proof_is_in_the_plan_and_in_the_manifest(tiny, make_plan, tmp_path):
