@@ -90,7 +90,7 @@ def _rotary(value: Any, config: Config) -> Any:
     """Cut lists with one entry for each pair of a head's dimensions; the factors of long contexts are such."""
     if not isinstance(value, dict):
         return value
-    share = value.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    share = value.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     pairs = int(HEAD * share) // 2
     return {
         name: inner[:pairs] if name in ROTARY_LISTS and isinstance(inner, list) else _rotary(inner, config)
