@@ -63,7 +63,7 @@ class ServedModel:
         return {
             "pruned": True,
             "model": self.reference,
-            "dense": plan.dense.model_dump(exclude={"block_parameters", "parts"}),
+            "dense": plan.dense.model_dump(exclude={"block_parameters", "parts", "proof"}),
             "block_indices": "0-based",
             "dropped_blocks": list(plan.dropped),
             "kept_blocks": list(plan.kept),

@@ -1,45 +1,78 @@
 """Where the blocks of a model live, and its config and tensor names without some of them.
 
-`families.FAMILIES` is the one table. The functions here read it: `family_of` finds a config's family or refuses it,
-`reduce_config` makes the config of the kept blocks, `renamed` gives a tensor's name in the pruned model. The checkpoint
-writer and the vLLM loader both call them.
+`families.FAMILIES` is the one table. The functions here read it: `family_of` finds a config's family, has one that no
+row names proved (`unlisted`), or refuses it. `reduce_config` makes the config of the kept blocks, `renamed` gives a
+tensor's name in the pruned model. The checkpoint writer and the vLLM loader both call them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mi_prun.architecture.config_rules import FULL, VLLM_ONLY
 from mi_prun.architecture.families import FAMILIES, REFUSED
 from mi_prun.architecture.family import Config, Family, block_list
 from mi_prun.architecture.field_guard import check_fields
 from mi_prun.architecture.quantization import reduce_quantization
+from mi_prun.architecture.unlisted import assumed_family, prove
 from mi_prun.errors import UserError
 
+if TYPE_CHECKING:
+    from mi_prun.architecture.proof import Proof
+
 __all__ = [
-    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_config", "check_kept", "extra_blocks",
-    "family_of", "num_blocks", "reduce_config", "renamed",
+    "FAMILIES", "Config", "Family", "block_kinds", "block_of", "check_class", "check_config", "check_kept",
+    "check_named", "extra_blocks", "family_of", "num_blocks", "proof_of", "reduce_config", "renamed",
 ]  # fmt: skip
 
 MAX_BLOCKS = 10_000  # a wrong config must not exhaust the memory
 
 
 def family_of(config: Config) -> Family:
-    """Return the family of a config. Raises UserError for one that is not supported."""
+    """Return the family of a config: the one that a rule names, else one that is proved here and now.
+
+    Raises UserError for one that is not supported.
+    """
     model_type = config.get("model_type")
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        if isinstance(model_type, str) and model_type in REFUSED:
-            raise UserError(f"model_type {model_type!r}: {REFUSED[model_type]}; not supported")
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise UserError(f"model_type {model_type!r}: {REFUSED[model_type]}; not supported")
+    family = _named(model_type) or prove(config)[0]
+    check_class(config, family)
+    return family
+
+
+def check_named(config: Config) -> None:
+    """Refuse a config whose family no rule names."""
+    model_type = config.get("model_type")
+    if _named(model_type) is None and model_type not in REFUSED:
         raise UserError(f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    family_of(config)
+
+
+def proof_of(config: Config, dropped: Sequence[int] = ()) -> Proof | None:
+    """Return the proof of a family that no rule names; None where a rule does.
+
+    dropped: one more set of blocks that the proof is to drop.
+    Raises UserError where the proof fails.
+    """
+    return None if _named(config.get("model_type")) else prove(config, dropped)[1]
+
+
+def _named(model_type: object) -> Family | None:
+    return (FAMILIES.get(model_type) if isinstance(model_type, str) else None) or assumed_family(model_type)
+
+
+def check_class(config: Config, family: Family) -> None:
+    """Refuse a config that names another class than the family's, or code of its own."""
     architectures = config.get("architectures")
     if architectures is not None and architectures != [family.architecture]:
         raise UserError(
-            f"architectures {architectures!r} of a {model_type} config is not supported; only {family.architecture} is"
+            f"architectures {architectures!r} of a {family.model_type} config is not supported; only "
+            f"{family.architecture} is"
         )
     _check_remote_code(config, family)
-    return family
 
 
 def _check_remote_code(config: Config, family: Family) -> None:

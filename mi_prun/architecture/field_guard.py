@@ -19,7 +19,7 @@ HARMLESS = frozenset({
     "layer_types", "layers_block_type", "layer_dropout", "time_step_limit", "time_step_min", "time_step_max",
     "time_step_floor", "time_step_rank", "block_size", "image_token_index", "video_token_index", "pad_token_index",
     "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "rope_local_base_freq", "attn_logit_softcapping",
-    "n_layer_norm",
+    "n_layer_norm", "offset_alibi",
 })  # fmt: skip
 NOT_PER_BLOCK = frozenset({
     "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference", "rope_parameters",

@@ -45,6 +45,7 @@ def model_card(manifest: Manifest, *, source: Path, name: str, base: str) -> str
         _method(plan),
         "## Quality",
         _quality(plan.quality),
+        *(["## Proof", f"Blocks of this model can be dropped: {manifest.proof}."] if manifest.proof else []),
         *(["## Healing", _healing(manifest.healing)] if manifest.healing else []),
         "## How to load it",
         _loading(manifest, base),

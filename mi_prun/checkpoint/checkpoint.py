@@ -11,7 +11,7 @@ import shutil
 from hashlib import sha256
 from pathlib import Path
 
-from mi_prun.architecture.architecture import Config, reduce_config, renamed
+from mi_prun.architecture.architecture import Config, proof_of, reduce_config, renamed
 from mi_prun.checkpoint.card import CARD_NAME, MAP_NAME, model_card
 from mi_prun.checkpoint.companions import companions
 from mi_prun.checkpoint.healing import ADAPTER_NAME, Healed
@@ -41,11 +41,13 @@ def write_checkpoint(
     force: bool = False,
     assume_uniform: bool = False,
     healed: Healed | None = None,
+    quiet: bool = False,
 ) -> Manifest:
     """Write the checkpoint of the blocks that `plan` keeps of `dense` into the folder `out`.
 
     assume_uniform: let config fields pass that are not known and may be per block. The manifest records it.
     healed: what healing changed; a virtual folder takes its adapter.
+    quiet: show no progress.
     Raises UserError, with nothing written, if the plan belongs to another model, the family or a config field is not
     supported, `out` is taken (`force` replaces it whole), or the disk is too small.
     """
@@ -56,6 +58,7 @@ def write_checkpoint(
     plan.check_belongs_to_folder(dense)
     check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
+    proof = proof_of(dense.config, plan.dropped)
     copies = kept_tensors(dense, plan, healed.tensors if healed else None)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
     weights: Weights = "virtual" if virtual else "materialized"
@@ -73,7 +76,7 @@ def write_checkpoint(
         files: dict[str, FileDigest] = {}
         if shards:
             metadata = {"format": "pt"} | dense.shards[0].metadata
-            with progress("writing", weight_bytes, "bytes") as advance:
+            with progress("writing", weight_bytes, "bytes", shown=not quiet) as advance:
                 files |= write_shards(folder, shards, metadata, advance)
         if len(shards) > 1:
             files[INDEX_NAME] = _write(
@@ -95,6 +98,7 @@ def write_checkpoint(
             block_kinds=kinds,
             structure_sha256=structure_digest({copy.name: copy.info for copy in copies}),
             assume_uniform=assume_uniform,
+            proof=proof,
             healing=healed.healing if healed else None,
         )
         card = model_card(manifest, source=dense.path, name=dense_name, base=base)

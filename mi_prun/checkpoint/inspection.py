@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mi_prun.architecture.architecture import num_blocks, reduce_config
+from mi_prun.architecture.proof import Proof
 from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry
 from mi_prun.errors import UserError
@@ -26,13 +27,14 @@ def describe(path: Path) -> str:
                 f"{path}: {manifest.weights} checkpoint, "
                 f"{manifest.weight_bytes / 1e6:,.1f} of {manifest.dense_weight_bytes / 1e6:,.1f} MB of weights",
                 *describe_plan(manifest.plan, manifest.block_kinds),
+                *describe_proof(manifest.proof),
                 *describe_healing(manifest.healing),
                 *(["assumed      all blocks alike, by --assume-uniform"] if manifest.assume_uniform else []),
                 _wholeness(path, manifest),
             ]
         )
     plan = Plan.read(path)
-    return "\n".join([f"{path}: plan", *describe_plan(plan)])
+    return "\n".join([f"{path}: plan", *describe_plan(plan), *describe_proof(plan.dense.proof)])
 
 
 def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
@@ -59,6 +61,11 @@ def describe_plan(plan: Plan, kinds: tuple[str, ...] = ()) -> list[str]:
     else:
         lines.append("quality      not measured")
     return [*lines, "block map", text_map(count, plan.dropped, kinds)]
+
+
+def describe_proof(proof: Proof | None) -> list[str]:
+    """Return the line on what shows that the blocks can be dropped; none where a rule names the family."""
+    return [] if proof is None else [f"proof        {proof}"]
 
 
 def describe_healing(healing: Healing | None) -> list[str]:

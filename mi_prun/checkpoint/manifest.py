@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
+from mi_prun.architecture.proof import Proof
 from mi_prun.artefact import Artefact, Record
 from mi_prun.checkpoint.healing import Healing
 from mi_prun.errors import UserError
@@ -34,6 +35,8 @@ class Manifest(Artefact):
     block_kinds: the kind of each block of the dense model, e.g. `sliding_attention`.
     structure_sha256: `structure_digest` of the pruned model's tensors.
     assume_uniform: unknown config fields were let pass, because the user said that all blocks are alike.
+    proof: what shows that these blocks can be dropped, where no rule names the family; None where a rule does, or an
+    older release wrote it.
     healing: how the kept blocks were taught to make up for the dropped ones; None where they were not.
     """
 
@@ -47,6 +50,7 @@ class Manifest(Artefact):
     block_kinds: tuple[str, ...] = ()
     structure_sha256: str | None = None
     assume_uniform: bool = False
+    proof: Proof | None = None
     healing: Healing | None = None
     tool_version: str = __version__
 

@@ -88,7 +88,7 @@ def analysis_in(
 ) -> Analysis:
     """Return the analysis in `out`; make it where there is none of this model and text. load: see `analyze`."""
     text = {"calibration": text_digest(settings.calibration)}
-    asked = [dense.identity.model_dump(exclude={"name"}), asdict(settings) | text, __version__]
+    asked = [dense.identity.model_dump(exclude={"name", "proof"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         analyze(dense, folder, settings, load=load)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from mi_prun.architecture.architecture import family_of
+from mi_prun.architecture.architecture import check_named
 from mi_prun.console import progress, say
 from mi_prun.errors import UserError, first_line
 from mi_prun.files import check_output, new_folder, sync
@@ -132,7 +132,7 @@ def read_config(header: GgufHeader) -> Any:
     with _one_line(header, "config"):
         config = AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
     try:
-        family_of(config.to_dict())
+        check_named(config.to_dict())
     except UserError as error:
         raise UserError(f"{header.path}: {error}") from error
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)

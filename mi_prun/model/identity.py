@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import model_validator
 
 from mi_prun.architecture.architecture import Config, Family, block_of
+from mi_prun.architecture.proof import Proof
 from mi_prun.artefact import Record
 from mi_prun.model.shard import TensorInfo
 
@@ -43,6 +44,8 @@ class ModelIdentity(Record):
     weights_sha256: each tensor's name, dtype, shape and its first and last 1,024 bytes, sorted by name. It tells a
     fine-tuned model from its parent without reading gigabytes.
     parts: None if an older release wrote it.
+    proof: what shows that its blocks can be dropped, where no rule names the family; None where a rule does, or an
+    older release wrote it.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ModelIdentity(Record):
     config_sha256: str
     weights_sha256: str
     parts: Parts | None = None
+    proof: Proof | None = None
 
     @model_validator(mode="after")
     def _sizes(self) -> ModelIdentity:

@@ -19,6 +19,7 @@ from mi_prun.architecture.architecture import (
     extra_blocks,
     family_of,
     num_blocks,
+    proof_of,
     renamed,
 )
 from mi_prun.errors import UserError
@@ -95,6 +96,7 @@ class ModelFolder:
                 rest_sha256=digests.rest,
                 weight_bytes=self.weight_bytes,
             ),
+            proof=proof_of(self.config),
         )
 
     def differing_part(self, dense: ModelIdentity, kept: Sequence[int]) -> str | None:

@@ -47,6 +47,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "experts of another name": ("mixtral", WIDE | {"num_local_experts": 4}),
+    "a family that no rule names": ("starcoder2", {"hidden_size": 128, "sliding_window": None}),
+    "a family that no rule names, at another prefix": ("bloom", {"hidden_size": 128, "n_layer": 6}),
 }
 
 

@@ -12,6 +12,9 @@ from serve.ab.proxy.parsed_request import PATHS
 SUMMARIES = {
     "/v1/chat/completions": "Chat completion, streamed or whole, by the arm that the request is assigned to",
     "/v1/completions": "Completion, streamed or whole, by the arm that the request is assigned to",
+    "/v1/responses": "OpenAI's newer kind of answer, streamed or whole, where all arms have it",
+    "/v1/messages": "Anthropic's kind of answer, streamed or whole, where all arms have it",
+    "/v1/messages/count_tokens": "How many tokens a prompt of Anthropic's kind has",
     "/v1/embeddings": "Embeddings, where the engine has them",
     "/tokenize": "Tokens of a text, as the assigned arm cuts it",
     "/detokenize": "The text of tokens",
@@ -20,7 +23,7 @@ REFUSALS = {
     "400": "The body is not what it must be",
     "401": "An API key is needed",
     "403": "Only the admin key may choose an arm",
-    "404": "No such model",
+    "404": "No such model, or a path that an arm lacks",
     "408": "The request took too long to come",
     "413": "The body is too large",
     "415": "The content type must be application/json, its encoding gzip, deflate or none",

@@ -74,7 +74,8 @@ class Arm:
     """An arm while it serves: where it is, whether it is well, how many requests it has.
 
     base_url: None while its engine is not up. key: what it is asked with. restarts: of its engine. waiting: requests
-    that have no first byte of it yet; they are told when it goes down.
+    that have no first byte of it yet; they are told when it goes down. routes: whether its engine has a path, of those
+    that were asked for.
     """
 
     def __init__(self, name: str, config: ArmConfig, health: Health) -> None:
@@ -90,6 +91,7 @@ class Arm:
         self.restarts = 0
         self.ever_up = False
         self.waiting: set[Waiting] = set()
+        self.routes: dict[str, bool] = {}
         self._missed = 0
 
     @property
@@ -118,6 +120,7 @@ class Arm:
     def went_down(self) -> None:
         """Send it no more requests; those that it has not begun to answer go elsewhere."""
         self.healthy = False
+        self.routes.clear()  # another engine may come up there
         for waiting in list(self.waiting):
             waiting.arm_down()
 
@@ -161,6 +164,7 @@ class Arm:
         """Serve at a new place: the engine was started anew."""
         self.base_url, self.key, self.ever_up = base_url, key, True
         self._missed, self.healthy, self.fault = 0, True, None
+        self.routes.clear()
         self.breaker.reset()
 
     def describe(self) -> dict[str, object]:

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-GENERATIONS = ("/v1/chat/completions", "/v1/completions")
-PATHS = (*GENERATIONS, "/v1/embeddings", "/tokenize", "/detokenize")
+COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+NOT_IN_EACH_ENGINE = (RESPONSES, MESSAGES)  # answered where all arms have them
+GENERATIONS = (*COMPLETIONS, *NOT_IN_EACH_ENGINE)
+PATHS = (*GENERATIONS, "/v1/messages/count_tokens", "/v1/embeddings", "/tokenize", "/detokenize")
+HELD_BY_ONE_ARM = ("previous_response_id", "background")
 LONGEST_NAME = 1024
 
 
@@ -47,12 +51,22 @@ class ParsedRequest:
 
     @property
     def user(self) -> str | None:
+        """Who asks on whose behalf; in Anthropic's words it is `metadata.user_id`."""
         user: str | None = self.fields.get("user")
+        metadata = self.fields.get("metadata")
+        if user is None and self.path == MESSAGES and isinstance(metadata, dict):
+            said = metadata.get("user_id")
+            return said if isinstance(said, str) else None
         return user
 
     @property
     def generation(self) -> bool:
         return self.path in GENERATIONS
+
+    @property
+    def comparable(self) -> bool:
+        """Tell whether the answers of two arms can be compared, so that the request can be mirrored."""
+        return self.path in COMPLETIONS
 
     def body_for(self, model: str | None) -> bytes:
         """Return the body with another model's name; as it came where that is the same, or None.
@@ -79,6 +93,10 @@ def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[st
         raise RefusalError(400, "stream must be true or false")
     if not isinstance(fields.get("user"), str | None):
         raise RefusalError(400, "user must be a string")
+    if path == RESPONSES and (held := next((name for name in HELD_BY_ONE_ARM if fields.get(name)), None)):
+        raise RefusalError(
+            400, f"{held} needs an answer that one arm holds; send the whole conversation as input", code="one_arm_only"
+        )
     model = fields.get("model")
     if model is None or model in names:
         return ParsedRequest(path, body, fields, model, None)

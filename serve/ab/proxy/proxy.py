@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
+from serve.ab.arms.routes import has_route
 from serve.ab.experiment.experiment import Assignment
 from serve.ab.proxy.admitted_request import AdmittedRequest, Receive, Scope, Send
 from serve.ab.proxy.deadline import Abort, AbortedError, Deadline, Phase
 from serve.ab.proxy.failover import Failover
-from serve.ab.proxy.parsed_request import ParsedRequest, RefusalError, parse_request
+from serve.ab.proxy.parsed_request import NOT_IN_EACH_ENGINE, ParsedRequest, RefusalError, parse_request
 from serve.ab.proxy.security import Caller
 from serve.ab.proxy.service import Service
 from serve.ab.proxy.stream_response import StreamResponse
@@ -68,12 +69,15 @@ class Proxy:
         service = self.service
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         authorization = header.value_of(headers, b"authorization")
+        if authorization is None and (key := header.value_of(headers, header.ANTHROPIC_KEY)) is not None:
+            authorization = b"Bearer " + key
         caller = service.keys.caller(authorization)
         if caller.role == "nobody":
             raise RefusalError(401, "an API key is needed", "authentication_error", "invalid_api_key")
         body = self._unpack(await self._read_body(deadline, headers, receive), headers)
         deadline.wait_for(Phase.FIRST_BYTE)
         parsed = parse_request(scope["path"], body, service.config.names, service.arms)
+        await self._check_routes(parsed)
         client_key = authorization if service.keys.open and caller.role != "operator" else None
         assignment = self._assign(parsed, caller, headers)
         return AdmittedRequest(deadline, parsed, assignment, headers, client_key, send)
@@ -116,6 +120,24 @@ class Proxy:
             raise RefusalError(400, "the body cannot be unpacked: it is damaged, or packed in another way") from error
         except GrowsTooLargeError as error:
             raise RefusalError(413, f"the body unpacks to more than {limit:,} bytes", code="body_limit") from error
+
+    async def _check_routes(self, parsed: ParsedRequest) -> None:
+        """Refuse a path that an arm's engine lacks: one arm alone would answer, and nothing could be compared."""
+        if parsed.path not in NOT_IN_EACH_ENGINE:
+            return
+        service = self.service
+        arms = list(service.arms.values())
+        found = await asyncio.gather(
+            *(has_route(arm, parsed.path, arm.config.upstream_model or parsed.model, service.upstream) for arm in arms)
+        )
+        if lacking := [arm.name for arm, has in zip(arms, found, strict=True) if not has]:
+            raise RefusalError(
+                404,
+                f"the engine of arm {', '.join(lacking)} has no {parsed.path}; it is answered where all arms have it. "
+                "Use /v1/chat/completions",
+                "NotFoundError",
+                "path_not_in_all_arms",
+            )
 
     def _assign(self, parsed: ParsedRequest, caller: Caller, headers: list[tuple[bytes, bytes]]) -> Assignment:
         service = self.service

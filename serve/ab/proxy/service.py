@@ -146,7 +146,8 @@ class Service:
     def _log(self, event: Event, request: AdmittedRequest) -> None:
         prompt = None
         if self.config.log_prompts:
-            prompt = request.parsed.fields.get("messages", request.parsed.fields.get("prompt"))
+            fields = request.parsed.fields
+            prompt = next((fields[name] for name in ("messages", "prompt", "input") if name in fields), None)
         self.access_log.write(
             time=round(event.time, 3),
             path=event.path,

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from serve.ab.proxy.stream_dialect import INPUT, OUTPUT, Dialect
 from serve.ab.wire.sse import ERROR_EVENT, EventStream, ServerSentEvent
 
 # Inside a JSON string a quotation mark is escaped: a model's own words never match these.
@@ -26,11 +27,13 @@ class StreamMeter:
     Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
     until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark
     came. failed: the engine itself said that it failed, in an event or in a body. packed: the answer is compressed, so
-    that only its times are known.
+    that only its times are known. dialect: of an answer whose events have names; None for OpenAI's completions.
     """
 
-    def __init__(self, streamed: bool, *, packed: bool = False) -> None:
+    def __init__(self, streamed: bool, *, packed: bool = False, dialect: Dialect | None = None) -> None:
         self.streamed = streamed
+        self._dialect = dialect
+        self._marks = 0  # events that are no part of the answer
         self.packed = packed
         self.ttft_s: float | None = None
         self.itl_s: list[float] = []
@@ -76,13 +79,16 @@ class StreamMeter:
         """Tokens as the engine counts them; else the stream's events, without its last mark."""
         if self._output_tokens is not None or not self.streamed:
             return self._output_tokens
-        return max(self.events - self.done, 0)
+        return max(self.events - self._marks, 0)
 
     def _read_event(self, event: ServerSentEvent) -> bool:
         """Return whether it says anything: an event that only names the speaker comes before the first token."""
         data = event.data
+        if self._dialect is not None:
+            return self._read_named(event, self._dialect)
         if data.strip() == DONE:
             self.done = True
+            self._marks += 1
         elif event.kind == ERROR_EVENT or (ERROR in data and is_error(_read_json(data))):
             self.failed = True
         self._read_figures(data)
@@ -91,7 +97,24 @@ class StreamMeter:
         self.events += 1
         return True
 
+    def _read_named(self, event: ServerSentEvent, dialect: Dialect) -> bool:
+        """Return whether the event has text in it."""
+        name = dialect.name_of(event)
+        if name.endswith(dialect.token):
+            self.events += 1
+            return True
+        self.done = self.done or name in dialect.done
+        self.failed = self.failed or name in dialect.failed
+        if name in dialect.figures:
+            self._read_figures(event.data)
+        elif not name and ERROR in event.data and is_error(_read_json(event.data)):
+            self.failed = True  # a gateway's own
+        return False
+
     def _read_figures(self, data: bytes) -> None:
+        if self._dialect is not None:
+            self._read_named_figures(data, self._dialect)
+            return
         if b"finish_reason" in data:
             for match in FINISH.finditer(data):
                 self.finish_reason = match[1].decode()
@@ -100,6 +123,15 @@ class StreamMeter:
                 self._output_tokens = int(match[1])
             for match in PROMPT.finditer(data):
                 self.input_tokens = int(match[1])
+
+    def _read_named_figures(self, data: bytes, dialect: Dialect) -> None:
+        for match in dialect.finish.finditer(data):
+            said = (match[1] or b"").decode()
+            self.finish_reason = dialect.reasons.get(said, said)
+        for match in OUTPUT.finditer(data):
+            self._output_tokens = int(match[1])
+        for match in INPUT.finditer(data):
+            self.input_tokens = int(match[1])
 
 
 class Body:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from serve.ab.proxy.admitted_request import Blame
 from serve.ab.proxy.attempt import Begun
 from serve.ab.proxy.deadline import Abort, AbortedError, Phase
+from serve.ab.proxy.parsed_request import MESSAGES
 from serve.ab.proxy.service import Service
 from serve.ab.proxy.shadow import Mirror
+from serve.ab.proxy.stream_dialect import dialect_of
 from serve.ab.proxy.stream_meter import StreamMeter
 from serve.ab.verdict.event import Outcome
 from serve.ab.wire import headers as header
@@ -41,7 +43,8 @@ class StreamResponse:
         reason = self.request.reason_at(begun.arm)
         self.headers = header.for_client(begun.answer.headers, begun.arm.name, reason)
         packed = header.is_packed(self.headers)
-        self.meter = StreamMeter(header.is_event_stream(self.headers) and not packed, packed=packed)
+        streamed = header.is_event_stream(self.headers) and not packed
+        self.meter = StreamMeter(streamed, packed=packed, dialect=dialect_of(self.request.parsed.path))
         self._mirror: Mirror | None = None
 
     async def run(self) -> None:
@@ -113,9 +116,7 @@ class StreamResponse:
     async def _send_failure(self, failure: str) -> None:
         if not self.meter.streamed:
             return
-        message = f"arm {self.begun.arm.name} failed: {failure}"
-        error = {"message": message, "type": "upstream_error", "code": "arm_failed", "param": None}
-        event = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+        event = failure_event(self.request.parsed.path, f"arm {self.begun.arm.name} failed: {failure}")
         deadline = self.request.deadline
         with contextlib.suppress(AbortedError), deadline.interruptible():
             deadline.wait_for(Phase.SEND)
@@ -125,9 +126,18 @@ class StreamResponse:
         """Mirror what is in the figures, and nothing else: the verdict is about both arms' answers to it."""
         share = self.service.experiment.state.shadow_share
         counted = self.request.counted_at(self.begun.arm) and not self.meter.packed
-        if share <= 0.0 or self.begun.status != 200 or not counted:
+        if share <= 0.0 or self.begun.status != 200 or not counted or not self.request.parsed.comparable:
             return None
         mirror = self.service.shadow.begin(share, self.request, self.begun.arm)
         if mirror is not None:
             self.service.collector.mirrored(self.request.sequence)
         return mirror
+
+
+def failure_event(path: str, message: str) -> bytes:
+    """Return the event that ends a stream whose arm failed, as clients of that path raise it."""
+    if path == MESSAGES:
+        said = {"type": "error", "error": {"type": "api_error", "message": message}}
+        return b"event: error\ndata: " + json.dumps(said).encode() + b"\n\n"
+    error = {"message": message, "type": "upstream_error", "code": "arm_failed", "param": None}
+    return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"

@@ -8,6 +8,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 ARM = b"x-mi-prun-arm"
 REASON = b"x-mi-prun-reason"
+ANTHROPIC_KEY = b"x-api-key"  # where Anthropic's clients put the key
 OWN_PREFIX = b"x-mi-prun-"
 CORS_PREFIX = b"access-control-"  # who may read an answer in a browser is the proxy's to say
 
@@ -26,7 +27,16 @@ HOP_BY_HOP = frozenset(  # RFC 9110, 7.6.1
 )
 # Its own connection and key; unpacked answers only, since they are looked at; cookies are for the proxy's own page.
 NOT_UPSTREAM = HOP_BY_HOP | frozenset(
-    (b"host", b"content-length", b"content-encoding", b"authorization", b"accept-encoding", b"expect", b"cookie")
+    (
+        b"host",
+        b"content-length",
+        b"content-encoding",
+        b"authorization",
+        ANTHROPIC_KEY,
+        b"accept-encoding",
+        b"expect",
+        b"cookie",
+    )
 )
 NOT_DOWNSTREAM = HOP_BY_HOP | {b"date", b"server", b"set-cookie"}
 

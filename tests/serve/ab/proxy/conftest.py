@@ -227,6 +227,11 @@ def client_class() -> type[Client]:
 
 
 @pytest.fixture(scope="session")
+def answer_class() -> type[FakeAnswer]:
+    return FakeAnswer
+
+
+@pytest.fixture(scope="session")
 def event_stream() -> Callable[..., dict[str, Any]]:
     """`proxied.say("dense", *parts, **event_stream())`: what marks an answer as a stream."""
     return lambda: {"headers": (EVENTS,)}
