@@ -57,9 +57,8 @@ def prune(
         raise UserError("--heal writes weights of its own: without --virtual")
     check_output(out, force=force)  # before a model is fetched
     dense = open_model(reference)
-    check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
+    blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
-    blocks = amount.blocks(dense.identity)
     sampled = None
     if isinstance(blocks, tuple):  # nothing is to be chosen
         plan = plan_dropping(dense, blocks, analyze_settings, quality=plan_settings.quality, load=load)
@@ -103,8 +102,11 @@ def check_prunable(
     analyze_settings: AnalyzeSettings,
     plan_settings: PlanSettings,
     write_settings: WriteSettings,
-) -> None:
-    """Refuse what a later step would refuse, before weights are loaded and text is read or sampled."""
+) -> int | tuple[int, ...] | None:
+    """Refuse what a later step would refuse, before weights are loaded and text is read or sampled.
+
+    Returns how many blocks go, those named by hand, or None where a limit decides.
+    """
     check_apart(dense.path, out)
     check_quantization_beside(dense)
     check_settings(plan_settings)
@@ -115,3 +117,4 @@ def check_prunable(
         check_config(dense.config)
     check_possible(dense.config, plan_settings.method, blocks)
     check_analyzable(dense, analyze_settings)
+    return blocks
