@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -203,23 +204,27 @@ def apply(
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
-    healed = None
-    if adapter is not None:
-        from mi_prun.recovery.adapter import healed_by
+    dense = open_dense(model, chosen)
+    with contextlib.ExitStack() as stack:
+        healed = None
+        if adapter is not None:
+            from mi_prun.recovery.adapter import healed_by, merged_by
 
-        if not virtual:
-            raise UserError("--adapter goes with --virtual; a folder with weights of its own is written by `heal`")
-        healed = healed_by(adapter, chosen)
-    manifest = write_checkpoint(
-        open_dense(model, chosen),
-        chosen,
-        output,
-        virtual=virtual,
-        healed=healed,
-        max_shard_bytes=shard_bytes,
-        force=force,
-        assume_uniform=assume_uniform,
-    )
+            healed = (
+                healed_by(adapter, chosen)
+                if virtual
+                else stack.enter_context(merged_by(adapter, chosen, dense, output))
+            )
+        manifest = write_checkpoint(
+            dense,
+            chosen,
+            output,
+            virtual=virtual,
+            healed=healed,
+            max_shard_bytes=shard_bytes,
+            force=force,
+            assume_uniform=assume_uniform,
+        )
     summary.checkpoint(manifest, output)
 
 
@@ -308,6 +313,7 @@ def heal(
     ce_share: CeShare = HEAL.ce_share,
     checkpoint_blocks: CheckpointBlocks = False,
     adapter: AdapterFile = None,
+    virtual: Virtual = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the pruned one says")] = None,
     seed: Seed = HEAL.seed,
     device: Device = None,
@@ -345,7 +351,8 @@ def heal(
         seed=seed,
         device=device,
     )
-    summary.healing(heal_folder(pruned, output, settings, model=model, adapter=adapter, force=force), output)
+    manifest = heal_folder(pruned, output, settings, model=model, adapter=adapter, virtual=virtual, force=force)
+    summary.healing(manifest, output)
 
 
 @app.command()

@@ -109,7 +109,8 @@ CheckpointBlocks = Annotated[
     bool, typer.Option("--checkpoint-blocks", help="less memory, more time: run each block again in the backward pass")
 ]
 ReadAdapter = Annotated[
-    Path | None, typer.Option("--adapter", help="of --virtual: what `heal --adapter` wrote, merged as it is served")
+    Path | None,
+    typer.Option("--adapter", help="what `heal --adapter` wrote: merged here, or with --virtual as it is served"),
 ]
 AdapterFile = Annotated[
     Path | None, typer.Option("--adapter", help="write what was learned into this file too, a few megabytes")

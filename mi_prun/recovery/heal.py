@@ -10,14 +10,12 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mi_prun.architecture.architecture import Family
@@ -33,7 +31,7 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
-from mi_prun.recovery.adapter import write_adapter
+from mi_prun.recovery.adapter import Adapter, write_adapter, write_tensors
 from mi_prun.recovery.closed_form import refit
 from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text, parse_sources
 from mi_prun.recovery.judge import Judge, Judged, compared
@@ -41,6 +39,7 @@ from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
 from mi_prun.settings import LEARNING_RATES, HealSettings, check_seed
+from mi_prun.text.calibration import tokens_digest
 from mi_prun.text.text_source import text_digest
 
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -50,7 +49,7 @@ LEAST_WINDOW = 8
 
 def heal_folder(
     pruned: Path, out: Path, settings: HealSettings, *, model: str | None = None, adapter: Path | None = None,
-    force: bool = False,
+    virtual: bool = False, force: bool = False,
 ) -> Manifest:  # fmt: skip
     """Heal a pruned folder, by the dense model that its manifest names, or that `model` names where it has moved."""
     check_output(out, force=force)
@@ -69,7 +68,8 @@ def heal_folder(
             raise
         raise UserError(f"{pruned} was made of {plan.dense.name}: {error}; say where it is with --model") from error
     return heal(
-        dense, plan, out, settings, assume_uniform=manifest.assume_uniform, adapter=adapter, force=force
+        dense, plan, out, settings, assume_uniform=manifest.assume_uniform, adapter=adapter, virtual=virtual,
+        force=force,
     )  # fmt: skip
 
 
@@ -82,14 +82,15 @@ def heal(
     assume_uniform: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     adapter: Path | None = None,
+    virtual: bool = False,
     force: bool = False,
     load: Callable[[], BlockModel] | None = None,
     sampled: SampledText | None = None,
 ) -> Manifest:
     """Write the healed checkpoint of what `plan` keeps of `dense` into `out`. adapter: a file for what was learned.
-    sampled: text of `self` that is there already.
+    virtual: the folder holds what was learned, and no other weights. sampled: text of `self` that is there already.
 
-    Raises UserError, with nothing written, for settings that do not fit, and where healing does not help.
+    Raises UserError, with nothing written, for settings that do not fit; NoBetterError where healing does not help.
     """
     check_settings(settings)
     check_output(out, force=force)
@@ -102,7 +103,7 @@ def heal(
     window = min(settings.window_tokens, dense.context_tokens())
     dense.check_window(window)
     start = time.monotonic()
-    path, fingerprint = state_path(out), fingerprint_of(plan, settings)
+    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
     if force:
         path.unlink(missing_ok=True)
     saved = load_state(path, fingerprint) if settings.train != "none" else None
@@ -151,18 +152,20 @@ def heal(
         fit_tokens=taught.fit_tokens,
         seconds=round(taught.seconds, 1),
         seed=settings.seed,
-        settings=recorded(settings),
+        settings=recorded(settings) | {"window_tokens": window},
         quality=quality,
     )
     try:
         check_helps(healing)
-    except UserError:
+    except NoBetterError:
         path.unlink(missing_ok=True)  # there is nothing to go on with
         raise
-    manifest = _write(
-        dense, plan, out, {names[name]: tensor for name, tensor in healed.items()}, healing,
-        max_shard_bytes=max_shard_bytes, force=force, assume_uniform=assume_uniform,
-    )  # fmt: skip
+    tensors = {names[name]: tensor for name, tensor in healed.items()}
+    with _result(out, plan, healing, tensors, learned, virtual=virtual) as made:
+        manifest = write_checkpoint(
+            dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
+            assume_uniform=assume_uniform, healed=made,
+        )  # fmt: skip
     if adapter is not None:
         write_adapter(adapter, learned, plan, healing)
     path.unlink(missing_ok=True)
@@ -179,11 +182,15 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
         return training.run(advance)
 
 
+class NoBetterError(UserError):
+    """The gate's: what was healed is no better than what was pruned."""
+
+
 def check_helps(healing: Healing) -> None:
-    """The gate. Raises UserError where the healed model is not better on every held-out text."""
+    """The gate. Raises NoBetterError where the healed model is not better on every held-out text."""
     for kind in healing.quality:
         if not kind.better:
-            raise UserError(
+            raise NoBetterError(
                 f"healing ({healing.method}) does not help: on {kind.text} the perplexity is "
                 f"{kind.healed_perplexity:.4g} healed and {kind.pruned_perplexity:.4g} without, KL to the dense model "
                 f"{kind.healed_kl_nats:.4g} and {kind.pruned_kl_nats:.4g}; nothing is written"
@@ -241,33 +248,19 @@ def _say_before(before: list[Judged]) -> None:
         )
 
 
-def _write(
-    dense: ModelFolder,
-    plan: Plan,
-    out: Path,
-    tensors: dict[str, Tensor],
-    healing: Healing,
-    *,
-    max_shard_bytes: int,
-    force: bool,
-    assume_uniform: bool,
-) -> Manifest:
-    """The checkpoint, with `tensors` in place of the dense model's of those names."""
+@contextlib.contextmanager
+def _result(
+    out: Path, plan: Plan, healing: Healing, tensors: Mapping[str, Tensor], learned: Adapter, *, virtual: bool
+) -> Iterator[Healed]:
+    """What a checkpoint takes of a healing, in a file that goes with the block: tensors, or the adapter."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.healed-", dir=out.absolute().parent) as folder:
         file = Path(folder) / "healed.safetensors"
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
-        except SafetensorError as error:  # its words for a full disk
-            raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
-        return write_checkpoint(
-            dense,
-            plan,
-            out,
-            max_shard_bytes=max_shard_bytes,
-            force=force,
-            assume_uniform=assume_uniform,
-            healed=Healed(healing, read_shard(file)),
-        )
+        if virtual:
+            write_adapter(file, learned, plan, healing)
+            yield Healed(healing, adapter=file)
+        else:
+            write_tensors(file, tensors, out)
+            yield Healed(healing, read_shard(file))
 
 
 def check_settings(settings: HealSettings) -> None:
@@ -326,11 +319,12 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
     return names
 
 
-def fingerprint_of(plan: Plan, settings: HealSettings) -> str:
+def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | None = None) -> str:
     """What an interrupted healing must agree in to be gone on with."""
     texts = [text_digest(source.name) for source in parse_sources(settings.sources)]
     said = {
         "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings), "texts": texts,
+        "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
