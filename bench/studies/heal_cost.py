@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -47,18 +48,22 @@ class PlainLoop:
         self.dense, self.student = dense, student
         self.trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=settings.rate, weight_decay=0.0, fused=True)
-        self.autocast = next(dense.parameters()).dtype
+        self.dtype = next(dense.parameters()).dtype
+
+    def computed(self, device: torch.device) -> torch.autocast:
+        """Products in the training's own dtype."""
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def step(self, tokens: Tensor) -> float:
         """Train on `tokens` (windows, window_tokens); returns the loss."""
-        with torch.no_grad():
+        with torch.no_grad(), self.computed(tokens.device):
             wanted = self.dense(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        with torch.autocast(tokens.device.type, self.autocast, enabled=self.autocast != torch.float32):
+        with self.computed(tokens.device):
             logits = self.student(input_ids=tokens, use_cache=False).logits[:, :-1]
         ours = logits.float().log_softmax(-1)
         count = ours[..., 0].numel()
         loss = functional.kl_div(ours.flatten(0, 1), wanted.flatten(0, 1), reduction="sum", log_target=True) / count
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -75,9 +80,9 @@ def student_of(weights: SharedWeights) -> nn.Module:
     for number, block in enumerate(kept):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                setattr(module, "layer_idx", number)  # noqa: B010 - not declared
             if hasattr(module, "lora_A"):
-                module._disable_adapters = False
+                setattr(module, "_disable_adapters", False)  # noqa: B010 - not declared
     student.config.get_text_config().num_hidden_layers = len(kept)  # type: ignore[union-attr,operator]
     return student
 
@@ -115,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = load_on(folder, options.device, options.dtype)
     settings = HealSettings(
         tokens=MANY, batch_tokens=options.batch_tokens, forward_tokens=min(options.batch_tokens, 2048),
-        window_tokens=options.window, rank=options.rank, warm_up=1e-6,
+        window_tokens=options.window, rank=options.rank, warm_up=1e-6, train_dtype=options.train_dtype,
     )  # fmt: skip
     weights = SharedWeights(model, dropped, folder.family.block_prefix)
     weights.adapt(settings.rank, 2 * settings.rank, settings.seed)
@@ -130,12 +135,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         begun=Progress(checked=2),
     )  # fmt: skip
     plain = PlainLoop(model.model, student_of(weights), settings)
+    plain.dtype = training.dtype
     clock = Clock(model.device)
     pairs = []
     for number in range(options.steps + 1):
         tokens = text.windows(training.progress.step * training.step_windows, training.step_windows)
         order: list[tuple[str, Callable[[], object]]] = [
-            ("healing", training._step), ("plain", lambda tokens=tokens: plain.step(tokens.to(model.device))),
+            ("healing", training._step), ("plain", partial(plain.step, tokens.to(model.device))),
         ]  # fmt: skip
         seconds = {}
         for name, step in order[:: -1 if number % 2 else 1]:
@@ -147,6 +153,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     parts = parts_of(training, clock)
     return {
         "model": folder.path.name, "dropped": list(dropped), "dtype": str(model.dtype).removeprefix("torch."),
+        "train_dtype": str(training.dtype).removeprefix("torch."),
         "step_tokens": training.step_tokens, "trained": sum(p.numel() for p in weights.trained.values()),
         "healing_s": [round(pair["healing"], 3) for pair in pairs],
         "plain_s": [round(pair["plain"], 3) for pair in pairs],
@@ -191,6 +198,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=HealSettings.window_tokens)
     parser.add_argument("--rank", type=int, default=HealSettings.rank)
     parser.add_argument("--dtype", help="default: float32 on a CPU, else bfloat16")
+    parser.add_argument("--train-dtype", help="default: what `mi-prun heal` takes here")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
