@@ -56,6 +56,7 @@ from mi_prun.options import (
     Temperature,
     Tokens,
     Train,
+    TrainDtype,
     Virtual,
     Window,
 )
@@ -64,6 +65,7 @@ from mi_prun.sizes import parse_size
 from mi_prun.version import __version__
 
 DEFAULT_MINUTES = 10.0  # of `heal`
+SHARED = ("analyze", "heal")  # by several processes
 
 app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
 
@@ -75,8 +77,10 @@ def root(
     if version:
         print(f"mi-prun {__version__}")
         raise typer.Exit
-    if context.invoked_subcommand != "analyze" and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(f"mi-prun {context.invoked_subcommand} runs as one process; only analyze shares its work")
+    if context.invoked_subcommand not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"mi-prun {context.invoked_subcommand} runs as one process; only {' and '.join(SHARED)} share their work"
+        )
 
 
 @app.command("import")
@@ -312,6 +316,8 @@ def heal(
     temperature: Temperature = HEAL.temperature,
     ce_share: CeShare = HEAL.ce_share,
     checkpoint_blocks: CheckpointBlocks = False,
+    stream_blocks: StreamBlocks = False,
+    train_dtype: TrainDtype = None,
     adapter: AdapterFile = None,
     virtual: Virtual = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the pruned one says")] = None,
@@ -348,11 +354,14 @@ def heal(
         temperature=temperature,
         ce_share=ce_share,
         checkpoint_blocks=checkpoint_blocks,
+        stream_blocks=stream_blocks,
+        train_dtype=train_dtype,
         seed=seed,
         device=device,
     )
     manifest = heal_folder(pruned, output, settings, model=model, adapter=adapter, virtual=virtual, force=force)
-    summary.healing(manifest, output)
+    if os.environ.get("RANK", "0") == "0":  # the other ranks of torchrun have nothing to say
+        summary.healing(manifest, output)
 
 
 @app.command()

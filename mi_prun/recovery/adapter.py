@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.errors import UserError
-from mi_prun.files import new_file
+from mi_prun.files import new_file, scratch_folder
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
@@ -101,8 +100,8 @@ def merged_by(path: Path, plan: Plan, dense: ModelFolder, out: Path) -> Iterator
     unknown = sorted(adapter.names - dense.tensors.keys())
     if unknown:
         raise UserError(f"adapter {path} changes {unknown[0]}, which {dense.path} has not")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.healed-", dir=out.absolute().parent) as folder:
-        file = Path(folder) / "healed.safetensors"
+    with scratch_folder(out) as folder:
+        file = folder / "healed.safetensors"
         write_tensors(file, {name: adapter.merged(name, dense_tensor(dense, name)) for name in adapter.names}, out)
         yield Healed(adapter.healing, read_shard(file))
 
