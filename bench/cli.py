@@ -31,6 +31,7 @@ from bench.options import (
     Text,
     comma,
     concurrency_of,
+    heal_settings,
     measure_settings,
     names,
     rates_of,
@@ -85,6 +86,13 @@ def sweep(
     calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
     tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
     quality_text: QualityText = None,
+    heal: Annotated[
+        str | None, typer.Option(metavar="10min", help="each pruned model healed, too: `fit`, 10min, 1h, 500k tokens")
+    ] = None,
+    heal_text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT[=WEIGHT]", help="to heal on; may be repeated; default: --calibration's"),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="NAME,...|default", help="of lm-eval's, which the models are asked, too")
     ] = None,
@@ -107,6 +115,8 @@ def sweep(
         raise UserError("give exactly one of --dense MODEL and --shape NAME")
     if tasks is None and (tasks_from is not None or task_limit is not None):
         raise UserError("--tasks-from and --task-limit go with --tasks; add --tasks default")
+    if heal is None and heal_text:
+        raise UserError("--heal-text goes with --heal; add --heal 10min")
     if task_limit is not None and task_limit < 1:
         raise UserError(f"--task-limit must be at least 1, got {task_limit}")
     loads = WorkloadSettings(
@@ -129,6 +139,7 @@ def sweep(
         quality_text=quality_text,
         tasks=task_settings(tasks, tasks_from, task_limit) if tasks is not None else None,
         analyze=AnalyzeSettings(calibration=calibration, scoring_tokens=tokens, seed=seed),
+        heal=heal_settings(heal, heal_text or [calibration], seed) if heal is not None else None,
         measure=measure_settings(loads, engines, serve_flags, again),
     )
     if dry_run:

@@ -16,6 +16,7 @@ from bench.settings import AUTO, RUN_PROMPTS, RUN_WORKLOADS, Alive, MeasureSetti
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import chosen_tasks
 from mi_prun.errors import UserError
+from mi_prun.settings import HealSettings
 
 DenseOption = Annotated[str, typer.Option(help="the dense model: a folder or a hub id")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="results folder; records are appended")]
@@ -100,6 +101,13 @@ def run_workloads(
         seed=seed,
         text=text,
     )
+
+
+def heal_settings(length: str, sources: Sequence[str], seed: int) -> HealSettings:
+    """Return the settings that the options say. Raises UserError for a length that is none."""
+    from mi_prun.recovery.amount import parse_heal
+
+    return parse_heal(length, HealSettings(sources=tuple(sources), seed=seed))
 
 
 def task_settings(names: str, tasks_from: Path | None, limit: int | None) -> TaskSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ from mi_prun.options import (
     Temperature,
     Tokens,
     Train,
+    TrainDtype,
     Virtual,
     Window,
 )
@@ -63,6 +65,7 @@ from mi_prun.sizes import parse_size
 from mi_prun.version import __version__
 
 DEFAULT_MINUTES = 10.0  # of `heal`
+SHARED = ("analyze", "heal")  # by several processes
 
 app = new_app("Find the blocks an LLM can do without, and drop them. Block indices are 0-based everywhere.")
 
@@ -74,8 +77,10 @@ def root(
     if version:
         print(f"mi-prun {__version__}")
         raise typer.Exit
-    if context.invoked_subcommand != "analyze" and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError(f"mi-prun {context.invoked_subcommand} runs as one process; only analyze shares its work")
+    if context.invoked_subcommand not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            f"mi-prun {context.invoked_subcommand} runs as one process; only {' and '.join(SHARED)} share their work"
+        )
 
 
 @app.command("import")
@@ -203,23 +208,27 @@ def apply(
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
-    healed = None
-    if adapter is not None:
-        from mi_prun.recovery.adapter import healed_by
+    dense = open_dense(model, chosen)
+    with contextlib.ExitStack() as stack:
+        healed = None
+        if adapter is not None:
+            from mi_prun.recovery.adapter import healed_by, merged_by
 
-        if not virtual:
-            raise UserError("--adapter goes with --virtual; a folder with weights of its own is written by `heal`")
-        healed = healed_by(adapter, chosen)
-    manifest = write_checkpoint(
-        open_dense(model, chosen),
-        chosen,
-        output,
-        virtual=virtual,
-        healed=healed,
-        max_shard_bytes=shard_bytes,
-        force=force,
-        assume_uniform=assume_uniform,
-    )
+            healed = (
+                healed_by(adapter, chosen)
+                if virtual
+                else stack.enter_context(merged_by(adapter, chosen, dense, output))
+            )
+        manifest = write_checkpoint(
+            dense,
+            chosen,
+            output,
+            virtual=virtual,
+            healed=healed,
+            max_shard_bytes=shard_bytes,
+            force=force,
+            assume_uniform=assume_uniform,
+        )
     summary.checkpoint(manifest, output)
 
 
@@ -307,7 +316,10 @@ def heal(
     temperature: Temperature = HEAL.temperature,
     ce_share: CeShare = HEAL.ce_share,
     checkpoint_blocks: CheckpointBlocks = False,
+    stream_blocks: StreamBlocks = False,
+    train_dtype: TrainDtype = None,
     adapter: AdapterFile = None,
+    virtual: Virtual = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the pruned one says")] = None,
     seed: Seed = HEAL.seed,
     device: Device = None,
@@ -342,10 +354,14 @@ def heal(
         temperature=temperature,
         ce_share=ce_share,
         checkpoint_blocks=checkpoint_blocks,
+        stream_blocks=stream_blocks,
+        train_dtype=train_dtype,
         seed=seed,
         device=device,
     )
-    summary.healing(heal_folder(pruned, output, settings, model=model, adapter=adapter, force=force), output)
+    manifest = heal_folder(pruned, output, settings, model=model, adapter=adapter, virtual=virtual, force=force)
+    if os.environ.get("RANK", "0") == "0":  # the other ranks of torchrun have nothing to say
+        summary.healing(manifest, output)
 
 
 @app.command()

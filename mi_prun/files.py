@@ -76,6 +76,27 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path`, which goes with the block. After a kill -9 the next run removes it."""
+    folder = partial_sibling(path)
+    try:
+        with one_line_os_errors(path):
+            folder.mkdir()
+        with _locked(folder):
+            yield folder
+    finally:
+        _remove(folder)
+
+
+def remove_abandoned_files(path: Path) -> None:
+    """Remove what a kill -9 left of `new_file` for the same path, once it is old enough to be nobody's."""
+    for sibling in path.absolute().parent.glob(f".{path.name}.partial-*"):
+        with contextlib.suppress(OSError):
+            if not sibling.is_dir() and time.time() - sibling.lstat().st_mtime > ABANDONED_SECONDS:
+                sibling.unlink()
+
+
 def _take_place(partial: Path, path: Path) -> None:
     """Put `partial` in the place of `path`. What was at `path` before is then at `partial`."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):

@@ -105,11 +105,16 @@ BatchTokens = Annotated[int, typer.Option(help="tokens of one step of the optimi
 HealWindow = Annotated[int, typer.Option("--window", help="tokens in a window")]
 Temperature = Annotated[float, typer.Option(help="of the teacher's and the student's distributions")]
 CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-entropy on the text itself, 0 to 1")]
+TrainDtype = Annotated[
+    str | None,
+    typer.Option(help="float32 or bfloat16, of the training's products; default: the model's own"),
+]
 CheckpointBlocks = Annotated[
     bool, typer.Option("--checkpoint-blocks", help="less memory, more time: run each block again in the backward pass")
 ]
 ReadAdapter = Annotated[
-    Path | None, typer.Option("--adapter", help="of --virtual: what `heal --adapter` wrote, merged as it is served")
+    Path | None,
+    typer.Option("--adapter", help="what `heal --adapter` wrote: merged here, or with --virtual as it is served"),
 ]
 AdapterFile = Annotated[
     Path | None, typer.Option("--adapter", help="write what was learned into this file too, a few megabytes")

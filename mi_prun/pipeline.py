@@ -14,7 +14,6 @@ from mi_prun.analysis.analyze import check_analyzable, make_analysis
 from mi_prun.architecture.architecture import check_config
 from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
 from mi_prun.checkpoint.manifest import Manifest
-from mi_prun.errors import UserError
 from mi_prun.files import check_output
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
@@ -53,8 +52,6 @@ def prune(
     heal: make up for the dropped blocks, too.
     Raises UserError, with nothing written. What can be known before the long pass is refused before it.
     """
-    if heal is not None and write_settings.virtual:
-        raise UserError("--heal writes weights of its own: without --virtual")
     check_output(out, force=force)  # before a model is fetched
     dense = open_model(reference)
     blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
@@ -77,6 +74,7 @@ def prune(
             heal,
             load=load,
             sampled=sampled,
+            virtual=write_settings.virtual,
             max_shard_bytes=write_settings.max_shard_bytes,
             force=force,
             assume_uniform=write_settings.assume_uniform,

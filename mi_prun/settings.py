@@ -92,7 +92,8 @@ class HealSettings:
     sources: text, each `TEXT` or `TEXT=WEIGHT`. fit: begin with the closed form. train: `lora`, `all` or `none`.
     tokens, minutes: how long is trained; one of them. rank: of LoRA. learning_rate: None takes that of `train`.
     batch_tokens: of one optimizer step; forward_tokens: run at once. ridge: of the closed form, in mean diagonals of
-    the Gram. gate_tokens, validation_tokens: held out of each source.
+    the Gram. gate_tokens, validation_tokens: held out of each source. stream_blocks: keep one block in memory at a
+    time. train_dtype: that products of the training are computed in; None takes the model's.
     """
 
     sources: tuple[str, ...] = (SELF,)
@@ -117,6 +118,8 @@ class HealSettings:
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    stream_blocks: bool = False
+    train_dtype: str | None = None
 
     @property
     def rate(self) -> float:

@@ -163,6 +163,11 @@ def drafted_model(
         raise UserError(f"--draft {draft}: no such file or folder; name a plan.json or a pruned folder")
     if draft.is_dir():
         manifest = read_manifest(draft)
+        if manifest.healing is not None:
+            raise UserError(
+                f"--draft {draft} is healed ({manifest.healing.method}); a draft shares the served model's own blocks, "
+                "so what healing learned would be left out: name the plan, or the pruned folder that was healed"
+            )
         plan, assume_uniform = manifest.plan, assume_uniform or manifest.assume_uniform
     else:
         plan = Plan.read(draft)

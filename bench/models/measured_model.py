@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
+from bench.models.healed_quality import healed_by, judged_quality
 from bench.models.weights import Weights, weights_of
 from bench.records.schema import Blocks, DenseModel, MeasuredArm, MeasuredOn
 from mi_prun.architecture.architecture import Config
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.model.identity import ModelIdentity
@@ -24,7 +26,7 @@ class MeasuredModel:
     """A model to measure.
 
     weight_bytes: by the safetensors headers. weights: what a step of it reads; None for a family that is not known.
-    plan: None for the dense model. flags: for its server, beyond the run's own.
+    plan: None for the dense model. flags: for its server, beyond the run's own. healing: None where there was none.
     """
 
     arm: MeasuredArm
@@ -34,6 +36,7 @@ class MeasuredModel:
     flags: tuple[str, ...] = ()
     quality: Quality | None = None
     quality_measured_on: MeasuredOn | None = None
+    healing: Healing | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,25 @@ def with_made(models: MeasuredModels, pruned: Sequence[str], drafts: Sequence[Pa
     first, identity = models.all[0], models.identity
     made = [_pruned(name, identity, first.weights) for name in pruned]
     drafted = [_draft(path, identity, first) for path in drafts]
-    return replace(models, all=tuple(_told_apart([first, *made, *drafted])))
+    return replace(models, all=tuple(_told_apart(_on_the_same_text([first, *made, *drafted]))))
+
+
+def _on_the_same_text(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
+    """Return the models, each pruned one with the quality that healing measured of it, where a healed one is there.
+
+    Its plan's text may be among what was healed on, and says nothing beside the healed one's.
+    """
+    before = {
+        model.arm.blocks.dropped: judged_quality(model.healing, healed=False)
+        for model in models
+        if model.healing is not None
+    }
+
+    def judged(model: MeasuredModel) -> MeasuredModel:
+        quality = before.get(model.arm.blocks.dropped) if model.arm.kind == "pruned" and not model.healing else None
+        return replace(model, quality=quality, quality_measured_on="healing") if quality else model
+
+    return [judged(model) for model in models]
 
 
 def plan_digest(plan: Plan) -> str:
@@ -159,19 +180,24 @@ def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> Measure
             f"{name} has {held:,} bytes of weights, its {MANIFEST_NAME} says {manifest.weight_bytes:,}; "
             "apply the plan again"
         )
+    healing = manifest.healing
+    quality = plan.quality if healing is None else judged_quality(healing, healed=True)
+    measured_on: MeasuredOn = "plan" if healing is None else "healing"
     return MeasuredModel(
         arm=MeasuredArm(
             kind="pruned",
-            label=f"{plan.method} {plan.block_ratio:.1%}",
+            label=f"{plan.method} {plan.block_ratio:.1%}{' healed' if healing else ''}",
             model=name,
             blocks=blocks_of(plan),
             weights=manifest.weights,
+            healing=healed_by(healing),
         ),
         weight_bytes=manifest.weight_bytes,
         weights=weights.keep(plan.kept) if weights else None,
         plan=plan,
-        quality=plan.quality,
-        quality_measured_on="plan" if plan.quality else None,
+        quality=quality,
+        quality_measured_on=measured_on if quality else None,
+        healing=healing,
     )
 
 

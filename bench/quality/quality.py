@@ -2,20 +2,24 @@
 
     python -m bench.quality.quality DENSE TEXT --seed 0 PRUNED...
 
-prints a Quality as JSON for each PRUNED, in a line of its own. PRUNED is a checkpoint's folder, which is run as it is,
-or the blocks to bypass in the dense model, like 2,5,6.
+prints a Quality as JSON for each PRUNED, in a line of its own. PRUNED is a checkpoint's folder, which is run as it is
+(a virtual one that was healed as a whole one that is made of it), or the blocks to bypass in the dense model, like
+2,5,6.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.models.measured_model import MeasuredModel, MeasuredModels
+from mi_prun.checkpoint.manifest import is_pruned
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Quality
@@ -25,9 +29,7 @@ from mi_prun.text.text_source import text_digest
 def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed: int) -> list[Quality]:
     """Return perplexity and KL(dense || pruned) per token on the held-out part of `text`, for each pruned model."""
     words = [  # a folder by its whole path: one called 25 would be taken for a block
-        str(Path(model.arm.model).absolute())
-        if model.arm.weights == "materialized"
-        else ",".join(map(str, model.arm.blocks.dropped))
+        str(Path(model.arm.model).absolute()) if _own_weights(model) else ",".join(map(str, model.arm.blocks.dropped))
         for model in pruned
     ]
     command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
@@ -48,12 +50,42 @@ def with_quality_on(models: MeasuredModels, text: str, seed: int) -> MeasuredMod
         model.arm.label: replace(
             model,
             quality=quality,
-            quality_measured_on="checkpoint" if model.arm.weights == "materialized" else "plan",
+            quality_measured_on="checkpoint" if _own_weights(model) else "plan",
         )
         for model, quality in zip(pruned, qualities, strict=True)
     }
     measured_on = tuple(changed.get(model.arm.label, model) for model in models.all)
     return replace(models, all=measured_on, quality_text=text_digest(text))
+
+
+def _own_weights(model: MeasuredModel) -> bool:
+    """Tell whether it is more than the dense model with blocks bypassed."""
+    return model.arm.weights == "materialized" or model.arm.healing is not None
+
+
+@contextlib.contextmanager
+def _whole(folder: str) -> Iterator[str]:
+    """Yield a checkpoint that has weights: the folder, or a whole one that is made of a virtual healed one."""
+    from mi_prun.checkpoint.checkpoint import write_checkpoint
+    from mi_prun.checkpoint.healing import ADAPTER_NAME
+    from mi_prun.checkpoint.inspection import read_manifest
+    from mi_prun.checkpoint.manifest import read_config_entry
+    from mi_prun.model.model_folder import read_config
+    from mi_prun.plan.plan import open_dense
+    from mi_prun.recovery.adapter import merged_by
+
+    manifest = read_manifest(Path(folder)) if is_pruned(Path(folder)) else None
+    entry = read_config_entry(read_config(Path(folder)).get("mi_prun"), origin=folder)
+    if manifest is None or entry is None or manifest.weights != "virtual":
+        yield folder
+        return
+    dense = open_dense(entry.base, manifest.plan)
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        with merged_by(Path(folder) / ADAPTER_NAME, manifest.plan, dense, whole) as healed:
+            uniform = manifest.assume_uniform
+            write_checkpoint(dense, manifest.plan, whole, healed=healed, assume_uniform=uniform)
+        yield str(whole)
 
 
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:
@@ -63,7 +95,11 @@ def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Qu
     from mi_prun.quality.quality import HELD_OUT_TOKENS, load_with_held_out, measure_quality, quality_of
 
     bypassed = {word: tuple(map(int, word.split(","))) for word in pruned if word.replace(",", "").isdecimal()}
-    qualities = {word: measure_quality(dense, word, text, seed=seed) for word in pruned if word not in bypassed}
+    qualities = {}
+    for word in pruned:
+        if word not in bypassed:
+            with _whole(word) as folder:
+                qualities[word] = measure_quality(dense, folder, text, seed=seed)
     if bypassed:
         model, calibration = load_with_held_out(
             open_model(dense), text, tokens=HELD_OUT_TOKENS, window_tokens=None, seed=seed, device=None

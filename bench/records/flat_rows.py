@@ -19,7 +19,7 @@ class FlatRow(Record):
     rounds.
 
     bound: what bytes and FLOPs allow at most; x_bound is that of the tokens/s. efficiency: what of it was reached.
-    max_concurrency: requests of length_tokens that fit in the KV cache.
+    max_concurrency: requests of length_tokens that fit in the KV cache. healing: how the kept blocks were healed.
     """
 
     run: str
@@ -27,6 +27,7 @@ class FlatRow(Record):
     arm: str
     kind: str
     method: str | None
+    healing: str | None
     dropped: tuple[int, ...]
     block_ratio: float
     parameter_ratio: float
@@ -107,6 +108,7 @@ def row_of(point: PointRecord, dense: PointRecord) -> FlatRow:
         arm=point.arm.label,
         kind=point.arm.kind,
         method=point.arm.blocks.method,
+        healing=point.arm.healing.method if point.arm.healing else None,
         dropped=point.arm.blocks.dropped,
         block_ratio=point.arm.blocks.block_ratio,
         parameter_ratio=point.arm.blocks.parameter_ratio,

@@ -25,6 +25,11 @@ class ItemDifference:
     p_value: float
 
     @property
+    def flips(self) -> int:
+        """Return how many items turned right or wrong. Many may, though the share of right answers stays."""
+        return self.gained + self.lost
+
+    @property
     def beyond_noise(self) -> bool:
         """Return whether the interval leaves out no difference."""
         return self.low > 0 or self.high < 0

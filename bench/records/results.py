@@ -44,10 +44,14 @@ class Run:
 
     @property
     def arms(self) -> list[MeasuredArm]:
-        """The arms: dense, pruned by the number of blocks dropped, drafts."""
+        """The arms: dense, pruned by the number of blocks dropped, healed behind pruned, drafts."""
         kinds = ("dense", "pruned", "draft")
         labels = {point.arm.label: point.arm for point in self.points}
-        return sorted(labels.values(), key=lambda arm: (kinds.index(arm.kind), len(arm.blocks.dropped), arm.label))
+
+        def place(arm: MeasuredArm) -> tuple[object, ...]:
+            return kinds.index(arm.kind), len(arm.blocks.dropped), arm.healing is not None, arm.label
+
+        return sorted(labels.values(), key=place)
 
     def point(self, arm: MeasuredArm, load: Workload) -> PointRecord | None:
         """Return an arm's point under a load, the last one were there several; None where there is none."""

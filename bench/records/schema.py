@@ -33,7 +33,7 @@ SCHEMA_VERSION: Final = 3
 READABLE = (2, SCHEMA_VERSION)
 FEW_ROUNDS = 3  # of fewer, an interval says next to nothing
 
-MeasuredOn = Literal["plan", "checkpoint"]
+MeasuredOn = Literal["plan", "checkpoint", "healing"]
 ArmKind = Literal["dense", "pruned", "draft"]
 Phase = Literal["prefill", "decode"]
 
@@ -79,12 +79,22 @@ class Blocks(Record):
     method: str | None
 
 
+class HealedBy(Record):
+    """How a pruned model was healed: method, text, tokens trained on, tokens of the closed form, seed."""
+
+    method: str
+    text: str
+    tokens: int
+    fit_tokens: int
+    seed: int
+
+
 class MeasuredArm(Record):
     """A model of a run.
 
-    label: unique in the run, for people: `dense`, `hybrid 25.0%`, `draft hybrid 50.0%`. kind: `draft` is the dense
-    model, its answers drafted by the blocks that are kept. weights: None for the dense model's own; `dummy` for a
-    shape, whose values mean nothing.
+    label: unique in the run, for people: `dense`, `hybrid 25.0%`, `hybrid 25.0% healed`, `draft hybrid 50.0%`. kind:
+    `draft` is the dense model, its answers drafted by the blocks that are kept. weights: None for the dense model's
+    own; `dummy` for a shape, whose values mean nothing. healing: None where the kept blocks are the dense model's.
     """
 
     kind: ArmKind
@@ -93,6 +103,17 @@ class MeasuredArm(Record):
     blocks: Blocks
     weights: Weights | Literal["dummy"] | None
     draft_tokens: int | None = None
+    healing: HealedBy | None = None
+
+    @property
+    def identity(self) -> tuple[str, tuple[int, ...], HealedBy | None]:
+        """What tells it from other models of its dense one, whatever it is called."""
+        return self.kind, self.blocks.dropped, self.healing
+
+    @property
+    def method(self) -> str:
+        """How its blocks were chosen, and whether they were healed: what its line in a plot is called."""
+        return (self.blocks.method or "by hand") + (" healed" if self.healing else "")
 
 
 class Selection(Record):
@@ -389,7 +410,8 @@ class PointRecord(Record):
     paired: None for the dense arm. roofline: of the phases for which the load shows them; empty for dense and draft.
     bound: of the speed-up of tokens/s, at most (`roofline.py`); None for dense and draft, and where it is not known.
     quality: the dense arm's is the dense perplexity twice, KL 0; None for a draft, whose answers are the dense model's.
-    quality_measured_on: the dense model with blocks skipped, as the plan did, or the checkpoint's own files.
+    quality_measured_on: the dense model with blocks skipped, as the plan did; the checkpoint's own files; or what
+    healing judged before and after.
     acceptance: over all rounds of the load. selection: None for dense, and for a shape.
     """
 

@@ -22,7 +22,10 @@ class TaskRow:
         score = self.record.score
         words = f"{self.record.arm.label:>16}: {score.task:14} {score.metric:11} {score.score:6.1%} of {score.items:,}"
         if self.difference is not None:
-            words += f", to dense {self.difference.points()} points (p {self.difference.p_value:.2g})"
+            words += (
+                f", to dense {self.difference.points()} points (p {self.difference.p_value:.2g}), "
+                f"{self.difference.flips} flips"
+            )
         return words + (f"; {score.truncated_items} cut to the context" if score.truncated_items else "")
 
 
@@ -47,15 +50,15 @@ class MeanRow:
         return f"{words}, to dense {mean:+.1f} [{low:+.1f}, {high:+.1f}] points"
 
 
-def model_key(record: Origin) -> tuple[str | None, str, tuple[int, ...]]:
+def model_key(record: Origin) -> tuple[object, ...]:
     """Return what tells a model from others, whatever its folder is called."""
-    return record.dense.weights_sha256, record.arm.kind, record.arm.blocks.dropped
+    return record.dense.weights_sha256, *record.arm.identity
 
 
 def task_rows(records: Iterable[TaskRecord]) -> list[TaskRow]:
     """Return the newest record of each task and model, dense first, paired where items and prompts are the same."""
     newest = {(model_key(record), record.score.task): record for record in records}
-    chosen = sorted(newest.values(), key=lambda record: len(record.arm.blocks.dropped))
+    chosen = sorted(newest.values(), key=lambda record: (len(record.arm.blocks.dropped), bool(record.arm.healing)))
     dense = {_pair_key(record): record for record in chosen if record.arm.kind == "dense"}
     rows = []
     for record in chosen:

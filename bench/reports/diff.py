@@ -90,7 +90,7 @@ def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
     notes = list(may.notes)
     if a.run and b.run:
         changes += _runs(a.run, b.run, may)
-        notes += dict.fromkeys(_other_blocks(a.run, b.run))
+        notes += dict.fromkeys(_other_models(a.run, b.run))
     if may.quality:
         changes += _tasks(a.tasks, b.tasks)
     if not changes:
@@ -99,11 +99,19 @@ def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
     return RunDiff(tuple(changes), tuple(notes))
 
 
-def _other_blocks(a: Run, b: Run) -> Iterator[str]:
+def _other_models(a: Run, b: Run) -> Iterator[str]:
     for before, after in _pairs(a, b):
         if before.arm.blocks.dropped != after.arm.blocks.dropped:
             ours, theirs = (", ".join(map(str, point.arm.blocks.dropped)) for point in (before, after))
             yield f"{before.arm.label} drops other blocks: {ours} -> {theirs}"
+        if before.arm.healing != after.arm.healing:
+            ours, theirs = (_healed_on(point.arm) for point in (before, after))
+            yield f"{before.arm.label} is healed otherwise: {ours} -> {theirs}"
+
+
+def _healed_on(arm: MeasuredArm) -> str:
+    by = arm.healing
+    return "not" if by is None else f"{by.tokens:,} tokens of {by.text}, seed {by.seed}"
 
 
 def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
@@ -117,16 +125,21 @@ def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
 
 
 def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
-    """Yield points of the same kind of model, method and number of blocks, under the same load."""
+    """Yield points of the same kind of model, method, number of blocks and way of healing, under the same load."""
 
     def key(arm: MeasuredArm, load: Workload) -> tuple[object, ...]:
-        return arm.kind, arm.blocks.method, len(arm.blocks.dropped), workload_key(load)
+        return *_place(arm), workload_key(load)
 
     theirs = {key(point.arm, point.load): point for point in b.points}
     for load in a.loads:
         for point in a.under(load):
             if (other := theirs.get(key(point.arm, load))) is not None:
                 yield point, other
+
+
+def _place(arm: MeasuredArm) -> tuple[object, ...]:
+    """Return what a model of one run is compared by with that of another: not its very blocks, text or tokens."""
+    return arm.kind, arm.blocks.method, len(arm.blocks.dropped), arm.healing and arm.healing.method
 
 
 def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[RunChange]:
@@ -249,8 +262,7 @@ def _with_interval(
 
 def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChange]:
     def key(record: TaskRecord) -> tuple[object, ...]:
-        blocks = record.arm.blocks
-        return record.arm.kind, blocks.method, len(blocks.dropped), record.score.task
+        return *_place(record.arm), record.score.task
 
     theirs = {key(record): record for record in b}
     for place, record in {key(record): record for record in a}.items():

@@ -46,7 +46,9 @@ def log_results(results: Results, uri: str) -> int:
 
 
 def _parameters(row: FlatRow) -> dict[str, str]:
-    fields = row.model_dump(include={"dense_model", "arm", "kind", "method", "dropped", "block_ratio", "load"})
+    fields = row.model_dump(
+        include={"dense_model", "arm", "kind", "method", "healing", "dropped", "block_ratio", "load"}
+    )
     return {name: str(value) for name, value in fields.items()}
 
 

@@ -89,7 +89,8 @@ def pareto_svg(run: Run) -> str:
     """Draw quality against speed, both over the dense model's. Each ratio is a point; its whiskers are the 95 %
     interval.
 
-    There is a line for each method. The text is empty where nothing measured quality.
+    There is a line for each method, and one for it healed; an arrow leads from a pruned model to the same one healed.
+    The text is empty where nothing measured quality.
     """
     shown = [p for p in run.under(run.main) if p.arm.kind == "pruned" and p.paired and perplexity_of(p)]
     if not shown:
@@ -99,9 +100,9 @@ def pareto_svg(run: Run) -> str:
     axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.plot(1, 1, color=DENSE, marker="s", ms=9, zorder=4, ls="")
     axes.annotate("dense", (1, 1), xytext=(0, 10), textcoords="offset points", ha="center", weight="bold", color=INK)
-    methods = list(dict.fromkeys(point.arm.blocks.method or "by hand" for point in shown))
+    methods = list(dict.fromkeys(point.arm.method for point in shown))
     for place, (method, look) in enumerate(looks(methods).items()):
-        own = [point for point in shown if (point.arm.blocks.method or "by hand") == method]
+        own = [point for point in shown if point.arm.method == method]
         rows = [row_of(point, run.dense) for point in own]
         x = [row.x_output_tokens_per_s for row in rows]
         y = [row.x_perplexity or 0.0 for row in rows]
@@ -114,12 +115,32 @@ def pareto_svg(run: Run) -> str:
                 axes.annotate(share(row.block_ratio), (px, py), textcoords="offset points", ha="center",
                               weight="bold", color=INK, **away)  # fmt: skip
         axes.plot(x, y, color=look.colour, marker=look.marker, ms=8, ls="", zorder=3, label=method)
+    for start, end in healings(shown, run.dense):
+        arrow = {"arrowstyle": "->", "color": INK, "alpha": 0.55, "lw": 1.1, "shrinkA": 5, "shrinkB": 5}
+        axes.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=2)
     if len(methods) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=10)
     axes.set_xlabel("output tokens/s, × dense  (right: faster)")
     axes.set_ylabel("perplexity, × dense  (down: better)")
     axes.margins(x=0.12, y=0.18)
     return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", run.name)
+
+
+def healings(
+    points: Sequence[PointRecord], dense: PointRecord
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Return where each healed model's arrow begins and ends: speed and perplexity over dense, pruned and healed."""
+
+    def place(point: PointRecord) -> tuple[float, float]:
+        row = row_of(point, dense)
+        return row.x_output_tokens_per_s, row.x_perplexity or 0.0
+
+    pruned = {point.arm.blocks.dropped: point for point in points if point.arm.healing is None}
+    return [
+        (place(pruned[point.arm.blocks.dropped]), place(point))
+        for point in points
+        if point.arm.healing is not None and point.arm.blocks.dropped in pruned
+    ]
 
 
 def curve_groups(run: Run) -> list[list[Workload]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
+from bench.records.schema import MeasuredArm
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
 from mi_prun.artefact import Record
@@ -50,13 +51,18 @@ class TradeoffLimits:
 
 
 class Recommendation(Record):
-    """A model to take. fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based."""
+    """A model to take.
+
+    fits: whether it is within the limits; else it is the nearest. dropped: its blocks, 0-based. healing: how it was
+    healed; None where it was not.
+    """
 
     fits: bool
     arm: str
     model: str
     block_ratio: float
     dropped: tuple[int, ...]
+    healing: str | None
     load: str
     x_output_tokens_per_s: float
     x_low: float | None
@@ -104,13 +110,15 @@ def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()
         row = min(rows, key=lambda row: (sum(amount for _, amount in misses(row, limits)), row.x_perplexity or 0.0))
         missed = "; ".join(words for words, _ in misses(row, limits))
         why = f"{missed}; it has {figures(row, rows[0])}"
-    why += answers(row, tasks)
+    taken = next(point.arm for point in points if point.arm.label == row.arm)
+    why += healed(taken) + answers(taken, tasks)
     return Recommendation(
         fits=bool(fit),
         arm=row.arm,
-        model=next(point.arm.model for point in points if point.arm.label == row.arm),
+        model=taken.model,
         block_ratio=row.block_ratio,
         dropped=row.dropped,
+        healing=row.healing,
         load=row.load,
         x_output_tokens_per_s=row.x_output_tokens_per_s,
         x_low=row.x_low,
@@ -142,12 +150,12 @@ def misses(row: FlatRow, limits: TradeoffLimits) -> list[tuple[str, float]]:
 
 
 def least(rows: Sequence[FlatRow]) -> FlatRow:
-    """Return the model with the least loss: perplexity where it was measured, else the fewest blocks; the faster of
-    equals.
+    """Return the model with the least loss: perplexity where it was measured, else the fewest blocks, healed ones
+    first; the faster of equals.
     """
     if all(row.x_perplexity is not None or not row.dropped for row in rows):
         return min(rows, key=lambda row: (row.x_perplexity or 1.0, -row.x_output_tokens_per_s))
-    return min(rows, key=lambda row: (len(row.dropped), -row.x_output_tokens_per_s))
+    return min(rows, key=lambda row: (len(row.dropped), row.healing is None, -row.x_output_tokens_per_s))
 
 
 def reason(fit: Sequence[FlatRow], limits: TradeoffLimits) -> str:
@@ -167,10 +175,15 @@ def figures(row: FlatRow, dense: FlatRow) -> str:
     return ", ".join(words)
 
 
-def answers(row: FlatRow, tasks: Sequence[TaskRecord]) -> str:
+def healed(arm: MeasuredArm) -> str:
+    """Say how the model was healed, where it was."""
+    return "" if arm.healing is None else f", healed by {arm.healing.method} on {arm.healing.text}"
+
+
+def answers(arm: MeasuredArm, tasks: Sequence[TaskRecord]) -> str:
     """Say what the model lost on tasks, where it and the dense model answered several."""
     for mean in mean_rows(task_rows(tasks)):
-        if mean.arm.kind == "pruned" and mean.arm.blocks.dropped == row.dropped and mean.difference is not None:
+        if mean.arm.kind == "pruned" and mean.arm.identity == arm.identity and mean.difference is not None:
             middle, low, high = (100 * value for value in mean.difference)
             return f", {middle:+.1f} [{low:+.1f}, {high:+.1f}] points on {mean.tasks} tasks"
     return ""

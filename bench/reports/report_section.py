@@ -40,6 +40,10 @@ from bench.reports.report_tables import (
 OVERHEAD_BYTES = 200 * MIB
 # Of the ratios that cost at most this much perplexity, the largest is in the headline.
 HEADLINE_PERPLEXITY = 1.25
+MEASURED_ON = {
+    "plan": "the dense model with blocks skipped",
+    "healing": "the model in memory, before and after healing",
+}
 BLOCKS_IN_HALF = 32  # as many can be told apart in a block map of half the page's width
 
 
@@ -128,7 +132,8 @@ def _pictures(run: Run | None, rows: Sequence[TaskRow], name: str) -> list[Pictu
     if run:
         caption = (
             "Square: dense, the origin of both axes. Other marks: share of blocks dropped. Whiskers: 95 % intervals. "
-            f"Load: {run.main.label}."
+            + ("Arrows: from each pruned model to the same one healed. " if any(a.healing for a in run.arms) else "")
+            + f"Load: {run.main.label}."
         )
         pictures.append(Picture("Quality against speed", pareto_svg(run), caption))
     caption = "Marks: the paired difference; whiskers: its 95 % interval. Left of the line is worse than dense."
@@ -160,8 +165,8 @@ def _block_map(run: Run, wide: bool) -> Picture:
 
 def _prompts(generations: Sequence[GenerationRecord]) -> list[Prompt]:
     """Return the newest record of each model; models side by side under each prompt, fewest dropped blocks first."""
-    newest = {(record.arm.kind, record.arm.blocks.dropped): record for record in generations}
-    records = sorted(newest.values(), key=lambda record: len(record.arm.blocks.dropped))
+    newest = {record.arm.identity: record for record in generations}
+    records = sorted(newest.values(), key=lambda record: (len(record.arm.blocks.dropped), bool(record.arm.healing)))
     texts: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         for continuation in record.continuations:
@@ -180,12 +185,16 @@ def headline(run: Run) -> str:
     fair = [row for row in pruned if row.x_perplexity and row.x_perplexity <= HEADLINE_PERPLEXITY]
     row = max(fair, key=lambda r: (len(r.dropped), -(r.perplexity or 0.0))) if fair else pruned[0]
     words = (
-        f"{share(row.block_ratio)} of blocks gone: {_speed(row)}, {row.x_weight_bytes:.2f}× weight bytes, "
-        f"{row.x_kv_tokens:.2f}× KV tokens"
+        f"{share(row.block_ratio)} of blocks gone{_healed(row)}: {_speed(row)}, {row.x_weight_bytes:.2f}× weight "
+        f"bytes, {row.x_kv_tokens:.2f}× KV tokens"
     )
     if row.perplexity is not None and rows[0].perplexity is not None:
         words += f", perplexity {rows[0].perplexity:.1f} → {row.perplexity:.1f}"
     return words
+
+
+def _healed(row: FlatRow) -> str:
+    return ", the others healed" if row.healing else ""
 
 
 def _speed(row: FlatRow) -> str:
@@ -204,7 +213,8 @@ def tasks_headline(means: Sequence[MeanRow]) -> str:
         return "Tasks and continuations; nothing was measured under load."
     middle, low, high = (100 * value for value in pruned[-1].difference or (0.0, 0.0, 0.0))
     return (
-        f"{share(pruned[-1].arm.blocks.block_ratio)} of blocks gone: {middle:+.1f} points of right answers "
+        f"{share(pruned[-1].arm.blocks.block_ratio)} of blocks gone"
+        f"{', the others healed' if pruned[-1].arm.healing else ''}: {middle:+.1f} points of right answers "
         f"[{low:+.1f}, {high:+.1f}] on {pruned[-1].tasks} tasks"
     )
 
@@ -277,6 +287,7 @@ def _run_footers(run: Run) -> list[tuple[str, str]]:
         ("Quality", "; ".join(filter(None, qualities)) or "not measured"),
         ("Memory", "weights by the safetensors headers; KV cache as the engine says; RSS summed over its processes"),
         ("Selection", "; ".join(_selections(run)) or "nothing pruned"),
+        *([("Healing", healed)] if (healed := "; ".join(_healings(run))) else []),
         *([("Sweep", asked_for)] if (asked_for := _settings(given.sweep)) else []),
         ("Server", f"mi-prun-serve {' '.join(given.serve_flags)}".strip() + _environment(given)),
     ]
@@ -299,6 +310,14 @@ def _selections(run: Run) -> Iterator[str]:
         yield ", ".join(words)
 
 
+def _healings(run: Run) -> Iterator[str]:
+    """Yield how each healed model was healed, and on what."""
+    for arm in run.arms:
+        if (by := arm.healing) is not None:
+            fitted = f", {by.fit_tokens:,} of the closed form" if by.fit_tokens else ""
+            yield f"{arm.label}: {by.method}, {by.tokens:,} tokens{fitted}, of {by.text}, seed {by.seed}"
+
+
 def _settings(sweep: Mapping[str, object]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sweep.items() if value not in (None, False))
 
@@ -311,7 +330,7 @@ def _protocol(point: PointRecord) -> str:
     quality = point.quality
     if quality is None:
         return ""
-    on = "the dense model with blocks skipped" if point.quality_measured_on == "plan" else "the written checkpoint"
+    on = MEASURED_ON.get(point.quality_measured_on or "", "the written checkpoint")
     return f"{quality.text}: {quality.predicted_tokens:,} predicted tokens, {quality.protocol}; measured on {on}"
 
 

@@ -84,8 +84,10 @@ def _pair(p50: float, p99: float, form: str) -> Cell:
     return Cell(f"{p50:{form}} / {p99:{form}}")
 
 
-def _dropped(count: int) -> str:
-    return f"{count} block{'s' * (count > 1)} dropped" if count else ""
+def _dropped(row: FlatRow) -> str:
+    count = len(row.dropped)
+    dropped = f"{count} block{'s' * (count > 1)} dropped" if count else ""
+    return lines_of(dropped, f"healed by {row.healing}" if row.healing else "")
 
 
 def _speed(row: FlatRow) -> Cell:
@@ -112,7 +114,7 @@ def _perplexity(row: FlatRow) -> Cell:
 
 
 COLUMNS = (
-    Column("Model", "", lambda row: Cell(row.arm, _dropped(len(row.dropped)))),
+    Column("Model", "", lambda row: Cell(row.arm, _dropped(row))),
     Column("Perplexity", "× dense", _perplexity),
     Column("KL to dense", "nats/token", lambda row: Cell(number(row.kl_nats_per_token, ".4f", NONE))),
     Column("Speed", "× dense", _speed),
@@ -280,18 +282,19 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
     for row in rows:
         by_model.setdefault(model_key(row.record), {})[row.record.score.task] = row
     names = list(dict.fromkeys(row.record.score.task for row in rows))
-    mean_of = {(mean.arm.kind, mean.arm.blocks.dropped): mean for mean in means}
+    mean_of = {mean.arm.identity: mean for mean in means}
     lines = []
     for by_task in by_model.values():
         arm = next(iter(by_task.values())).record.arm
         cells = [Cell(arm.label), *(_score(by_task.get(name)) for name in names)]
         if means:
-            cells.append(_mean(mean_of.get((arm.kind, arm.blocks.dropped))))
+            cells.append(_mean(mean_of.get(arm.identity)))
         lines.append(tuple(cells))
     head = [("Model", ""), *((name, _metric(rows, name)) for name in names), *([("Mean", "")] if means else [])]
     note = (
         "Right answers, %; under them the difference to dense in points, item by item, with its 95 % interval (Bonett "
-        "and Price). Bold: beyond noise."
+        "and Price). Bold: beyond noise. Flips: items that turned right or wrong against dense, "
+        "even where as many are right."
     )
     return Table("Tasks", tuple(head), tuple(lines), note)
 
@@ -307,7 +310,8 @@ def _score(row: TaskRow | None) -> Cell:
     text, difference = f"{100 * row.record.score.score:.1f}", row.difference
     if difference is None:
         return Cell(text, "" if row.record.arm.kind == "dense" else "no pairs")
-    return Cell(text, difference.points(), strong=difference.beyond_noise)
+    flips = f"{difference.flips} flips, {difference.flips / difference.items:.0%}"
+    return Cell(text, lines_of(difference.points(), flips), strong=difference.beyond_noise)
 
 
 def _mean(mean: MeanRow | None) -> Cell:

@@ -43,6 +43,10 @@ def describe(prepared: Prepared, settings: SweepSettings) -> Iterator[str]:
     if prepared.models.dense.shape is None:
         choosing = choosing_seconds(prepared.models, list(_candidates(prepared, settings)), settings, speed)
         yield f"about {_minutes(choosing)} for analysis, plans and quality, where they are not there yet"
+    healed = sum(model.arm.healing is not None for model in models)
+    if settings.heal is not None:
+        each = f"{settings.heal.minutes:g} minutes" if settings.heal.minutes else "a time that is not known before"
+        yield f"{each} for each of {healed} models to heal, where they are not there yet"
     yield f"about {_minutes(seconds)} under load and starting, {seen}"
     yield json.dumps({"models": len(models), "loads": len(prepared.closed) + len(opened), "about_s": round(seconds)})
 

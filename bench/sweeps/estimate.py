@@ -75,7 +75,7 @@ def choosing_seconds(
     own = settings.analyze
     window = own.window_tokens or min(WINDOW_TOKENS, models.context or WINDOW_TOKENS)
     scoring, ranking, held_out = own.part_tokens
-    kept = [1 - s.arm.blocks.block_ratio for s in models.all if s.arm.kind == "pruned"]
+    kept = [1 - s.arm.blocks.block_ratio for s in models.all if s.arm.kind == "pruned" and not s.arm.healing]
     compared = sum(PROPOSING + share * count * A_SET for share, count in zip(kept, candidates, strict=True) if count)
     judged = held_out + (HELD_OUT_TOKENS if settings.quality_text is not None else 0)
     pass_work = prefill(dense, 1, window)

@@ -18,8 +18,9 @@ from bench.models.shape import SHAPES, open_shape, shape_flags, spread, write_sh
 from bench.models.weights import Weights, weights_of_config
 from bench.quality.quality import with_quality_on
 from bench.records.journal import results_folder
-from bench.records.schema import Blocks, DenseModel, MeasuredArm, PointRecord
+from bench.records.schema import Blocks, DenseModel, HealedBy, MeasuredArm, PointRecord
 from bench.records.task_schema import TaskRecord
+from bench.sweeps.healing import check_heal, healed_folders
 from bench.sweeps.measure import Prepared, measure, prepare
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.tasks.tasks import ask, check_context, check_tasks, served_in_turn
@@ -27,6 +28,7 @@ from mi_prun.analysis.analysis import Analysis
 from mi_prun.architecture.architecture import Config, check_config, num_blocks
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.checkpoint.manifest import Weights as Written
+from mi_prun.comparison.comparison import analysis_in
 from mi_prun.console import say
 from mi_prun.errors import UserError
 from mi_prun.model.identity import config_digest
@@ -34,7 +36,8 @@ from mi_prun.model.loading import free_accelerators
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_ratios
-from mi_prun.settings import SELF, PlanSettings
+from mi_prun.recovery.healing_text import parse_sources
+from mi_prun.settings import SELF, HealSettings, PlanSettings
 from mi_prun.text.text_source import text_source
 from mi_prun.version import __version__
 
@@ -52,13 +55,16 @@ def prepare_sweep(dense: str, settings: SweepSettings) -> Prepared:
         raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
     models = open_dense(dense)
     check_config(models.config)
+    assert models.folder is not None
+    check_heal(models.folder, settings)
     dense_model = models.all[0]
     choices = sweep_choices(settings, dense_model.arm.blocks.num_blocks)
     for choice in choices:
         check_possible(models.config, choice.spec.name, choice.k)
     pruned = [_stand_in(dense_model, choice.label, spread(choice.num_blocks, choice.k)) for choice in choices]
     drafts = [replace(dense_model, arm=_draft_arm(model.arm)) for model in pruned] if settings.draft else []
-    prepared = _prepared(replace(models, all=(dense_model, *pruned, *drafts)), settings)
+    healed = [replace(model, arm=_healed_arm(model.arm, settings.heal)) for model in pruned if settings.heal]
+    prepared = _prepared(replace(models, all=(dense_model, *pruned, *healed, *drafts)), settings)
     if settings.tasks is not None:
         check_tasks(settings.tasks)
         context = served_context(prepared.settings.serve_flags, models.context)
@@ -77,6 +83,11 @@ def sweep(dense: str, out: Path, settings: SweepSettings) -> tuple[list[PointRec
         assert prepared.models.folder is not None
         checkpoints, plans = pruned_folders(prepared.models.folder, out, settings)
         free_accelerators()
+        if settings.heal is not None:
+            analysis = analysis_in(out, prepared.models.folder, settings.analyze)
+            virtual = not settings.materialise
+            checkpoints += healed_folders(prepared.models.folder, plans, out, settings.heal, analysis, virtual=virtual)
+            free_accelerators()
         models = with_made(prepared.models, [str(path) for path in checkpoints], plans if settings.draft else ())
         if settings.quality_text is not None:
             models = with_quality_on(models, settings.quality_text, settings.measure.loads.seed)
@@ -91,7 +102,6 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     """Return the checkpoints of each method and ratio, and their plans; make those that the results folder lacks."""
     from bench.sweeps.choices import sweep_choices
     from mi_prun.checkpoint.checkpoint import write_checkpoint
-    from mi_prun.comparison.comparison import analysis_in
     from mi_prun.model.loading import load_on
     from mi_prun.planning.planning import make_context, make_plan
 
@@ -132,6 +142,7 @@ def prepare_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
         "--quality-text": settings.quality_text,
         "--text": settings.measure.loads.text,
         "--tasks": settings.tasks,
+        "--heal": settings.heal,
     }
     if options := [option for option, value in unfit.items() if value]:
         raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
@@ -202,6 +213,13 @@ def _stand_in(dense: MeasuredModel, label: str, dropped: tuple[int, ...]) -> Mea
     )
 
 
+def _healed_arm(pruned: MeasuredArm, heal: HealSettings | None) -> MeasuredArm:
+    assert heal is not None
+    text = ", ".join(heal.sources)
+    by = HealedBy(method=heal.train, text=text, tokens=heal.tokens or 0, fit_tokens=0, seed=heal.seed)
+    return pruned.model_copy(update={"label": f"{pruned.label} healed", "healing": by})
+
+
 def _draft_arm(pruned: MeasuredArm) -> MeasuredArm:
     return pruned.model_copy(update={"kind": "draft", "label": f"draft {pruned.label}"})
 
@@ -222,7 +240,17 @@ def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
         "materialise": settings.materialise,
         "quality_text": _text_name(text) if text is not None else None,
         "seed": settings.analyze.seed,
+        **({"heal": _length(settings.heal)} if settings.heal else {}),
     }
+
+
+def _length(heal: HealSettings) -> str:
+    """Say what each model is healed by, and how long."""
+    text = ", ".join(_text_name(source.name) for source in parse_sources(heal.sources))
+    if heal.train == "none":
+        return f"fit on {text}"
+    how_long = f"{heal.tokens:,} tokens" if heal.tokens else f"{heal.minutes:g} minutes"
+    return f"{heal.train}, {how_long} of {text}"
 
 
 def _text_name(text: str) -> str:

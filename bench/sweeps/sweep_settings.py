@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bench.settings import MeasureSettings
 from bench.tasks.task_settings import TaskSettings
-from mi_prun.settings import AnalyzeSettings
+from mi_prun.settings import AnalyzeSettings, HealSettings
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class SweepSettings:
     ratios: shares of the blocks to drop; 0, the dense model, is always among them. methods: see `mi-prun methods`.
     materialise: write whole checkpoints instead of virtual ones. draft: measure the dense model drafted by each pruned
     one too. quality_text: measure quality on this text; None takes the held-out part of the calibration text. tasks:
-    what the dense model and the checkpoints are asked when all is measured, by the flags of `measure`.
+    what the dense model and the checkpoints are asked when all is measured, by the flags of `measure`. heal: how each
+    pruned model is healed, to be measured too; None: none is.
     """
 
     ratios: str = "0,.125,.25,.375,.5"
@@ -25,5 +26,6 @@ class SweepSettings:
     draft: bool = False
     quality_text: str | None = None
     tasks: TaskSettings | None = None
+    heal: HealSettings | None = None
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)

@@ -133,8 +133,7 @@ class _Asking:
 
     def same(self, record: Origin, asked: Asked, key: str | None) -> bool:
         """Tell whether the record is of that model, asked in that way."""
-        arm = asked.model.arm
-        model = asked.dense.weights_sha256, arm.kind, arm.blocks.dropped
+        model = asked.dense.weights_sha256, *asked.model.arm.identity
         return record.provenance.settings_sha256 == key and not record.endpoint and model_key(record) == model
 
     def origin(self, asked: Asked, endpoint: Endpoint, context: int, task: str | None) -> dict[str, Any]:
@@ -208,6 +207,12 @@ def _check_same(endpoint: Endpoint, asked: Asked) -> None:
         raise UserError(
             f"{endpoint.url} serves a model without blocks {list(theirs)}, {asked.name} lacks {list(ours)} of "
             f"{asked.dense.name}; name the model that is served"
+        )
+    healed = "healing" in said
+    if healed != (asked.model.arm.healing is not None):
+        names = ("a healed model", "one that is not")
+        raise UserError(
+            f"{endpoint.url} serves {names[not healed]}, {asked.name} is {names[healed]}; name the model that is served"
         )
 
 

@@ -1,15 +1,15 @@
-"""Several processes that share one analysis: `torchrun --nproc-per-node N -m mi_prun analyze ...`.
+"""Several processes that share one analysis or one healing: `torchrun --nproc-per-node N -m mi_prun analyze ...`.
 
-Each rank runs its share of the calibration windows through its own copy of the model; rank 0 puts the shares together,
-in the order of the windows, and writes. What travels are projections in CPU memory, so the transport is gloo, on GPUs
-too.
+Each rank runs its share of the windows through its own copy of the model; rank 0 puts the shares together and writes.
+What travels (projections, gradients of adapters) lies in CPU memory, so the transport is gloo, on GPUs too.
+`accelerate launch` sets the same variables as torchrun.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -21,6 +21,7 @@ from mi_prun.errors import UserError, first_line
 
 T = TypeVar("T")
 
+SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 PATIENCE = timedelta(hours=24)  # ranks wait for each other while one samples text or loads a model from a slow disk
 
 
@@ -52,6 +53,16 @@ class Ranks:
         if box[0] is None:
             raise ValueError("rank 0 has nothing to give")
         return box[0]
+
+    def same(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the values that rank 0 has."""
+        if self.size == 1:
+            return
+        with torch.no_grad():
+            for tensor in tensors:
+                given = tensor.detach().float().cpu()  # gloo does not take every dtype
+                torch.distributed.broadcast(given, 0)
+                tensor.copy_(given)
 
     def to_first(self, make: Callable[[], T]) -> list[T]:
         """Call `make` on each rank. Rank 0 gets the results in the order of ranks, the others get nothing.
@@ -101,6 +112,12 @@ def joined() -> Iterator[Ranks]:
     if world_size() == 1:
         yield Ranks()
         return
+    for name in SHARDED:
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise UserError(
+                f"{name} is set: shares of one model over several processes are not supported, each holds the whole "
+                "one; leave it out of accelerate's configuration"
+            )
     try:
         torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:

@@ -8,6 +8,7 @@ pruned checkpoint, and there is one way to load a block. Only the first block ge
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,16 +40,25 @@ class StreamedModel:
 
     def load(self, block: int) -> BlockModel:
         """Return a model that has the one block, as its block 0. Only block 0 gets the dense model's embedding."""
+        return self._load(block, self._config(block), self._name)
+
+    def load_tail(self) -> BlockModel:
+        """Return a model of the last block with the dense model's norm and head, for logits."""
+        last = self.folder.num_blocks - 1
+        config = reduce_config(self.folder.config, (last,), assume_uniform=True, for_vllm=False)
+        return self._load(last, config, lambda name, block: renamed(name, self.family, (block,)))
+
+    def _load(self, block: int, fields: dict[str, Any], name_of: Callable[[str, int], str | None]) -> BlockModel:
         from safetensors import safe_open
 
         tensors: dict[str, Tensor] = {}
         for shard in self.folder.shards:
-            wanted = {name: new for name in shard.tensors if (new := self._name(name, block)) is not None}
+            wanted = {name: new for name in shard.tensors if (new := name_of(name, block)) is not None}
             if wanted:
                 with safe_open(shard.path, framework="pt") as file:
                     tensors |= {new: file.get_tensor(name) for name, new in wanted.items()}
         title = f"block {block} of model {self.folder.path}"
-        config = pretrained_config(self._config(block), title)
+        config = pretrained_config(fields, title)
         return load_tensors(tensors, self.family, config, self.dtype, self.device, title=title, block=block)
 
     def _name(self, name: str, block: int) -> str | None:
@@ -57,7 +67,7 @@ class StreamedModel:
             return name if block == 0 and not name.startswith("lm_head.") else None
         return renamed(name, self.family, (block,))
 
-    def _config(self, block: int) -> dict[str, object]:
+    def _config(self, block: int) -> dict[str, Any]:
         config = reduce_config(self.folder.config, (block,), assume_uniform=True, for_vllm=False)
         config["tie_word_embeddings"] = True  # no head of its own: it is not asked for logits
         if block:

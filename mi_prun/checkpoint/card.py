@@ -126,6 +126,11 @@ def _healing(healing: Healing) -> str:
         "gap closed",
         "KL(dense \\|\\| .), nats a token",
     )
+    asked = [
+        (asked.task, str(asked.items), str(asked.dense_right), str(asked.pruned_right), str(asked.healed_right))
+        for asked in healing.tasks
+    ]
+    header_asked = ("choice task: right answers", "of", "dense", "pruned", "healed")
     how = [
         ("method", healing.method),
         ("text", _cell(healing.text)),
@@ -135,9 +140,10 @@ def _healing(healing: Healing) -> str:
         ("seconds", f"{healing.seconds:.0f}"),
         *((name, _cell(value)) for name, value in sorted(healing.settings.items())),
     ]
+    answers = f"{table(header_asked, asked)}\n\n" if asked else ""
     return (
         f"{table(header, rows)}\n\nThe gap is that in log-perplexity between dense and pruned. The texts were not "
-        f"healed on.\n\n{table(('', ''), how)}"
+        f"healed on.\n\n{answers}{table(('', ''), how)}"
     )
 
 

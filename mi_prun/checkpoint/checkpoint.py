@@ -143,6 +143,11 @@ def _names_of(dense: ModelFolder) -> tuple[str, str]:
     return dense.name.partition("@")[0], at_commit(dense.name, dense.path)
 
 
+def check_room(dense: ModelFolder, plan: Plan, out: Path) -> None:
+    """Refuse a disk that cannot hold the kept tensors, before anything is computed that would be lost."""
+    _check_space(out, sum(copy.info.num_bytes for copy in kept_tensors(dense, plan)))
+
+
 def _check_space(out: Path, needed: int) -> None:
     parent = out.absolute().parent
     free = shutil.disk_usage(parent).free

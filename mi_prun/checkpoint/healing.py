@@ -41,6 +41,20 @@ class HealedQuality(Record):
         return math.log(self.pruned_perplexity / self.healed_perplexity) / gap if gap > 0 else 0.0
 
 
+class AskedTask(Record):
+    """A choice task asked of the dense model, the pruned one and the healed one: right answers of `items`.
+
+    flips: items that healing turned right or wrong.
+    """
+
+    task: str
+    items: int
+    dense_right: int
+    pruned_right: int
+    healed_right: int
+    flips: int
+
+
 class Healing(Record):
     """method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
 
@@ -55,6 +69,7 @@ class Healing(Record):
     seed: int
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     quality: tuple[HealedQuality, ...] = ()
+    tasks: tuple[AskedTask, ...] = ()
 
 
 @dataclass(frozen=True)

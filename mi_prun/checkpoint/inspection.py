@@ -76,10 +76,16 @@ def describe_healing(healing: Healing | None) -> list[str]:
         f"healed       {healing.method}; {healing.tokens:,} tokens of {healing.text}, {healing.seconds:.0f} s, seed "
         f"{healing.seed}"
     ]
-    return lines + [
+    lines += [
         f"             perplexity dense {kind.dense_perplexity:.4g}, pruned {kind.pruned_perplexity:.4g}, healed "
         f"{kind.healed_perplexity:.4g} ({kind.gap_closed:.0%} of the gap in log-perplexity; {kind.text})"
         for kind in healing.quality
+    ]
+    return lines + [
+        f"             {asked.task}, right of {asked.items}: dense {asked.dense_right}, pruned {asked.pruned_right}, "
+        f"healed {asked.healed_right}; healing changed {asked.flips}"
+        + (" (fewer than before: ask more tasks)" if asked.healed_right < asked.pruned_right else "")
+        for asked in healing.tasks
     ]
 
 

@@ -8,8 +8,9 @@ scaling.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.errors import UserError
-from mi_prun.files import new_file
+from mi_prun.files import new_file, scratch_folder
+from mi_prun.model.model_folder import ModelFolder
+from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
 
 FORMAT = "mi_prun adapter 1"
@@ -77,9 +80,37 @@ def write_adapter(path: Path, adapter: Adapter, plan: Plan, healing: Healing) ->
             raise UserError(f"cannot write {path}: {error}; nothing was left behind") from error
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
+    """Write healed tensors into a file. out: what they are for, to be named where the disk is full."""
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # its words for a full disk
+        raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
+
+
 def healed_by(path: Path, plan: Plan) -> Healed:
     """What a virtual folder takes of an adapter file, which must be of its plan."""
     return Healed(read_adapter(path, plan).healing, adapter=path)
+
+
+@contextlib.contextmanager
+def merged_by(path: Path, plan: Plan, dense: ModelFolder, out: Path) -> Iterator[Healed]:
+    """What a whole folder `out` takes of an adapter file: the healed tensors, in a file that goes with the block."""
+    adapter = read_adapter(path, plan)
+    unknown = sorted(adapter.names - dense.tensors.keys())
+    if unknown:
+        raise UserError(f"adapter {path} changes {unknown[0]}, which {dense.path} has not")
+    with scratch_folder(out) as folder:
+        file = folder / "healed.safetensors"
+        write_tensors(file, {name: adapter.merged(name, dense_tensor(dense, name)) for name in adapter.names}, out)
+        yield Healed(adapter.healing, read_shard(file))
+
+
+def dense_tensor(dense: ModelFolder, name: str) -> Tensor:
+    """A tensor out of the dense model's files."""
+    with safe_open(dense.tensors[name][0], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 def read_adapter(path: Path, plan: Plan) -> Adapter:

@@ -90,7 +90,7 @@ def refit(
                 ours[number] = before if shared else weights.run(ours[number], between)
             if advance is not None:
                 advance(before[..., 0].numel() * (end - at))
-        fits.append(_refit_block(weights, ours, dense, fitted, ridge))
+        fits.append(refit_block(weights, ours, dense, fitted, ridge))
         if end < runs[-1][1]:
             with weights.student():
                 ours = [weights.run(state, [fitted]) for state in ours]
@@ -98,10 +98,10 @@ def refit(
     return fits
 
 
-def _refit_block(
+def refit_block(
     weights: SharedWeights, states: Sequence[Tensor], targets: Sequence[Tensor], block: int, ridge: float
 ) -> Refit:
-    """Refit the output matrix of `block`. states: what it gets in the student. targets: what it should give."""
+    """Let the student have a refitted output matrix of `block`. states: what the block gets; targets: should give."""
     name = output_matrix(weights, block)
     module = weights.module(name)
     transposed = not isinstance(module, nn.Linear)  # GPT-2 keeps its matrices the other way round

@@ -42,26 +42,38 @@ class Distillation:
             ours = chunk.detach().to(theirs.dtype).requires_grad_()
             logits = model.logits(ours[:, None])[:, 0]
             with torch.no_grad():
-                log_q = torch.log_softmax(logits.float(), -1)
-                log_p = torch.log_softmax(model.logits(theirs[:, None])[:, 0].float(), -1)
-                p = log_p.exp()
-                total += float((p * (log_p - log_q)).sum())
-                gradient = self._gradient(p, log_p, log_q, targets).mul_(scale / len(states))
+                kl, gradient = self._gradient(logits.float(), model.logits(theirs[:, None])[:, 0].float(), targets)
+                total += kl
             gradients += torch.autograd.grad(logits, ours, gradient.to(logits.dtype))
-        torch.autograd.backward(states, torch.cat(gradients).to(states.dtype))
+        torch.autograd.backward(states, torch.cat(gradients).mul_(scale / len(states)).to(states.dtype))
         return total
 
-    def _gradient(self, p: Tensor, log_p: Tensor, log_q: Tensor, targets: Tensor) -> Tensor:
-        """The gradient on the student's logits, from (log-)probabilities at T = 1; `log_q` is overwritten."""
+    def _gradient(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+        """The KL at T = 1 summed over the rows, and the gradient on the student's logits.
+
+        Rows are as long as the vocabulary: each pass over them counts, and none is made for a logarithm.
+        """
         share, temperature = self.ce_share, self.temperature
+        (p, log_sum_p), (q, log_sum_q) = _softmax(teacher), _softmax(student)
+        dots = torch.linalg.vecdot(p, teacher) - torch.linalg.vecdot(p, student)
+        kl = float((dots - log_sum_p + log_sum_q).sum())
         hard = None
         if share:
-            hard = log_q.exp()
+            hard = q.clone() if temperature == 1 else q
             hard[torch.arange(len(targets), device=targets.device), targets] -= 1
-        if temperature != 1:  # softmax(z / T) is that of log-probabilities over T
-            p, log_q = torch.softmax(log_p / temperature, -1), torch.log_softmax(log_q / temperature, -1)
-        gradient = log_q.exp_().sub_(p).mul_((1 - share) * temperature)
-        return gradient if hard is None else gradient.add_(hard, alpha=share)
+        if temperature != 1:
+            p, q = torch.softmax(teacher / temperature, -1), torch.softmax(student / temperature, -1)
+        gradient = q.sub_(p)
+        if (factor := (1 - share) * temperature) != 1:
+            gradient.mul_(factor)
+        return kl, gradient if hard is None else gradient.add_(hard, alpha=share)
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of each row, and the logarithm of the sum of its exponentials."""
+    probabilities = torch.softmax(logits, -1)
+    highest, place = logits.max(-1, keepdim=True)
+    return probabilities, (highest - probabilities.gather(-1, place).log())[:, 0]
 
 
 def _chunks(model: BlockModel, states: Tensor, teacher: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -8,49 +8,50 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from mi_prun.analysis.ranks import Ranks, joined, local_device
+from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.architecture.architecture import Family
-from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
-from mi_prun.checkpoint.healing import Healed, Healing
+from mi_prun.checkpoint.checkpoint import check_apart, check_room, write_checkpoint
+from mi_prun.checkpoint.healing import AskedTask, Healed, Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import Manifest
-from mi_prun.console import progress, say
+from mi_prun.console import kept, progress, say
 from mi_prun.errors import UserError, first_line
-from mi_prun.files import check_output, one_line_os_errors
+from mi_prun.files import check_output, one_line_os_errors, scratch_folder
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import load_on
+from mi_prun.model.loading import load_on, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
-from mi_prun.recovery.adapter import write_adapter
-from mi_prun.recovery.closed_form import refit
+from mi_prun.recovery.adapter import Adapter, write_adapter, write_tensors
+from mi_prun.recovery.choice_task import ChoiceTask
+from mi_prun.recovery.closed_form import Refit, refit
 from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text, parse_sources
 from mi_prun.recovery.judge import Judge, Judged, compared
 from mi_prun.recovery.shared_weights import SharedWeights
-from mi_prun.recovery.training import Training
+from mi_prun.recovery.streamed_fit import STORED, fit_streamed
+from mi_prun.recovery.training import ALONE, Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
-from mi_prun.settings import LEARNING_RATES, HealSettings, check_seed
+from mi_prun.settings import LEARNING_RATES, SELF, HealSettings, check_seed
+from mi_prun.text.calibration import tokens_digest
 from mi_prun.text.text_source import text_digest
 
-STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
 LEAST_WINDOW = 8
 
 
 def heal_folder(
     pruned: Path, out: Path, settings: HealSettings, *, model: str | None = None, adapter: Path | None = None,
-    force: bool = False,
+    virtual: bool = False, force: bool = False,
 ) -> Manifest:  # fmt: skip
     """Heal a pruned folder, by the dense model that its manifest names, or that `model` names where it has moved."""
     check_output(out, force=force)
@@ -68,9 +69,11 @@ def heal_folder(
         if model is not None:
             raise
         raise UserError(f"{pruned} was made of {plan.dense.name}: {error}; say where it is with --model") from error
-    return heal(
-        dense, plan, out, settings, assume_uniform=manifest.assume_uniform, adapter=adapter, force=force
-    )  # fmt: skip
+    with joined() as ranks:
+        return heal(
+            dense, plan, out, settings, assume_uniform=manifest.assume_uniform, adapter=adapter, virtual=virtual,
+            force=force, ranks=ranks,
+        )  # fmt: skip
 
 
 def heal(
@@ -82,14 +85,17 @@ def heal(
     assume_uniform: bool = False,
     max_shard_bytes: int = 5_000_000_000,
     adapter: Path | None = None,
+    virtual: bool = False,
     force: bool = False,
     load: Callable[[], BlockModel] | None = None,
     sampled: SampledText | None = None,
+    ranks: Ranks = ALONE,
 ) -> Manifest:
     """Write the healed checkpoint of what `plan` keeps of `dense` into `out`. adapter: a file for what was learned.
-    sampled: text of `self` that is there already.
+    virtual: the folder holds what was learned, and no other weights. sampled: text of `self` that is there already.
+    ranks: the processes that share the training; rank 0 judges and writes, and all of them return.
 
-    Raises UserError, with nothing written, for settings that do not fit, and where healing does not help.
+    Raises UserError, with nothing written, for settings that do not fit; NoBetterError where healing does not help.
     """
     check_settings(settings)
     check_output(out, force=force)
@@ -99,15 +105,27 @@ def heal(
     plan.check_belongs_to(dense.identity)
     family = dense.family
     check_healable(dense)
+    if not virtual:
+        check_room(dense, plan, out)
     window = min(settings.window_tokens, dense.context_tokens())
     dense.check_window(window)
-    start = time.monotonic()
-    path, fingerprint = state_path(out), fingerprint_of(plan, settings)
-    if force:
-        path.unlink(missing_ok=True)
+    if settings.stream_blocks:
+        return _heal_streamed(
+            dense, plan, out, settings, window, adapter, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
+            assume_uniform=assume_uniform, ranks=ranks,
+        )  # fmt: skip
+    start, used = time.monotonic(), dict[str, str | int | float | bool | None](window_tokens=window)
+    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
+
+    def forgotten() -> bool:
+        if force:
+            path.unlink(missing_ok=True)
+        return force
+
+    ranks.from_first(forgotten)
     saved = load_state(path, fingerprint) if settings.train != "none" else None
     with one_line_memory_errors(), one_line_os_errors(out):
-        model = load() if load is not None else load_on(dense, settings.device, settings.dtype)
+        model = load() if load is not None else load_on(dense, local_device(settings.device), settings.dtype)
         weights = SharedWeights(model, plan.dropped, family.block_prefix)
         names = file_names(weights, dense, family)
         text = load_healing_text(
@@ -123,18 +141,26 @@ def heal(
         )
         if settings.tokens is not None:
             text.check_tokens(settings.tokens, window)
+        if len(text.gate) == 1 and ranks.first:
+            _say_one_kind(text)
         gate = Judge(weights, text.gate, max(1, settings.forward_tokens // window))
         begun = time.monotonic()
-        before = gate.measure()
+        before = ranks.from_first(gate.measure)
+        task = ChoiceTask(weights, dense.tokenizer)
+        answers = ranks.from_first(lambda: [task.dense(), task.student()])
         gate_seconds = time.monotonic() - begun
-        _say_before(before)
-        taught = Progress(fit_tokens=prepare(weights, text, settings, saved, window), seconds=time.monotonic() - start)
+        if ranks.first:
+            _say_before(before)
+        fitted = prepare(weights, text, settings, saved, window, shown=ranks.first)
+        ranks.same(own.own for own in weights.own.values())
+        taught = Progress(fit_tokens=fitted, seconds=time.monotonic() - start)
         if settings.train != "none":
             training = Training(
                 weights, text, Judge(weights, text.validation, gate.batch), settings,
-                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught,
+                path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught, ranks=ranks,
             )  # fmt: skip
             taught = _train(training, saved)
+            used["train_dtype"] = str(training.dtype).removeprefix("torch.")
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
@@ -143,7 +169,8 @@ def heal(
             if names[name] in learned.names
         }
         weights.settle(healed)
-        quality = compared(before, gate.measure())
+        quality = ranks.from_first(lambda: compared(before, gate.measure()))
+        answers.append(ranks.from_first(task.student))
     healing = Healing(
         method=" + ".join([*["fit"] * bool(taught.fit_tokens), *[settings.train] * (settings.train != "none")]),
         text=text.name,
@@ -151,21 +178,73 @@ def heal(
         fit_tokens=taught.fit_tokens,
         seconds=round(taught.seconds, 1),
         seed=settings.seed,
-        settings=recorded(settings),
+        settings=recorded(settings) | used,
         quality=quality,
+        tasks=(asked_task(task.name, *answers),),
     )
     try:
         check_helps(healing)
-    except UserError:
+    except NoBetterError:
         path.unlink(missing_ok=True)  # there is nothing to go on with
         raise
-    manifest = _write(
-        dense, plan, out, {names[name]: tensor for name, tensor in healed.items()}, healing,
-        max_shard_bytes=max_shard_bytes, force=force, assume_uniform=assume_uniform,
+
+    def write() -> Manifest:
+        tensors = {names[name]: tensor for name, tensor in healed.items()}
+        with one_line_os_errors(out), _result(out, plan, healing, tensors, learned, virtual=virtual) as made:
+            manifest = write_checkpoint(
+                dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
+                assume_uniform=assume_uniform, healed=made,
+            )  # fmt: skip
+        if adapter is not None:
+            write_adapter(adapter, learned, plan, healing)
+        path.unlink(missing_ok=True)
+        return manifest
+
+    return ranks.from_first(write)
+
+
+def _heal_streamed(
+    dense: ModelFolder, plan: Plan, out: Path, settings: HealSettings, window: int, adapter: Path | None, *,
+    virtual: bool, max_shard_bytes: int, force: bool, assume_uniform: bool, ranks: Ranks,
+) -> Manifest:  # fmt: skip
+    """`heal` by the closed form alone, with one block in memory at a time. No task is asked."""
+    if ranks.size > 1:
+        raise UserError("--stream-blocks runs as one process")
+    start = time.monotonic()
+    place = pick_device(settings.device)
+    with one_line_memory_errors(), one_line_os_errors(out):
+        streamed = StreamedModel(dense, device=place, dtype=pick_dtype(place, settings.dtype))
+        text = load_healing_text(
+            parse_sources(settings.sources), dense.tokenizer, window_tokens=window, tokens=settings.fit_tokens,
+            validation_tokens=settings.validation_tokens, gate_tokens=settings.gate_tokens, seed=settings.seed,
+            model=None,
+        )  # fmt: skip
+        if len(text.gate) == 1:
+            _say_one_kind(text)
+        tokens = text.windows(0, max(1, settings.fit_tokens // window))
+        judged_tokens = sum(kind.tokens.numel() for kind in text.gate)
+        total = (tokens.numel() + judged_tokens) * dense.num_blocks
+        with progress("closed form, block by block", total, "block-tokens") as advance:
+            made = fit_streamed(
+                streamed, plan.dropped, tokens, text.gate, ridge=settings.ridge,
+                batch_windows=max(1, settings.forward_tokens // window), advance=advance,
+            )  # fmt: skip
+    _say_before(made.before)
+    _say_fits(made.fits)
+    healing = Healing(
+        method="fit", text=text.name, tokens=0, fit_tokens=tokens.numel(),
+        seconds=round(time.monotonic() - start, 1), seed=settings.seed,
+        settings=recorded(settings) | {"window_tokens": window}, quality=compared(made.before, made.after),
     )  # fmt: skip
+    check_helps(healing)
+    learned = Adapter(made.tensors, {}, {})
+    with one_line_os_errors(out), _result(out, plan, healing, made.tensors, learned, virtual=virtual) as result:
+        manifest = write_checkpoint(
+            dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
+            assume_uniform=assume_uniform, healed=result,
+        )  # fmt: skip
     if adapter is not None:
         write_adapter(adapter, learned, plan, healing)
-    path.unlink(missing_ok=True)
     return manifest
 
 
@@ -174,16 +253,30 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
     if saved is not None:
         training.resume(saved)
         step = saved.progress
-        say(f"going on from step {step.step:,}, {step.tokens:,} tokens ({training.path.name})")
-    with progress("healing", 1, "of it") as advance:
-        return training.run(advance)
+        if training.ranks.first:
+            say(f"going on from step {step.step:,}, {step.tokens:,} tokens ({training.path.name})")
+    with (
+        kept(
+            "nothing was written; the same command goes on from the state saved last, every "
+            f"{training.settings.save_minutes:g} minutes"
+        ),
+        progress("healing", 1, "of it", shown=training.ranks.first) as advance,
+    ):
+        progress_made = training.run(advance)
+    if training.ranks.first and (times := training.text.times_through) > 1:
+        say(f"the text was too short: the training went through a source of it {times:.1f} times; give more text")
+    return progress_made
+
+
+class NoBetterError(UserError):
+    """The gate's: what was healed is no better than what was pruned."""
 
 
 def check_helps(healing: Healing) -> None:
-    """The gate. Raises UserError where the healed model is not better on every held-out text."""
+    """The gate. Raises NoBetterError where the healed model is not better on every held-out text."""
     for kind in healing.quality:
         if not kind.better:
-            raise UserError(
+            raise NoBetterError(
                 f"healing ({healing.method}) does not help: on {kind.text} the perplexity is "
                 f"{kind.healed_perplexity:.4g} healed and {kind.pruned_perplexity:.4g} without, KL to the dense model "
                 f"{kind.healed_kl_nats:.4g} and {kind.pruned_kl_nats:.4g}; nothing is written"
@@ -191,30 +284,41 @@ def check_helps(healing: Healing) -> None:
 
 
 def prepare(
-    weights: SharedWeights, text: HealingText, settings: HealSettings, saved: SavedState | None, window: int
-) -> int:
-    """Give the student what it starts with: the closed form, then what is trained. Returns the tokens fitted on."""
+    weights: SharedWeights, text: HealingText, settings: HealSettings, saved: SavedState | None, window: int,
+    *, shown: bool = True,
+) -> int:  # fmt: skip
+    """Give the student what it starts with: the closed form, then what is trained. Returns the tokens fitted on.
+
+    shown: say what is done.
+    """
     fitted = 0
     if saved is not None:
         fitted = saved.progress.fit_tokens
         for name, tensor in saved.groups[OWN].items():
             weights.give(name, tensor.to(weights.shared(name)))
     elif settings.fit:
-        fitted = _fit(weights, text, settings, max(1, settings.fit_tokens // window))
+        fitted = _fit(weights, text, settings, max(1, settings.fit_tokens // window), shown=shown)
     if settings.train == "all":
         parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
-        say(f"--train all: {parameters:,} parameters are trained and take {TRAIN_BYTES * parameters / 1e9:.2f} GB more")
+        if shown:
+            more = TRAIN_BYTES * parameters / 1e9
+            say(f"--train all: {parameters:,} parameters are trained and take {more:.2f} GB more")
         weights.give_all(torch.float32)
     elif settings.train == "lora":
         weights.adapt(settings.rank, 2 * settings.rank, settings.seed)
     return fitted
 
 
-def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, windows: int) -> int:
+def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, windows: int, *, shown: bool) -> int:
     """The closed form; returns the tokens fitted on, 0 where it does not fit the family and training follows."""
     tokens = text.windows(0, windows)
+    different = torch.unique(tokens, dim=0)
+    if len(different) < len(tokens):
+        tokens = different
+        if shown:
+            say(f"closed form: {text.name} has {tokens.numel():,} of the {settings.fit_tokens:,} tokens")
     try:
-        with progress("closed form", tokens.numel() * max(weights.dropped), "block-tokens") as advance:
+        with progress("closed form", tokens.numel() * max(weights.dropped), "block-tokens", shown=shown) as advance:
             fits = refit(
                 weights,
                 tokens,
@@ -225,12 +329,37 @@ def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, wind
     except UserError as error:
         if settings.train == "none":
             raise
-        say(f"closed form left out: {error}")
+        if shown:
+            say(f"closed form left out: {error}")
         weights.own.clear()
         return 0
+    if shown:
+        _say_fits(fits)
+    return tokens.numel()
+
+
+def asked_task(name: str, dense: Sequence[bool], pruned: Sequence[bool], healed: Sequence[bool]) -> AskedTask:
+    """What is recorded of a task; one entry an item, whether the answer was right."""
+    return AskedTask(
+        task=name,
+        items=len(dense),
+        dense_right=sum(dense),
+        pruned_right=sum(pruned),
+        healed_right=sum(healed),
+        flips=sum(old != new for old, new in zip(pruned, healed, strict=True)),
+    )
+
+
+def _say_one_kind(text: HealingText) -> None:
+    say(
+        f"one kind of text alone, {text.gate[0].text}: the gate cannot see what healing does to others; give "
+        "--calibration TEXT for a second"
+    )
+
+
+def _say_fits(fits: Sequence[Refit]) -> None:
     for each in fits:
         say(f"{each.name}: squared error {each.error_before:.3f} -> {each.error_after:.3f} of the dense state's square")
-    return tokens.numel()
 
 
 def _say_before(before: list[Judged]) -> None:
@@ -241,33 +370,19 @@ def _say_before(before: list[Judged]) -> None:
         )
 
 
-def _write(
-    dense: ModelFolder,
-    plan: Plan,
-    out: Path,
-    tensors: dict[str, Tensor],
-    healing: Healing,
-    *,
-    max_shard_bytes: int,
-    force: bool,
-    assume_uniform: bool,
-) -> Manifest:
-    """The checkpoint, with `tensors` in place of the dense model's of those names."""
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.healed-", dir=out.absolute().parent) as folder:
-        file = Path(folder) / "healed.safetensors"
-        try:
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, file)
-        except SafetensorError as error:  # its words for a full disk
-            raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
-        return write_checkpoint(
-            dense,
-            plan,
-            out,
-            max_shard_bytes=max_shard_bytes,
-            force=force,
-            assume_uniform=assume_uniform,
-            healed=Healed(healing, read_shard(file)),
-        )
+@contextlib.contextmanager
+def _result(
+    out: Path, plan: Plan, healing: Healing, tensors: Mapping[str, Tensor], learned: Adapter, *, virtual: bool
+) -> Iterator[Healed]:
+    """What a checkpoint takes of a healing, in a file that goes with the block: tensors, or the adapter."""
+    with scratch_folder(out) as folder:
+        file = folder / "healed.safetensors"
+        if virtual:
+            write_adapter(file, learned, plan, healing)
+            yield Healed(healing, adapter=file)
+        else:
+            write_tensors(file, tensors, out)
+            yield Healed(healing, read_shard(file))
 
 
 def check_settings(settings: HealSettings) -> None:
@@ -278,6 +393,8 @@ def check_settings(settings: HealSettings) -> None:
     if settings.train == "none":
         if not settings.fit:
             raise UserError("neither the closed form nor a training is asked for: nothing would be healed")
+    elif settings.stream_blocks:
+        raise UserError("--stream-blocks goes with --fit: a training needs the whole model in memory")
     elif (settings.tokens is None) == (settings.minutes is None):
         raise UserError("a healing is as long as --tokens or --minutes says: give one of the two")
     whole = {"--tokens": settings.tokens, "--rank": settings.rank, "--batch-tokens": settings.batch_tokens}
@@ -292,9 +409,13 @@ def check_settings(settings: HealSettings) -> None:
         raise UserError(f"--temperature must be over 0 and under 100, got {settings.temperature}")
     if not 0 <= settings.ce_share <= 1:
         raise UserError(f"--ce-share must be 0 to 1, got {settings.ce_share}")
+    if settings.train_dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--train-dtype must be float32 or bfloat16, got {settings.train_dtype!r}")
     if settings.learning_rate is not None and not 0 < settings.learning_rate < 1:
         raise UserError(f"--learning-rate must be over 0 and under 1, got {settings.learning_rate}")
-    parse_sources(settings.sources)
+    sources = parse_sources(settings.sources)
+    if settings.stream_blocks and SELF in [source.name for source in sources]:
+        raise UserError("--stream-blocks needs --calibration TEXT: sampling text needs the whole model in memory")
 
 
 def check_healable(dense: ModelFolder) -> None:
@@ -326,11 +447,12 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
     return names
 
 
-def fingerprint_of(plan: Plan, settings: HealSettings) -> str:
+def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | None = None) -> str:
     """What an interrupted healing must agree in to be gone on with."""
     texts = [text_digest(source.name) for source in parse_sources(settings.sources)]
     said = {
         "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings), "texts": texts,
+        "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

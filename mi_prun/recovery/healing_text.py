@@ -142,6 +142,13 @@ class HealingText:
         window = supply.window(place)
         return supply.windows[place % len(supply.windows)] if window is None else window
 
+    @property
+    def times_through(self) -> float:
+        """How often the windows asked for so far go through the source that ended first; 1 where none has ended."""
+        asked = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
+        times = [n / len(s.windows) for n, s in zip(asked, self.supplies, strict=True) if s.ended and s.windows]
+        return max(1.0, *times, 1.0)
+
     def check_tokens(self, tokens: int, window_tokens: int) -> None:
         """Raises UserError where a source is shorter than its share of `tokens`."""
         total = sum(supply.weight for supply in self.supplies)
@@ -166,9 +173,10 @@ def load_healing_text(
     model: Any,
     sampled: SampledText | None = None,
 ) -> HealingText:
-    """Read the sources. tokens: how many must be there; None: as many as time allows. model: for `self`.
+    """Read the sources. tokens: how many must be there; None: as many as time allows.
 
-    sampled: text of `self` to take where it is enough.
+    model: for `self`, and for a second kind of text where there is one only. sampled: text of `self` to take where it
+    is enough.
     """
     validation, gate = (windows_for(count, window_tokens) for count in (validation_tokens, gate_tokens))
     total = sum(source.weight for source in sources)
@@ -182,7 +190,7 @@ def load_healing_text(
         else:
             supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
     text = HealingText(supplies, validation / (validation + gate))
-    if len(sources) == 1 and sources[0].name != SELF:  # a text of another kind, for the gate alone
+    if len(sources) == 1 and sources[0].name != SELF and model is not None:  # another kind, for the gate alone
         short = min(window_tokens, SELF_GATE_WINDOW)
         more = sample_windows(model, tokenizer, windows=windows_for(gate_tokens, short), window_tokens=short, seed=seed)
         text.gate.append(Windows(more, f"{SELF}, held out part"))

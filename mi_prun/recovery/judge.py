@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from mi_prun.checkpoint.healing import HealedQuality
+from mi_prun.errors import UserError
 from mi_prun.recovery.distillation import losses
 from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.text.calibration import Windows
+
+MOST_NATS = 700.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,26 @@ class Judge:
         return tokens, before, weights.run(before, range(weights.first, weights.model.num_blocks))
 
     def _measure(self, kind: Windows, states: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Judged:
-        sums = torch.zeros(3, dtype=torch.float64)
+        parts = []
         for tokens, before, dense in states:
             with self.weights.student():
                 ours = self.weights.run(before, self.weights.trained_blocks)
-            sums += losses(self.weights.model, ours, dense, tokens)
-        count = kind.tokens.shape[0] * (kind.tokens.shape[1] - 1)
-        return Judged(kind.text, count, *(sums / count).tolist())
+            parts.append(losses(self.weights.model, ours, dense, tokens))
+        return judged(kind, parts)
+
+
+def judged(kind: Windows, parts: Sequence[Tensor]) -> Judged:
+    """Means over one text. parts: the sums of its batches, as `losses` gives them. Raises UserError for NaN and Inf."""
+    sums = torch.stack(list(parts)).sum(0)
+    count = kind.tokens.shape[0] * (kind.tokens.shape[1] - 1)
+    dense, ours, kl = (sums / count).tolist()
+    if not math.isfinite(dense):
+        raise UserError(f"the dense model gives NaN or Inf on {kind.text}: nothing can be learned from it")
+    if not (math.isfinite(ours) and math.isfinite(kl)):
+        raise UserError(
+            f"the model gives NaN or Inf on {kind.text}; where it was trained, take a lower --learning-rate"
+        )
+    return Judged(kind.text, count, dense, ours, kl)
 
 
 def compared(before: Sequence[Judged], after: Sequence[Judged]) -> tuple[HealedQuality, ...]:
@@ -64,11 +80,16 @@ def compared(before: Sequence[Judged], after: Sequence[Judged]) -> tuple[HealedQ
         HealedQuality(
             text=old.text,
             predicted_tokens=old.predicted_tokens,
-            dense_perplexity=math.exp(old.dense_ce_nats),
-            pruned_perplexity=math.exp(old.ce_nats),
-            healed_perplexity=math.exp(new.ce_nats),
+            dense_perplexity=_exp(old.dense_ce_nats),
+            pruned_perplexity=_exp(old.ce_nats),
+            healed_perplexity=_exp(new.ce_nats),
             pruned_kl_nats=old.kl_nats,
             healed_kl_nats=new.kl_nats,
         )
         for old, new in zip(before, after, strict=True)
     )
+
+
+def _exp(nats: float) -> float:
+    """The perplexity; of a model that is broken past counting, the largest one."""
+    return math.exp(min(nats, MOST_NATS))

@@ -3,10 +3,14 @@
 One step: `batch_tokens` of text, some windows at a time. What stands before the first trained block runs once; then
 the teacher runs all blocks without a gradient and the student its own; the loss is `Distillation`. Nothing is drawn
 at random here: a training that goes on from its saved state computes what it would have computed.
+
+Several processes share the windows of a step. Gradients are summed, so each takes the step that one process alone would
+take of all windows; nothing else travels. Rank 0 keeps the time, validates and saves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -17,7 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mi_prun.analysis.ranks import Ranks
 from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel
+from mi_prun.model.loading import pick_dtype
 from mi_prun.recovery.distillation import Distillation
 from mi_prun.recovery.healing_text import HealingText
 from mi_prun.recovery.judge import Judge
@@ -38,6 +45,12 @@ from mi_prun.settings import HealSettings
 VALIDATE_AT = (0.7, 1.0)  # of the whole training: the early states are not the best ones
 LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 MOST_GRADIENT = 1.0
+ALONE = Ranks()
+
+
+def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:
+    """Return what a training computes products in. name: float32 or bfloat16; None takes the model's own dtype."""
+    return model.dtype if name is None else pick_dtype(model.device, name)
 
 
 class Training:
@@ -54,9 +67,11 @@ class Training:
         fingerprint: str,
         reserved_seconds: float = 0.0,
         begun: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.weights, self.text, self.judge, self.settings = weights, text, judge, settings
-        self.path, self.fingerprint = path, fingerprint
+        self.path, self.fingerprint, self.ranks = path, fingerprint, ranks
+        self.dtype = train_dtype(weights.model, settings.train_dtype)
         self.loss = Distillation(settings.temperature, settings.ce_share)
         self.trained = weights.trained
         self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in self.trained.items()}
@@ -73,6 +88,11 @@ class Training:
         self.step_windows = max(1, round(settings.batch_tokens / window))
         self.micro_windows = min(self.step_windows, max(1, settings.forward_tokens // window))
         self.step_tokens = self.step_windows * window
+        if self.step_windows < ranks.size:
+            raise UserError(
+                f"--batch-tokens {settings.batch_tokens} are {self.step_windows} windows of {window} tokens, and "
+                f"{ranks.size} processes share them; give at least {ranks.size * window}"
+            )
 
     def resume(self, saved: SavedState) -> None:
         """Go on from a saved state; the student's tensors that are not trained are there already."""
@@ -109,14 +129,16 @@ class Training:
         return self.progress
 
     def save(self) -> None:
-        """Write the state, from which a killed training goes on."""
+        """Write the state, from which a killed training goes on. Rank 0 writes it."""
+        self._saved = time.monotonic()
+        if not self.ranks.first:
+            return
         own: dict[str, Tensor] = {name: own.own for name, own in self.weights.own.items() if not own.own.requires_grad}
         groups: dict[str, dict[str, Tensor]] = {
             OWN: own, TRAINED: {**self.trained}, BEST: self.best,
             MOMENTS: optimizer_tensors(self.optimizer, self.names),
         }  # fmt: skip
         save_state(self.path, self.fingerprint, self.progress, groups)
-        self._saved = time.monotonic()
 
     def rate(self, done: float) -> float:
         """The learning rate at a share of the training: linear warm-up, then a cosine down to LEAST_RATE of it."""
@@ -131,8 +153,9 @@ class Training:
             group["lr"] = self.rate(self.share_done)
         tokens = self.text.windows(self.progress.step * self.step_windows, self.step_windows)
         total = 0.0
-        for part in torch.split(tokens, self.micro_windows):
+        for part in torch.split(self.ranks.share(tokens), self.micro_windows):
             total += self._backward(part, len(part) / len(tokens))
+        total, seconds = self._summed(total)
         norm = float(nn.utils.clip_grad_norm_(self.trained.values(), MOST_GRADIENT))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise UserError(
@@ -141,18 +164,42 @@ class Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress = self.progress.after(tokens.numel(), time.monotonic() - self._start)
+        self.progress = self.progress.after(tokens.numel(), seconds)
+
+    @torch.no_grad()
+    def _summed(self, total: float) -> tuple[float, float]:
+        """Sum the gradients and the loss over all processes. Returns the loss, and the seconds by rank 0's clock."""
+        seconds = time.monotonic() - self._start
+        if self.ranks.size == 1:
+            return total, seconds
+        parameters = list(self.trained.values())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        said = torch.tensor([total, seconds if self.ranks.first else 0.0])
+        flat = torch.cat([*(gradient.flatten().float().cpu() for gradient in gradients), said])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat, [*(gradient.numel() for gradient in gradients), 2])
+        for parameter, part in zip(parameters, parts, strict=False):
+            parameter.grad = part.view_as(parameter).to(parameter)
+        return float(parts[-1][0]), float(parts[-1][1])
 
     def _backward(self, tokens: Tensor, scale: float) -> float:
         weights, count = self.weights, self.weights.model.num_blocks
-        with torch.no_grad():
-            before = weights.run(weights.embed(tokens), range(weights.first))
-            dense = weights.run(before, range(weights.first, count))
-        with weights.student():
-            state = before
-            for block in weights.trained_blocks:
-                state = self._run_block(state, block)
-            return self.loss.backward(weights.model, state, dense, tokens, scale)
+        with self._computed():
+            with torch.no_grad():
+                before = weights.run(weights.embed(tokens), range(weights.first))
+                dense = weights.run(before, range(weights.first, count))
+            with weights.student():
+                state = before
+                for block in weights.trained_blocks:
+                    state = self._run_block(state, block)
+                return self.loss.backward(weights.model, state, dense, tokens, scale)
+
+    def _computed(self) -> contextlib.AbstractContextManager[object]:
+        """Inside it products are computed in the training's own dtype; weights and sums stay what they are."""
+        model = self.weights.model
+        if self.dtype == model.dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(model.device.type, self.dtype)
 
     def _run_block(self, state: Tensor, block: int) -> Tensor:
         if self.settings.checkpoint_blocks:
@@ -160,9 +207,14 @@ class Training:
             return kept
         return self.weights.run(state, [block])
 
-    def _validate(self) -> None:
+    def _judged(self) -> tuple[float, float]:
+        """The mean KL over the kinds of held-out text, and the seconds so far."""
         kl = sum(kind.kl_nats for kind in self.judge.measure()) / len(self.judge.kinds)
-        progress = replace(self.progress, seconds=time.monotonic() - self._start, checked=self.progress.checked + 1)
+        return kl, time.monotonic() - self._start
+
+    def _validate(self) -> None:
+        kl, seconds = self.ranks.from_first(self._judged)
+        progress = replace(self.progress, seconds=seconds, checked=self.progress.checked + 1)
         if progress.best_nats is None or kl < progress.best_nats:
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
             progress = replace(progress, best_nats=kl, best_step=progress.step)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mi_prun.errors import UserError
-from mi_prun.files import new_file
+from mi_prun.files import new_file, remove_abandoned_files
 
 OWN, TRAINED, BEST, MOMENTS = "own", "trained", "best", "optimizer"
 
@@ -73,6 +73,7 @@ class SavedState:
 
 def load_state(path: Path, fingerprint: str) -> SavedState | None:
     """The state that lies at `path`; None where there is none. Raises UserError where it is of another healing."""
+    remove_abandoned_files(path)
     if not path.is_file():
         return None
     groups: dict[str, dict[str, Tensor]] = {OWN: {}, TRAINED: {}, BEST: {}, MOMENTS: {}}

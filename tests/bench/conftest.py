@@ -11,6 +11,7 @@ import pytest
 from bench.records.schema import (
     Blocks,
     DenseModel,
+    HealedBy,
     Latency,
     Machine,
     MeasuredArm,
@@ -40,13 +41,18 @@ from mi_prun.plan.plan import Quality
 BLOCKS = 8
 
 
-def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields: Any) -> PointRecord:
+HEALED = HealedBy(method="fit + lora", text="wiki.txt", tokens=100_000, fit_tokens=16_384, seed=3)
+
+
+def made_point(
+    dropped: Sequence[int] = (), *, kind: str | None = None, healed: bool = False, **fields: Any
+) -> PointRecord:
     """Without k of 8 blocks: rounds of 95, 100, 110 times 1 + k/8 tokens/s, 1 - k/8 of the weights, 10 k more
-    perplexity; the bound is 1 / (1 - k/8).
+    perplexity, or 4 k healed; the bound is 1 / (1 - k/8).
     """
     share = len(dropped) / BLOCKS
     faster = 1 + share
-    label = f"hybrid {share:.1%}" if dropped else "dense"
+    label = f"hybrid {share:.1%}{' healed' if healed else ''}" if dropped else "dense"
     measured = Quality(
         text="held-out.txt",
         protocol="non-overlapping windows of 512 tokens",
@@ -54,7 +60,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
         windows=4,
         predicted_tokens=2044,
         dense_perplexity=50.0,
-        pruned_perplexity=50.0 + 10 * len(dropped),
+        pruned_perplexity=50.0 + (4 if healed else 10) * len(dropped),
         kl_nats_per_token=0.1 * len(dropped),
     )
     ratio = Ratio(ratio=faster, low=faster - 0.02, high=faster + 0.02, pairs=3)
@@ -76,6 +82,7 @@ def made_point(dropped: Sequence[int] = (), *, kind: str | None = None, **fields
                 method="hybrid" if dropped else None,
             ),
             weights="virtual" if dropped else None,
+            healing=HEALED if healed else None,
         ),
         "load": Workload(
             tool="vllm bench serve",
@@ -205,11 +212,21 @@ def tiny_llama(path: Path, seed: int) -> Path:
     return path
 
 
+@pytest.fixture
+def healed_sweep(one_sweep: list[PointRecord]) -> list[PointRecord]:
+    """The same, and the models without one and two blocks healed."""
+    return [*one_sweep, made_point((3,), healed=True), made_point((2, 3), healed=True)]
+
+
 def made_task(
-    dropped: Sequence[int] = (), right: Sequence[bool] = (True, False, True, True), **fields: Any
+    dropped: Sequence[int] = (),
+    right: Sequence[bool] = (True, False, True, True),
+    *,
+    healed: bool = False,
+    **fields: Any,
 ) -> TaskRecord:
     """Answers to four items, or as many as `right` says; the texts of the items are the same for all models."""
-    given = made_point(dropped)
+    given = made_point(dropped, healed=healed)
     score = {
         "task": "boolq",
         "source": "boolq.jsonl",

@@ -7,7 +7,7 @@ import pytest
 
 from mi_prun import files
 from mi_prun.errors import UserError
-from mi_prun.files import check_output, new_folder, sha256_of, write_text
+from mi_prun.files import check_output, new_folder, remove_abandoned_files, scratch_folder, sha256_of, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -140,3 +140,30 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
         (living / "b").write_text("b")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["b"]
+
+
+def test_a_scratch_folder_goes_with_its_block_and_a_killed_one_with_the_next_run(tmp_path):
+    path = tmp_path / "out"
+    with scratch_folder(path) as scratch:
+        (scratch / "file").write_text("x")
+        assert scratch.parent == tmp_path
+        os.utime(scratch, (0, 0))
+        with new_folder(path) as folder:  # a living one is left alone
+            (folder / "config.json").write_text("{}")
+        assert (scratch / "file").is_file()
+    assert names(tmp_path) == ["out"]
+    left = tmp_path / f".out.partial-{'0' * 12}"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with new_folder(path, force=True):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_files_that_a_kill_left_are_removed_once_they_are_old(tmp_path):
+    old, young, other = (tmp_path / name for name in (".state.partial-0", ".state.partial-1", ".other.partial-0"))
+    for path in (old, young, other):
+        path.write_text("x")
+        os.utime(path, None if path == young else (0, 0))
+    remove_abandoned_files(tmp_path / "state")
+    assert names(tmp_path) == [".other.partial-0", ".state.partial-1"]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from mi_prun.checkpoint.healing import ADAPTER_NAME, Healing
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.checkpoint.healing import ADAPTER_NAME, Healed, Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import read_config
+from mi_prun.model.model_folder import open_model, read_config
 from mi_prun.plan.plan import Plan
 from mi_prun.recovery.adapter import Adapter, read_adapter, write_adapter
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
@@ -270,6 +271,14 @@ def test_what_is_no_draft(reference: Path, tmp_path: Path) -> None:
         drafted_model(str(reference), tmp_path / "nothing", 3, tmp_path)
     with pytest.raises(UserError, match="not a pruned checkpoint"):
         drafted_model(str(reference), reference, 3, tmp_path)
+
+
+def test_a_healed_folder_does_not_draft(reference: Path, plan: Path, tmp_path: Path) -> None:
+    healing = Healing(method="fit", text="self", tokens=0, fit_tokens=8, seconds=1.0, seed=0)
+    dense, read = open_model(reference), Plan.read(plan)
+    write_checkpoint(dense, read, tmp_path / "healed", virtual=True, healed=Healed(healing))
+    with pytest.raises(UserError, match=r"--draft .*healed is healed \(fit\); a draft shares the served model's own"):
+        drafted_model(str(reference), tmp_path / "healed", None, tmp_path / "scratch")
 
 
 def test_a_config_is_enough_for_dummy_weights(tmp_path: Path, reference: Path) -> None:

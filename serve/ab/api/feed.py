@@ -34,6 +34,26 @@ class PruningQuality(BaseModel):
     kl_nats_per_token: float
 
 
+class HealedText(BaseModel):
+    """Perplexity on one held-out text: dense, pruned, and healed."""
+
+    text: str
+    dense_perplexity: float
+    pruned_perplexity: float
+    healed_perplexity: float
+
+
+class PruningHealing(BaseModel):
+    """How the kept blocks of an arm's model were healed, and on what."""
+
+    method: str
+    text: str
+    tokens: int
+    fit_tokens: int = 0
+    seed: int | None = None
+    quality: list[HealedText] = Field(default_factory=list)
+
+
 class Pruning(BaseModel):
     """An arm's answer to `GET /v1/pruning`, as far as it is used; blocks are 0-based."""
 
@@ -46,6 +66,7 @@ class Pruning(BaseModel):
     dense_weight_bytes: int | None = None
     dense: PrunedFrom | None = None
     quality: PruningQuality | None = None
+    healing: PruningHealing | None = None
 
 
 class ArmPruning(BaseModel):

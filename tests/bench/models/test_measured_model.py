@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.models.measured_model import open_measured_models
+from mi_prun.checkpoint.healing import HealedQuality, Healing
 from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.checkpoint.manifest import MANIFEST_NAME
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 
@@ -68,6 +70,38 @@ def test_subjects_say_what_they_lack(tmp_path: Path, dense: Path, prune: Prune) 
         assert model.weights.total_bytes == model.weight_bytes
     assert drafted.flags == ("--draft", str(plan))
     assert drafted.weight_bytes == first.weight_bytes
+
+
+def test_healed_models_are_told_apart_and_judged_by_what_healing_measured(
+    tmp_path: Path, dense: Path, prune: Prune
+) -> None:
+    kinds = [
+        HealedQuality(
+            text=text, predicted_tokens=62, dense_perplexity=4.0, pruned_perplexity=pruned, healed_perplexity=healed,
+            pruned_kl_nats=0.9, healed_kl_nats=0.3,
+        )
+        for text, pruned, healed in (("wiki", 16.0, 8.0), ("books", 25.0, 8.0))
+    ]  # fmt: skip
+    healing = Healing(
+        method="fit", text="wiki, books", tokens=0, fit_tokens=64, seconds=2.0, seed=1,
+        settings={"window_tokens": 32}, quality=tuple(kinds),
+    )  # fmt: skip
+    one, two = prune(dense, tmp_path / "one", [1]), prune(dense, tmp_path / "two", [1])
+    read_manifest(two).model_copy(update={"healing": healing}).write(two / MANIFEST_NAME)
+    first, pruned, healed = open_measured_models(str(dense), [str(one), str(two)]).all
+    assert [model.arm.label for model in (first, pruned, healed)] == ["dense", "by hand 25.0%", "by hand 25.0% healed"]
+    assert pruned.arm.healing is None
+    assert healed.arm.healing is not None
+    assert (healed.arm.healing.method, healed.arm.healing.text, healed.arm.healing.seed) == ("fit", "wiki, books", 1)
+    assert pruned.arm.identity != healed.arm.identity
+    assert pruned.quality is not None
+    assert healed.quality is not None
+    assert pruned.quality.text == healed.quality.text == "wiki and books"
+    assert pruned.quality.pruned_perplexity == pytest.approx(20.0)
+    assert healed.quality.pruned_perplexity == pytest.approx(8.0)
+    assert healed.quality.dense_perplexity == pytest.approx(4.0)
+    assert (healed.quality.windows, healed.quality.kl_nats_per_token) == (4, pytest.approx(0.3))
+    assert pruned.quality_measured_on == healed.quality_measured_on == "healing"
 
 
 def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Prune) -> None:

@@ -14,7 +14,16 @@ from bench.records.results import Run
 from bench.records.schema import PointRecord, Workload
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import task_rows
-from bench.reports.plots import block_map_svg, curve_groups, curves_svg, memory_svg, pareto_svg, roofline_svg, tasks_svg
+from bench.reports.plots import (
+    block_map_svg,
+    curve_groups,
+    curves_svg,
+    healings,
+    memory_svg,
+    pareto_svg,
+    roofline_svg,
+    tasks_svg,
+)
 
 Point = Callable[..., PointRecord]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -87,6 +96,27 @@ def test_quality_against_speed(one_sweep: list[PointRecord]) -> None:
     assert [(x(mark), raw(mark) - lift) for mark in drawn.coloured("var(--s0)")] == [
         pytest.approx(pair, abs=1e-3) for pair in ((1.125, 1.2), (1.25, 1.4), (1.5, 1.8))
     ]
+
+
+def test_healed_models_have_a_curve_and_arrows_that_lead_to_it(healed_sweep: list[PointRecord]) -> None:
+    run = Run("run-1", tuple(healed_sweep))
+    arrows = healings(run.points[1:], run.dense)
+    assert [[round(value, 3) for place in pair for value in place] for pair in arrows] == [
+        [1.125, 1.2, 1.125, 1.08],
+        [1.25, 1.4, 1.25, 1.16],
+    ]
+    svg = pareto_svg(run)
+    drawn = Drawing(svg)
+    assert {"hybrid", "hybrid healed"} <= set(drawn.words)
+    across, up = drawn.ticks()
+    x, raw = scale(across, "x"), scale(up, "y")
+    (origin,) = drawn.coloured("var(--dense)")
+    lift = raw(origin) - 1
+    healed = [(x(mark), raw(mark) - lift) for mark in drawn.coloured("var(--s1)")][:2]
+    assert healed == [pytest.approx(pair, abs=2e-3) for pair in ((1.125, 1.08), (1.25, 1.16))]
+    before = pareto_svg(Run("run-1", tuple(point for point in healed_sweep if point.arm.healing is None)))
+    arrow_parts = svg.count("stroke-linecap: round") - before.count("stroke-linecap: round")
+    assert arrow_parts == 4  # a shaft and a head each
 
 
 def test_latency_against_throughput(point: Point) -> None:

@@ -69,6 +69,28 @@ def test_an_interval_that_reaches_below_is_said(run: Run) -> None:
     assert "interval reaches" not in taken(run, speedup=1.2).why
 
 
+def test_healed_models_are_candidates_and_it_is_said_how(
+    healed_sweep: list[PointRecord], task: Callable[..., TaskRecord]
+) -> None:
+    run = Run("run-1", tuple(healed_sweep))
+    assert taken(run, ppl="20%").arm == "hybrid 25.0% healed"  # perplexity 50 -> 58
+    assert taken(run, ppl="45%").arm in ("hybrid 25.0%", "hybrid 25.0% healed")  # as fast as each other
+    tasks = [
+        task(dropped, right, healed=healed, task=name)
+        for name in ("boolq", "piqa")
+        for dropped, healed, right in (
+            ((), False, [True] * 8),
+            ((2, 3), False, [False] * 8),
+            ((2, 3), True, [True, False] * 4),
+        )
+    ]
+    chosen = recommend(run, parse_limits(None, 1.2, None), tasks)
+    assert (chosen.arm, chosen.healing) == ("hybrid 25.0% healed", "fit + lora")
+    assert ", healed by fit + lora on wiki.txt, -50.0 [" in chosen.why
+    blind = [p.model_copy(update={"quality": None, "quality_measured_on": None}) for p in healed_sweep]
+    assert taken(Run("run-1", tuple(blind)), speedup=1.2).arm == "hybrid 25.0% healed"
+
+
 def test_a_draft_is_no_candidate(run: Run, point: Point) -> None:
     draft = point((2, 3), kind="draft")
     draft = draft.model_copy(update={"arm": draft.arm.model_copy(update={"label": "draft"})})

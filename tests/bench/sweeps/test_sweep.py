@@ -15,6 +15,7 @@ from bench.models import measured_model
 from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import measure as measuring
 from bench.sweeps import sweep as sweeping
+from bench.sweeps.dry_run import describe
 from bench.sweeps.sweep import prepare_shape, prepare_sweep, pruned_folders, sweep, sweep_shape
 from bench.sweeps.sweep_settings import SweepSettings
 from bench.tasks.task_settings import TaskSettings
@@ -23,7 +24,7 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan
-from mi_prun.settings import AnalyzeSettings
+from mi_prun.settings import AnalyzeSettings, HealSettings
 
 SETTINGS = SweepSettings(
     ratios="0,.25,.5",
@@ -140,6 +141,8 @@ def test_after_the_points_the_models_are_asked(
         (["--tasks", "boolq", "--task-limit", "0"], "--task-limit must be at least 1, got 0"),
         (["--task-limit", "5"], "--tasks-from and --task-limit go with --tasks"),
         (["--tasks", "default", "--tasks-from", "."], "--tasks-from . has none of boolq.jsonl"),
+        (["--heal", "soon"], "--heal must be `fit`, a time like 10min or 1h, or tokens like 500k or 1M, got 'soon'"),
+        (["--heal-text", "self"], "--heal-text goes with --heal"),
         (["--rounds", "0"], "--rounds must be at least 1"),
     ],
 )
@@ -203,6 +206,58 @@ def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) ->
     plans[0].write_text(json.dumps(older))
     pruned_folders(folder, tmp_path, SETTINGS)
     assert Plan.read(plans[0]).tool_version == Plan.read(plans[1]).tool_version
+
+
+def test_each_pruned_model_is_healed_once(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.sweeps.healing import healed_folders
+    from mi_prun.checkpoint.checkpoint import write_checkpoint
+    from mi_prun.checkpoint.healing import Healed, Healing
+    from mi_prun.comparison.comparison import analysis_in
+    from mi_prun.recovery import heal as recovery
+
+    healed: list[int] = []
+
+    def heal(dense: Any, plan: Plan, out: Path, settings: HealSettings, *, virtual: bool, sampled: Any) -> None:
+        healed.append(len(plan.dropped))
+        if len(plan.dropped) == 6:
+            raise recovery.NoBetterError("healing does not help")
+        healing = Healing(method="fit", text="self", tokens=0, fit_tokens=64, seconds=1, seed=sampled.healing.shape[0])
+        write_checkpoint(dense, plan, out, virtual=virtual, healed=Healed(healing))
+
+    monkeypatch.setattr(recovery, "heal", heal)
+    folder = open_model(reference)
+    _, plans = pruned_folders(folder, tmp_path, SETTINGS)
+    analysis = analysis_in(tmp_path, folder, SETTINGS.analyze)
+    settings = HealSettings(train="none")
+    for _ in range(2):  # the second time nothing is done
+        (made,) = healed_folders(folder, plans, tmp_path, settings, analysis, virtual=True)
+        assert "bi-0-6: healing does not help" in capsys.readouterr().err
+    assert healed == [3, 6]
+    assert made.name.startswith("bi-0-3-healed-")
+    healing = read_manifest(made).healing
+    assert healing is not None
+    assert healing.seed == 4  # scoring and ranking windows of the analysis, text of the model's own
+    other = healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=1.0), analysis, virtual=True)
+    assert other != [made]
+
+
+def test_a_sweep_with_healing_is_described(reference: Path, tmp_path: Path) -> None:
+    harbour = tmp_path / "harbour.txt"
+    harbour.write_text("The ships lie in the harbour. " * 20)
+    heal = HealSettings(sources=("self", f"{harbour}=2"), minutes=10)
+    asked = replace(SETTINGS, heal=heal, measure=replace(SETTINGS.measure, alive="alone"))
+    prepared = prepare_sweep(str(reference), asked)
+    assert [model.arm.label for model in prepared.models.all] == [
+        "dense", "bi 25.0%", "bi 50.0%", "bi 25.0% healed", "bi 50.0% healed",
+    ]  # fmt: skip
+    assert prepared.sweep["heal"] == f"lora, 10 minutes of self, {harbour.name}"
+    assert "10 minutes for each of 2 models to heal, where they are not there yet" in list(describe(prepared, asked))
+    with pytest.raises(UserError, match="is healed on: the healed models would be judged by what they were taught"):
+        prepare_sweep(str(reference), replace(asked, quality_text=str(harbour)))
+    with pytest.raises(UserError, match="--heal does not go with --shape"):
+        prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, heal=heal))
 
 
 def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_fault_ends_all_ranks_and_leaves_nothing(tmp_path: Path, reference: Pa
 def test_other_commands_run_alone(tmp_path: Path, reference: Path) -> None:
     done = torchrun("prune", str(reference), "--ratio", "0.25", "-o", str(tmp_path / "p"))
     assert done.returncode != 0
-    assert "mi-prun prune runs as one process; only analyze shares its work" in done.stderr
+    assert "mi-prun prune runs as one process; only analyze and heal share their work" in done.stderr
     assert not (tmp_path / "p").exists()
 
 

@@ -170,6 +170,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, 
     assert not any(tmp_path.iterdir())
 
 
+def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
+    pruned_reference, tmp_path, heal_settings, monkeypatch
+):
+    from mi_prun.checkpoint import checkpoint
+    from mi_prun.recovery import heal
+
+    def loaded(*args):
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(heal, "load_on", loaded)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+    with pytest.raises(UserError, match=r"output .*healed needs 0\.03 GB and .* has 0\.00 GB free"):
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+    with pytest.raises(AssertionError):  # what was learned takes megabytes
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings, virtual=True)
+    assert not any(tmp_path.iterdir())
+
+
 def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):
     from mi_prun.recovery.distillation import Distillation
 

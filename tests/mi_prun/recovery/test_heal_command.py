@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun.checkpoint.healing import ADAPTER_NAME
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.cli import app
 from mi_prun.console import run_app
@@ -44,7 +45,11 @@ def test_the_closed_form_of_a_pruned_folder(
     assert run("apply", dense, plan, "-o", tmp_path / "virtual", "--virtual", "--adapter", adapter)[0] == 0
     assert read_manifest(tmp_path / "virtual").healing == read_manifest(out).healing
     assert run("inspect", tmp_path / "virtual", "--verify")[0] == 0
-    assert "--adapter goes with --virtual" in run("apply", dense, plan, "-o", tmp_path / "x", "--adapter", adapter)[2]
+    whole = tmp_path / "whole"
+    assert run("apply", dense, plan, "-o", whole, "--adapter", adapter)[0] == 0
+    assert (whole / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert run("inspect", whole, "--verify")[0] == 0
+    assert sorted(tmp_path.iterdir()) == sorted([out, adapter, plan, tmp_path / "virtual", whole])
     status, _, err = run("heal", out, "-o", tmp_path / "again", "--fit", *text)
     assert (status, err.count("\n")) == (2, 1)
     assert "is healed already" in err
@@ -54,9 +59,12 @@ def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path
     out = tmp_path / "healed"
     status, said, err = run(
         "prune", reference, "--drop", "4-5", "-o", out, "--heal", "fit", "--tokens", 256, "--window", 64,
-        "--no-quality", "--device", "cpu",
+        "--no-quality", "--device", "cpu", "--virtual",
     )  # fmt: skip
     assert status == 0, err
+    assert not (out / "model.safetensors").exists()
+    assert (out / ADAPTER_NAME).is_file()
+    assert run("inspect", out, "--verify")[0] == 0
     assert "dropped blocks (0-based): 4, 5" in said
     assert "healed       fit" in said
     manifest = read_manifest(out)
@@ -82,7 +90,7 @@ def test_options_that_do_not_go_together(run: Run, pruned_reference: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("--heal", "soon"), "--heal must be"), (("--heal", "fit", "--virtual"), "without --virtual")],
+    [(("--heal", "soon"), "--heal must be"), (("--heal", "-1min"), "--heal must be")],
 )
 def test_prune_refuses_before_it_looks_at_a_model(run: Run, tmp_path: Path, words, message) -> None:
     status, _, err = run("prune", "no/such-model", "--ratio", 0.25, "-o", tmp_path / "healed", *words)

@@ -6,9 +6,29 @@ import pytest
 import torch
 
 from mi_prun.checkpoint.healing import HealedQuality
+from mi_prun.errors import UserError
 from mi_prun.quality.evaluator import Evaluator
-from mi_prun.recovery.judge import Judge, compared
+from mi_prun.recovery.judge import Judge, Judged, compared, judged
 from mi_prun.text.calibration import Windows
+
+
+def test_what_is_not_a_number_is_one_line():
+    kind = Windows(torch.zeros(1, 3, dtype=torch.long), "some text")
+    good = torch.tensor([2.0, 2.0, 0.0], dtype=torch.float64)
+    assert judged(kind, [good]).ce_nats == 1.0
+    for place, said in (
+        (0, "the dense model gives NaN or Inf on some text"),
+        (1, "the model gives NaN or Inf on some"),
+    ):
+        sums = good.clone()
+        sums[place] = float("nan")
+        with pytest.raises(UserError, match=said):
+            judged(kind, [good, sums])
+
+
+def test_perplexity_past_counting_is_the_largest_number():
+    broken = Judged("x", 1, 1.0, 5_000.0, 4_000.0)
+    assert compared([broken], [broken])[0].pruned_perplexity > 1e300
 
 
 def test_it_measures_what_the_evaluator_measures(shared, tokens):

@@ -7,7 +7,7 @@ import torch
 
 from mi_prun.recovery.healing_text import HealingText, Supply
 from mi_prun.recovery.judge import Judge
-from mi_prun.recovery.training import LEAST_RATE, Training
+from mi_prun.recovery.training import LEAST_RATE, Training, train_dtype
 from mi_prun.recovery.training_state import Progress
 from mi_prun.settings import HealSettings
 
@@ -27,7 +27,9 @@ def training(shared, tmp_path):
     return make
 
 
-SETTINGS = HealSettings(tokens=256, batch_tokens=64, forward_tokens=64, learning_rate=1e-2, rank=4)
+SETTINGS = HealSettings(
+    tokens=256, batch_tokens=64, forward_tokens=64, learning_rate=1e-2, rank=4, train_dtype="float32"
+)
 
 
 def gradients(weights, training) -> dict[str, torch.Tensor]:
@@ -47,6 +49,26 @@ def test_accumulation_and_checkpoints_change_no_gradient(shared, training, chang
     one, two = found
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_products_in_bfloat16_give_about_the_same_gradient(shared, training):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        weights = shared((2, 3))
+        weights.give_all(torch.float32)
+        run = training(weights, replace(SETTINGS, train_dtype=dtype))
+        assert run.dtype == getattr(torch, dtype)
+        found.append(gradients(weights, run))
+    exact, rounded = (torch.cat([grad.flatten() for grad in each.values()]) for each in found)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.1 * exact.norm()
+
+
+def test_products_are_of_the_models_own_dtype_unless_told(shared):
+    model = shared((2,)).model
+    assert train_dtype(model, None) == torch.float32
+    assert train_dtype(model, "bfloat16") == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

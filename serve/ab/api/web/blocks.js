@@ -47,6 +47,19 @@ function facts(pruning, dropped, total) {
     rows.push(["Perplexity", `${digits(quality.dense_perplexity)} → ${digits(quality.pruned_perplexity)}`]);
     rows.push(["KL to dense", `${digits(quality.kl_nats_per_token)} nats/token`]);
   }
+  const healing = pruning.healing;
+  if (healing) {
+    const tokens = [
+      healing.tokens ? `${healing.tokens.toLocaleString("en")} tokens trained on` : "",
+      healing.fit_tokens ? `${healing.fit_tokens.toLocaleString("en")} tokens of the closed form` : "",
+    ].filter(Boolean);
+    rows.push(["Healed by", [healing.method, ...tokens].join(", ")]);
+    rows.push(["Healed on", healing.text]);
+    for (const kind of healing.quality ?? []) {
+      const steps = [kind.dense_perplexity, kind.pruned_perplexity, kind.healed_perplexity].map(digits);
+      rows.push([`Perplexity, ${kind.text}`, `${steps[0]} dense, ${steps[1]} pruned, ${steps[2]} healed`]);
+    }
+  } else if (pruning.pruned) rows.push(["Healed", "no"]);
   if (pruning.dense?.name) rows.push(["Dense model", pruning.dense.name]);
   return element(
     "dl",

@@ -9,6 +9,15 @@ import pytest
 
 from serve.ab.api.feed import PRUNING_BYTES
 
+HEALING = {
+    "method": "fit",
+    "text": "wiki.txt",
+    "tokens": 0,
+    "fit_tokens": 64,
+    "seconds": 3.0,
+    "seed": 2,
+    "quality": [{"text": "w", "dense_perplexity": 4, "pruned_perplexity": 9, "healed_perplexity": 6, "more": 1}],
+}
 SAID = {"pruned": True, "dropped_blocks": [1], "kept_blocks": [0, 2], "method": "by hand", "settings": {"a": 1}}
 
 
@@ -47,6 +56,11 @@ def test_pruning_is_what_each_arm_says(proxy: Any, admin: dict[str, str], fakes:
     assert arms["dense"] == {"pruning": None, "error": None}  # an engine of another kind
     assert arms["pruned"]["pruning"]["dropped_blocks"] == [1]
     assert "settings" not in arms["pruned"]["pruning"]
+    assert arms["pruned"]["pruning"]["healing"] is None
+    fakes[1].set(pruning={**SAID, "healing": HEALING})
+    healing = told()["pruned"]["pruning"]["healing"]
+    assert (healing["method"], healing["text"], healing["fit_tokens"], healing["seed"]) == ("fit", "wiki.txt", 64, 2)
+    assert healing["quality"][0]["healed_perplexity"] == 6
     for odd in ({"pruned": "perhaps"}, {**SAID, "dropped_blocks": [-1]}, {**SAID, "x": "y" * PRUNING_BYTES}):
         fakes[1].set(pruning=odd)
         assert told()["pruned"]["pruning"] is None

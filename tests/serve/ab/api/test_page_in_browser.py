@@ -42,6 +42,14 @@ PRUNING = {
     "method": "by hand",
     "weight_bytes": 14_000_000,
     "dense_weight_bytes": 17_800_000,
+    "healing": {
+        "method": "fit + lora",
+        "text": "wiki.txt",
+        "tokens": 81920,
+        "fit_tokens": 16384,
+        "seed": 0,
+        "quality": [{"text": "books", "dense_perplexity": 46.4, "pruned_perplexity": 86.0, "healed_perplexity": 56.25}],
+    },
 }
 
 
@@ -307,6 +315,9 @@ def test_the_block_map_is_what_the_arm_says(
     expect(page.get_by_role("img", name="9 of 12 blocks kept; dropped: 2, 3, 7 (0-based).")).to_be_visible()
     assert page.locator(".block.dropped").all_inner_texts() == ["2", "3", "7"]
     expect(page.get_by_text("3 of 12 (25 %)")).to_be_visible()
+    expect(page.get_by_text("fit + lora, 81,920 tokens trained on, 16,384 tokens of the closed form")).to_be_visible()
+    expect(page.get_by_text("wiki.txt", exact=True)).to_be_visible()
+    expect(page.get_by_text(re.compile("^46.4 dense, 86.0? pruned, 56.2.? healed$"))).to_be_visible()
 
 
 def test_an_arm_that_does_not_say_yet_is_asked_again(

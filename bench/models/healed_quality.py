@@ -1,0 +1,51 @@
+"""The quality of a healed model, as healing judged it: before and after, on the same held-out texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bench.records.schema import HealedBy
+from mi_prun.checkpoint.healing import Healing
+from mi_prun.plan.plan import Quality
+
+
+def healed_by(healing: Healing | None) -> HealedBy | None:
+    """Return what records say of a healing."""
+    if healing is None:
+        return None
+    return HealedBy(
+        method=healing.method,
+        text=healing.text,
+        tokens=healing.tokens,
+        fit_tokens=healing.fit_tokens,
+        seed=healing.seed,
+    )
+
+
+def judged_quality(healing: Healing, *, healed: bool) -> Quality | None:
+    """Return the quality over all texts of the gate, their logarithms' mean: of the healed model, or before it.
+
+    None where the manifest has no figures.
+    """
+    kinds = healing.quality
+    window = healing.settings.get("window_tokens")
+    if not kinds or not isinstance(window, int):
+        return None
+    tokens = sum(kind.predicted_tokens for kind in kinds)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    return Quality(
+        text=" and ".join(kind.text for kind in kinds),
+        protocol=f"windows of {window} tokens that healing held out; the mean over the texts",
+        window_tokens=window,
+        windows=tokens // (window - 1),
+        predicted_tokens=tokens,
+        dense_perplexity=math.exp(mean([math.log(kind.dense_perplexity) for kind in kinds])),
+        pruned_perplexity=math.exp(
+            mean([math.log(kind.healed_perplexity if healed else kind.pruned_perplexity) for kind in kinds])
+        ),
+        kl_nats_per_token=mean([kind.healed_kl_nats if healed else kind.pruned_kl_nats for kind in kinds]),
+    )

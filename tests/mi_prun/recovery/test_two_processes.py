@@ -1,0 +1,68 @@
+"""Healing shared over processes: what one process learns. Real torchrun, gloo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mi_prun.analysis.ranks import Ranks, joined
+from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.errors import UserError
+from mi_prun.recovery.heal import heal_folder
+from mi_prun.recovery.training import Training
+from mi_prun.recovery.training_state import Progress
+
+
+def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, tmp_path, heal_settings):
+    options = ["--calibration", f"{manual}=3", "--calibration", str(harbour), "--window", "32", "--rank", "4"]
+    options += ["--batch-tokens", "256", "--tokens", "1024", "--device", "cpu", "--no-fit", "--train-dtype", "float32"]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mi_prun", "heal", str(pruned_reference), "-o", str(tmp_path / "two"), *options),
+        ],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert done.stdout.count("healed       lora") == 1  # rank 0 alone speaks
+    assert done.stderr.count("cross-entropy dense") == 2  # two kinds of text
+    one = replace(heal_settings, fit=False, fit_tokens=16_384, gate_tokens=2_048, validation_tokens=1_024)
+    alone = heal_folder(pruned_reference, tmp_path / "one", replace(one, forward_tokens=256))
+    shared = read_manifest(tmp_path / "two")
+    assert shared.healing.tokens == alone.healing.tokens == 1_024
+    assert shared.healing.settings == alone.healing.settings
+    for ours, theirs in zip(shared.healing.quality, alone.healing.quality, strict=True):
+        assert ours.text == theirs.text
+        assert ours.healed_kl_nats == pytest.approx(theirs.healed_kl_nats, rel=1e-3)
+    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
+    changed = load_file(pruned_reference / "model.safetensors")
+    for name, dense in changed.items():
+        ours, theirs = (tensor[name].float() for tensor in tensors)
+        if not torch.equal(theirs, dense.float()):
+            assert (ours - theirs).norm() <= 0.03 * (theirs - dense.float()).norm(), name
+    assert not any(tmp_path.glob(".*"))
+
+
+def test_a_step_of_too_few_windows_for_the_processes_is_refused(shared, heal_settings, tmp_path):
+    windows = type("Kind", (), {"tokens": torch.zeros(1, 32)})
+    text = type("Text", (), {"validation": [windows]})
+    weights = shared((1,))
+    weights.adapt(2, 4, 0)
+    settings = replace(heal_settings, batch_tokens=64)
+    with pytest.raises(UserError, match="64 are 2 windows of 32 tokens, and 4 processes share them; give at least 128"):
+        Training(
+            weights, text, None, settings, path=tmp_path / "x", fingerprint="", begun=Progress(), ranks=Ranks(1, 4)
+        )
+
+
+def test_shares_of_one_model_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="ACCELERATE_USE_FSDP is set: shares of one model"), joined():
+        pass
