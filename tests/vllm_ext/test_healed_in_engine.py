@@ -25,7 +25,7 @@ RANK = 4
 
 
 @pytest.mark.engine
-@pytest.mark.many_engines
+@pytest.mark.long
 def test_a_merged_adapter_says_what_the_written_folder_says(
     in_engine: Callable[..., Any], tiny: Callable[..., Path], prune: Callable[..., Path], tmp_path: Path
 ) -> None:

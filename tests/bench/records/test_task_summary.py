@@ -81,7 +81,7 @@ def test_a_line_says_what_was_cut_and_how_sure_a_difference_is(task: Task) -> No
     assert first.line() == "           dense: boolq          acc         100.0% of 3,000"
     # Eight items of 3,000; that eight tosses of a coin fall alike: 2 / 2 ** 8.
     assert ", to dense -0.3 [" in second.line()
-    assert second.line().endswith("] points (p 0.0078); 7 cut to the context")
+    assert second.line().endswith("] points (p 0.0078), 8 flips; 7 cut to the context")
 
 
 def test_a_model_is_told_by_its_weights_and_blocks_and_not_by_its_folder(task: Task) -> None:

@@ -317,7 +317,7 @@ def test_the_block_map_is_what_the_arm_says(
     expect(page.get_by_text("3 of 12 (25 %)")).to_be_visible()
     expect(page.get_by_text("fit + lora, 81,920 tokens trained on, 16,384 tokens of the closed form")).to_be_visible()
     expect(page.get_by_text("wiki.txt", exact=True)).to_be_visible()
-    expect(page.get_by_text(re.compile("^46.4 dense, 86.0? pruned, 56.2.? healed$"))).to_be_visible()
+    expect(page.get_by_text("46.4 dense, 86.0 pruned, 56.3 healed")).to_be_visible()
 
 
 def test_an_arm_that_does_not_say_yet_is_asked_again(
