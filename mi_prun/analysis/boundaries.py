@@ -31,20 +31,20 @@ SKIP_TOKENS = 4
 class Boundaries:
     """What the pass gives.
 
-    projections: (L+1, n, p) float32; where nothing is projected, p = d. sinks: (L+1, windows, p), of each window's
+    projections: (L+1, n, p) float32; where nothing is projected, p = d. first: (L+1, windows, p), of each window's
     first token. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU. readers: what reads each boundary
     state.
     """
 
     projections: Tensor
-    sinks: Tensor
+    first: Tensor
     cosine: Tensor
     tokens: int
     readers: Readers
 
     def to(self, device: torch.device) -> Boundaries:
         """Return a copy on a device. What travels to another process is on the CPU."""
-        return replace(self, projections=self.projections.to(device), sinks=self.sinks.to(device))
+        return replace(self, projections=self.projections.to(device), first=self.first.to(device))
 
 
 class Collector:
@@ -66,7 +66,7 @@ class Collector:
             self._rounded = self.directions.bfloat16()
         self.dims = hidden if self.directions is None else self.directions.shape[1]
         self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
-        self.kept_sinks: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
+        self.kept_first: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
         self.length_sums = torch.zeros(num_blocks + 1, dtype=torch.float64, device=device)  # finite where all are
         self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
         self._places: tuple[int, Tensor] | None = None  # of the sampled tokens in the batch that begins there
@@ -77,7 +77,7 @@ class Collector:
         if self._places is None or self._places[0] != first_window:
             chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
             self._places = first_window, chosen.to(state.device)
-        self.kept_sinks[boundary].append(self._projected(state[:, 0]))
+        self.kept_first[boundary].append(self._projected(state[:, 0]))
         if self.directions is None:
             self.kept[boundary].append(state.flatten(0, 1)[self._places[1]].float())
         else:  # before the tokens are picked: picking from p dimensions moves little, from d a copy of the state
@@ -127,8 +127,8 @@ class Collector:
         if not tokens:  # a rank without windows
             nothing = torch.zeros(self.num_blocks + 1, 0, self.dims)
             return Boundaries(nothing, nothing, cosine, 0, readers)
-        kept, sinks = (torch.stack([torch.cat(some) for some in each]) for each in (self.kept, self.kept_sinks))
-        return Boundaries(kept, sinks, cosine / tokens, tokens, readers)
+        kept, first = (torch.stack([torch.cat(some) for some in each]) for each in (self.kept, self.kept_first))
+        return Boundaries(kept, first, cosine / tokens, tokens, readers)
 
 
 def made_by(boundary: int) -> str:
@@ -215,7 +215,7 @@ def merged(parts: Sequence[Boundaries]) -> Boundaries:
     tokens = sum(part.tokens for part in parts)
     cosine = torch.stack([part.cosine * part.tokens for part in parts]).sum(0) / tokens
     kept = torch.cat([part.projections for part in parts], dim=1)
-    return Boundaries(kept, torch.cat([part.sinks for part in parts], dim=1), cosine, tokens, parts[0].readers)
+    return Boundaries(kept, torch.cat([part.first for part in parts], dim=1), cosine, tokens, parts[0].readers)
 
 
 def pair_angles(projections: Tensor) -> Tensor:

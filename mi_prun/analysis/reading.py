@@ -10,9 +10,10 @@ Here the model gives the decoder:
 - y = x_j + e is x_j as it sees it, through white noise e. It takes what it is given for x_j: q(y | h_i) = N(y; x_i, e).
 - So of the `1/2 log(1 + 1 / noise)` nats per dimension that y tells of x_j itself, `|x_i - x_j|^2 / (2 noise)` are
   lost: (1 - rho) / noise, where rho is the cosine of x_i and x_j.
-- I(i, j) is the mean of this over tokens and over the readers j..L, plus the mean over the windows' first tokens. Those
-  are attention sinks. Every later token reads the sink, so it counts as much as all others together; a block that makes
-  it or takes it away does not look like one that changes a single token.
+- I(i, j) is the mean of this over tokens and over the readers j..L. Where the first tokens of windows are attention
+  sinks, their mean is added. Every later token reads the sink, so it counts as much as all others together; a block
+  that makes it or takes it away does not look like one that changes a single token. A sink is told by its length: at
+  some boundary it is over SINK times as long as the text's tokens.
 
 What is lost is the energy of the change. So a run of blocks whose changes are independent costs as much as the same
 blocks apart: this is the zero, and the unit, under which J compares runs with scattered blocks. The noise is a unit
@@ -32,6 +33,7 @@ from mi_prun.analysis.boundaries import Boundaries
 from mi_prun.analysis.mutual_information import Estimator, check_states
 from mi_prun.analysis.readers import Readers
 
+SINK = 10
 CHUNK_BYTES = 2**28  # of the states that a reader sees at once
 
 
@@ -52,10 +54,11 @@ class Reading(Estimator):
         return 2
 
     def of(self, boundaries: Boundaries, seed: int = 0) -> Tensor:
-        """Estimate the information of every segment, of the text's tokens and of the sinks together."""
-        check_states(boundaries.projections, self)
-        kinds = (boundaries.projections, boundaries.sinks)
-        return torch.stack([self.read(states, boundaries.readers) for states in kinds]).sum(0)
+        """Estimate the information of every segment, of the text's tokens and of sinks together."""
+        text, first = boundaries.projections, boundaries.first
+        check_states(text, self)
+        information = self.read(text, boundaries.readers)
+        return information + self.read(first, boundaries.readers) if has_sinks(text, first) else information
 
     def read(self, states: Tensor, readers: Readers) -> Tensor:
         """Return the mean information (L+1, L+1) of one kind of tokens, `states` (L+1, n, d)."""
@@ -77,3 +80,10 @@ class Reading(Estimator):
 
     def _mi(self, states: Tensor, seed: int) -> Tensor:
         return self.read(states, Readers.plain(len(states), states.shape[2]))
+
+
+def has_sinks(text: Tensor, first: Tensor) -> bool:
+    """Tell whether first tokens are attention sinks; both are states (L+1, n, d)."""
+    lengths = (torch.linalg.vector_norm(states, dim=-1).median(1).values for states in (first, text))
+    of_first, of_text = lengths
+    return bool((of_first > SINK * of_text).any())

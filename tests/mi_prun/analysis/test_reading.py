@@ -105,8 +105,12 @@ def test_only_the_readers_behind_a_segment_count() -> None:
 
 
 def test_sinks_count_as_much_as_the_text() -> None:
+    """And first tokens that are none do not count: they are a single token that has nothing before it."""
     text, sinks = drawn(3, 90, 16), drawn(3, 4, 16, seed=1)
     readers = Readers.plain(3, 16)
+    ordinary = Boundaries(text, 5 * sinks, torch.ones(2), 90, readers)
+    assert torch.equal(Reading().of(ordinary), Reading().read(text, readers))
+    sinks[1] *= 40  # at one boundary
     boundaries = Boundaries(text, sinks, torch.ones(2), 90, readers)
     both = Reading().of(boundaries)
     assert torch.allclose(both, Reading().read(text, readers) + Reading().read(sinks, readers))
