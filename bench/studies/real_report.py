@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.studies.selection_study import StudyRow, read_study
+from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
 from mi_prun.console import run_command
@@ -37,7 +37,7 @@ class Text:
         self.tokens, self.window = rows[0].evaluation_tokens, rows[0].window_tokens
         self.by: dict[tuple[str, int], dict[int, StudyRow]] = defaultdict(dict)
         for row in rows:
-            self.by[row.label, len(row.row.dropped)][row.seed] = row
+            self.by[label_of(row), len(row.row.dropped)][row.seed] = row
         self.labels = list(dict.fromkeys(label for label, _ in self.by))
         self.ks = sorted({k for _, k in self.by})
         self.seeds = sorted({row.seed for row in rows})
@@ -64,6 +64,11 @@ class Text:
         own = self.perplexities(label, k)
         better = {seed: min(self.perplexities(name, k)[seed] for name in BASELINES) for seed in own}
         return self.mean(label, k) / self.bar(k), max(own[seed] / better[seed] for seed in own)
+
+
+def label_of(row: StudyRow) -> str:
+    """Return the method, with the estimator that it looks through."""
+    return f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
 
 
 def page(texts: Sequence[Text]) -> str:

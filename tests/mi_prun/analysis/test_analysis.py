@@ -115,7 +115,7 @@ def test_too_few_tokens_are_known_before_a_model_is_loaded(
         analyze(
             open_model(reference),
             tmp_path / "out",
-            dataclasses.replace(analyze_settings, projection=121, calibration=SELF),
+            dataclasses.replace(analyze_settings, estimator="gaussian", projection=121, calibration=SELF),
             load=lambda: pytest.fail("loaded"),
         )
 
