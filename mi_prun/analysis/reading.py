@@ -11,9 +11,10 @@ Here the model gives the decoder:
 - So of the `1/2 log(1 + 1 / noise)` nats per dimension that y tells of x_j itself, `|x_i - x_j|^2 / (2 noise)` are
   lost: (1 - rho) / noise, where rho is the cosine of x_i and x_j.
 - I(i, j) is the mean of this over tokens and over the readers j..L. Where the first tokens of windows are attention
-  sinks, their mean is added. Every later token reads the sink, so it counts as much as all others together; a block
-  that makes it or takes it away does not look like one that changes a single token. A sink is told by its length: at
-  some boundary it is over SINK times as long as the text's tokens.
+  sinks, their mean over the blocks j..L-1 is added. Every later token reads the sink, so it counts as much as all
+  others together; a block that makes it or takes it away does not look like one that changes a single token. What the
+  head makes of it nobody reads. A sink is told by its length: at some boundary it is over SINK times as long as the
+  text's tokens.
 
 What is lost is the energy of the change. So a run of blocks whose changes are independent costs as much as the same
 blocks apart: this is the zero, and the unit, under which J compares runs with scattered blocks. The noise is a unit
@@ -58,19 +59,25 @@ class Reading(Estimator):
         text, first = boundaries.projections, boundaries.first
         check_states(text, self)
         information = self.read(text, boundaries.readers)
-        return information + self.read(first, boundaries.readers) if has_sinks(text, first) else information
+        if has_sinks(text, first):
+            information = information + self.read(first, boundaries.readers, head=False)
+        return information
 
-    def read(self, states: Tensor, readers: Readers) -> Tensor:
-        """Return the mean information (L+1, L+1) of one kind of tokens, `states` (L+1, n, d)."""
+    def read(self, states: Tensor, readers: Readers, *, head: bool = True) -> Tensor:
+        """Return the mean information (L+1, L+1) of one kind of tokens, `states` (L+1, n, d).
+
+        head: whether the head reads them too.
+        """
         count, tokens, dims = states.shape
         cosines = torch.zeros(count, count, dtype=torch.float64)  # summed over tokens and readers
         for part in states.split(max(1, CHUNK_BYTES // (4 * count * dims)), dim=1):
             by_token = part.transpose(0, 1)  # (n, L+1, d)
-            for reader in range(count):
+            for reader in range(count if head else count - 1):
                 seen = readers.readings(reader, by_token[:, : reader + 1])
                 cosines[: reader + 1, : reader + 1] += (seen @ seen.mT).sum(0, dtype=torch.float64).cpu()
         number = torch.arange(count)
-        cosine = cosines / (tokens * (count - torch.maximum(number[:, None], number)))
+        behind = (count if head else count - 1) - torch.maximum(number[:, None], number)
+        cosine = torch.where(behind > 0, cosines / (tokens * behind), 1.0)
         # Exactly nothing is lost where nothing changed, in whatever order a processor sums.
         changed = torch.tensor([False, *(not torch.equal(a, b) for a, b in pairwise(states))])
         place = changed.cumsum(0)

@@ -113,9 +113,12 @@ def test_sinks_count_as_much_as_the_text() -> None:
     sinks[1] *= 40  # at one boundary
     boundaries = Boundaries(text, sinks, torch.ones(2), 90, readers)
     both = Reading().of(boundaries)
-    assert torch.allclose(both, Reading().read(text, readers) + Reading().read(sinks, readers))
+    of_sinks = Reading().read(sinks, readers, head=False)
+    assert torch.allclose(both, Reading().read(text, readers) + of_sinks)
+    assert float(segment_costs(of_sinks)[1, 2]) == 0  # only the head is behind it, and nobody reads what that says
+    assert float(segment_costs(of_sinks)[0, 1]) == pytest.approx(float(cost_of(sinks[:2])[0, 1]))
     still = Boundaries(text[:1].expand(3, -1, -1), sinks, torch.ones(2), 90, readers)
-    assert torch.allclose(segment_costs(Reading().of(still)), segment_costs(Reading().read(sinks, readers)))
+    assert torch.allclose(segment_costs(Reading().of(still)), segment_costs(of_sinks))
 
 
 def test_states_that_will_not_do_are_refused() -> None:
