@@ -70,7 +70,7 @@ class Reading(Estimator):
         """
         count, tokens, dims = states.shape
         cosines = torch.zeros(count, count, dtype=torch.float64)  # summed over tokens and readers
-        for part in states.split(max(1, CHUNK_BYTES // (4 * count * dims)), dim=1):
+        for part in torch.split(states, max(1, CHUNK_BYTES // (4 * count * dims)), dim=1):
             by_token = part.transpose(0, 1)  # (n, L+1, d)
             for reader in range(count if head else count - 1):
                 seen = readers.readings(reader, by_token[:, : reader + 1])
