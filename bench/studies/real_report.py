@@ -25,6 +25,7 @@ from mi_prun.files import write_text
 
 BASELINES = ("bi:0", "angular:0")
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
+LOSSES = ".losses.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
 
 
@@ -156,7 +157,8 @@ def picture(texts: Sequence[Text]) -> str:
 
 def read_texts(folder: Path) -> list[Text]:
     """Read the records of a folder. Raises UserError where there is none, or a baseline is missing."""
-    texts = [Text(rows) for path in sorted(folder.glob("*.jsonl")) if (rows := read_study(path))]
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith(LOSSES)]
+    texts = [Text(rows) for path in paths if (rows := read_study(path))]
     if not texts:
         raise UserError(f"{folder} has no records; make some with `python -m bench.studies.selection_study`")
     for text in texts:
