@@ -29,9 +29,14 @@ Tokens = Annotated[
     int,
     typer.Option("--tokens", help="tokens that boundary states are taken from; 16 times as many serve to rank sets"),
 ]
-Estimator = Annotated[str, typer.Option(help="estimator of mutual information: gaussian, ksg or renyi")]
-Projection = Annotated[int, typer.Option(help="dimensions each boundary state is projected to")]
-Noise = Annotated[float, typer.Option(help="variance of the observation noise, in mean variances of a state")]
+Estimator = Annotated[str, typer.Option(help="estimator of mutual information: reading, gaussian, ksg or renyi")]
+Projection = Annotated[
+    int | None, typer.Option(help="dimensions each boundary state is projected to; default: the estimator's own")
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(help="variance of the observation noise, in mean variances of a state; default: the estimator's own"),
+]
 Window = Annotated[
     int | None, typer.Option("--window", help="tokens in a window; default: the model's context, capped")
 ]

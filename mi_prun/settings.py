@@ -18,8 +18,10 @@ class AnalyzeSettings:
     ranking_tokens: None takes 16 times scoring_tokens, because a loss is noisier than a covariance.
     held_out_tokens: None takes 2 times scoring_tokens.
     window_tokens: None takes the model's context, capped.
-    projection: dimensions p that each boundary state is projected to.
-    noise: variance of the observation noise, in mean variances per dimension of the observed state.
+    estimator: of the information between boundary states; docs/explanation/selection.md says why it is this one.
+    projection: dimensions p that each boundary state is projected to; None takes the estimator's own.
+    noise: variance of the observation noise, in mean variances per dimension of the observed state; None takes the
+    estimator's own.
     batch_tokens: None fits the device.
     stream_blocks: keep one block in memory at a time.
     """
@@ -29,9 +31,9 @@ class AnalyzeSettings:
     ranking_tokens: int | None = None
     held_out_tokens: int | None = None
     window_tokens: int | None = None
-    estimator: str = "gaussian"
-    projection: int = 16
-    noise: float = 1e-2
+    estimator: str = "reading"
+    projection: int | None = None
+    noise: float | None = None
     seed: int = 0
     batch_tokens: int | None = None
     device: str | None = None

@@ -31,7 +31,8 @@ from torch import Tensor
 from bench.records.machine import commit, this_machine, versions
 from bench.studies.writer import HIDDEN, VOCABULARY, block_shapes, config_of
 from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
-from mi_prun.analysis.mutual_information import Gaussian, segment_costs
+from mi_prun.analysis.estimators import make_estimator, projection_for
+from mi_prun.analysis.mutual_information import segment_costs
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import pick_device, pick_dtype
 from mi_prun.selection.fast_block_select import fast_block_select
@@ -101,7 +102,8 @@ def random_model(fields: dict[str, int], device: torch.device, dtype: torch.dtyp
 
 def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> dict[str, float]:
     """Do what `analyze` does once text and model are there, with its own defaults. Return the seconds of its parts."""
-    settings, estimator = AnalyzeSettings(), Gaussian()
+    settings = AnalyzeSettings()
+    estimator = make_estimator(settings.estimator)
     ends = [time.perf_counter()]
     sample = sample_tokens(windows, estimator.max_tokens, settings.seed)
     ends.append(time.perf_counter())
@@ -109,15 +111,15 @@ def the_pass(model: BlockModel, windows: Tensor, batch_tokens: int) -> dict[str,
         model,
         windows,
         sample=sample,
-        projection=settings.projection,
+        projection=projection_for(estimator, settings.projection),
         seed=settings.seed,
         batch_tokens=batch_tokens,
     )
     ends.append(time.perf_counter())
-    projections = seen.projections.to(model.device)
-    segment_costs(estimator.segment_mi(projections, settings.seed))
+    seen = seen.to(model.device)
+    segment_costs(estimator.of(seen, settings.seed))
     ends.append(time.perf_counter())
-    pair_angles(projections)
+    pair_angles(seen.projections)
     ends.append(time.perf_counter())
     parts = ("sample", "forward with hooks", "mutual information", "angles")
     return {part: end - begun for part, begun, end in zip(parts, ends[:-1], ends[1:], strict=True)}

@@ -2,6 +2,8 @@
 
     python -m bench.studies.selection_study MODEL --text books=books.txt --text self -o bench/published/selection
 
+A large model on a CPU has no optimum: `--most-sets 0`. `bench.studies.real_report` reads its records.
+
 For each text, disjoint excerpts make one evaluation text and one calibration text a seed. `self` is sampled from the
 model. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
 more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more than three
@@ -61,6 +63,7 @@ METHODS = (
     "hybrid,mi-prun:0,mi-prun:24,mi-optimum,logit-gram,cbo,cbo-fisher,segment-loss,bi,angular,greedy-loss,"
     "tail,tail-but-last,random"
 )
+MI_METHODS = ("mi-prun", "mi-optimum")
 EXCERPT_CHARACTERS = 3_000
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
 ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
@@ -96,8 +99,9 @@ class StudyRow(Record):
 
     @property
     def label(self) -> str:
-        """The method, with the estimator of mutual information where it is not the default one."""
-        return self.row.label + ("" if self.estimator == AnalyzeSettings.estimator else f" {self.estimator}")
+        """The method; where it looks at mutual information, with an estimator that is not `gaussian`, the first one."""
+        named = self.row.method in MI_METHODS and self.estimator != "gaussian"
+        return self.row.label + (f" {self.estimator}" if named else "")
 
 
 class Confirmed(Record):
@@ -243,7 +247,8 @@ class Study:
                 raise UserError(f"{path} is of another evaluation text; give its settings, or another output folder")
             best = {int(k): tuple(dropped) for k, dropped in kept["optimum"].items()}
             counts = {int(k): sets for k, sets in kept["sets_measured"].items()}
-        missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= EXHAUSTIVE_LIMIT]
+        most = EXHAUSTIVE_LIMIT if self.options.most_sets is None else self.options.most_sets
+        missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= most]
         for k in missing:
             best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
             print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
@@ -435,6 +440,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=128)
     parser.add_argument("--least-blocks", type=int, default=1, help="the smallest k")
     parser.add_argument("--most-blocks", type=int, help="the largest k; default: half of the blocks")
+    parser.add_argument("--most-sets", type=int, help="measure all sets up to so many for the optimum; default: 5,000")
     parser.add_argument("--confirm", type=int, metavar="TOKENS", help="measure the records' sets on other text instead")
     parser.add_argument("--pair", nargs=2, metavar="BLOCKS", help="with --confirm: compare these two sets alone")
     parser.add_argument("--threads", type=int, help="of torch")

@@ -13,7 +13,8 @@ import torch
 from mi_prun.analysis.analysis import Analysis, AnalysisRecord, fingerprint_of, write_analysis
 from mi_prun.analysis.boundaries import SKIP_TOKENS, Boundaries, merged, pair_angles, sample_tokens
 from mi_prun.analysis.boundaries import collect as collect_whole
-from mi_prun.analysis.mutual_information import check_tokens, data_processing, make_estimator, segment_costs
+from mi_prun.analysis.estimators import make_estimator, projection_for
+from mi_prun.analysis.mutual_information import check_tokens, data_processing, segment_costs
 from mi_prun.analysis.ranks import joined, local_device
 from mi_prun.analysis.streamed_model import StreamedModel, collect_streamed
 from mi_prun.console import progress
@@ -56,7 +57,8 @@ def make_analysis(
     check_analyzable(dense, settings)
     identity = dense.identity
     estimator = make_estimator(settings.estimator, settings.noise)
-    dims = min(settings.projection, dense.hidden_size)
+    projection = projection_for(estimator, settings.projection)
+    dims = min(projection or dense.hidden_size, dense.hidden_size)
     device = pick_device(local_device(settings.device))
     dtype = pick_dtype(device, settings.dtype)
     model: BlockModel | None = None
@@ -78,25 +80,25 @@ def make_analysis(
                 boundaries = collect(
                     own_windows,
                     sample=ranks.share(sample),
-                    projection=settings.projection,
+                    projection=projection,
                     seed=settings.seed,
                     batch_tokens=settings.batch_tokens or batch_tokens(device, score_bytes(model, windows.shape[1])),
                     advance=advance,
                 )
-                return boundaries.cpu() if ranks.size > 1 else boundaries
+                return boundaries.to(torch.device("cpu")) if ranks.size > 1 else boundaries
 
             parts = ranks.to_first(part)
     if not ranks.first:
         return None
     boundaries = merged(parts)
-    projections = boundaries.projections.to(device)
-    mi = estimator.segment_mi(projections, settings.seed)
+    boundaries = boundaries.to(device)
+    mi = estimator.of(boundaries, settings.seed)
     processing = data_processing(mi)
     arrays: dict[str, Any] = {
         "segment_cost_nats": segment_costs(mi).numpy(),
         "segment_mi_nats": mi.numpy(),
         "block_cosine": boundaries.cosine.numpy(),
-        "pair_angle": pair_angles(projections).numpy(),
+        "pair_angle": pair_angles(boundaries.projections).numpy(),
         "scoring": windows.numpy().astype(np.int32),
         "ranking": calibration.ranking.tokens.numpy().astype(np.int32),
         "held_out": calibration.held_out.tokens.numpy().astype(np.int32),
@@ -107,7 +109,7 @@ def make_analysis(
         estimator=estimator.name,
         estimator_settings=estimator.settings,
         projection=boundaries.projections.shape[-1],
-        noise=settings.noise,
+        noise=estimator.noise,
         seed=settings.seed,
         estimated_tokens=boundaries.projections.shape[1],
         seen_tokens=boundaries.tokens,
@@ -133,7 +135,8 @@ def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     window = settings.window_tokens or dense.context_tokens()
     asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
     estimator = make_estimator(settings.estimator, settings.noise)
-    check_tokens(min(asked, estimator.max_tokens), min(settings.projection, dense.hidden_size), estimator)
+    projection = projection_for(estimator, settings.projection) or dense.hidden_size
+    check_tokens(min(asked, estimator.max_tokens), min(projection, dense.hidden_size), estimator)
     if settings.stream_blocks and settings.calibration == SELF:
         raise UserError(
             "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
@@ -189,12 +192,10 @@ def check_settings(settings: AnalyzeSettings) -> None:
     """Refuse settings that no model can be analyzed with."""
     if settings.scoring_tokens < 1:
         raise UserError(f"--tokens must be at least 1, got {settings.scoring_tokens}")
-    if settings.projection < 1:
-        raise UserError(f"--projection must be at least 1, got {settings.projection}")
     if settings.window_tokens is not None and settings.window_tokens <= SKIP_TOKENS + 1:
         raise UserError(
             f"--window must be over {SKIP_TOKENS + 1} (the first {SKIP_TOKENS} tokens are left out), "
             f"got {settings.window_tokens}"
         )
     check_seed(settings.seed)
-    make_estimator(settings.estimator, settings.noise)
+    projection_for(make_estimator(settings.estimator, settings.noise), settings.projection)

@@ -1,10 +1,12 @@
-"""The one pass: hooks on the blocks see the boundary states of calibration windows. No state is kept whole.
+"""The one pass: hooks on the blocks see the boundary states of calibration windows, and keep those of sampled tokens.
 
 What comes out for each boundary:
-- a fixed random projection of sampled tokens to p dimensions, (L+1, n, p);
+- the states of sampled tokens, whole or in a fixed random projection to p dimensions, (L+1, n, p);
+- the states of each window's very first token, the attention sink, in the same way, (L+1, windows, p);
 - the cosine of adjacent boundary states, mean over all tokens.
 
-The first tokens of each window are left out: attention sinks carry activations a thousand times larger than the rest.
+The first tokens of each window are left out of the other two: sinks carry activations a thousand times larger than the
+rest.
 Hooks are used in place of `output_hidden_states`: its last entry comes after the final norm, which would spoil the
 last block's score.
 """
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mi_prun.analysis.readers import Readers, readers_of
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel, hooked_states
 
@@ -28,34 +31,42 @@ SKIP_TOKENS = 4
 class Boundaries:
     """What the pass gives.
 
-    projections: (L+1, n, p) float32. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU.
+    projections: (L+1, n, p) float32; where nothing is projected, p = d. first: (L+1, windows, p), of each window's
+    first token. cosine: (L,) mean over all seen tokens of cos(h_i, h_{i+1}), on CPU. readers: what reads each boundary
+    state.
     """
 
     projections: Tensor
+    first: Tensor
     cosine: Tensor
     tokens: int
+    readers: Readers
 
-    def cpu(self) -> Boundaries:
-        """Return a copy on the CPU, for another process."""
-        return replace(self, projections=self.projections.cpu())
+    def to(self, device: torch.device) -> Boundaries:
+        """Return a copy on a device. What travels to another process is on the CPU."""
+        return replace(self, projections=self.projections.to(device), first=self.first.to(device))
 
 
 class Collector:
     """Takes boundary states as the pass goes, of whole-model and block-by-block passes alike.
 
-    sample: (windows, window_tokens) bool, the tokens whose projections are kept.
-    Nothing here waits for an accelerator. What is kept stays there, and `check` looks once a batch whether all was
-    finite.
+    sample: (windows, window_tokens) bool, the tokens that are kept. projection: dimensions to project to; None keeps
+    states whole. Nothing here waits for an accelerator. What is kept stays there, and `check` looks once a batch
+    whether all was finite.
     """
 
     def __init__(
-        self, num_blocks: int, hidden: int, projection: int, sample: Tensor, seed: int, device: torch.device
+        self, num_blocks: int, hidden: int, projection: int | None, sample: Tensor, seed: int, device: torch.device
     ) -> None:
         self.num_blocks = num_blocks
         self.sample = sample
-        self.directions = random_orthonormal(hidden, projection, seed).to(device)  # (d, p)
-        self._rounded = self.directions.bfloat16()
+        self.directions: Tensor | None = None  # (d, p)
+        if projection is not None:
+            self.directions = random_orthonormal(hidden, projection, seed).to(device)
+            self._rounded = self.directions.bfloat16()
+        self.dims = hidden if self.directions is None else self.directions.shape[1]
         self.kept: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
+        self.kept_first: list[list[Tensor]] = [[] for _ in range(num_blocks + 1)]
         self.length_sums = torch.zeros(num_blocks + 1, dtype=torch.float64, device=device)  # finite where all are
         self.cosine = torch.zeros(num_blocks, dtype=torch.float64, device=device)
         self._places: tuple[int, Tensor] | None = None  # of the sampled tokens in the batch that begins there
@@ -66,11 +77,16 @@ class Collector:
         if self._places is None or self._places[0] != first_window:
             chosen = self.sample[first_window : first_window + len(state)].flatten().nonzero()[:, 0]
             self._places = first_window, chosen.to(state.device)
-        # Projected before the tokens are picked: picking from p dimensions moves little, from d a copy of the state.
-        self.kept[boundary].append(self._projected(state).flatten(0, 1)[self._places[1]])
+        self.kept_first[boundary].append(self._projected(state[:, 0]))
+        if self.directions is None:
+            self.kept[boundary].append(state.flatten(0, 1)[self._places[1]].float())
+        else:  # before the tokens are picked: picking from p dimensions moves little, from d a copy of the state
+            self.kept[boundary].append(self._projected(state).flatten(0, 1)[self._places[1]])
 
     def _projected(self, state: Tensor) -> Tensor:
-        """Return the projection (batch, tokens, p), float32."""
+        """Return the projection (..., p) of states (..., d), float32."""
+        if self.directions is None:
+            return state.float()
         if state.dtype == torch.bfloat16:  # no float32 copy of the state; float16's sums could overflow
             return (state @ self._rounded).float()
         return state.float() @ self.directions
@@ -104,13 +120,15 @@ class Collector:
         self.length_sums[boundary] += lengths.sum(dtype=torch.float64)  # of all tokens: the first ones overflow first
         return lengths[:, SKIP_TOKENS:]
 
-    def result(self, windows: Tensor) -> Boundaries:
+    def result(self, windows: Tensor, readers: Readers) -> Boundaries:
         """Return what the pass over `windows` gave."""
         self.check()
         tokens, cosine = windows.shape[0] * (windows.shape[1] - SKIP_TOKENS), self.cosine.cpu()
         if not tokens:  # a rank without windows
-            return Boundaries(torch.zeros(self.num_blocks + 1, 0, self.directions.shape[1]), cosine, 0)
-        return Boundaries(torch.stack([torch.cat(kept) for kept in self.kept]), cosine / tokens, tokens)
+            nothing = torch.zeros(self.num_blocks + 1, 0, self.dims)
+            return Boundaries(nothing, nothing, cosine, 0, readers)
+        kept, first = (torch.stack([torch.cat(some) for some in each]) for each in (self.kept, self.kept_first))
+        return Boundaries(kept, first, cosine / tokens, tokens, readers)
 
 
 def made_by(boundary: int) -> str:
@@ -148,15 +166,16 @@ def collect(
     windows: Tensor,
     *,
     sample: Tensor,
-    projection: int,
+    projection: int | None,
     seed: int,
     batch_tokens: int = 4096,
     advance: Callable[[float], None] | None = None,
 ) -> Boundaries:
     """Run the whole model over `windows` (windows, window_tokens) once, with hooks on its blocks.
 
-    sample: the tokens whose projections are kept, drawn by `sample_tokens`.
+    sample: the tokens that are kept, drawn by `sample_tokens`. projection: None keeps them whole.
     """
+    readers = readers_of(model)
     collector = Collector(model.num_blocks, model.hidden_size, projection, sample, seed, model.device)
     first = 0
 
@@ -181,7 +200,7 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
-    return collector.result(windows)
+    return collector.result(windows, readers)
 
 
 def batches(windows: Tensor, batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
@@ -195,7 +214,8 @@ def merged(parts: Sequence[Boundaries]) -> Boundaries:
     """Merge parts into what one pass over all their windows, in this order, would have given."""
     tokens = sum(part.tokens for part in parts)
     cosine = torch.stack([part.cosine * part.tokens for part in parts]).sum(0) / tokens
-    return Boundaries(torch.cat([part.projections for part in parts], dim=1), cosine, tokens)
+    kept = torch.cat([part.projections for part in parts], dim=1)
+    return Boundaries(kept, torch.cat([part.first for part in parts], dim=1), cosine, tokens, parts[0].readers)
 
 
 def pair_angles(projections: Tensor) -> Tensor:

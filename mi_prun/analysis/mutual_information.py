@@ -1,4 +1,4 @@
-"""Mutual information between boundary states, in nats: three estimators behind one protocol.
+"""Mutual information between boundary states, in nats: the protocol of estimators, and three of them.
 
 MI of a deterministic continuous map is infinite. So `I(h_i ; h_j + e)` is estimated: the later state is observed
 through isotropic Gaussian noise e. The noise's variance is `noise` times the mean variance per dimension of h_j. It is
@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from mi_prun.analysis.boundaries import made_by
+from mi_prun.analysis.boundaries import Boundaries, made_by
 from mi_prun.errors import UserError
-from mi_prun.settings import AnalyzeSettings
 
-NOISE = AnalyzeSettings.noise
+NOISE = 1e-2
 ROUNDING = 1e-6  # share of the mean variance below which a float32 covariance is rounding
 STILL = 1e-6  # spread of a state, over its largest magnitude, below which it is float32 rounding
 DPI_TOLERANCE_NATS = 1e-3
@@ -35,11 +33,13 @@ class Estimator(ABC):
     """An estimator of the mutual information of every pair of boundary states.
 
     max_tokens: how many tokens are worth giving; the cost of `ksg` and `renyi` grows with its square.
+    whole: whether it takes states as they are, not projections.
     """
 
     name: str
     noise: float
     max_tokens: int
+    whole: bool = False
 
     @property
     @abstractmethod
@@ -50,13 +50,17 @@ class Estimator(ABC):
     def least_tokens(self, dims: int) -> int:
         """Return how many tokens states of `dims` dimensions need; with fewer any estimate is noise."""
 
+    def of(self, boundaries: Boundaries, seed: int = 0) -> Tensor:
+        """Estimate MI (L+1, L+1), nats in float64, of what the pass gave."""
+        return self.segment_mi(boundaries.projections, seed)
+
     def segment_mi(self, states: Tensor, seed: int = 0) -> Tensor:
         """Estimate MI (L+1, L+1), nats in float64, of `states` (L+1, n, p).
 
         A state that equals the one before it bit for bit gets that one's row and column. So a block that changes
         nothing costs exactly 0 nats, in whatever order a processor sums.
         """
-        _check(states, self)
+        check_states(states, self)
         changed = torch.tensor([True, *(not torch.equal(before, after) for before, after in pairwise(states))])
         mi = self._mi(states if changed.all() else states[changed.to(states.device)], seed)
         same_as = changed.cumsum(0) - 1
@@ -202,22 +206,6 @@ class Renyi(Estimator):
         return -torch.log((gram.double() ** 2).mean()).cpu()
 
 
-ESTIMATORS: dict[str, Callable[[float], Estimator]] = {
-    "gaussian": lambda noise: Gaussian(noise=noise),
-    "ksg": lambda noise: KSG(noise=noise),
-    "renyi": lambda noise: Renyi(noise=noise),
-}
-
-
-def make_estimator(name: str, noise: float = NOISE) -> Estimator:
-    """Make an estimator by its name. Raises UserError for an unknown name, or a noise that will not do."""
-    if name not in ESTIMATORS:
-        raise UserError(f"--estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
-    if not (math.isfinite(noise) and 0 < noise <= 10):
-        raise UserError(f"--noise must be in (0, 10], got {noise}; without noise MI of a state with itself is infinite")
-    return ESTIMATORS[name](noise)
-
-
 def segment_costs(mi: Tensor) -> Tensor:
     """Return what each segment [i, j) loses, (L+1, L+1) nats: `cost[i, j] = I(h_i ; h_i + e) - I(h_i ; h_j + e)`."""
     return torch.triu(mi.diagonal()[:, None] - mi)
@@ -259,7 +247,8 @@ def check_tokens(tokens: int, dims: int, estimator: Estimator) -> None:
         )
 
 
-def _check(states: Tensor, estimator: Estimator) -> None:
+def check_states(states: Tensor, estimator: Estimator) -> None:
+    """Refuse states of which nothing can be estimated."""
     if not torch.isfinite(states).all():
         boundary = int((~torch.isfinite(states)).flatten(1).any(1).nonzero()[0])
         raise UserError(f"boundary state {boundary} holds NaN or Inf (the output of {made_by(boundary)})")

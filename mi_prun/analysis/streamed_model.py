@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_prun.analysis.boundaries import Boundaries, Collector, batches
+from mi_prun.analysis.readers import Readers, block_reader, head_reader
 from mi_prun.architecture.architecture import block_of, reduce_config, renamed
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
@@ -81,7 +82,7 @@ def collect_streamed(
     windows: Tensor,
     *,
     sample: Tensor,
-    projection: int,
+    projection: int | None,
     seed: int,
     batch_tokens: int = 4096,
     advance: Callable[[float], None] | None = None,
@@ -93,11 +94,14 @@ def collect_streamed(
     """
     count = streamed.folder.num_blocks
     states: list[Tensor] = []
+    readers: list[Readers] = []
     collector: Collector | None = None
     for block in range(count):
         model = streamed.load(block)
         if collector is None:
             collector = Collector(count, model.hidden_size, projection, sample, seed, model.device)
+            of_head = head_reader(model)
+        readers.append(block_reader(model, 0))
         for number, (first, tokens) in enumerate(batches(windows, batch_tokens)):
             # Zeros of the same shape: what else a block is called with depends on the shape alone.
             entry = model.embed(tokens if block == 0 else torch.zeros_like(tokens))
@@ -114,4 +118,4 @@ def collect_streamed(
         del model
     if collector is None:
         raise ValueError("a model has at least one block")
-    return collector.result(windows)
+    return collector.result(windows, Readers.joined([*readers, of_head]))

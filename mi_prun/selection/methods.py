@@ -59,7 +59,8 @@ class Method:
 def mi_prun(context: Context, k: int, count: int) -> list[Dropped]:
     """Run Fast-Block-Select on importance -MI(h_i; h_j), as published (arXiv 2601.07212); then the lowest sets by J.
 
-    J counts nats lost and not -MI: that has no zero, so a sum over more runs would be less for that alone.
+    J counts nats lost and not -MI: that has no zero, so a sum over more runs would be less for that alone. With the
+    estimator `reading` a segment's nats lost are a constant less its MI, so both rank segments alike.
     """
     first = published(context.analysis, k)
     lowest = mi_optimum(context, k, count) if count > 1 else []

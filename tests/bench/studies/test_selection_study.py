@@ -77,6 +77,7 @@ def made(records: Path, text: Path) -> study.Study:
         window=32,
         device="cpu",
         dtype="float32",
+        most_sets=None,
     )
     return study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
 

@@ -15,7 +15,8 @@ import pytest
 
 from mi_prun.analysis.analysis import Analysis, AnalysisRecord, read_analysis
 from mi_prun.analysis.analyze import analyze
-from mi_prun.analysis.mutual_information import DPI_TOLERANCE_NATS, make_estimator
+from mi_prun.analysis.estimators import make_estimator
+from mi_prun.analysis.mutual_information import DPI_TOLERANCE_NATS
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.settings import SELF, AnalyzeSettings
@@ -84,7 +85,11 @@ def test_a_changed_analysis_is_refused(reference_analysis_folder: Path, tmp_path
         ({"calibration": "gone.txt"}, "no such file"),
         ({"seed": -1}, r"--seed must be in 0\.\.2147483647, got -1"),
         ({"seed": 2**31}, r"--seed must be in 0\.\.2147483647"),
-        ({"projection": 121}, "gaussian MI of 121 dimensions needs at least 242 tokens, got 240"),
+        ({"projection": 16}, "--projection 16: the estimator reading takes states whole"),
+        (
+            {"projection": 121, "estimator": "gaussian"},
+            "gaussian MI of 121 dimensions needs at least 242 tokens, got 240",
+        ),
         ({"projection": 241, "estimator": "ksg"}, "ksg MI of 241 dimensions needs at least 241 tokens, got 240"),
         ({"projection": 241, "estimator": "renyi"}, "renyi MI of 241 dimensions needs at least 241 tokens, got 240"),
     ],
@@ -110,7 +115,7 @@ def test_too_few_tokens_are_known_before_a_model_is_loaded(
         analyze(
             open_model(reference),
             tmp_path / "out",
-            dataclasses.replace(analyze_settings, projection=121, calibration=SELF),
+            dataclasses.replace(analyze_settings, estimator="gaussian", projection=121, calibration=SELF),
             load=lambda: pytest.fail("loaded"),
         )
 
@@ -200,8 +205,9 @@ def test_the_settings_of_the_estimator_are_kept(
     assert record.estimated_tokens == min(make_estimator(name).max_tokens, 240)
     assert math.isfinite(record.dpi_worst_nats)
     assert (record.projection, record.noise, record.seed) == (16, 1e-2, 0)
-    gaussian = reference_analysis.record
-    assert (gaussian.estimator, gaussian.estimator_settings) == ("gaussian", {})
+    default = reference_analysis.record
+    assert (default.estimator, default.estimator_settings) == ("reading", {})
+    assert (default.projection, default.noise) == (256, 1.0)
 
 
 def test_an_analysis_of_an_older_release_is_read(reference_analysis_folder: Path) -> None:

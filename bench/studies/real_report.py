@@ -1,0 +1,186 @@
+"""Turn the study's records of real models into tables and one picture.
+
+    python -m bench.studies.real_report bench/published/real-models -o docs/explanation/real-models.md
+
+The tables say how methods that measure nothing compare with the better of `bi` and `angular`, and what dropping costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
+from mi_prun.checkpoint.card import table
+from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
+from mi_prun.console import run_command
+from mi_prun.errors import UserError
+from mi_prun.figure import new_figure, svg_of
+from mi_prun.files import write_text
+
+BASELINES = ("bi:0", "angular:0")
+FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
+LOSSES = ".losses.jsonl"  # of `bench.studies.set_losses`, in the same folder
+PICTURE = "real-models.svg"
+
+
+class Text:
+    """The rows of one model on one text, by method, k and seed."""
+
+    def __init__(self, rows: Sequence[StudyRow]) -> None:
+        self.model, self.text = rows[0].model, rows[0].text
+        self.num_blocks, self.dense = rows[0].row.num_blocks, rows[0].dense_perplexity
+        self.tokens, self.window = rows[0].evaluation_tokens, rows[0].window_tokens
+        self.by: dict[tuple[str, int], dict[int, StudyRow]] = defaultdict(dict)
+        for row in rows:
+            self.by[label_of(row), len(row.row.dropped)][row.seed] = row
+        self.labels = list(dict.fromkeys(label for label, _ in self.by))
+        self.ks = sorted({k for _, k in self.by})
+        self.seeds = sorted({row.seed for row in rows})
+
+    def perplexities(self, label: str, k: int) -> dict[int, float]:
+        """Return the perplexity of each seed's choice."""
+        return {seed: row.perplexity for seed, row in self.by.get((label, k), {}).items()}
+
+    def mean(self, label: str, k: int) -> float:
+        """Return the mean over seeds; NaN where there is none."""
+        values = self.perplexities(label, k).values()
+        return statistics.mean(values) if values else math.nan
+
+    def bar(self, k: int) -> float:
+        """Return the lower mean of the baselines."""
+        return min(self.mean(label, k) for label in BASELINES)
+
+    def best(self, k: int) -> float:
+        """Return the lowest mean of all methods."""
+        return min(self.mean(label, k) for label in self.labels if self.perplexities(label, k))
+
+    def ratios(self, label: str, k: int) -> tuple[float, float]:
+        """Return a method's mean over that of the better baseline, and its worst single seed over that seed's."""
+        own = self.perplexities(label, k)
+        better = {seed: min(self.perplexities(name, k)[seed] for name in BASELINES) for seed in own}
+        return self.mean(label, k) / self.bar(k), max(own[seed] / better[seed] for seed in own)
+
+
+def label_of(row: StudyRow) -> str:
+    """Return the method, with the estimator that it looks through."""
+    return f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
+
+
+def page(texts: Sequence[Text]) -> str:
+    """Return the page."""
+    parts = [
+        "# Real models: the figures",
+        "Made by `python -m bench.studies.real_report`; do not edit. The records and the commands that make them are "
+        "in `bench/published/real-models/`. What follows from them: [which method to take](which-method.md).",
+        f"![perplexity over dense against k, a line for each method]({PICTURE})",
+        "- Perplexity is measured on text that no choice has seen; means over seeds, each with a calibration text of "
+        "its own.\n"
+        "- **bar**: the mean over that of the better of `bi` and `angular` at this k; in brackets the worst single "
+        "seed over the better of both on that seed.\n"
+        "- A method with an estimator behind its name looks at mutual information with that estimator.",
+    ]
+    for text in texts:
+        rows = []
+        for label in text.labels:
+            cells = []
+            for k in text.ks:
+                if not text.perplexities(label, k):
+                    cells.append("-")
+                    continue
+                ratio, worst = text.ratios(label, k)
+                cells.append(f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})")
+            rows.append((f"`{label}`", *cells))
+        parts += [
+            f"## {text.model} ({text.num_blocks} blocks), {text.text}",
+            f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
+            f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
+            table(("method", *(f"k={k}" for k in text.ks)), rows),
+            "Sets of the first seed:",
+            table(
+                ("method", *(f"k={k}" for k in text.ks)),
+                [(f"`{label}`", *(_sets(text, label, k) for k in text.ks)) for label in text.labels],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sets(text: Text, label: str, k: int) -> str:
+    rows = text.by.get((label, k))
+    return " ".join(map(str, rows[min(rows)].row.dropped)) if rows else "-"
+
+
+def picture(texts: Sequence[Text]) -> str:
+    """Draw perplexity over dense against k as SVG, a panel for each text, a line for each method."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    columns = 2 if len(texts) > 1 else 1
+    rows = math.ceil(len(texts) / columns)
+    figure, axes = new_figure(4.6 * columns, 3.4 * rows, columns, rows)
+    labels = list(dict.fromkeys(label for text in texts for label in text.labels))
+    panels = axes if isinstance(axes, list) else [axes]
+    for panel, text in zip(panels, texts, strict=False):
+        shown = [1.0]
+        for number, label in enumerate(labels):
+            points = [(k, text.mean(label, k) / text.dense) for k in text.ks if text.perplexities(label, k)]
+            if not points:
+                continue
+            shown += [y for k, y in points if y * text.dense <= FAR_OFF * text.best(k)]
+            panel.plot(
+                *zip(*points, strict=True),
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+                lw=1.3,
+                ms=4,
+                label=label,
+            )
+        panel.set_yscale("log")
+        panel.set_ylim(0.95, 1.1 * max(shown))
+        panel.set_title(f"{text.model}, {text.text}", fontsize=9)
+        panel.set_xlabel("blocks dropped")
+        panel.set_ylabel("perplexity, x dense")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_yticks([tick for tick in (1, 2, 3, 5, 10, 20, 50, 100, 1_000) if tick <= max(shown)])
+        panel.yaxis.set_major_formatter("{x:g}")
+    for panel in panels[len(texts) :]:
+        panel.set_visible(False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+    return svg_of(figure)
+
+
+def read_texts(folder: Path) -> list[Text]:
+    """Read the records of a folder. Raises UserError where there is none, or a baseline is missing."""
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith(LOSSES)]
+    texts = [Text(rows) for path in paths if (rows := read_study(path))]
+    if not texts:
+        raise UserError(f"{folder} has no records; make some with `python -m bench.studies.selection_study`")
+    for text in texts:
+        for label in BASELINES:
+            if any(text.seeds != sorted(text.perplexities(label, k)) for k in text.ks):
+                raise UserError(f"{folder}: {text.model} on {text.text} lacks rows of {label}; the bar is made of them")
+    return sorted(texts, key=lambda text: (text.num_blocks, text.model, text.text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+
+    def write() -> None:
+        texts = read_texts(options.results)
+        write_text(options.output.parent / PICTURE, picture(texts))
+        write_text(options.output, page(texts))
+
+    sys.exit(run_command(write))
+
+
+if __name__ == "__main__":
+    main()

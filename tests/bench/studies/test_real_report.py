@@ -1,0 +1,98 @@
+"""The page on real models says of each method what its records say, beside the better of the two baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.records.machine import this_machine
+from bench.studies.real_report import Text, page, picture, read_texts
+from bench.studies.selection_study import StudyRow
+from mi_prun.comparison.comparison_row import Row
+from mi_prun.errors import UserError
+
+PERPLEXITIES = {"bi": (30.0, 50.0), "angular": (36.0, 42.0), "mi-prun": (33.0, 39.0)}
+
+
+def row(method: str, seed: int, k: int, perplexity: float, estimator: str = "reading") -> StudyRow:
+    choice = Row(
+        analysis="a",
+        method=method,
+        rerank=0,
+        seed=seed,
+        num_blocks=9,
+        dropped=tuple(range(k)),
+        candidates=0,
+        selection_passes=0,
+        analysis_passes=1,
+        seconds=0,
+        dense_perplexity=1,
+        perplexity=1,
+        kl_nats_per_token=0,
+        objective_nats=0,
+        objective_gap_nats=0,
+    )
+    return StudyRow(
+        model="real",
+        text="wiki",
+        seed=seed,
+        estimator=estimator,
+        row=choice,
+        perplexity=perplexity,
+        kl_nats_per_token=0.1,
+        dense_perplexity=20,
+        optimum_perplexity=None,
+        optimum_dropped=None,
+        evaluation_tokens=1_000,
+        calibration_tokens=1_000,
+        window_tokens=100,
+        machine=this_machine(),
+        versions={"torch": "2"},
+        commit=None,
+    )
+
+
+@pytest.fixture
+def rows() -> list[StudyRow]:
+    made = [
+        row(method, seed, k, k * perplexities[seed])
+        for method, perplexities in PERPLEXITIES.items()
+        for seed in (0, 1)
+        for k in (1, 2)
+    ]
+    return [*made, row("mi-prun", 0, 1, 90.0, estimator="gaussian")]
+
+
+def test_the_bar_is_the_lower_mean_and_the_worst_seed_is_against_that_seeds_better_one(rows: list[StudyRow]) -> None:
+    text = Text(rows)
+    assert text.bar(1) == 39.0  # angular's mean; bi's is 40
+    assert text.ratios("mi-prun:0 reading", 1) == (36.0 / 39.0, 33.0 / 30.0)
+    assert text.ratios("mi-prun:0 gaussian", 1) == (90.0 / 39.0, 90.0 / 30.0)
+    assert text.labels == ["bi:0", "angular:0", "mi-prun:0 reading", "mi-prun:0 gaussian"]
+
+
+def test_the_page_has_every_cell_and_says_where_there_is_none(rows: list[StudyRow]) -> None:
+    said = page([Text(rows)])
+    assert "| `mi-prun:0 reading` | 36; 0.92 (1.10) | 72; 0.92 (1.10) |" in said
+    assert "| `mi-prun:0 gaussian` | 90; 2.31 (3.00) | - |" in said
+    assert "Dense perplexity 20.00 on 1,000 tokens, windows of 100; 2 seeds." in said
+    assert "| `bi:0` | 0 | 0 1 |" in said
+
+
+def test_the_picture_has_a_line_for_each_method(rows: list[StudyRow]) -> None:
+    drawn = picture([Text(rows)])
+    assert drawn == picture([Text(rows)])
+    for label in ("bi:0", "mi-prun:0 gaussian", "real, wiki"):
+        assert label in drawn
+
+
+def test_records_without_a_baseline_are_refused(rows: list[StudyRow], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no records"):
+        read_texts(tmp_path)
+    path = tmp_path / "real.wiki.jsonl"
+    path.write_text("".join(f"{one.model_dump_json()}\n" for one in rows))
+    assert len(read_texts(tmp_path)) == 1
+    path.write_text("".join(f"{one.model_dump_json()}\n" for one in rows[1:]))
+    with pytest.raises(UserError, match=r"real on wiki lacks rows of bi:0"):
+        read_texts(tmp_path)
