@@ -51,7 +51,7 @@ DOCSTRINGS = OUT / "docstrings.txt"
 ANALYZE = ("--calibration", str(DOCSTRINGS), "--tokens", "128", "--window", "128")
 PLAN = ("--criterion", "kl", "--no-quality")
 HEAL = ("--fit", "--calibration", str(DOCSTRINGS))
-JUDGED_CHARACTERS = 36_000  # some four windows, of which two are judged on
+JUDGED_CHARACTERS = 27_000  # some three windows, of which one is judged on
 QUESTION = "What is the capital of France, and what is it known for? Answer in one sentence."
 PROMPT = "The old man opened the door and"  # for a model that does not chat
 ANSWER_TOKENS = 48
@@ -74,10 +74,10 @@ SETTINGS = MeasureSettings(
 STEPS = {
     "a model folder": 20,
     "one pass of analysis": 10,
-    "choose the blocks": 50,
-    "write the pruned model": 5,
-    "heal it": 60,
-    "serve, ask and measure": 250,
+    "choose the blocks": 45,
+    "write the pruned model": 3,
+    "heal it": 70,
+    "serve, ask and measure": 235,
     "report": 5,
 }
 
