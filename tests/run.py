@@ -26,6 +26,7 @@ BIN = Path(sys.executable).parent
 EVERY_S = 30  # a line that says what runs
 # The last: an engine's one worker gets no process of its own, whose imports would be a third of the engine's start.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+RECOVERY = "tests/mi_prun/recovery"
 FUZZ_SHARE = "0.2"  # of the fuzzed examples, unless all tests are asked for
 
 
@@ -104,10 +105,11 @@ def suite(every: bool) -> list[Part]:
     share = {"MI_PRUN_FUZZ_SHARE": "1" if every else FUZZ_SHARE}
     some = "" if every else " and not long"
     plain = "pytest", "-m", f"not engine{some}"
+    others = [word for folder in ("tests/serve", "tests/bench", RECOVERY) for word in ("--ignore", folder)]
     return [
-        Part("mi_prun", [Command((*plain, "--ignore", "tests/serve", "--ignore", "tests/bench"), share)]),
+        Part("mi_prun", [Command((*plain, *others), share)]),
         Part("serve-bench", [Command((*plain, "tests/serve", "tests/bench"), share), *LINT]),
-        Part("engine", [Command(("pytest", "-m", f"engine{some}"))]),
+        Part("engine", [Command(("pytest", "-m", f"engine{some}")), Command((*plain, RECOVERY), share)]),
     ]
 
 

@@ -12,6 +12,7 @@ from bench.records.results import read_results
 from bench.records.schema import ROUNDS_NAME, RoundRecord, read_lines
 from bench.reports.report import write_report
 from bench.studies.selection_study import Confirmed, Pair, blocks_of, read_study
+from bench.studies.set_losses import read_losses
 from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.plan.plan import Plan
 
@@ -53,6 +54,13 @@ def read_optimum_file(path: Path) -> None:
     assert all(len(dropped) == int(k) for k, dropped in optimum["optimum"].items())
 
 
+def read_losses_file(path: Path) -> None:
+    losses = read_losses(path)
+    assert {loss.model for loss in losses} == {path.name.split(".")[0]}
+    assert len({(loss.text, loss.text_sha256, loss.tokens) for loss in losses}) == 1
+    assert len({loss.dropped for loss in losses}) == len(losses)
+
+
 def read_plan_file(path: Path) -> None:
     plan = Plan.read(path)
     assert len(plan.dropped) + len(plan.kept) == plan.dense.num_blocks
@@ -75,6 +83,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("selection/*.optimum.json", read_optimum_file),
     ("selection/*.pair.json", read_pair_file),
     ("selection/*.jsonl", read_study_file),
+    ("real-models/*.losses.jsonl", read_losses_file),
     ("ab/*.jsonl", read_figures_file),
     ("draft/drafts.jsonl", read_figures_file),
     ("loader/*.json", read_figures_file),

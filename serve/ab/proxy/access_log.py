@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class AccessLog:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.lost = 0
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
         self._lock = threading.Lock()  # a thread of `run` may still write when the log is closed
         self._closed = False
         self._file = sys.stdout.fileno()
@@ -44,17 +45,16 @@ class AccessLog:
             return
         self._lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}))
 
-    def taken(self) -> list[str]:
-        """Take the lines so far. It is called in the event loop, so that no line comes between."""
-        lines, self._lines = self._lines, []
-        return lines
+    def flush(self) -> None:
+        """Write the lines so far to the file. What cannot be written is counted.
 
-    def flush(self, lines: list[str]) -> None:
-        """Write lines to the file. What cannot be written is counted."""
-        if not lines:
-            return
-        data = ("\n".join(lines) + "\n").encode()
+        They are taken here and not before: a thread that is cancelled before it begins leaves them to the next one.
+        """
         with self._lock:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            if not lines:
+                return
+            data = ("\n".join(lines) + "\n").encode()
             if self._closed:
                 self.lost += len(lines)
                 return
@@ -74,11 +74,11 @@ class AccessLog:
         while True:
             await asyncio.sleep(FLUSH_S)
             if self._lines:
-                await asyncio.to_thread(self.flush, self.taken())
+                await asyncio.to_thread(self.flush)
 
     def close(self) -> None:
         """Write the rest and close the file. A flush that comes later writes nothing; its lines are counted as lost."""
-        self.flush(self.taken())
+        self.flush()
         with self._lock:
             if self.path is not None and not self._closed:
                 os.close(self._file)

@@ -19,6 +19,7 @@ from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import Progress
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, tmp_path, heal_settings):
     options = ["--calibration", f"{manual}=3", "--calibration", str(harbour), "--window", "32", "--rank", "4"]
     options += ["--batch-tokens", "256", "--tokens", "1024", "--device", "cpu", "--no-fit", "--train-dtype", "float32"]

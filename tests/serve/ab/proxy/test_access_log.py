@@ -36,6 +36,24 @@ def test_lines_that_come_while_others_are_written_are_not_lost(tmp_path: Path, m
     assert lines == [{"number": number} for number in range(9_000)]
 
 
+def test_a_thread_that_is_cancelled_before_it_begins_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the proxy ends on a busy machine: the pool has not come to the thread yet."""
+    monkeypatch.setattr(access_log, "FLUSH_S", 0.0)
+    log = AccessLog(tmp_path / "log")
+
+    async def cancelled(*words: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "to_thread", cancelled)
+    log.write(number=1)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(log.run())
+    log.close()
+    assert (log.lost, (tmp_path / "log").read_text()) == (0, '{"number": 1}\n')
+
+
 def test_what_cannot_be_written_or_kept_is_counted(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "log")
     for number in range(MOST_WAITING + 3):
@@ -59,7 +77,8 @@ def test_the_file_is_not_closed_while_a_thread_writes_to_it(tmp_path: Path, monk
         return write(file, data)
 
     monkeypatch.setattr(os, "write", slow)
-    flush = threading.Thread(target=log.flush, args=(["{}"],))
+    log.write()
+    flush = threading.Thread(target=log.flush)
     flush.start()
     assert writing.wait(10)
     close = threading.Thread(target=log.close)
@@ -72,6 +91,8 @@ def test_the_file_is_not_closed_while_a_thread_writes_to_it(tmp_path: Path, monk
     assert (tmp_path / "log").read_text() == "{}\n"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(log._file)
-    log.flush(["{}", "{}"])
+    log.write()
+    log.write()
+    log.flush()
     assert log.lost == 2
     assert (tmp_path / "log").read_text() == "{}\n"

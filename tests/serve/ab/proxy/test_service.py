@@ -14,7 +14,7 @@ WHOLE = json.dumps(
 
 
 def lines(proxy: Any, folder: Path) -> list[dict[str, Any]]:
-    proxy.service.access_log.flush(proxy.service.access_log.taken())
+    proxy.service.access_log.flush()
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
 
