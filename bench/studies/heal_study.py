@@ -93,6 +93,7 @@ def study(options: argparse.Namespace) -> None:
     base = replace(
         base, rank=options.rank, learning_rate=options.learning_rate, batch_tokens=options.batch_tokens,
         forward_tokens=min(options.batch_tokens, base.forward_tokens), window_tokens=options.window,
+        train_dtype=options.train_dtype,
     )  # fmt: skip
     cases = {case: settings_of(case, base) for case in options.case}
     keys = {case: f"{case} {list(dropped)} {json.dumps(asdict(settings))}" for case, settings in cases.items()}
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=HealSettings.rank)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--batch-tokens", type=int, default=HealSettings.batch_tokens)
+    parser.add_argument("--train-dtype", help="of `mi-prun heal`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Of a sweep: each pruned model healed, too. What healing does not help is left out, and said."""
+"""Heal each pruned model of a sweep, too. What healing does not help is left out, and said."""
 
 from __future__ import annotations
 
