@@ -7,7 +7,6 @@ The tables say how methods that measure nothing compare with the better of `bi` 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -15,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.studies.selection_report import report_options
 from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
@@ -169,10 +169,7 @@ def read_texts(folder: Path) -> list[Text]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args()
+    options = report_options(__doc__)
 
     def write() -> None:
         texts = read_texts(options.results)

@@ -232,11 +232,16 @@ def read_groups(folder: Path) -> list[Group]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def report_options(description: str | None) -> argparse.Namespace:
+    """Parse the folder of results and the page to write."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = report_options(__doc__)
 
     def write() -> None:
         groups = read_groups(options.results)

@@ -190,13 +190,10 @@ def heal(
 
     def write() -> Manifest:
         tensors = {names[name]: tensor for name, tensor in healed.items()}
-        with one_line_os_errors(out), _result(out, plan, healing, tensors, learned, virtual=virtual) as made:
-            manifest = write_checkpoint(
-                dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
-                assume_uniform=assume_uniform, healed=made,
-            )  # fmt: skip
-        if adapter is not None:
-            write_adapter(adapter, learned, plan, healing)
+        manifest = _written(
+            dense, plan, out, healing, tensors, learned, adapter, virtual=virtual, max_shard_bytes=max_shard_bytes,
+            force=force, assume_uniform=assume_uniform,
+        )  # fmt: skip
         path.unlink(missing_ok=True)
         return manifest
 
@@ -238,10 +235,21 @@ def _heal_streamed(
     )  # fmt: skip
     check_helps(healing)
     learned = Adapter(made.tensors, {}, {})
-    with one_line_os_errors(out), _result(out, plan, healing, made.tensors, learned, virtual=virtual) as result:
+    return _written(
+        dense, plan, out, healing, made.tensors, learned, adapter, virtual=virtual, max_shard_bytes=max_shard_bytes,
+        force=force, assume_uniform=assume_uniform,
+    )  # fmt: skip
+
+
+def _written(
+    dense: ModelFolder, plan: Plan, out: Path, healing: Healing, tensors: Mapping[str, Tensor], learned: Adapter,
+    adapter: Path | None, *, virtual: bool, max_shard_bytes: int, force: bool, assume_uniform: bool,
+) -> Manifest:  # fmt: skip
+    """Write the healed checkpoint, and what was learned into the file `adapter`, where one is named."""
+    with one_line_os_errors(out), _result(out, plan, healing, tensors, learned, virtual=virtual) as made:
         manifest = write_checkpoint(
             dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
-            assume_uniform=assume_uniform, healed=result,
+            assume_uniform=assume_uniform, healed=made,
         )  # fmt: skip
     if adapter is not None:
         write_adapter(adapter, learned, plan, healing)
