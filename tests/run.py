@@ -118,7 +118,10 @@ def numeric() -> list[Part]:
     flags = Path("/proc/cpuinfo").read_text().split()
     capabilities = ["default", *(name for name, flag in (("avx2", "avx2"), ("avx512", "avx512f")) if flag in flags)]
     commands = [
-        Command(("pytest", "-q", "-m", "numeric"), {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads})
+        Command(
+            ("pytest", "-q", "-m", "numeric", "tests/mi_prun"),
+            {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads},
+        )
         for capability in capabilities
         for threads in ("1", "2")
     ]
