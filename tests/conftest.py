@@ -20,12 +20,12 @@ import hypothesis
 import psutil
 import pytest
 import torch
-from torch import nn
 
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import alive
+from mi_prun.proving.prover import randomise
 
 # A suite that a shell started in the background ignores SIGINT, and so would every program that a test interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -47,15 +47,6 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-
-
-def randomise(model: nn.Module) -> None:
-    """Weights large enough that every block matters, and norms and biases that are not all alike."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
 
 
 @pytest.fixture
