@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -26,30 +27,35 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: float, unit: str, *, shown: bool = True) -> Iterator[Advance]:
+def progress(
+    description: str, total: float, unit: str, *, shown: bool = True, counted: Callable[[], float] | None = None
+) -> Iterator[Advance]:
     """Show how far work is, on stderr: a bar on a terminal, else a line every LINE_EVERY_S seconds.
 
-    Yields a function to call with the number of units done since the last call.
+    Yields a function to call with the number of units done since the last call. counted: returns the units done, where
+    `total` is a number of something else.
     """
     if not shown:
         yield lambda amount: None
     elif sys.stderr.isatty():
-        with _bar(description, total, unit) as advance:
+        with _bar(description, total, unit, counted) as advance:
             yield advance
     else:
-        with _lines(description, total, unit) as advance:
+        with _lines(description, total, unit, counted) as advance:
             yield advance
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: float, unit: str) -> Iterator[Advance]:
+def _bar(description: str, total: float, unit: str, counted: Callable[[], float] | None) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(_rate(task.finished_speed or task.speed or 0.0, unit))
+            if counted is None:
+                return Text(_rate(task.finished_speed or task.speed or 0.0, unit))
+            return Text(_rate(counted() / (task.elapsed or math.inf), unit))
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
     with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -58,7 +64,7 @@ def _bar(description: str, total: float, unit: str) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _lines(description: str, total: float, unit: str) -> Iterator[Advance]:
+def _lines(description: str, total: float, unit: str, counted: Callable[[], float] | None) -> Iterator[Advance]:
     """Print the lines from a thread of their own: a step that takes minutes does not keep them back."""
     begin, done, ended = time.monotonic(), 0.0, threading.Event()
 
@@ -68,7 +74,7 @@ def _lines(description: str, total: float, unit: str) -> Iterator[Advance]:
 
     def tell() -> None:
         while not ended.wait(LINE_EVERY_S):
-            say(progress_line(description, done, total, unit, time.monotonic() - begin))
+            say(progress_line(description, done, total, unit, time.monotonic() - begin, counted and counted()))
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
@@ -79,12 +85,18 @@ def _lines(description: str, total: float, unit: str) -> Iterator[Advance]:
         teller.join()
 
 
-def progress_line(description: str, done: float, total: float, unit: str, seconds: float) -> str:
-    """Return `quality: 40 %, 512 tokens/s, 0:24 left`; no rate and no time left before anything is done."""
+def progress_line(
+    description: str, done: float, total: float, unit: str, seconds: float, units: float | None = None
+) -> str:
+    """Return `quality: 40 %, 512 tokens/s, 0:24 left`; no rate and no time left before anything is done.
+
+    units: done, where `done` and `total` are of something else.
+    """
     line = f"{description}: {100 * min(1.0, done / total) if total else 100:.0f} %"
     if done <= 0 or seconds <= 0:
         return f"{line}, {_clock(seconds)} so far"
-    return f"{line}, {_rate(done / seconds, unit)}, {_clock(max(0.0, total - done) * seconds / done)} left"
+    rate = _rate((done if units is None else units) / seconds, unit)
+    return f"{line}, {rate}, {_clock(max(0.0, total - done) * seconds / done)} left"
 
 
 def _rate(speed: float, unit: str) -> str:

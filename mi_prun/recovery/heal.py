@@ -268,7 +268,13 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
             "nothing was written; the same command goes on from the state saved last, every "
             f"{training.settings.save_minutes:g} minutes"
         ),
-        progress("healing", 1, "of it", shown=training.ranks.first) as advance,
+        progress(
+            "healing",
+            1 - training.share_done,
+            "tokens",
+            shown=training.ranks.first,
+            counted=lambda: training.trained_tokens,
+        ) as advance,
     ):
         progress_made = training.run(advance)
     if training.ranks.first and (times := training.text.times_through) > 1:

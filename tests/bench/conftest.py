@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench.models.weights import Block, Weights
 from bench.records.schema import (
+    POINTS_NAME,
     Blocks,
     DenseModel,
     HealedBy,
@@ -26,8 +28,10 @@ from bench.records.schema import (
     Speed,
     StartUp,
     Workload,
+    append_record,
 )
 from bench.records.task_schema import (
+    TASKS_NAME,
     Continuation,
     GenerationRecord,
     LogprobCheck,
@@ -176,6 +180,35 @@ def made_round(output_tokens_per_s: float) -> Round:
 @pytest.fixture
 def point() -> Callable[..., PointRecord]:
     return made_point
+
+
+@pytest.fixture
+def save() -> Callable[..., str]:
+    """`save(folder, points, tasks)`: a results folder with these records. Returns its path."""
+
+    def save(folder: Path, points: Sequence[PointRecord] = (), tasks: Sequence[TaskRecord] = ()) -> str:
+        folder.mkdir(exist_ok=True)
+        for name, records in ((POINTS_NAME, points), (TASKS_NAME, tasks)):
+            for record in records:
+                append_record(folder, record, name)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def toy_weights() -> Weights:
+    """A model of two bytes a number: blocks of 100 numbers, a head of 40, rows of 4, two KV heads, four query heads."""
+    return Weights(
+        blocks=(Block(num_bytes=200, elements=100),) * 4,
+        head_bytes=80,
+        head_elements=40,
+        row_bytes=8,
+        rest_bytes=6,
+        kv_bytes=8,
+        attention_width=4,
+        total_bytes=886,
+    )
 
 
 @pytest.fixture

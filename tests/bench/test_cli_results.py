@@ -12,21 +12,14 @@ import pytest
 import bench.reports.mlflow_log
 import bench.tasks.tasks
 from bench.cli import app
-from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
-from bench.records.task_schema import TASKS_NAME, TaskRecord
+from bench.records.schema import PointRecord, Speed, append_record
+from bench.records.task_schema import TaskRecord
 from bench.tasks.task_settings import PROMPTS, Sampling, TaskSettings
 from mi_prun.console import run_app
 
 Point = Callable[..., PointRecord]
+Save = Callable[..., str]
 Run = Callable[..., int]
-
-
-def save(folder: Path, points: Sequence[PointRecord], tasks: Sequence[TaskRecord] = ()) -> str:
-    folder.mkdir(exist_ok=True)
-    for name, records in ((POINTS_NAME, points), (TASKS_NAME, tasks)):
-        for record in records:
-            append_record(folder, record, name)
-    return str(folder)
 
 
 def as_run(points: Sequence[PointRecord], name: str) -> list[PointRecord]:
@@ -55,7 +48,11 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_the_command_prints_changes_then_json(
-    tmp_path: Path, one_sweep: list[PointRecord], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    one_sweep: list[PointRecord],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    save: Save,
 ) -> None:
     a = save(tmp_path / "a", one_sweep)
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2"))
@@ -111,7 +108,7 @@ def test_the_command_on_a_folder_of_several_runs(
 
 
 def test_diff_shows_what_is_within_noise_only_where_it_is_asked_for(
-    tmp_path: Path, one_sweep: list[PointRecord], command: Run, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, one_sweep: list[PointRecord], command: Run, capsys: pytest.CaptureFixture[str], save: Save
 ) -> None:
     a, b = save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run(one_sweep, "run-2"))
     assert command("diff", a, b) == 0
@@ -125,7 +122,7 @@ def test_diff_shows_what_is_within_noise_only_where_it_is_asked_for(
 
 
 def test_diff_compares_other_engines_only_where_it_is_asked_to(
-    tmp_path: Path, one_sweep: list[PointRecord], command: Run, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, one_sweep: list[PointRecord], command: Run, capsys: pytest.CaptureFixture[str], save: Save
 ) -> None:
     after = [
         point.model_copy(update={"provenance": point.provenance.model_copy(update={"serve_flags": ()})})
@@ -139,7 +136,7 @@ def test_diff_compares_other_engines_only_where_it_is_asked_to(
 
 
 def test_a_recommendation_needs_a_run(
-    tmp_path: Path, task: Callable[..., TaskRecord], command: Run, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, task: Callable[..., TaskRecord], command: Run, capsys: pytest.CaptureFixture[str], save: Save
 ) -> None:
     place = save(tmp_path / "asked", (), [task()])
     assert command("recommend", place, "--min-speedup", "1.1") == 2
@@ -152,7 +149,7 @@ def test_limits_are_read_before_the_folder_is(tmp_path: Path, command: Run, caps
 
 
 def test_a_report_says_where_it_is(
-    tmp_path: Path, task: Callable[..., TaskRecord], command: Run, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, task: Callable[..., TaskRecord], command: Run, capsys: pytest.CaptureFixture[str], save: Save
 ) -> None:
     place, out = save(tmp_path / "asked", (), [task()]), tmp_path / "made" / "here"
     names = ["report.html", "report.md", "report.csv"]
@@ -170,6 +167,7 @@ def test_a_report_is_logged_where_a_server_is_named(
     command: Run,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    save: Save,
 ) -> None:
     logged: list[Any] = []
 

@@ -46,6 +46,11 @@ def test_a_step_that_takes_long_does_not_keep_the_lines_back(
     assert threading.active_count() == before
 
 
+def test_a_share_of_the_time_has_a_rate_of_its_own() -> None:
+    """A quarter of the time is over, and 512 tokens were done in 8 s."""
+    assert progress_line("healing", 0.25, 1, "tokens", 8, 512) == "healing: 25 %, 64 tokens/s, 0:24 left"
+
+
 def test_work_of_a_moment_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("work", 10, "steps") as advance:
         advance(10)

@@ -78,34 +78,22 @@ class Experiment:
         """
         if self.state.version != expected_version:
             raise ConflictError
-        new = self._next(who, why, weights, shadow_share, paused)
+        if shadow_share is not None and not 0.0 <= shadow_share <= 1.0:
+            raise ValueError(f"shadow_share must be in 0..1, got {shadow_share:g}")
+        asked = {"shadow_share": shadow_share, "paused": paused}
+        new = self._next(who, why, weights or {}, {name: value for name, value in asked.items() if value is not None})
         self.store.replace(self.name, self._on_disk, *self._unsaved, new)
         self._on_disk, self._unsaved = new.version, []
         self._take(new)
         return new
 
-    def _next(
-        self,
-        who: str,
-        why: str,
-        weights: Mapping[str, float] | None = None,
-        shadow_share: float | None = None,
-        paused: bool | None = None,
-    ) -> State:
+    def _next(self, who: str, why: str, weights: Mapping[str, float], changed: Mapping[str, float]) -> State:
         old = self.state
-        merged = {**old.weights, **(weights or {})}
+        merged = {**old.weights, **weights}
         check_weights(merged, old.weights)
-        if shadow_share is not None and not 0.0 <= shadow_share <= 1.0:
-            raise ValueError(f"shadow_share must be in 0..1, got {shadow_share:g}")
-        return State(
-            version=old.version + 1,
-            weights=merged,
-            shadow_share=old.shadow_share if shadow_share is None else shadow_share,
-            paused=old.paused if paused is None else paused,
-            time=time.time(),
-            who=who,
-            why=" ".join(why.split()),  # it is a line of the log
-        )
+        why = " ".join(why.split())  # it is a line of the log
+        update = {"version": old.version + 1, "weights": merged, "time": time.time(), "who": who, "why": why}
+        return State.model_validate(old.model_dump() | update | dict(changed))
 
     def _take(self, new: State) -> None:
         self.state = new
@@ -129,7 +117,7 @@ class Experiment:
         weights = {arm: 0.0}
         if sum(state.weights.values()) <= state.weights[arm]:
             weights[self.control] = state.weights[arm]
-        new = self._next("guardrail", reason, weights)
+        new = self._next("guardrail", reason, weights, {})
         self._take(new)
         self._unsaved.append(new)
         self._save()

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bench.records.results import Results, Run, read_results, read_side, runs_of
 from bench.records.schema import POINTS_NAME, PointRecord, append_record
-from bench.records.task_schema import GENERATIONS_NAME, TASKS_NAME, GenerationRecord, TaskRecord
+from bench.records.task_schema import GENERATIONS_NAME, GenerationRecord, TaskRecord
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
+Save = Callable[..., str]
 Task = Callable[..., TaskRecord]
 Generation = Callable[..., GenerationRecord]
-
-
-def save(folder: Path, points: Sequence[PointRecord] = (), tasks: Sequence[TaskRecord] = ()) -> str:
-    folder.mkdir(exist_ok=True)
-    for name, records in ((POINTS_NAME, points), (TASKS_NAME, tasks)):
-        for record in records:
-            append_record(folder, record, name)
-    return str(folder)
 
 
 def by(record: PointRecord | TaskRecord, run: str, commit: str | None) -> object:
@@ -82,7 +75,9 @@ def test_what_a_model_was_asked_goes_by_its_weights(task: Task, generation: Gene
     assert [len(results.generations_of(digit * 64)) for digit in "09"] == [1, 0]
 
 
-def test_a_folder_may_hold_tasks_or_continuations_only(tmp_path: Path, task: Task, generation: Generation) -> None:
+def test_a_folder_may_hold_tasks_or_continuations_only(
+    tmp_path: Path, task: Task, generation: Generation, save: Save
+) -> None:
     asked = read_results(Path(save(tmp_path / "tasks", (), [task()])))
     assert (asked.runs, asked.tasks, asked.generations) == ((), (task(),), ())
     (tmp_path / "continued").mkdir()
@@ -90,7 +85,7 @@ def test_a_folder_may_hold_tasks_or_continuations_only(tmp_path: Path, task: Tas
     assert read_results(tmp_path / "continued").generations == (generation((), "a"),)
 
 
-def test_what_there_is_nothing_to_show_of_is_refused(tmp_path: Path, point: Point) -> None:
+def test_what_there_is_nothing_to_show_of_is_refused(tmp_path: Path, point: Point, save: Save) -> None:
     with pytest.raises(UserError, match=r"has no points\.jsonl; make some with"):
         read_results(tmp_path)
     (tmp_path / POINTS_NAME).touch()
@@ -101,7 +96,7 @@ def test_what_there_is_nothing_to_show_of_is_refused(tmp_path: Path, point: Poin
         read_results(tmp_path)
 
 
-def test_a_side_that_is_not_there(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_a_side_that_is_not_there(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     with pytest.raises(UserError, match="has no points"):
         read_side(str(tmp_path))
     a = save(tmp_path / "a", one_sweep)
@@ -110,7 +105,7 @@ def test_a_side_that_is_not_there(tmp_path: Path, one_sweep: list[PointRecord]) 
 
 
 def test_a_name_means_the_beginning_of_a_run_or_the_newest_of_a_commit(
-    tmp_path: Path, point: Point, task: Task
+    tmp_path: Path, point: Point, task: Task, save: Save
 ) -> None:
     points = [by(point(), run, commit) for run, commit in (("r-1", "aaa1"), ("r-2", "bbb2"), ("aaa-3", "bbb2"))]
     tasks = [by(task(), f"asked-{commit}", commit) for commit in ("aaa1", "bbb2", None)]
@@ -131,12 +126,12 @@ def test_a_name_means_the_beginning_of_a_run_or_the_newest_of_a_commit(
     assert plain.others == (f"{place}@r-2", f"{place}@r-1")
 
 
-def test_a_commit_that_is_not_known_is_nobodys(tmp_path: Path, point: Point, task: Task) -> None:
+def test_a_commit_that_is_not_known_is_nobodys(tmp_path: Path, point: Point, task: Task, save: Save) -> None:
     place = save(tmp_path, [by(point(), "r-1", None)], [by(task(), "asked", "aaa1")])  # type: ignore[list-item]
     assert read_side(f"{place}@r-1").tasks == ()
 
 
-def test_a_side_of_tasks_only(tmp_path: Path, task: Task) -> None:
+def test_a_side_of_tasks_only(tmp_path: Path, task: Task, save: Save) -> None:
     other = {"dense": task().dense.model_copy(update={"weights_sha256": "9" * 64, "name": "owner/newer"})}
     place = save(tmp_path, (), [by(task(), "a", "aaa1"), by(task(**other), "b", "bbb2")])  # type: ignore[list-item]
     side = read_side(place)
@@ -147,7 +142,7 @@ def test_a_side_of_tasks_only(tmp_path: Path, task: Task) -> None:
         read_side(f"{place}@ccc")
 
 
-def test_a_folder_whose_name_has_an_at_sign(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_a_folder_whose_name_has_an_at_sign(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     place = save(tmp_path / "results@home", one_sweep)
     run = Run("run-1", tuple(one_sweep))
     assert [read_side(name).run for name in (place, f"{place}@run")] == [run, run]

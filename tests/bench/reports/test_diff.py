@@ -11,20 +11,13 @@ import pytest
 from scipy.stats import ttest_ind
 
 from bench.records.results import read_side
-from bench.records.schema import POINTS_NAME, PointRecord, Speed, append_record
-from bench.records.task_schema import TASKS_NAME, TaskRecord
+from bench.records.schema import PointRecord, Speed
+from bench.records.task_schema import TaskRecord
 from bench.reports.diff import RunDiff, diff
 from mi_prun.errors import UserError
 
 Point = Callable[..., PointRecord]
-
-
-def save(folder: Path, points: Sequence[PointRecord], tasks: Sequence[TaskRecord] = ()) -> str:
-    folder.mkdir(exist_ok=True)
-    for name, records in ((POINTS_NAME, points), (TASKS_NAME, tasks)):
-        for record in records:
-            append_record(folder, record, name)
-    return str(folder)
+Save = Callable[..., str]
 
 
 def against(a: str, b: str, **options: bool) -> RunDiff:
@@ -46,7 +39,7 @@ def faster(point: PointRecord, times: float) -> PointRecord:
     return point.model_copy(update={"speed": Speed(rounds=rounds)})
 
 
-def test_the_same_figures_have_not_changed(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_the_same_figures_have_not_changed(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     changed = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run(one_sweep, "run-2", commit="f00")))
     assert changed.beyond_noise == []
     assert changed.notes == ("commit 0123456789ab -> f00",)
@@ -55,7 +48,7 @@ def test_the_same_figures_have_not_changed(tmp_path: Path, one_sweep: list[Point
     assert "66 figures compared, 0 beyond noise; of the 39 with a 95 % interval about 2 " in changed.summary()
 
 
-def test_a_speed_beyond_noise_and_one_within(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_a_speed_beyond_noise_and_one_within(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     a = save(tmp_path / "a", one_sweep)
     after = as_run(one_sweep, "run-2")
     after[1], after[2] = faster(after[1], 1.5), faster(after[2], 1.05)  # rounds of 95, 100, 110
@@ -73,7 +66,7 @@ def test_a_speed_beyond_noise_and_one_within(tmp_path: Path, one_sweep: list[Poi
     assert np.log([within.low, within.high]) == pytest.approx([interval.low, interval.high])
 
 
-def test_a_speed_up_over_dense_is_compared_too(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_a_speed_up_over_dense_is_compared_too(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     after = as_run(one_sweep, "run-2")
     paired = after[3].paired
     assert paired is not None
@@ -85,7 +78,7 @@ def test_a_speed_up_over_dense_is_compared_too(tmp_path: Path, one_sweep: list[P
     assert change.line().endswith("worse")
 
 
-def test_one_round_is_no_change_beyond_noise(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_one_round_is_no_change_beyond_noise(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     def first_round(points: Sequence[PointRecord], times: float) -> list[PointRecord]:
         return [
             faster(point.model_copy(update={"speed": Speed(rounds=point.speed.rounds[:1])}), times) for point in points
@@ -97,7 +90,7 @@ def test_one_round_is_no_change_beyond_noise(tmp_path: Path, one_sweep: list[Poi
     assert {c.low for c in changed.changes if c.figure == "tokens/s"} == {None}
 
 
-def test_other_blocks_and_their_perplexity(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_other_blocks_and_their_perplexity(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     after = as_run(one_sweep, "run-2")
     blocks = after[1].arm.blocks.model_copy(update={"dropped": (5,)})
     quality = after[1].quality
@@ -124,7 +117,7 @@ def test_other_blocks_and_their_perplexity(tmp_path: Path, one_sweep: list[Point
     ],
 )
 def test_speed_of_another_engine_is_not_compared_unless_asked(
-    tmp_path: Path, one_sweep: list[PointRecord], provenance: dict[str, object], said: str
+    tmp_path: Path, one_sweep: list[PointRecord], provenance: dict[str, object], said: str, save: Save
 ) -> None:
     a = save(tmp_path / "a", one_sweep)
     b = save(tmp_path / "b", as_run([faster(point, 2) for point in one_sweep], "run-2", **provenance))
@@ -136,7 +129,7 @@ def test_speed_of_another_engine_is_not_compared_unless_asked(
     assert {change.figure for change in anyway.beyond_noise} == {"tokens/s"}
 
 
-def test_another_machine_and_other_text(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_another_machine_and_other_text(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     machine = one_sweep[0].provenance.machine.model_copy(update={"cores": 64})
     after = [
         point.model_copy(update={"quality": point.quality.model_copy(update={"text": "other.txt"})})
@@ -147,7 +140,7 @@ def test_another_machine_and_other_text(tmp_path: Path, one_sweep: list[PointRec
         against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", after))
 
 
-def test_loads_that_are_not_in_both_are_named(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_loads_that_are_not_in_both_are_named(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     other = one_sweep[0].load.model_copy(update={"concurrency": 64, "seed": 5})
     more = [point.model_copy(update={"load": other}) for point in one_sweep]
     a, b = save(tmp_path / "a", one_sweep), save(tmp_path / "b", as_run([*one_sweep, *more], "run-2"))
@@ -156,7 +149,9 @@ def test_loads_that_are_not_in_both_are_named(tmp_path: Path, one_sweep: list[Po
         against(a, save(tmp_path / "c", as_run(more, "run-3")))
 
 
-def test_prompts_of_a_text_are_another_load_than_random_tokens(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_prompts_of_a_text_are_another_load_than_random_tokens(
+    tmp_path: Path, one_sweep: list[PointRecord], save: Save
+) -> None:
     texts = [
         point.model_copy(update={"load": point.load.model_copy(update={"text": "book.txt"})})
         for point in as_run(one_sweep, "run-2")
@@ -165,7 +160,9 @@ def test_prompts_of_a_text_are_another_load_than_random_tokens(tmp_path: Path, o
         against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", texts))
 
 
-def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_tails_energy_start_up_and_what_the_device_held(
+    tmp_path: Path, one_sweep: list[PointRecord], save: Save
+) -> None:
     def other(point: PointRecord, times: float) -> PointRecord:
         rounds = tuple(
             result.model_copy(
@@ -197,7 +194,7 @@ def test_tails_energy_start_up_and_what_the_device_held(tmp_path: Path, one_swee
 
 
 def test_energy_is_of_a_request_and_quality_by_the_first_load_that_both_have(
-    tmp_path: Path, one_sweep: list[PointRecord]
+    tmp_path: Path, one_sweep: list[PointRecord], save: Save
 ) -> None:
     """A round of twice the requests takes twice the energy; another first load is no reason to say nothing."""
 
@@ -220,7 +217,7 @@ def test_energy_is_of_a_request_and_quality_by_the_first_load_that_both_have(
     assert worse == [("dense", pytest.approx(1.5)), ("hybrid 12.5%", pytest.approx(1.5))]
 
 
-def test_runs_and_commits_of_one_folder(tmp_path: Path, one_sweep: list[PointRecord]) -> None:
+def test_runs_and_commits_of_one_folder(tmp_path: Path, one_sweep: list[PointRecord], save: Save) -> None:
     newer = as_run([faster(point, 2) for point in one_sweep], "run-2", commit="beef00000000")
     folder = save(tmp_path / "a", [*one_sweep, *newer])
     for a, b in ((f"{folder}@run-1", folder), (f"{folder}@0123", f"{folder}@beef")):
@@ -230,7 +227,7 @@ def test_runs_and_commits_of_one_folder(tmp_path: Path, one_sweep: list[PointRec
         against(folder, f"{folder}@beef")
 
 
-def test_answers_are_paired_item_by_item(tmp_path: Path, task: Callable[..., TaskRecord]) -> None:
+def test_answers_are_paired_item_by_item(tmp_path: Path, task: Callable[..., TaskRecord], save: Save) -> None:
     before = task((3,), [True] * 40 + [False] * 40)
     after = task((3,), [True] * 20 + [False] * 60)
     a = save(tmp_path / "a", (), [task(), before])

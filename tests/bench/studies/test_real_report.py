@@ -2,66 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.records.machine import this_machine
 from bench.studies.real_report import Text, page, picture, read_texts
 from bench.studies.selection_study import StudyRow
-from mi_prun.comparison.comparison_row import Row
 from mi_prun.errors import UserError
 
 PERPLEXITIES = {"bi": (30.0, 50.0), "angular": (36.0, 42.0), "mi-prun": (33.0, 39.0)}
 
 
-def row(method: str, seed: int, k: int, perplexity: float, estimator: str = "reading") -> StudyRow:
-    choice = Row(
-        analysis="a",
-        method=method,
-        rerank=0,
-        seed=seed,
-        num_blocks=9,
-        dropped=tuple(range(k)),
-        candidates=0,
-        selection_passes=0,
-        analysis_passes=1,
-        seconds=0,
-        dense_perplexity=1,
-        perplexity=1,
-        kl_nats_per_token=0,
-        objective_nats=0,
-        objective_gap_nats=0,
-    )
-    return StudyRow(
-        model="real",
-        text="wiki",
-        seed=seed,
-        estimator=estimator,
-        row=choice,
-        perplexity=perplexity,
-        kl_nats_per_token=0.1,
-        dense_perplexity=20,
-        optimum_perplexity=None,
-        optimum_dropped=None,
-        evaluation_tokens=1_000,
-        calibration_tokens=1_000,
-        window_tokens=100,
-        machine=this_machine(),
-        versions={"torch": "2"},
-        commit=None,
-    )
-
-
 @pytest.fixture
-def rows() -> list[StudyRow]:
-    made = [
-        row(method, seed, k, k * perplexities[seed])
+def rows(row: Callable[..., StudyRow]) -> list[StudyRow]:
+    def made(method: str, seed: int, k: int, perplexity: float, estimator: str = "reading") -> StudyRow:
+        return row(
+            method, seed, perplexity, (*range(k),), num_blocks=9, model="real", text="wiki", estimator=estimator,
+            dense_perplexity=20, window_tokens=100,
+        )  # fmt: skip
+
+    choices = [
+        made(method, seed, k, k * perplexities[seed])
         for method, perplexities in PERPLEXITIES.items()
         for seed in (0, 1)
         for k in (1, 2)
     ]
-    return [*made, row("mi-prun", 0, 1, 90.0, estimator="gaussian")]
+    return [*choices, made("mi-prun", 0, 1, 90.0, estimator="gaussian")]
 
 
 def test_the_bar_is_the_lower_mean_and_the_worst_seed_is_against_that_seeds_better_one(rows: list[StudyRow]) -> None:

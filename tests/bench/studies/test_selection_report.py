@@ -12,57 +12,10 @@ from bench.records.schema import Machine
 from bench.studies.selection_group import Group
 from bench.studies.selection_report import main, page, read_confirmed, read_groups
 from bench.studies.selection_study import Confirmed, StudyRow, confirmed_path
-from mi_prun.comparison.comparison import Row
 from mi_prun.errors import UserError
 
 MACHINE = Machine(cpu="c", cores=2, memory_bytes=1, gpu=None, system="s")
-Dropped = tuple[int, ...]
-
-
-def row(
-    method: str = "greedy-loss",
-    seed: int = 0,
-    perplexity: float = 11.0,
-    dropped: Dropped = (0,),
-    passes: float = 1.0,
-    **fields: Any,
-) -> StudyRow:
-    """A choice in a model of four blocks, whose optimum has perplexity 10."""
-    choice = Row(
-        analysis="a",
-        method=method,
-        rerank=0,
-        seed=seed,
-        num_blocks=4,
-        dropped=dropped,
-        candidates=0,
-        selection_passes=passes,
-        analysis_passes=0.25,
-        seconds=0.0,
-        dense_perplexity=9.0,
-        perplexity=perplexity,
-        kl_nats_per_token=0.1,
-        objective_nats=0.0,
-        objective_gap_nats=0.0,
-    )
-    values: dict[str, Any] = {
-        "model": "four",
-        "text": "books",
-        "seed": seed,
-        "row": choice,
-        "perplexity": perplexity,
-        "kl_nats_per_token": 0.1,
-        "dense_perplexity": 9.0,
-        "optimum_perplexity": 10.0,
-        "optimum_dropped": (3,),
-        "evaluation_tokens": 1000,
-        "calibration_tokens": 4000,
-        "window_tokens": 10,
-        "machine": MACHINE,
-        "versions": {"torch": "2", "transformers": "5"},
-        "commit": None,
-    }
-    return StudyRow(**(values | fields))
+MadeRow = Callable[..., StudyRow]
 
 
 def confirmed(**fields: Any) -> Confirmed:
@@ -83,14 +36,14 @@ def line_of(text: str, label: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_has_the_passes_of_each_k_and_a_dash_for_what_one_text_does_not_tell() -> None:
+def test_the_page_has_the_passes_of_each_k_and_a_dash_for_what_one_text_does_not_tell(row: MadeRow) -> None:
     rows = [row(name, seed, 11.0, (*range(k),), k) for name in ("greedy-loss", "b") for seed in (0, 1) for k in (1, 2)]
     text = page([Group(rows)])
     assert "| method | k=1 | k=2 | Jaccard over texts | spread over texts |" in text
     assert "| b:0 | 1.25 | 2.25 | - | - |" in text
 
 
-def test_the_figures_of_all_cases_together() -> None:
+def test_the_figures_of_all_cases_together(row: MadeRow) -> None:
     """Ratios of 1.1 and 1.3, and of 1 and 1.2: the second method is better on each seed."""
     rows = [row(seed=seed, perplexity=p, passes=4.0) for seed, p in enumerate((11.0, 13.0))]
     rows += [row("b", seed, p, (seed,)) for seed, p in enumerate((10.0, 12.0))]
@@ -109,18 +62,18 @@ def test_the_figures_of_all_cases_together() -> None:
     assert "- Dense perplexity: 9.00 on 1,000 tokens.\n- Ranking text: 4,000 tokens, 1,000 for the one pass" in text
 
 
-def test_one_choice_is_a_page() -> None:
+def test_one_choice_is_a_page(row: MadeRow) -> None:
     """One seed and one k have no percentile but the value itself."""
     cells = line_of(page([Group([row()])]), "greedy-loss:0")
     assert cells[6:10] == ["1.100"] * 4
     assert cells[10] == "-"
 
 
-def test_a_study_without_greedy_loss_has_no_share_of_its_passes() -> None:
+def test_a_study_without_greedy_loss_has_no_share_of_its_passes(row: MadeRow) -> None:
     assert line_of(page([Group([row("b", seed) for seed in (0, 1)])]), "b:0")[13] == "- (L=4)"
 
 
-def test_where_no_optimum_is_known_there_is_no_ratio_to_it() -> None:
+def test_where_no_optimum_is_known_there_is_no_ratio_to_it(row: MadeRow) -> None:
     rows = [row(seed=seed, optimum_perplexity=None, optimum_dropped=None) for seed in (0, 1)]
     text = page([Group(rows)])
     assert line_of(text, "greedy-loss:0")[5:10] == ["100%", "-", "-", "-", "-"]  # it is the best set known itself
@@ -128,14 +81,14 @@ def test_where_no_optimum_is_known_there_is_no_ratio_to_it() -> None:
     assert " k*: to the best set known." in text
 
 
-def test_the_machines_stand_by_how_much_they_made() -> None:
+def test_the_machines_stand_by_how_much_they_made(row: MadeRow) -> None:
     gpu = MACHINE.model_copy(update={"gpu": "H100"})
     rows = [row(seed=seed, machine=gpu if seed > 1 else MACHINE) for seed in range(5)]
     said = "Made on H100 (torch 2, transformers 5): 3 choices; c, 2 cores (torch 2, transformers 5): 2 choices."
     assert said in page([Group(rows)])
 
 
-def test_confirmed_figures_are_said_to_be_that() -> None:
+def test_confirmed_figures_are_said_to_be_that(row: MadeRow) -> None:
     rows = [row(seed=seed) for seed in (0, 1)]
     plain = page([Group(rows)])
     assert "That error is known for none; elsewhere it is taken as 0." in plain
@@ -148,7 +101,7 @@ def test_confirmed_figures_are_said_to_be_that() -> None:
     assert "That error is known for four on wiki; elsewhere it is taken as 0." in both
 
 
-def test_sets_that_were_measured_in_part_are_counted() -> None:
+def test_sets_that_were_measured_in_part_are_counted(row: MadeRow) -> None:
     text = page([Group([row(seed=seed) for seed in (0, 1)], confirmed(in_part={"0": 800, "1": 1000}))])
     assert "(2 sets were clearly behind on the first 1,000 and were measured on those only)" in text
 
@@ -159,7 +112,7 @@ def write(folder: Path, name: str, *rows: StudyRow) -> Path:
     return path
 
 
-def test_groups_are_read_the_smallest_models_first(tmp_path: Path) -> None:
+def test_groups_are_read_the_smallest_models_first(tmp_path: Path, row: MadeRow) -> None:
     def of(blocks: int, **fields: str) -> StudyRow:
         made = row(**fields)
         return made.model_copy(update={"row": made.row.model_copy(update={"num_blocks": blocks})})
@@ -192,7 +145,7 @@ def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], 
     return call
 
 
-def test_the_page_and_its_pictures_are_written(tmp_path: Path, status: Callable[[Path], object]) -> None:
+def test_the_page_and_its_pictures_are_written(tmp_path: Path, status: Callable[[Path], object], row: MadeRow) -> None:
     write(tmp_path, "four", row(seed=0), row(seed=1))
     assert status(tmp_path) == 0
     text = (tmp_path / "docs" / "page.md").read_text()

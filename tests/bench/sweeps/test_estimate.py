@@ -11,9 +11,8 @@ import pytest
 
 from bench.models.measured_model import MeasuredModel, MeasuredModels
 from bench.models.roofline import Work
-from bench.models.weights import Block, Weights
+from bench.models.weights import Weights
 from bench.records.schema import PointRecord
-from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps.estimate import (
     STEP_SECONDS,
     MachineSpeed,
@@ -27,31 +26,16 @@ from bench.sweeps.sweep_settings import SweepSettings
 from mi_prun.settings import AnalyzeSettings
 
 Point = Callable[..., PointRecord]
-SETTINGS = SweepSettings(
-    ratios="0,.25,.5",
-    methods="bi:0",
-    analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
-    measure=MeasureSettings(WorkloadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
-)
-QUICK = MachineSpeed(bytes_per_s=1e30, flops_per_s=1e30)  # only what a step costs beside bytes and FLOPs
-TOY = Weights(
-    blocks=(Block(num_bytes=200, elements=100),) * 4,
-    head_bytes=80,
-    head_elements=40,
-    row_bytes=8,
-    rest_bytes=6,
-    kv_bytes=8,
-    attention_width=4,
-    total_bytes=886,
-)
 
 
-def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: Path) -> None:
+def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(
+    reference: Path, small_sweep: SweepSettings
+) -> None:
     def seconds(candidates: int, **changed: Any) -> float:
-        settings = replace(SETTINGS, **changed)
+        settings = replace(small_sweep, **changed)
         return choosing_seconds(models, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
 
-    models = prepare_sweep(str(reference), SETTINGS).models
+    models = prepare_sweep(str(reference), small_sweep).models
     text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
     # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
     passes = 1000 + 2000 * (1 + 0.75 + 0.5)
@@ -63,8 +47,8 @@ def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(reference: 
     assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
 
 
-def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path) -> None:
-    prepared = prepare_shape("qwen3-0.6b", tmp_path, SETTINGS)
+def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path, small_sweep: SweepSettings) -> None:
+    prepared = prepare_shape("qwen3-0.6b", tmp_path, small_sweep)
     speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
     models, loads = prepared.models.all, prepared.closed
     once = sweep_seconds(models, loads, 1, "together", speed)
@@ -87,12 +71,12 @@ def test_this_machine_has_a_speed() -> None:
     assert 1e7 < speed.flops_per_s < 1e16
 
 
-def test_a_closed_loop_is_turns_of_prompts_and_steps(point: Point) -> None:
+def test_a_closed_loop_is_turns_of_prompts_and_steps(point: Point, toy_weights: Weights, quick: MachineSpeed) -> None:
     """32 requests, four in flight: eight turns of four prompts, one after another, and 64 steps of the four."""
-    model, load = MeasuredModel(point().arm, 886, TOY), point().load
-    assert round_seconds(model, load, QUICK) == pytest.approx(8 * (4 + 64) * STEP_SECONDS)
+    model, load = MeasuredModel(point().arm, 886, toy_weights), point().load
+    assert round_seconds(model, load, quick) == pytest.approx(8 * (4 + 64) * STEP_SECONDS)
     alone = load.model_copy(update={"concurrency": 1})
-    assert round_seconds(model, alone, QUICK) == pytest.approx(32 * (1 + 64) * STEP_SECONDS)
+    assert round_seconds(model, alone, quick) == pytest.approx(32 * (1 + 64) * STEP_SECONDS)
     # A step of decode reads 80 + 6 + 4 x 200 bytes, four rows, and four caches of 160 tokens and one in four blocks.
     slow = MachineSpeed(bytes_per_s=1.0, flops_per_s=1e30)
     decoded = 80 + 6 + 4 * 8 + 4 * (200 + 4 * 161 * 8)
@@ -100,10 +84,12 @@ def test_a_closed_loop_is_turns_of_prompts_and_steps(point: Point) -> None:
     assert round_seconds(model, load, slow) == pytest.approx(8 * (4 * prefilled + 64 * decoded), rel=1e-4)
 
 
-def test_an_open_loop_lasts_until_its_requests_have_come(point: Point) -> None:
+def test_an_open_loop_lasts_until_its_requests_have_come(
+    point: Point, toy_weights: Weights, quick: MachineSpeed
+) -> None:
     opened = point().load.model_copy(update={"concurrency": None, "rate_per_s": 0.5})
-    for weights in (TOY, None):
-        assert round_seconds(MeasuredModel(point().arm, 886, weights), opened, QUICK) == 64
+    for weights in (toy_weights, None):
+        assert round_seconds(MeasuredModel(point().arm, 886, weights), opened, quick) == 64
 
 
 def test_of_a_family_that_is_not_known_every_token_reads_all_weights(point: Point) -> None:
@@ -112,13 +98,15 @@ def test_of_a_family_that_is_not_known_every_token_reads_all_weights(point: Poin
     assert seconds == pytest.approx(32 * 64 * (1 + STEP_SECONDS))
 
 
-def test_without_models_or_loads_only_starts_take_time(point: Point) -> None:
-    model = MeasuredModel(point().arm, 886, TOY)
-    assert sweep_seconds([], [point().load], 3, "together", QUICK) == 0
-    assert sweep_seconds([model, model], [], 3, "together", QUICK) == 2 * 45
-    assert sweep_seconds([model, model], [], 3, "alone", QUICK) == 6 * 45
+def test_without_models_or_loads_only_starts_take_time(point: Point, toy_weights: Weights, quick: MachineSpeed) -> None:
+    model = MeasuredModel(point().arm, 886, toy_weights)
+    assert sweep_seconds([], [point().load], 3, "together", quick) == 0
+    assert sweep_seconds([model, model], [], 3, "together", quick) == 2 * 45
+    assert sweep_seconds([model, model], [], 3, "alone", quick) == 6 * 45
 
 
-def test_what_choosing_takes_is_not_guessed_where_the_model_is_not_known(point: Point) -> None:
+def test_what_choosing_takes_is_not_guessed_where_the_model_is_not_known(
+    point: Point, small_sweep: SweepSettings, quick: MachineSpeed
+) -> None:
     models = MeasuredModels(dense=point().dense, all=(MeasuredModel(point().arm, 886, None),), config={})
-    assert choosing_seconds(models, [], SETTINGS, QUICK) == 0
+    assert choosing_seconds(models, [], small_sweep, quick) == 0
