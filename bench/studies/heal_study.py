@@ -5,7 +5,8 @@
 
 A case is METHOD[:LENGTH], METHOD one of fit, lora, all, or lora-alone and all-alone (without the closed form), LENGTH
 tokens (100k) or a time (10min). Each case is one line; those that the file has already are left out, so an interrupted
-study goes on. The healing itself is `mi_prun.recovery`'s; a healing that is no better is a line without figures.
+study goes on. The healing itself is `mi_prun.recovery`'s; a healing that is no better is a line without figures. At the
+end the file is printed as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.machine import commit, this_machine, versions
+from mi_prun.checkpoint.card import table
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
+from mi_prun.json_lines import read_whole_lines
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, kept_blocks
@@ -83,6 +86,38 @@ def figures(dense: dict[str, float], pruned: dict[str, float], healed: dict[str,
     }
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a study; none where there is no file."""
+    return [json.loads(line) for line in read_whole_lines(path)]
+
+
+def healed_table(records: Sequence[dict[str, Any]]) -> str:
+    """Write the healed cases as a Markdown table: on each text the perplexities, and the share of the gap closed."""
+    healed = [record for record in records if "judged" in record]
+    texts = list(dict.fromkeys(name for record in healed for name in record["judged"]))
+    return table(
+        ("model", "dropped", "healed by", "tokens trained on", "seconds", *texts),
+        [
+            (
+                record["model"],
+                ", ".join(map(str, record["dropped"])),
+                record["healing"]["method"],
+                f"{record['healing']['tokens']:,}",
+                f"{record['healing']['seconds']:.0f}",
+                *(cell(record["judged"].get(text)) for text in texts),
+            )
+            for record in healed
+        ],
+    )
+
+
+def cell(judged: dict[str, float] | None) -> str:
+    """Write the figures of one text; a dash where it was not measured."""
+    if judged is None:
+        return "-"
+    return "{dense:.1f}; {pruned:.1f}; **{healed:.1f}** ({gap_closed:.0%})".format(**judged)
+
+
 def study(options: argparse.Namespace) -> None:
     """Run the cases that the file lacks."""
     folder = open_model(options.model)
@@ -96,11 +131,12 @@ def study(options: argparse.Namespace) -> None:
         train_dtype=options.train_dtype,
     )  # fmt: skip
     cases = {case: settings_of(case, base) for case in options.case}
-    keys = {case: f"{case} {list(dropped)} {json.dumps(asdict(settings))}" for case, settings in cases.items()}
-    lines = options.output.read_text().splitlines() if options.output.exists() else []
-    done = {json.loads(line)["key"] for line in lines}
+    names = {"sources": [Path(text).name for text in options.text]}  # a record says nothing of its machine's folders
+    keys = {case: f"{case} {list(dropped)} {json.dumps(asdict(settings) | names)}" for case, settings in cases.items()}
+    records = read_records(options.output)
+    done = {record["key"] for record in records}
     judged = JudgedModel(folder, options.judge, options.judge_tokens, options.window)
-    known = next((json.loads(line)["unhealed"] for line in lines if json.loads(line)["dropped"] == list(dropped)), None)
+    known = next((record["unhealed"] for record in records if record["dropped"] == list(dropped)), None)
     dense, pruned = known or [judged.log_perplexities(folder, blocks) for blocks in ((), dropped)]
     for case, settings in cases.items():
         if keys[case] in done:
@@ -122,6 +158,7 @@ def study(options: argparse.Namespace) -> None:
         record |= {"machine": this_machine().model_dump(), "versions": versions(), "commit": commit()}
         append_line(options.output, json.dumps(record))
         say(f"{case}: {json.dumps(record.get('judged') or record.get('refused'))}")
+    print(healed_table(read_records(options.output)))
 
 
 def main() -> None:

@@ -49,8 +49,15 @@ ALONE = Ranks()
 
 
 def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:
-    """Return what a training computes products in. name: float32 or bfloat16; None takes the model's own dtype."""
-    return model.dtype if name is None else pick_dtype(model.device, name)
+    """Return what a training computes products in. name: float32 or bfloat16; None takes the model's own dtype.
+
+    Raises UserError for float32 where the model is computed in another dtype: products are never rounded less.
+    """
+    dtype = model.dtype if name is None else pick_dtype(model.device, name)
+    if dtype == torch.float32 and model.dtype != dtype:
+        own = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"--train-dtype float32: the model is in {own} on {model.device}; leave the option out")
+    return dtype
 
 
 class Training:

@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from bench.studies import heal_study
-from bench.studies.heal_study import figures, settings_of
+from bench.studies.heal_study import figures, healed_table, settings_of
 from mi_prun.errors import UserError
 from mi_prun.settings import HealSettings
 
@@ -34,6 +34,20 @@ def test_what_is_no_case(case):
 def test_share_of_the_gap():
     found = figures({"a": 1.0}, {"a": 3.0}, {"a": 1.5})
     assert found["a"]["gap_closed"] == 0.75
+
+
+def test_the_table_has_a_line_for_each_healed_case_and_a_dash_for_what_was_not_judged():
+    healing = {"method": "fit + lora", "tokens": 52_224, "seconds": 578.3}
+    judged = figures({"a": 0.0, "b": 0.0}, {"a": 2.0, "b": 1.0}, {"a": 1.0, "b": 0.25})
+    records = [
+        {"model": "m", "dropped": [3, 4], "healing": healing, "judged": judged},
+        {"model": "m", "dropped": [3, 4], "healing": healing, "judged": {"a": judged["a"]}},
+        {"model": "m", "dropped": [5], "refused": "healing does not help"},
+    ]
+    header, _, first, second = healed_table(records).splitlines()
+    assert header == "| model | dropped | healed by | tokens trained on | seconds | a | b |"
+    assert first == "| m | 3, 4 | fit + lora | 52,224 | 578 | 1.0; 7.4; **2.7** (50%) | 1.0; 2.7; **1.3** (75%) |"
+    assert second.endswith("| 1.0; 7.4; **2.7** (50%) | - |")
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mi_prun.errors import UserError
 from mi_prun.recovery.healing_text import HealingText, Supply
 from mi_prun.recovery.judge import Judge
 from mi_prun.recovery.training import LEAST_RATE, Training, train_dtype
@@ -69,6 +70,9 @@ def test_products_are_of_the_models_own_dtype_unless_told(shared):
     model = shared((2,)).model
     assert train_dtype(model, None) == torch.float32
     assert train_dtype(model, "bfloat16") == torch.bfloat16
+    model.model.to(torch.bfloat16)
+    with pytest.raises(UserError, match="--train-dtype float32: the model is in bfloat16 on cpu; leave the option out"):
+        train_dtype(model, "float32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,7 +82,7 @@ def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, t
     weights.model.model.to(dtype)
     before = {name: parameter.clone() for name, parameter in weights.model.model.named_parameters()}
     weights.give_all(torch.float32) if train == "all" else weights.adapt(4, 8, 0)
-    run = training(weights, replace(SETTINGS, tokens=2_048))
+    run = training(weights, replace(SETTINGS, tokens=2_048, train_dtype=None))
     (start,) = run.judge.measure()
     progress = run.run()
     (end,) = run.judge.measure()
