@@ -119,7 +119,7 @@ class HealingText:
         for supply in supplies:
             cut = max(1, round(len(supply.held_out) * validation_share))
             self.validation.append(Windows(supply.held_out[:cut], f"{supply.name}, validation part"))
-            self.gate.append(Windows(supply.held_out[cut:], f"{supply.name}, held out part"))
+            self.gate.append(Windows(supply.held_out[cut:], f"{supply.name}, held-out part"))
         self._turns: list[tuple[int, int]] = []  # of each window: source, and number in it
 
     @property
@@ -193,7 +193,7 @@ def load_healing_text(
     if len(sources) == 1 and sources[0].name != SELF and model is not None:  # another kind, for the gate alone
         short = min(window_tokens, SELF_GATE_WINDOW)
         more = sample_windows(model, tokenizer, windows=windows_for(gate_tokens, short), window_tokens=short, seed=seed)
-        text.gate.append(Windows(more, f"{SELF}, held out part"))
+        text.gate.append(Windows(more, f"{SELF}, held-out part"))
     return text
 
 

@@ -28,7 +28,7 @@ from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import TextSource, text_source
 
 LEAST_RANKING_SHARE = 4
-PARTS = ("scoring", "ranking", "held out")
+PARTS = ("scoring", "ranking", "held-out")
 BATCH_CHARACTERS = 200_000
 MOST_CHARACTERS = 1 << 25  # passages are drawn from this much of a file
 SCATTER_FROM = 3  # passages needed for each window wanted; with fewer the beginning of the text is taken

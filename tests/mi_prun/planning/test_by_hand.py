@@ -39,7 +39,7 @@ def test_only_held_out_text_is_sampled(
     assert plan.quality is not None
     assert plan.quality.predicted_tokens == 8 * 63
     assert plan.quality.pruned_perplexity > plan.quality.dense_perplexity
-    assert plan.quality.text == "self, held out part"
+    assert plan.quality.text == "self, held-out part"
 
 
 def test_the_figure_is_that_of_the_held_out_windows(

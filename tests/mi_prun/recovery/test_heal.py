@@ -33,7 +33,7 @@ def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
     assert pruned.keys() == healed.keys()
     assert (manifest.healing.method, manifest.healing.fit_tokens, manifest.healing.tokens) == ("fit", 4_096, 0)
     kinds = [kind.text for kind in manifest.healing.quality]
-    assert kinds == ["manual.txt, held out part", "harbour.txt, held out part"]
+    assert kinds == ["manual.txt, held-out part", "harbour.txt, held-out part"]
     assert all(kind.healed_perplexity < kind.pruned_perplexity for kind in manifest.healing.quality)
 
     # Measured again, from the folder, as stock transformers reads it.
@@ -72,7 +72,7 @@ def test_card_and_inspect_say_how_it_was_healed(fitted):
     card = (out / "README.md").read_text()
     assert "nothing was retrained" not in card
     assert "## Healing" in card
-    assert "manual.txt, held out part" in card
+    assert "manual.txt, held-out part" in card
     assert "healed       fit; 0 tokens of manual.txt (3), harbour.txt (1)" in describe(out)
 
 
@@ -101,7 +101,7 @@ def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, heal
 
 def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, heal_settings):
     harmful = replace(heal_settings, fit=False, learning_rate=0.9, tokens=256)
-    with pytest.raises(UserError, match=r"does not help: on .*, held out part|the loss is NaN or Inf"):
+    with pytest.raises(UserError, match=r"does not help: on .*, held-out part|the loss is NaN or Inf"):
         heal_folder(pruned_reference, tmp_path / "healed", harmful)
     assert not (tmp_path / "healed").exists()
 
@@ -201,6 +201,6 @@ def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_setti
 
 def test_a_fit_to_one_narrow_text_is_caught_by_the_other_kind(pruned_reference, harbour, tmp_path, heal_settings):
     narrow = replace(heal_settings, sources=(str(harbour),), train="none", tokens=None, fit_tokens=1_024, ridge=1e-4)
-    with pytest.raises(UserError, match=r"healing \(fit\) does not help: on self, held out part the perplexity is"):
+    with pytest.raises(UserError, match=r"healing \(fit\) does not help: on self, held-out part the perplexity is"):
         heal_folder(pruned_reference, tmp_path / "healed", narrow)
     assert not any(tmp_path.iterdir())

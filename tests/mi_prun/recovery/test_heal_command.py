@@ -37,7 +37,7 @@ def test_the_closed_form_of_a_pruned_folder(
     status, said, err = run("heal", pruned_reference, "-o", out, "--fit", *text, "--adapter", adapter)
     assert (status, adapter.is_file()) == (0, True), err
     assert "healed       fit" in said
-    assert "of the gap in log-perplexity; manual.txt, held out part" in said
+    assert "of the gap in log-perplexity; manual.txt, held-out part" in said
     assert run("inspect", out, "--verify")[0] == 0
     plan = tmp_path / "plan.json"
     read_manifest(out).plan.write(plan)

@@ -45,7 +45,7 @@ def test_the_parts_are_the_beginning_of_the_text_cut_in_three(text: Path, tokeni
     ids = tokenizer(TEXT + "\n", add_special_tokens=False)["input_ids"]
     assert torch.cat(parts(calibration)).flatten().tolist() == ids[: 20 * 32]
     assert calibration.description.source == "ships.txt"  # no folder of this machine
-    assert calibration.held_out.text == "ships.txt, held out part"
+    assert calibration.held_out.text == "ships.txt, held-out part"
 
 
 def test_a_short_text_makes_every_part_shorter(text: Path, tokenizer: Any) -> None:
