@@ -35,21 +35,25 @@ EVENTS = st.lists(
 
 
 def standard(stream: bytes) -> list[ServerSentEvent]:
-    """The standard's own words, line by line."""
+    """The standard's own words, line by line; and llama.cpp's field `error`."""
     lines = stream.removeprefix(MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
-    events, data, kind = [], [], b""
+    events, data, kind, error = [], [], b"", b""
     for line in lines:
         name, colon, value = line.partition(b":")
         if not line:
             if data:
                 events.append(ServerSentEvent(b"\n".join(data), kind))
-            data, kind = [], b""
+            elif error:  # llama.cpp's
+                events.append(ServerSentEvent(error, b"error"))
+            data, kind, error = [], b"", b""
         elif colon and not name:
             continue
         elif name == b"data":
             data.append(value[1:] if value.startswith(b" ") else value)
         elif name == b"event":
             kind = value[1:] if value.startswith(b" ") else value
+        elif name == b"error":
+            error = value[1:] if value.startswith(b" ") else value
     return events
 
 
