@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.ab.wire.sse import LONGEST_EVENT, EventStream, ServerSentEvent, events_of
@@ -72,11 +72,13 @@ def read(parts: list[bytes]) -> tuple[bytes, list[ServerSentEvent]]:
     return onward + stream.rest(), events
 
 
+@settings.get_profile("fuzzed")
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join), CUTS)
 def test_any_bytes_in_any_cuts_are_what_the_standard_says(stream: bytes, places: list[int]) -> None:
     assert read(cut(stream, places)) == (stream, standard(stream))
 
 
+@settings.get_profile("fuzzed")
 @given(
     EVENTS, st.sampled_from([b"\n", b"\r", b"\r\n"]), st.sampled_from([b"", b" "]), st.sampled_from([b"", MARK]), CUTS
 )
