@@ -147,8 +147,8 @@ def _check_report(report: Mapping[str, Any], family: Family, title: str, block: 
     if shapes := sorted(report["mismatched_keys"]):
         name, there, wanted = shapes[0]
         raise UserError(
-            f"{title}: tensor {stored(name)} has the shape {list(there)} in the files, and {list(wanted)} by config.json; "
-            "the two are not of one model"
+            f"{title}: tensor {stored(name)} has the shape {list(there)} in the files, and {list(wanted)} by "
+            "config.json; the two are not of one model"
         )
     # Behind the first block the embedding is a stub, and filled in.
     if missing := sorted(name for name in report["missing_keys"] if not block or name.startswith(prefix)):

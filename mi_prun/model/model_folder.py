@@ -127,7 +127,8 @@ class ModelFolder:
         """The part of `pretrained_config` that is about text: the whole, unless the model nests it."""
         text = self.pretrained_config.get_text_config()
         if isinstance(text, dict):
-            raise UserError(f"model {self.path}: a {self.family.model_type} config has no field 'text_config'; remove it")
+            kind = self.family.model_type
+            raise UserError(f"model {self.path}: a {kind} config has no field 'text_config'; remove it")
         return text
 
     @cached_property

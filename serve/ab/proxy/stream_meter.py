@@ -28,8 +28,9 @@ class StreamMeter:
 
     Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
     until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark
-    came. failed: the engine itself said that it failed, in an event or in a body, or it said nothing at all. packed: the answer is compressed, so
-    that only its times are known. dialect: of an answer whose events have names; None for OpenAI's completions.
+    came. failed: the engine itself said that it failed, in an event or in a body, or it said nothing at all. packed:
+    the answer is compressed, so that only its times are known. dialect: of an answer whose events have names; None for
+    OpenAI's completions.
     """
 
     def __init__(self, streamed: bool, *, packed: bool = False, dialect: Dialect | None = None) -> None:

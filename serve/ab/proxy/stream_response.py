@@ -20,7 +20,6 @@ from serve.ab.verdict.event import Outcome
 from serve.ab.wire import headers as header
 from serve.ab.wire.upstream import UpstreamError
 
-
 NO_CONTENT = 204
 
 
@@ -113,7 +112,7 @@ class StreamResponse:
         return "ok" if self.begun.status < 400 else "client_error"
 
     def _failed_inside(self) -> bool:
-        """Return whether this is no answer although its status is that of one. A page is a gateway's, not an engine's."""
+        """Return whether this is no answer although its status is that of one. A page is a gateway's answer."""
         if self.begun.status >= 400 or self.begun.status == NO_CONTENT:
             return False
         return self.meter.failed or header.media_type(self.headers) == b"text/html"

@@ -5,6 +5,7 @@ Every interval holds at every look at once (`statistics.py`), each at its own le
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, field_validator
