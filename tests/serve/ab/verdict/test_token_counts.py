@@ -21,9 +21,12 @@ def verdict_of(
 ) -> tuple[Verdict, set[str]]:
     """Of so many answers of each arm, whose fields are given; and the quantities that are not compared."""
     drained: list[str] = []
-    collector = EventCollector(
-        "trial", "dense", HALVES, guardrails=guardrails, drain=lambda arm, reason: drained.append(arm) is None
-    )
+
+    def drain(arm: str, reason: str) -> bool:
+        drained.append(arm)
+        return True
+
+    collector = EventCollector("trial", "dense", HALVES, guardrails=guardrails, drain=drain)
     for _ in range(count):
         for arm, fields in arms.items():
             collector.observe(observed(arm, **fields))
