@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import signal
 import struct
 import threading
@@ -34,6 +35,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # No deadline on a busy machine; what failed can be run again from the log alone.
 hypothesis.settings.register_profile("mi-prun", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("mi-prun")
+
+# Of fuzzed inputs all examples are tried, drawn anew each time, or a share of them, the same each time (`make test`).
+FUZZ_SHARE = float(os.environ.get("MI_PRUN_FUZZ_SHARE", "1"))
+hypothesis.settings.register_profile(
+    "fuzzed", max_examples=round(2_000 * FUZZ_SHARE), deadline=None, database=None, derandomize=FUZZ_SHARE < 1
+)
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

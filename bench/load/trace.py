@@ -44,7 +44,7 @@ def read_trace(path: Path, context: int | None) -> tuple[Trace, list[Request], i
     request fits.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # a byte order mark is no part of a name
             rows = list(_json_rows(path, file) if path.suffix in (".jsonl", ".json") else csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read --trace {path}: {getattr(error, 'strerror', None) or error}") from error

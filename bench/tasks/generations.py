@@ -25,7 +25,7 @@ def sampling_of(max_tokens: int, temperature: float, seed: int, prompts: tuple[s
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Read prompts from a file, one a line; empty lines are left out. Raises UserError where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     prompts = tuple(line for line in map(str.strip, lines) if line)

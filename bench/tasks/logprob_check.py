@@ -61,6 +61,8 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
         for tokens, logprobs in zip(direct.tokens, direct.logprobs, strict=True)
         for theirs, ours in zip(endpoint.prompt_logprobs(tokens), logprobs, strict=True)
     ]
+    if not all(map(math.isfinite, differences)):
+        raise UserError(f"{endpoint.url} returns log-probabilities that are not finite numbers; is its model damaged?")
     check = LogprobCheck(
         strings=len(direct.tokens),
         tokens=len(differences),
@@ -100,7 +102,10 @@ def measure(model: str, device_name: str | None) -> Direct:
         for row in tokens:
             ids = torch.tensor([row], device=device)
             scores = torch.log_softmax(whole(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
-            logprobs.append(tuple(scores.gather(-1, ids[0, 1:, None])[:, 0].tolist()))
+            said = scores.gather(-1, ids[0, 1:, None])[:, 0]
+            if not said.isfinite().all():
+                raise UserError(f"{folder.name} gives log-probabilities that are not finite numbers; is it damaged?")
+            logprobs.append(tuple(said.tolist()))
     return Direct(
         computed=f"{str(dtype).removeprefix('torch.')}, {device.type}",
         tokens=tuple(tokens),

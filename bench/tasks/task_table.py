@@ -7,13 +7,14 @@ the columns that lm-eval's prompt template asks for, so that a model sees the sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mi_prun.errors import UserError
+from mi_prun.text.row_text import NotTextError, plain_text
+from mi_prun.text.text_source import json_rows
 
 TaskItem = dict[str, Any]
 LETTERS = "ABCDEFGH"
@@ -44,10 +45,23 @@ class Task:
     min_context: int = 0
 
 
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """Return a field that is text. Nothing becomes text by `str()`: a null would be asked as "None"."""
+    return _plain(row[name], name)
+
+
+def _plain(value: object, name: str) -> str:
+    try:
+        return plain_text(value)
+    except NotTextError as error:
+        raise ValueError(f"field {name!r} {error}") from error
+
+
 def _choices(row: TaskItem) -> tuple[list[str], int]:
     choices, gold = row["choices"], row["gold"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise TypeError("choices is not a list of strings")
+    choices = [_plain(choice, "choices") for choice in choices]
     if type(gold) is not int or not 0 <= gold < len(choices) <= len(LETTERS):
         raise ValueError(f"gold {gold!r} is not the index of one of {len(choices)} choices")
     return choices, gold
@@ -55,10 +69,10 @@ def _choices(row: TaskItem) -> tuple[list[str], int]:
 
 def _question(row: TaskItem, prefix: str = "Question: ") -> str:
     """Return a row's question without the word that the template writes itself."""
-    query = row["query"]
+    query = _text(row, "query")
     if not query.startswith(prefix):
         raise ValueError(f"query does not begin with {prefix!r}")
-    return str(query.removeprefix(prefix).removesuffix("\n"))
+    return query.removeprefix(prefix).removesuffix("\n")
 
 
 def _letters(row: TaskItem) -> TaskItem:
@@ -73,7 +87,7 @@ def arc(row: TaskItem) -> TaskItem:
 
 def openbookqa(row: TaskItem) -> TaskItem:
     """Turn a row into OpenBookQA's columns."""
-    return {"question_stem": str(row["query"]), **_letters(row)}
+    return {"question_stem": _text(row, "query"), **_letters(row)}
 
 
 def piqa(row: TaskItem) -> TaskItem:
@@ -97,41 +111,43 @@ def boolq(row: TaskItem) -> TaskItem:
 def hellaswag(row: TaskItem) -> TaskItem:
     """Turn a row into HellaSwag's columns."""
     choices, gold = _choices(row)
-    return {"query": str(row["query"]), "choices": choices, "label": gold}
+    return {"query": _text(row, "query"), "choices": choices, "label": gold}
 
 
 def winogrande(row: TaskItem) -> TaskItem:
     """Turn a row into WinoGrande's columns. The sentence begins with its gap: what lies before it is the same in both
     options.
     """
-    first, second = row["context_options"]
+    first, second = (_plain(option, "context_options") for option in row["context_options"])
     if type(row["gold"]) is not int or row["gold"] not in (0, 1):
         raise ValueError(f"gold {row['gold']!r} is neither 0 nor 1")
     return {
-        "sentence": f"_ {row['continuation']}",
-        "option1": str(first),
-        "option2": str(second),
+        "sentence": f"_ {_text(row, 'continuation')}",
+        "option1": first,
+        "option2": second,
         "answer": str(row["gold"] + 1),
     }
 
 
 def lambada(row: TaskItem) -> TaskItem:
     """Turn a row into LAMBADA's columns."""
-    word = row["continuation"].strip()
+    word = _text(row, "continuation").strip()
     if not word or " " in word:
         raise ValueError(f"continuation {word!r} is not one word")
-    return {"text": f"{row['context']} {word}"}
+    return {"text": f"{_text(row, 'context')} {word}"}
 
 
 def own(row: TaskItem) -> TaskItem:
     """Turn a row of our own items into the columns of their template."""
     choices, gold = _choices(row)
-    return {"query": str(row["query"]), "choices": choices, "label": gold}
+    return {"query": _text(row, "query"), "choices": choices, "label": gold}
 
 
 def gsm8k(row: TaskItem) -> TaskItem:
     """Turn a row into GSM8K's columns."""
-    return {"question": str(row["context"]), "answer": f"{row['chain_of_thought']}\n#### {row['answer']}"}
+    number = row["answer"]
+    answer = str(number) if type(number) is int else _text(row, "answer")
+    return {"question": _text(row, "context"), "answer": f"{_text(row, 'chain_of_thought')}\n#### {answer}"}
 
 
 TASKS = {
@@ -215,16 +231,14 @@ def local_rows(task: Task, folder: Path) -> list[TaskItem]:
         there = ", ".join(name for name, other in TASKS.items() if other.file and (folder / other.file).is_file())
         raise UserError(f"--tasks-from {folder} has no {task.file} for task {task.name}; it has: {there or 'none'}")
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for place, row in json_rows(path, str(path)):
         try:
-            rows.append(task.columns(json.loads(line)))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            rows.append(task.columns(dict(row)))
+        except (KeyError, TypeError, ValueError) as error:
             said = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UserError(f"{path}, line {number} is no item of {task.name}: {said}") from error
+            raise UserError(f"{path}, {place} is no item of {task.name}: {said}") from error
+    if not rows:
+        raise UserError(f"{path} has no items of {task.name}")
     if task.own_fewshot and len(rows) < OWN_FEWSHOT_LEAST:
         raise UserError(
             f"{path} has {len(rows)} items; {task.name} draws its examples from them and needs {OWN_FEWSHOT_LEAST}"

@@ -96,7 +96,12 @@ def load_tensors(
         try:
             model_class = AutoModelForCausalLM._model_mapping[type(config)]  # `Auto` itself wants a folder
             model, report = model_class.from_pretrained(
-                None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with their names
             )
             if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
                 model.set_attn_implementation("eager")  # the fused one leaves out the cap; vLLM does not
@@ -128,7 +133,7 @@ def _check_padding(config: Any, title: str) -> None:
 
 
 def _check_report(report: Mapping[str, Any], family: Family, title: str, block: int | None, *, quantised: bool) -> None:
-    """Refuse a model of which transformers left out scales, or made up weights."""
+    """Refuse a model of which transformers left out scales, or made up weights: of other shapes, or missing ones."""
     prefix = f"{family.block_prefix}."
 
     def stored(name: str) -> str:
@@ -138,6 +143,12 @@ def _check_report(report: Mapping[str, Any], family: Family, title: str, block: 
         raise UserError(
             f"{title}: transformers reads its weights without {stored(scales[0])}, so not as they are meant; prune "
             "first, then quantise"
+        )
+    if shapes := sorted(report["mismatched_keys"]):
+        name, there, wanted = shapes[0]
+        raise UserError(
+            f"{title}: tensor {stored(name)} has the shape {list(there)} in the files, and {list(wanted)} by "
+            "config.json; the two are not of one model"
         )
     # Behind the first block the embedding is a stub, and filled in.
     if missing := sorted(name for name in report["missing_keys"] if not block or name.startswith(prefix)):

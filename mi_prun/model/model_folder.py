@@ -125,7 +125,11 @@ class ModelFolder:
     @property
     def text_config(self) -> Any:
         """The part of `pretrained_config` that is about text: the whole, unless the model nests it."""
-        return self.pretrained_config.get_text_config()
+        text = self.pretrained_config.get_text_config()
+        if isinstance(text, dict):
+            kind = self.family.model_type
+            raise UserError(f"model {self.path}: a {kind} config has no field 'text_config'; remove it")
+        return text
 
     @cached_property
     def tokenizer(self) -> Any:

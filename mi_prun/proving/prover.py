@@ -25,7 +25,7 @@ from mi_prun.architecture.family import Config, Family
 from mi_prun.architecture.proof import Proof
 from mi_prun.architecture.unlisted import assumed
 from mi_prun.checkpoint.checkpoint import write_checkpoint
-from mi_prun.console import say
+from mi_prun.console import progress, say
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
@@ -84,11 +84,18 @@ def _first_proof(family: Family, tiny: Config, fields: dict[str, int | str | Non
     import transformers
 
     begin = time.monotonic()
+    say(f"{family.model_type}: no rule names this family; it is proved now on a tiny {family.architecture}")
     with _trial(family, tiny) as trial:
-        trial.check_order()
-        trial.check_causal()
-        trial.check_one_by_one()
         sets = drops(trial.kinds)
+        checks = (trial.check_order, trial.check_causal, trial.check_one_by_one)
+        with progress(f"proving {family.model_type}", len(checks) + len(sets), "steps") as advance:
+            for check in checks:
+                check()
+                advance(1)
+            differences = []
+            for dropped in sets:
+                differences.append(trial.difference(dropped))
+                advance(1)
         proof = Proof(
             model_class=trial.family.architecture,
             transformers_version=transformers.__version__,
@@ -97,7 +104,7 @@ def _first_proof(family: Family, tiny: Config, fields: dict[str, int | str | Non
             tiny_fields=fields,
             tokens=(TEXTS, LENGTH),
             dropped=sets,
-            largest_difference=max(map(trial.difference, sets), default=0.0),
+            largest_difference=max(differences, default=0.0),
             tolerance=TOLERANCE,
         )
     say(f"{family.model_type}: {proof} ({time.monotonic() - begin:.1f} s)")

@@ -46,7 +46,7 @@ def row_texts(
                 skipped += 1
             else:
                 yield text
-    except _NotTextError as error:
+    except NotTextError as error:
         raise UserError(f"{origin}: {place}, field {field!r} {error}") from error
     except GeneratorExit:  # the reader has enough
         _tell_skipped(origin, field, skipped)
@@ -82,18 +82,23 @@ def value_text(value: object, write: Format) -> str | None:
     """Return what a value says as text, None where it says nothing. write: makes one text of chat turns."""
     if value is None or (isinstance(value, list) and not value):
         return None
-    if isinstance(value, str):
-        return _unicode(value)
     if not isinstance(value, list):
-        raise _NotTextError(f"holds {_kind(value)}, not text")
+        return plain_text(value)
     try:
         return _unicode(write([_turn(number, turn) for number, turn in enumerate(value, 1)]))
-    except _NotTextError:
+    except NotTextError:
         raise
     except Exception as error:  # a template is the model's own code: it may raise anything
-        raise _NotTextError(
+        raise NotTextError(
             f"holds chat turns that the tokenizer's chat template refuses: {first_line(error)}"
         ) from error
+
+
+def plain_text(value: object) -> str:
+    """Return a string that is text as it is. Raises NotTextError for any other value, and for no valid Unicode."""
+    if not isinstance(value, str):
+        raise NotTextError(f"holds {_kind(value)}, not text")
+    return _unicode(value)
 
 
 def chat_format(tokenizer: Any = None) -> Format:
@@ -108,7 +113,7 @@ def plain_turns(turns: list[dict[str, str]]) -> str:
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-class _NotTextError(Exception):
+class NotTextError(Exception):
     """A value that is no text; the message goes on from the name of its field."""
 
 
@@ -120,12 +125,12 @@ def _value(row: Row, field: str, place: str) -> object:
 
 def _turn(number: int, turn: object) -> dict[str, str]:
     if not isinstance(turn, Mapping):
-        raise _NotTextError(f"holds a list whose entry {number} is {_kind(turn)}, not a chat turn (role, content)")
+        raise NotTextError(f"holds a list whose entry {number} is {_kind(turn)}, not a chat turn (role, content)")
     words: dict[str, str] = {}
     for name in ("role", "content"):
         value = turn.get(name)
         if not isinstance(value, str):
-            raise _NotTextError(f"holds a list whose entry {number} is no chat turn: {name!r} is {_kind(value)}")
+            raise NotTextError(f"holds a list whose entry {number} is no chat turn: {name!r} is {_kind(value)}")
         words[name] = value
     return words
 
@@ -150,7 +155,7 @@ def _unicode(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise _NotTextError(
+        raise NotTextError(
             f"is no valid Unicode: character {error.start + 1} is half of a surrogate pair (\\u{code:04x})"
         ) from error
     return text

@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # a compressed fil
 READ_CHARACTERS = 1 << 20
 SHUFFLE_BUFFER = 1_000
 NUL_SHARE = 0.1  # of the characters: UTF-16 without a byte order mark looks so
+LONGEST_SHOWN = 100
+FILE_AND_FIELD = re.compile(r"(?P<file>.*?\.(?:jsonl|parquet)(?:\.xz|\.gz)?):(?P<field>.*)", re.DOTALL)
+MARKS = {"UTF-32": codecs.BOM_UTF32_LE, "UTF-16": codecs.BOM_UTF16_LE, "UTF-16BE": codecs.BOM_UTF16_BE}
 CONVERT = "; convert it first, like `iconv -f UTF-16 -t UTF-8`"
 
 
@@ -72,11 +76,11 @@ def text_source(source: str, *, seed: int = 0, tokenizer: Any = None) -> TextSou
 def path_and_field(source: str) -> tuple[Path, str | None]:
     """Split `rows.jsonl:FIELD` into the file and the field; of another source the path it would have, and None."""
     path = Path(source)
-    if not path.exists() and ":" in source:
-        head, _, field = source.rpartition(":")
-        if _kind(Path(head)) in ROW_SUFFIXES:
-            return Path(head), field
-    return path, None
+    try:
+        named = None if path.exists() else FILE_AND_FIELD.fullmatch(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"calibration text {source[:LONGEST_SHOWN]!r} cannot be looked for: {error}") from error
+    return (Path(named["file"]), named["field"]) if named else (path, None)
 
 
 def text_digest(source: str) -> str:
@@ -89,7 +93,7 @@ def _file(path: Path, field: str | None, tokenizer: Any) -> TextSource:
     kind = _kind(path)
     origin = f"{FILE}{path}"
     if kind == ".jsonl":
-        return TextSource(path.name, lambda: row_texts(origin, _json_rows(path, origin), field, tokenizer))
+        return TextSource(path.name, lambda: row_texts(origin, json_rows(path, origin), field, tokenizer))
     if kind == ".parquet":
         return TextSource(path.name, lambda: _parquet(path, origin, field, tokenizer))
     if kind in TEXT_SUFFIXES:
@@ -119,8 +123,7 @@ def _documents(path: Path, origin: str) -> Iterator[str]:
         with _open_text(path) as file:
             rest = ""
             while piece := file.read(READ_CHARACTERS):
-                if piece.count("\0") > NUL_SHARE * len(piece):
-                    raise UserError(f"{origin} cannot be read as UTF-8 text: it is full of NUL characters{CONVERT}")
+                _check_nul(piece, origin)
                 *whole, rest = (rest + piece).split(DOCUMENT_BREAK)
                 yield from whole
                 if len(rest) > READ_CHARACTERS:
@@ -133,13 +136,18 @@ def _documents(path: Path, origin: str) -> Iterator[str]:
         raise UserError(f"{origin} cannot be read: {error}") from error
 
 
-def _json_rows(path: Path, origin: str) -> Iterator[tuple[str, Row]]:
+def json_rows(path: Path, origin: str) -> Iterator[tuple[str, Row]]:
+    """Yield the place, like `line 3`, and the object of each line of a file that is not blank.
+
+    origin: what the rows are of, for messages. Raises UserError for a line that is no JSON object or no UTF-8.
+    """
     number = 0
     try:
         with _open_text(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
+                _check_nul(line, origin)
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise UserError(f"{origin}: line {number} is not a JSON object")
@@ -152,14 +160,22 @@ def _json_rows(path: Path, origin: str) -> Iterator[tuple[str, Row]]:
         raise UserError(f"{origin} cannot be read: {error}") from error
 
 
+def _check_nul(text: str, origin: str) -> None:
+    """Refuse UTF-16 without a byte order mark: most of it is valid UTF-8, every other character NUL."""
+    if text.count("\0") > NUL_SHARE * len(text):
+        raise UserError(f"{origin} cannot be read as UTF-8 text: it is full of NUL characters{CONVERT}")
+
+
 def _not_utf8(path: Path, origin: str) -> UserError:
     """The error for a file that is not UTF-8: it names the first line that is not."""
     said = "it is not valid UTF-8"
     with contextlib.suppress(*UNREADABLE), _open(path) as file:
         for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                said = "it begins with the byte order mark of UTF-16"
-                break
+            if number == 1 and (mark := next((name for name, mark in MARKS.items() if line.startswith(mark)), None)):
+                return UserError(
+                    f"{origin} cannot be read as UTF-8 text: it begins with the byte order mark of {mark}"
+                    f"{CONVERT.replace('UTF-16', mark)}"
+                )
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -176,9 +192,12 @@ def _parquet(path: Path, origin: str, field: str | None, tokenizer: Any) -> Iter
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
         if field is None:
-            field = text_field({name: "" if _is_text(schema.field(name).type) else 0 for name in schema.names}, origin)
+            kinds = zip(schema.names, schema.types, strict=True)
+            field = text_field({name: "" if _is_text(kind) else 0 for name, kind in kinds}, origin)
         if field not in schema.names:
             raise UserError(f"{origin}: no field {field!r}; there are {', '.join(schema.names)}")
+        if schema.names.count(field) > 1:
+            raise UserError(f"{origin}: {schema.names.count(field)} fields are named {field!r}; rename all but one")
         yield from row_texts(origin, _parquet_rows(file, field, origin), field, tokenizer)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{origin} cannot be read: {first_line(error)}") from error
@@ -190,11 +209,12 @@ def _parquet_rows(file: Any, field: str, origin: str) -> Iterator[tuple[str, Row
         for value in batch.column(0):
             number += 1
             try:
-                yield f"row {number}", {field: value.as_py()}
-            except ValueError as error:  # bytes that are no UTF-8, a time that Python does not have
+                read = value.as_py()
+            except Exception as error:  # bytes that are no UTF-8, a time or a time zone that there is not
                 raise UserError(
                     f"{origin}: row {number}, field {field!r} cannot be read: {first_line(error)}"
                 ) from error
+            yield f"row {number}", {field: read}
 
 
 def _is_text(kind: Any) -> bool:

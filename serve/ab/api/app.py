@@ -44,7 +44,7 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope = _as_written_in_routes(scope)
-        if self.cors is not None and scope["path"] in BROWSER_PATHS:
+        if self.cors is not None and _for_browsers(scope["path"]):
             await self.cors(scope, receive, send)
         else:
             await self.answer(scope, receive, send)
@@ -55,6 +55,10 @@ class Application(FastAPI):
             await self.proxy(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def _for_browsers(path: str) -> bool:
+    return path in BROWSER_PATHS or path.startswith("/v1/models/")
 
 
 def _as_written_in_routes(scope: Scope) -> Scope:

@@ -81,6 +81,14 @@ class ParsedRequest:
             raise RefusalError(400, f"the body cannot be written with another model's name: {error}") from error
 
 
+def no_such_model(model: str, names: Sequence[str]) -> RefusalError:
+    """Return the refusal of a model's name. names: those that may be asked for."""
+    said = json.dumps(model if len(model) <= LONGEST_NAME else model[:LONGEST_NAME] + "...")
+    return RefusalError(
+        404, f"The model {said} does not exist; it is {' or '.join(names)}", "NotFoundError", "model_not_found"
+    )
+
+
 def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[str, object]) -> ParsedRequest:
     """Return the request that a body holds. names: the model's; arms: what `NAME@arm` may name. Raises RefusalError."""
     try:
@@ -104,8 +112,5 @@ def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[st
         raise RefusalError(400, "model must be a string")
     name, _, arm = model.rpartition("@")
     if name not in names or arm not in arms:
-        said = json.dumps(model if len(model) <= LONGEST_NAME else model[:LONGEST_NAME] + "...")
-        raise RefusalError(
-            404, f"The model {said} does not exist; it is {' or '.join(names)}", "NotFoundError", "model_not_found"
-        )
+        raise no_such_model(model, names)
     return ParsedRequest(path, body, fields, name, arm)

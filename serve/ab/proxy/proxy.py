@@ -12,7 +12,7 @@ from serve.ab.proxy.admitted_request import AdmittedRequest, Receive, Scope, Sen
 from serve.ab.proxy.deadline import Abort, AbortedError, Deadline, Phase
 from serve.ab.proxy.failover import Failover
 from serve.ab.proxy.parsed_request import NOT_IN_EACH_ENGINE, ParsedRequest, RefusalError, parse_request
-from serve.ab.proxy.security import Caller
+from serve.ab.proxy.security import Caller, authorization_of
 from serve.ab.proxy.service import Service
 from serve.ab.proxy.stream_response import StreamResponse
 from serve.ab.wire import headers as header
@@ -68,9 +68,7 @@ class Proxy:
         """Read the request and draw its arms. Raises RefusalError, or ClientGoneError."""
         service = self.service
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        authorization = header.value_of(headers, b"authorization")
-        if authorization is None and (key := header.value_of(headers, header.ANTHROPIC_KEY)) is not None:
-            authorization = b"Bearer " + key
+        authorization = authorization_of(headers)
         caller = service.keys.caller(authorization)
         if caller.role == "nobody":
             raise RefusalError(401, "an API key is needed", "authentication_error", "invalid_api_key")
@@ -84,8 +82,7 @@ class Proxy:
 
     async def _read_body(self, deadline: Deadline, headers: list[tuple[bytes, bytes]], receive: Receive) -> bytes:
         limit = self.service.config.limits.body_bytes
-        content_type = (header.value_of(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
-        if content_type != b"application/json":
+        if header.media_type(headers) != b"application/json":
             raise RefusalError(415, "the content type must be application/json")
         too_large = RefusalError(413, f"the body is larger than {limit:,} bytes", code="body_limit")
         length = header.value_of(headers, b"content-length")

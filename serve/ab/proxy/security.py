@@ -14,6 +14,7 @@ from fastapi import HTTPException, Request
 
 from mi_prun.errors import UserError
 from serve.ab.config import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Config
+from serve.ab.wire.headers import ANTHROPIC_KEY, RawHeaders, value_of
 
 SHORTEST_KEY = 8
 
@@ -99,10 +100,18 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not text'}") from error
 
 
+def authorization_of(headers: RawHeaders) -> bytes | None:
+    """Return what says who asks: `Authorization`, else the header that Anthropic's clients put their key in."""
+    said = value_of(headers, b"authorization")
+    if said is None and (key := value_of(headers, ANTHROPIC_KEY)) is not None:
+        return b"Bearer " + key
+    return said
+
+
 def caller_of(request: Request) -> Caller:
     """Return who asks a route."""
     keys: Keys = request.app.state.ab.keys
-    return keys.caller(request.headers.get("authorization", "").encode("latin-1"))
+    return keys.caller(authorization_of(request.scope["headers"]))
 
 
 def require_operator(request: Request) -> None:

@@ -117,6 +117,8 @@ class Service:
             output_tokens=meter.output_tokens if meter else None,
             finish_reason=meter.finish_reason if meter else None,
             sequence=request.sequence,
+            usage=meter is None or meter.usage,
+            stream_events=meter.stream_events if meter else 0,
         )
         self.tell(event)
         self._log(event, request)

@@ -7,12 +7,14 @@ import re
 from typing import Any
 
 from serve.ab.proxy.stream_dialect import INPUT, OUTPUT, Dialect
-from serve.ab.wire.sse import ERROR_EVENT, EventStream, ServerSentEvent
+from serve.ab.wire.sse import ERROR_EVENT, EventStream, ServerSentEvent, events_of
 
 # Inside a JSON string a quotation mark is escaped: a model's own words never match these.
 FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
 COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')  # usage alone, or what a gateway says of the prompt
+CHOICES = b'"choices"'
 ERROR = b'"error"'
 ROLE = b'"role"'
 DONE = b"[DONE]"
@@ -26,8 +28,9 @@ class StreamMeter:
 
     Of an event stream only whole events are sent on, so that an error can be said between two of them. ttft_s: None
     until a token came. itl_s: gaps between the parts of a stream that have events in them. done: the stream's last mark
-    came. failed: the engine itself said that it failed, in an event or in a body. packed: the answer is compressed, so
-    that only its times are known. dialect: of an answer whose events have names; None for OpenAI's completions.
+    came. failed: the engine itself said that it failed, in an event or in a body, or it said nothing at all. packed:
+    the answer is compressed, so that only its times are known. dialect: of an answer whose events have names; None for
+    OpenAI's completions.
     """
 
     def __init__(self, streamed: bool, *, packed: bool = False, dialect: Dialect | None = None) -> None:
@@ -71,14 +74,28 @@ class StreamMeter:
     def end(self) -> bytes:
         """Return what was held back, at the end of the answer."""
         if not self.streamed:
-            self.failed = self._body.is_error()
-        return self._stream.rest()
+            self.failed = not self.packed and self._body.is_error()
+            return b""
+        rest = self._stream.rest()
+        if rest:  # an event without its blank line: to a client it is none, but the engine said it
+            for event in events_of(rest + b"\n\n"):
+                self._read_event(event)
+        self.failed = self.failed or (self.events == 0 and not self.done)
+        return rest
 
     @property
     def output_tokens(self) -> int | None:
         """Tokens as the engine counts them; else the stream's events, without its last mark."""
-        if self._output_tokens is not None or not self.streamed:
-            return self._output_tokens
+        return self.stream_events if not self.usage else self._output_tokens
+
+    @property
+    def usage(self) -> bool:
+        """Return whether the tokens are as the engine counts them, and not the stream's events."""
+        return self._output_tokens is not None or not self.streamed
+
+    @property
+    def stream_events(self) -> int:
+        """Events with a part of the answer; 0 where it is no stream."""
         return max(self.events - self._marks, 0)
 
     def _read_event(self, event: ServerSentEvent) -> bool:
@@ -92,6 +109,8 @@ class StreamMeter:
         elif event.kind == ERROR_EVENT or (ERROR in data and is_error(_read_json(data))):
             self.failed = True
         self._read_figures(data)
+        if not data or NO_CHOICES.search(data) or (data.startswith(b"{") and CHOICES not in data):
+            return False
         if self.ttft_s is None and self.events == 0 and ROLE in data and _only_names_the_speaker(_read_json(data)):
             return False
         self.events += 1
@@ -154,8 +173,10 @@ class Body:
         return seen
 
     def is_error(self) -> bool:
-        """Return whether the body is an error in place of an answer. A long body is taken for an answer."""
+        """Return whether the body is an error in place of an answer, or nothing. A long one is taken for an answer."""
         body = b"".join(self._parts)
+        if self._size == 0:
+            return True
         return ERROR in body and is_error(_read_json(body))
 
 

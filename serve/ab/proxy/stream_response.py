@@ -20,6 +20,8 @@ from serve.ab.verdict.event import Outcome
 from serve.ab.wire import headers as header
 from serve.ab.wire.upstream import UpstreamError
 
+NO_CONTENT = 204
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -110,8 +112,10 @@ class StreamResponse:
         return "ok" if self.begun.status < 400 else "client_error"
 
     def _failed_inside(self) -> bool:
-        """Return whether the engine said that it failed although its status was that of an answer."""
-        return self.meter.failed and self.begun.status < 400
+        """Return whether this is no answer although its status is that of one. A page is a gateway's answer."""
+        if self.begun.status >= 400 or self.begun.status == NO_CONTENT:
+            return False
+        return self.meter.failed or header.media_type(self.headers) == b"text/html"
 
     async def _send_failure(self, failure: str) -> None:
         if not self.meter.streamed:

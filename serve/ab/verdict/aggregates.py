@@ -21,6 +21,7 @@ from serve.ab.verdict.quantities import QUANTITIES, known_finish_reason
 from serve.ab.verdict.sample_ratio import SampleRatio, SeenKeys
 from serve.ab.verdict.statistics import BoundedMean, Share
 from serve.ab.verdict.sums import BUCKETS, Contrast, Sums
+from serve.ab.verdict.token_counts import TokenCounts, incomparable
 
 Threshold = tuple[str, float]  # a quantity, and a value of it
 NO_TRIAL = ("client_error", "client_gone")  # says nothing of the arm's errors
@@ -44,6 +45,7 @@ class ArmAggregates:
         self.errors = Share()
         self.weighted_errors = Sums()  # the same, to be compared with another arm's
         self.gave_up = Share()  # clients that did not wait for the end
+        self.token_counts = TokenCounts()
         self.sums = {name: Sums() for name in QUANTITIES}
         self.quantiles = {name: Quantiles() for name in QUANTITIES}
         self.above = {threshold: Share() for threshold in thresholds}
@@ -86,6 +88,7 @@ class ArmAggregates:
                 self.sums[name].add(*y_x, weight, bucket)
                 self.quantiles[name].add(quantity.values(event), weight)
         self._add_above(self.above, event)
+        self.token_counts.add(event)
 
     def _add_above(self, shares: Mapping[Threshold, Share], event: Event) -> None:
         for (name, limit), share in shares.items():
@@ -117,6 +120,7 @@ class ArmAggregates:
             "errors": self.errors.state(),
             "weighted_errors": self.weighted_errors.state(),
             "gave_up": self.gave_up.state(),
+            "token_counts": self.token_counts.state(),
             "sums": {name: sums.state() for name, sums in self.sums.items()},
             "quantiles": {name: quantiles.state() for name, quantiles in self.quantiles.items()},
             "above": [[*threshold, share.state()] for threshold, share in self.above.items()],
@@ -130,6 +134,7 @@ class ArmAggregates:
         arm.finish_reasons = Counter(state["finish_reasons"])
         arm.errors, arm.gave_up = Share.restored(state["errors"]), Share.restored(state["gave_up"])
         arm.weighted_errors = Sums.restored(state["weighted_errors"])
+        arm.token_counts = TokenCounts.restored(state.get("token_counts", {}))  # the release before had none
         arm.sums = {name: Sums.restored(state["sums"][name]) for name in QUANTITIES}
         arm.quantiles = {name: Quantiles.restored(state["quantiles"][name]) for name in QUANTITIES}
         arm.above = {(name, limit): Share.restored(share) for name, limit, share in state["above"]}
@@ -332,8 +337,14 @@ class Aggregates:
         self._turn += 1
         return self._turn % BUCKETS
 
+    def incomparable(self, arm: str) -> dict[str, str]:
+        """Return the quantities in which an arm and the control cannot be compared, each with the reason."""
+        return incomparable(self.arms[arm].token_counts, self.arms[self.control].token_counts)
+
     def contrast(self, arm: str, quantity: str) -> Contrast:
-        """Return the difference of an arm and the control."""
+        """Return the difference of an arm and the control; an unknown one where the two cannot be compared."""
+        if quantity in self.incomparable(arm):
+            return Contrast(Sums(), Sums())
         return Contrast(self.arms[arm].sums[quantity], self.arms[self.control].sums[quantity])
 
     def state(self) -> dict[str, Any]:

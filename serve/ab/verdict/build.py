@@ -154,7 +154,8 @@ def _comparison(
         sample_ratio=_sample_ratio(name, aggregates),
         guardrails=_guardrails(name, aggregates, guardrail_check),
     )
-    return comparison.model_copy(update={"text": line(comparison, ours, theirs, alpha)})
+    text = line(comparison, ours, theirs, alpha, aggregates.incomparable(name))
+    return comparison.model_copy(update={"text": text})
 
 
 def _shadow(name: str, aggregates: Aggregates, alpha: float) -> ShadowFigures:
@@ -231,6 +232,11 @@ def _notes(aggregates: Aggregates, comparisons: Sequence[Comparison]) -> list[st
                 f"{check.expected_share:.2%} (p = {check.p_value:.2g}): requests are lost in one arm, do not believe "
                 "the differences before that is found"
             )
+    for arm in aggregates.others:
+        reasons = aggregates.incomparable(arm)
+        for reason in dict.fromkeys(reasons.values()):
+            titles = " and ".join(QUANTITIES[name].title for name, why in reasons.items() if why == reason)
+            notes.append(f"{arm} and {aggregates.control} cannot be compared in {titles}: {reason}")
     if aggregates.order.waiting and aggregates.order.oldest_s > NOTED_WAIT_S:
         notes.append(
             f"not in the figures yet: {aggregates.order.waiting:,} that ended. Requests count in the order in which "

@@ -24,7 +24,8 @@ class Event:
     key, "" for a random assignment. status: of HTTP, 0 where none came. outcome: `client_error` is a 4xx that the arm
     is not to blame for, `disconnected` an upstream that ended before its answer was whole, `client_gone` a client that
     did not wait. ttft_s: None where no token came. itl_s: gaps between the chunks of a stream after the first.
-    output_tokens: as the engine counts them, else chunks of the stream. sequence: the number under which the collector
+    output_tokens: as the engine counts them (usage), else events of the stream. stream_events: those with a part of the
+    answer; 0 where it is no stream. sequence: the number under which the collector
     was told that the arm is asked; None where it was not.
     """
 
@@ -45,6 +46,8 @@ class Event:
     output_tokens: int | None
     finish_reason: str | None
     sequence: int | None = None
+    usage: bool = True
+    stream_events: int = 0
 
 
 @dataclass(frozen=True)

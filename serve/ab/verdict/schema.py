@@ -5,6 +5,7 @@ Every interval holds at every look at once (`statistics.py`), each at its own le
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -176,15 +177,19 @@ class Verdict(Record):
     text: str
 
 
-def line(comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: float) -> str:
-    """Return the verdict in a line.
+def line(
+    comparison: Comparison, ours: ArmFigures, control: ArmFigures, alpha: float, incomparable: Collection[str] = ()
+) -> str:
+    """Return the verdict in a line. incomparable: quantities in which the two cannot be compared.
 
     As `pruned: TTFT 12 % lower (95 % CI 9..15 %), errors no different, agreement 0.71; n=1,240 of 2,000 needed`.
     """
     level = f"{100 * (1 - alpha):g} % CI"
     parts = []
     for name, difference in comparison.differences.items():
-        if (name in TOLD or difference.direction in ("lower", "higher")) and (
+        if name in incomparable:
+            parts.append(f"{QUANTITIES[name].title} cannot be compared")
+        elif (name in TOLD or difference.direction in ("lower", "higher")) and (
             said := _relative(name, difference, level)
         ):
             parts.append(said)

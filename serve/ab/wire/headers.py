@@ -68,12 +68,18 @@ def value_of(headers: RawHeaders, name: bytes) -> bytes | None:
 
 def is_event_stream(headers: RawHeaders) -> bool:
     """Return whether an answer with these headers is a stream of events; names are in lower case."""
-    return (value_of(headers, b"content-type") or b"").startswith(b"text/event-stream")
+    return media_type(headers) == b"text/event-stream"
+
+
+def media_type(headers: RawHeaders) -> bytes:
+    """Return the content type in lower case, without its parameters; b"" where there is none."""
+    return (value_of(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
 
 
 def is_packed(headers: RawHeaders) -> bool:
     """Return whether an answer with these headers (lower case) is compressed; `identity` was asked for."""
-    return (value_of(headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
+    encodings = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
+    return any(encoding not in (b"", b"identity") for encoding in encodings)
 
 
 def _named_by_connection(headers: RawHeaders) -> set[bytes]:

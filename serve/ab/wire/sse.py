@@ -4,6 +4,8 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html (9.2.6).
 - Lines end in LF, CR or CRLF. A blank line ends an event; one that the stream leaves without it does not count.
 - A line that begins with a colon is a comment.
 - A field may have one blank behind its colon. Several `data` lines are one text.
+
+One thing is more than the standard has: llama.cpp says its errors in a field `error`, without data.
 """
 
 from __future__ import annotations
@@ -65,14 +67,18 @@ class EventStream:
             self._begun = True
             block = block.removeprefix(BYTE_ORDER_MARK)
         data: list[bytes] = []
-        kind = b""
+        kind = error = b""
         for line in block.splitlines():
             name, _, value = line.partition(b":")
             if name == b"data":
                 data.append(value.removeprefix(b" "))
             elif name == b"event":
                 kind = value.removeprefix(b" ")
-        return ServerSentEvent(b"\n".join(data), kind) if data else None
+            elif name == ERROR_EVENT:
+                error = value.removeprefix(b" ")
+        if data:
+            return ServerSentEvent(b"\n".join(data), kind)
+        return ServerSentEvent(error, ERROR_EVENT) if error else None
 
 
 def _blank_line_ends(stream: bytes, start: int) -> Iterator[int]:

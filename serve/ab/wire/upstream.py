@@ -244,7 +244,8 @@ class Upstream:
         secure = parts.scheme == "https"
         place = (parts.hostname or "", parts.port or (443 if secure else 80), secure)
         pool = self._pools.setdefault(place, deque())
-        head = _head(method, parts.path or "/", parts.netloc, headers, body)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        head = _head(method, target, parts.netloc, headers, body)
         while True:
             connection = _kept(pool) or await self._connect(place)
             asked = False

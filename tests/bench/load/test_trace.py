@@ -22,10 +22,11 @@ from mi_prun.errors import UserError
 )
 def test_the_formats_that_are_read(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
-    path.write_text(text)
-    trace, requests, too_long = read_trace(path, 45)
-    assert requests == [Request(40, 5)]
-    assert (trace.name, trace.requests, too_long) == (name, 1, 0)
+    for mark in ("", "\ufeff"):  # as Excel and some editors write it
+        path.write_text(mark + text)
+        trace, requests, too_long = read_trace(path, 45)
+        assert requests == [Request(40, 5)]
+        assert (trace.name, trace.requests, too_long) == (name, 1, 0)
 
 
 @pytest.mark.parametrize(

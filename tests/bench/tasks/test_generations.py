@@ -41,6 +41,8 @@ def test_a_line_is_what_ends_with_a_newline(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("one\r\ntwo\u2028halves\fof it\r\n".encode())
     assert read_prompts(path) == ("one", "two\u2028halves\fof it")
+    path.write_bytes(b"\xef\xbb\xbfone\n")
+    assert read_prompts(path) == ("one",)
 
 
 def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bench.records.task_schema import LogprobCheck
 from bench.tasks import logprob_check
@@ -70,6 +73,22 @@ def test_differences_are_counted_whatever_their_sign_over_all_strings() -> None:
         UserError, match=r"http://there are not .* over 3 tokens .* more than 0\.2; .*--logprob-tolerance"
     ):
         check_logprobs(endpoint, DIRECT, tolerance=0.2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("said", [[-1.0, math.nan], [math.nan, -2.0], [-math.inf, -2.0]])
+def test_what_is_no_number_is_within_no_tolerance(said: list[float]) -> None:
+    direct = Direct(computed="float32, cpu", tokens=((5, 6, 7),), logprobs=((-1.0, -2.0),))
+    with pytest.raises(UserError, match="http://there returns log-probabilities that are not finite numbers"):
+        check_logprobs(Endpoint(said), direct, tolerance=1e9)  # type: ignore[arg-type]
+
+
+def test_a_model_that_gives_no_numbers_is_refused_where_it_is_computed(reference: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(reference, tmp_path / "damaged"))
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["model.norm.weight"].fill_(math.nan)
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"damaged gives log-probabilities that are not finite numbers"):
+        measure(str(damaged), "cpu")
 
 
 def test_one_wild_token_is_told_and_let_pass_where_the_mean_is_small() -> None:

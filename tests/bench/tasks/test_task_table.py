@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,72 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         check_local([TASKS["piqa"]], tmp_path / "absent")
     (tmp_path / "piqa.jsonl").write_text("{\n")
-    with pytest.raises(UserError, match=r"piqa\.jsonl, line 1 is no item of piqa"):
+    with pytest.raises(UserError, match=r"piqa\.jsonl cannot be read: line 1 is not JSON"):
         check_local([TASKS["piqa"]], tmp_path)
+    (tmp_path / "piqa.jsonl").write_text("\n \n")
+    with pytest.raises(UserError, match=r"piqa\.jsonl has no items of piqa"):
+        check_local([TASKS["piqa"]], tmp_path)
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("end", ["", "\n \n\n"])
+def test_items_are_read_as_any_other_rows_are(tmp_path: Path, line_break: str, mark: bytes, end: str) -> None:
+    """A byte order mark, line breaks of three kinds and blank lines are no items."""
+    lines = "".join(json.dumps(ITEMS["piqa"][0]) + "\n" for _ in range(3)) + end
+    (tmp_path / "piqa.jsonl").write_bytes(mark + lines.replace("\n", line_break).encode())
+    assert len(local_rows(TASKS["piqa"], tmp_path)) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
+def test_items_in_another_encoding_are_refused_with_the_way_out(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "openbook_qa.jsonl").write_bytes('{"query": "café"}\n'.encode(encoding))
+    with pytest.raises(UserError, match=r"cannot be read: line 1 is not JSON|cannot be read as UTF-8 text: .*iconv"):
+        local_rows(TASKS["openbookqa"], tmp_path)
+
+
+TEXTS = {
+    "arc_easy": ("query",),
+    "openbookqa": ("query",),
+    "hellaswag": ("query",),
+    "winogrande": ("continuation",),
+    "lambada_openai": ("context", "continuation"),
+    "capitals": ("query",),
+}
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in TEXTS.items() for field in fields])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "holds null or missing, not text"),
+        (7, "holds a number, not text"),
+        (["a"], "holds a list, not text"),
+        ({"a": "b"}, "holds an object, not text"),
+        ("ship \ud83d", "is no valid Unicode: character 6"),
+    ],
+)
+def test_what_is_no_text_is_not_asked_as_text(tmp_path: Path, name: str, field: str, value: Any, said: str) -> None:
+    """A null would be asked as "None", a list as Python writes it."""
+    write(tmp_path, TASKS[name], [ITEMS[name][0], ITEMS[name][0] | {field: value}])
+    with pytest.raises(UserError, match=rf"line 2 is no item of {name}: field '{field}' {said}"):
+        local_rows(TASKS[name], tmp_path)
+
+
+@pytest.mark.parametrize(("name", "field"), [("winogrande", "context_options"), ("hellaswag", "choices")])
+def test_half_a_surrogate_pair_in_a_choice_is_refused(tmp_path: Path, name: str, field: str) -> None:
+    write(tmp_path, TASKS[name], [ITEMS[name][0] | {field: ["a", "ship \ud83d"]}])
+    with pytest.raises(UserError, match=rf"line 1 is no item of {name}: field '{field}' is no valid Unicode"):
+        local_rows(TASKS[name], tmp_path)
+
+
+def test_gsm8ks_answer_may_be_a_number(tmp_path: Path) -> None:
+    row = {"context": "How much is 1 and 1?", "chain_of_thought": "1 + 1 = 2", "answer": 2}
+    write(tmp_path, TASKS["gsm8k"], [row] * 7)
+    assert local_rows(TASKS["gsm8k"], tmp_path)[0]["answer"] == "1 + 1 = 2\n#### 2"
+    write(tmp_path, TASKS["gsm8k"], [row | {"answer": None}] * 7)
+    with pytest.raises(UserError, match="line 1 is no item of gsm8k: field 'answer' holds null"):
+        local_rows(TASKS["gsm8k"], tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the sets are outside the repository")

@@ -206,6 +206,40 @@ def test_a_padding_id_past_the_vocabulary_is_one_line(tiny: Callable[..., Path],
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"vocab_size": 98},
+            r"tensor [a-z._]+\.weight has the shape \[97, 32\] in the files, and \[98, 32\] by config",
+        ),
+        ({"intermediate_size": 64}, r"tensor model\.layers\.0\.mlp\.down_proj\.weight has the shape \[32, 48\]"),
+        ({"pad_token_id": "3"}, r"Validation error for field 'pad_token_id': TypeError: .*expected int"),
+        ({"hidden_act": "nope"}, "KeyError: 'nope'"),
+        ({"rope_parameters": {"rope_type": "nope", "rope_theta": 1e4}}, "KeyError: 'nope'"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_weights_or_itself(
+    tiny: Callable[..., Path], fields: dict[str, Any], said: str
+) -> None:
+    """One line with the field or the tensor, and not a pointer to a report that nobody sees."""
+    path = tiny("llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | fields))
+    for read in (load, read_streamed):
+        with pytest.raises(UserError, match=said) as refused:
+            read(path)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_field_of_another_kind_of_model(tiny: Callable[..., Path]) -> None:
+    path = tiny("llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"text_config": {}}))
+    with pytest.raises(UserError, match="a llama config has no field 'text_config'"):
+        _ = open_model(path).hidden_size
+
+
 def test_fields_that_contradict_each_other_only_when_the_model_runs(tiny: Callable[..., Path]) -> None:
     path = tiny("qwen2")
     config = json.loads((path / "config.json").read_text())

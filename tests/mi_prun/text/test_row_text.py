@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_prun.errors import UserError
@@ -235,6 +235,7 @@ def right_text(value: Any) -> list[str] | None:
     return [value]
 
 
+@settings.get_profile("fuzzed")
 @given(rows=rows_of_values, field=st.sampled_from([None, "text", "messages", "a"]))
 def test_any_rows_are_right_text_or_one_clear_line(rows: list[dict[str, Any]], field: str | None) -> None:
     rows = json.loads(json.dumps(rows))  # as a file has them: pairs of surrogates are one character

@@ -112,7 +112,8 @@ def test_line_breaks_and_a_byte_order_mark_are_no_text(
     ("data", "said"),
     [
         ("ships\n".encode("utf-16"), "begins with the byte order mark of UTF-16"),
-        (codecs.BOM_UTF16_BE + "ships\n".encode("utf-16-be"), "begins with the byte order mark of UTF-16"),
+        ("ships\n".encode("utf-32"), "begins with the byte order mark of UTF-32; .* -f UTF-32"),
+        (codecs.BOM_UTF16_BE + "ships\n".encode("utf-16-be"), "begins with the byte order mark of UTF-16BE"),
         (b"{}\n" * 9 + b'"caf\xe9"\n', "line 10 is not valid UTF-8 .* byte 5"),
     ],
 )
@@ -129,9 +130,10 @@ def test_text_of_another_encoding_is_refused_with_the_way_out(
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_utf_16_without_a_mark_is_refused(tmp_path: Path, encoding: str) -> None:
     """It is valid UTF-8, every other character of it NUL."""
-    (tmp_path / "ships.txt").write_bytes(("ships " * 99).encode(encoding))
-    with pytest.raises(UserError, match="full of NUL characters"):
-        list(text_source(str(tmp_path / "ships.txt")).open())
+    for name, text in (("ships.txt", "ships " * 99), ("ships.jsonl", '{"text": "ships"}\n' * 9)):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match="full of NUL characters"):
+            list(text_source(str(tmp_path / name)).open())
 
 
 def test_a_nul_among_much_text_is_text(tmp_path: Path) -> None:
@@ -188,3 +190,32 @@ def test_columns_of_parquet_that_are_not_plain(tmp_path: Path) -> None:
         list(text_source(f"{source}:in.side").open())
     with pytest.raises(UserError, match=r"no field 'struct\.text'; there are kind, in\.side, struct"):
         list(text_source(f"{source}:struct.text").open())
+
+
+def test_two_columns_of_parquet_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    columns = [pyarrow.array(["one"]), pyarrow.array([1]), pyarrow.array([2])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "n", "n"]), path)
+    assert list(text_source(str(path)).open()) == ["one"]
+    with pytest.raises(UserError, match="2 fields are named 'n'; rename all but one"):
+        list(text_source(f"{path}:n").open())
+
+
+def test_a_time_zone_that_there_is_not(tmp_path: Path) -> None:
+    times = pyarrow.array([1], pyarrow.timestamp("s", "Nowhere/At-All"))
+    pyarrow.parquet.write_table(pyarrow.table({"when": times, "text": ["one"]}), tmp_path / "rows.parquet")
+    assert list(text_source(str(tmp_path / "rows.parquet")).open()) == ["one"]
+    with pytest.raises(UserError, match=r"row 1, field 'when' cannot be read: .*Nowhere/At-All"):
+        list(text_source(f"{tmp_path / 'rows.parquet'}:when").open())
+
+
+def test_a_field_with_a_colon_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a:b": "one", "c": "two"}')
+    assert list(text_source(f"{tmp_path / 'rows.jsonl'}:a:b").open()) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000, "a\0b"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        text_source(name)
+    assert len(str(error.value)) < 6_000

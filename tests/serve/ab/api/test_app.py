@@ -45,6 +45,29 @@ def ask(tmp_path: Path) -> Any:
     return ask
 
 
+@pytest.mark.parametrize(("name", "status"), [("m", 200), ("alias", 200), ("m@dense", 404), ("no/such", 404)])
+def test_a_model_by_its_name(ask: Any, name: str, status: int) -> None:
+    """OpenAI's client asks so; a hub id has a slash in it."""
+    answer = ask("GET", f"/v1/models/{name}")
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.json()["id"] == name
+    else:
+        assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_anthropics_header_counts_on_every_path(tmp_path: Path) -> None:
+    config = {"arms": {"dense": {"url": "http://127.0.0.1:9"}}, "model_name": "m", "state": tmp_path / "state"}
+    app = create_app(Config.model_validate(config), keys=Keys(["a-key-of-a-client"]))
+
+    async def status(**headers: str) -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as client:
+            return (await client.get("/v1/models", headers=headers)).status_code
+
+    said = [status(), status(**{"x-api-key": "a-key-of-a-client"}), status(**{"x-api-key": "another-key"})]
+    assert [asyncio.run(one) for one in said] == [401, 200, 401]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

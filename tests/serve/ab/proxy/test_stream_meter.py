@@ -87,6 +87,59 @@ def test_who_will_speak_is_no_token(delta: str) -> None:
     assert speaks.ttft_s == 1.5
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'data: {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}\n\n',
+        b'data: {"id":"x","choices" : [ ],"usage":null}\n\n',
+        b'event: ping\ndata: {"type": "ping"}\n\n',
+        b"data\n\n",
+        b"id: 7\nretry: 10\n\n",
+    ],
+)
+def test_an_event_without_choices_is_no_token(said: bytes) -> None:
+    """What a gateway says of the prompt, or to keep the connection open; before the first token and between two."""
+    meter = StreamMeter(streamed=True)
+    for at, part in [(1.0, said), (3.0, event("a")), (3.2, said), (3.5, event("b")), (9.0, said)]:
+        assert meter.feed(part, at) == part
+    assert (meter.ttft_s, meter.itl_s, meter.output_tokens, meter.usage) == (3.0, [0.5], 2, False)
+
+
+def test_usage_is_told_from_a_count_of_events() -> None:
+    """Two events of seven tokens: a client that asked for usage, and one that did not."""
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7}}\n\n'
+    for end, tokens in ((usage, 7), (b"", 2)):
+        meter = StreamMeter(streamed=True)
+        meter.feed(event("It was a") + event(" dark night") + end + b"data: [DONE]\n\n", 1.0)
+        assert (meter.output_tokens, meter.usage, meter.stream_events) == (tokens, bool(end), 2)
+
+
+@pytest.mark.parametrize(
+    ("last", "figures"),
+    [
+        (b'data: {"error": {"message": "dead"}}', (1, None, True, False)),
+        (b'data: {"choices":[],"usage":{"completion_tokens":7}}\n', (7, None, False, False)),
+        (b"data: [DONE]", (1, None, False, True)),
+        (event("", "stop")[:-1], (2, "stop", False, False)),
+        (b"data: {", (1, None, False, False)),
+    ],
+)
+def test_a_last_event_without_its_blank_line_is_read(last: bytes, figures: tuple[object, ...]) -> None:
+    """To a client it is none, but the engine said it: an error above all."""
+    meter = StreamMeter(streamed=True)
+    first = event("a")
+    assert meter.feed(first + last, 1.0) + meter.end() == first + last
+    assert (meter.output_tokens, meter.finish_reason, meter.failed, meter.done)[1:] == figures[1:]
+    if last != b"data: {":
+        assert meter.output_tokens == figures[0]
+
+
+def test_llama_cpps_field_of_errors() -> None:
+    meter = StreamMeter(streamed=True)
+    meter.feed(event("a") + b'error: {"code":500,"message":"no slot","type":"server_error"}\n\n', 1.0)
+    assert meter.failed
+
+
 @given(st.integers(0, 10_000))
 def test_the_last_mark_in_a_models_words_is_none(place: int) -> None:
     said = event("data: [DONE]") + event('data: {"error": 1}') + event("\n\ndata: [DONE]\n\n")

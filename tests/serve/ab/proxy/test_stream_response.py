@@ -128,6 +128,30 @@ def test_an_event_of_the_kind_error_is_an_error(dense: Any, event_stream: Any) -
     assert dense.outcomes() == [("dense", 200, "upstream_error")]
 
 
+@pytest.mark.parametrize(
+    ("headers", "parts"),
+    [
+        ([(b"content-type", b"text/event-stream")], []),
+        ([(b"content-type", b"text/event-stream")], [b": ping\n\n", b"data\n\n"]),
+        ([(b"content-type", b"application/json")], []),
+        ([(b"content-type", b"Text/HTML; charset=utf-8")], [b"<html>Bad Gateway</html>"]),
+    ],
+)
+def test_nothing_or_a_page_under_the_status_of_an_answer_is_an_error(
+    dense: Any, headers: list[tuple[bytes, bytes]], parts: list[bytes]
+) -> None:
+    """What is between the proxy and an engine says so. It is passed on as it is."""
+    dense.say("dense", *parts, headers=headers)
+    assert dense.ask(stream=True).body == b"".join(parts)
+    assert dense.outcomes() == [("dense", 200, "upstream_error")]
+
+
+def test_a_stream_that_holds_its_last_mark_alone_is_an_answer(dense: Any, event_stream: Any) -> None:
+    dense.say("dense", DONE, **event_stream())
+    dense.ask(stream=True)
+    assert dense.outcomes() == [("dense", 200, "ok")]
+
+
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_error_under_the_status_of_an_answer_is_an_error(dense: Any, error: str, streamed: bool) -> None:

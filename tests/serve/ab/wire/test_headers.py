@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from serve.ab.wire.headers import for_client, for_upstream
+import pytest
+
+from serve.ab.wire.headers import for_client, for_upstream, is_event_stream, is_packed
 
 CLIENT = [
     (b"host", b"proxy"),
@@ -52,3 +54,33 @@ def test_an_arm_cannot_speak_for_the_proxy() -> None:
         "split",
     )
     assert sent == [(b"content-type", b"text/plain"), (b"x-mi-prun-arm", b"dense"), (b"x-mi-prun-reason", b"split")]
+
+
+@pytest.mark.parametrize(
+    ("value", "streamed"),
+    [
+        (b"text/event-stream", True),
+        (b"Text/Event-Stream;charset=UTF-8", True),
+        (b" text/event-stream ; charset=utf-8", True),
+        (b"text/event-stream-like", False),
+        (b"application/json", False),
+        (b"", False),
+    ],
+)
+def test_a_media_type_has_no_case(value: bytes, streamed: bool) -> None:
+    assert is_event_stream([(b"content-type", value)]) is streamed
+
+
+@pytest.mark.parametrize(
+    ("values", "packed"),
+    [
+        ([], False),
+        ([b""], False),
+        ([b"Identity "], False),
+        ([b"gzip"], True),
+        ([b"identity", b"br"], True),
+        ([b"identity, gzip"], True),
+    ],
+)
+def test_any_encoding_but_identity_packs(values: list[bytes], packed: bool) -> None:
+    assert is_packed([(b"content-encoding", value) for value in values]) is packed

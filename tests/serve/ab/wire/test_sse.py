@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.ab.wire.sse import LONGEST_EVENT, EventStream, ServerSentEvent, events_of
@@ -35,21 +35,25 @@ EVENTS = st.lists(
 
 
 def standard(stream: bytes) -> list[ServerSentEvent]:
-    """The standard's own words, line by line."""
+    """The standard's own words, line by line; and llama.cpp's field `error`."""
     lines = stream.removeprefix(MARK).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
-    events, data, kind = [], [], b""
+    events, data, kind, error = [], [], b"", b""
     for line in lines:
         name, colon, value = line.partition(b":")
         if not line:
             if data:
                 events.append(ServerSentEvent(b"\n".join(data), kind))
-            data, kind = [], b""
+            elif error:  # llama.cpp's
+                events.append(ServerSentEvent(error, b"error"))
+            data, kind, error = [], b"", b""
         elif colon and not name:
             continue
         elif name == b"data":
             data.append(value[1:] if value.startswith(b" ") else value)
         elif name == b"event":
             kind = value[1:] if value.startswith(b" ") else value
+        elif name == b"error":
+            error = value[1:] if value.startswith(b" ") else value
     return events
 
 
@@ -68,11 +72,13 @@ def read(parts: list[bytes]) -> tuple[bytes, list[ServerSentEvent]]:
     return onward + stream.rest(), events
 
 
+@settings.get_profile("fuzzed")
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map(b"".join), CUTS)
 def test_any_bytes_in_any_cuts_are_what_the_standard_says(stream: bytes, places: list[int]) -> None:
     assert read(cut(stream, places)) == (stream, standard(stream))
 
 
+@settings.get_profile("fuzzed")
 @given(
     EVENTS, st.sampled_from([b"\n", b"\r", b"\r\n"]), st.sampled_from([b"", b" "]), st.sampled_from([b"", MARK]), CUTS
 )

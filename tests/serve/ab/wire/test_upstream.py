@@ -186,3 +186,20 @@ def test_nobody_listens() -> None:
                 await upstream.send("GET", "http://127.0.0.1:9/x", [])
 
     asyncio.run(main())
+
+
+def test_a_query_is_asked_with_its_path() -> None:
+    """A health path of one's own may have one."""
+    heads: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await head_of(reader))
+        writer.write(OK)
+        await writer.drain()
+
+    async def client(upstream: Upstream, url: str) -> None:
+        for path in ("/live?a=1&b=%20", "/live", "", "?a"):
+            (await upstream.send("GET", f"{url}{path}", [])).close()
+
+    run(handler, client)
+    assert [head.split(b" ")[1] for head in heads] == [b"/live?a=1&b=%20", b"/live", b"/", b"/?a"]
