@@ -8,6 +8,9 @@
 | `drop` | `prune --drop` of the bundled model: held-out text only | an analysis first |
 | `sample` | the default's text of the bundled model, sampled in large batches | BEFORE_ROWS windows at once |
 
+With `--vllm` text is sampled by vLLM too, its start included, from both models: SAMPLED_TOKENS of the larger one. Each
+way's text is then read by the model: what a token surprises it by, on average, is the same where the distribution is.
+
 The ranking text of `plan` is Python's own docstrings. The way of before would take an hour there: the seconds of a pass
 over all text are measured on a part of it, and taken times the passes of today's choice. The record says so.
 
@@ -20,7 +23,11 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import math
+import os
 import pstats
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.demo import library_docstrings
 from bench.records.machine import commit, environment, this_machine, versions
@@ -43,6 +51,7 @@ from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.pipeline import prune
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.planning import make_context, plan_for
+from mi_prun.quality.evaluator import Evaluator
 from mi_prun.selection.context import Context
 from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
 from mi_prun.text import self_text
@@ -55,6 +64,8 @@ RATIO = 0.2
 BEFORE_ROWS = 16
 PART_TOKENS = 4_096  # of the ranking text that a pass is timed on
 FUNCTIONS = 8  # of a profile
+SAMPLED_TOKENS, SAMPLED_WINDOW = 16_384, 256  # of the larger model, where vLLM samples too
+MOST_SEQUENCES = 256  # at once in vLLM, its own default
 PLAN = PlanSettings(quality=False, device="cpu")
 
 Figures = dict[str, Any]
@@ -137,21 +148,78 @@ def drop_cost(settings: AnalyzeSettings) -> Figures:
         return {"today": timed(lambda: today(first)), "before": timed(lambda: before(second))}
 
 
-def sample_cost(settings: AnalyzeSettings) -> Figures:
-    """Time the sampling of the default's text from the bundled model, and the same with few rows at once."""
-    dense = open_model(REFERENCE)
-    model = load_on(dense, "cpu").model
-    window = settings.window_tokens or dense.context_tokens()
-    windows = sum(windows_for(tokens, window) for tokens in settings.part_tokens)
+VLLM = """
+import json, sys, time
+begun = time.perf_counter()
+from vllm import LLM, SamplingParams
+folder, start, windows, window, dtype, seed, sequences = sys.argv[1:]
+windows, window, seed = int(windows), int(window), int(seed)
+engine = LLM(
+    folder, dtype=dtype, enforce_eager=True, max_model_len=window, max_num_seqs=int(sequences), seed=seed,
+    enable_prefix_caching=False, generation_config="vllm",
+)
+ready = time.perf_counter()
+sampling = SamplingParams(temperature=1.0, max_tokens=window - 1, ignore_eos=True, detokenize=False)
+answers = engine.generate([{"prompt_token_ids": [int(start)]}] * windows, sampling, use_tqdm=False)
+done = time.perf_counter()
+rows = [[int(start), *answer.outputs[0].token_ids] for answer in answers]
+print(json.dumps({"start_seconds": ready - begun, "sample_seconds": done - ready, "rows": rows}))
+"""
 
-    def sample() -> Figures:
-        sample_windows(model, dense.tokenizer, windows=windows, window_tokens=window, seed=settings.seed)
-        rows = min(windows, self_text.rows_at_once(model, torch.device("cpu"), window))
-        return {"tokens": windows * window, "window_tokens": window, "rows_at_once": rows}
 
-    today = timed(sample)
+def sample_cost(folder: Path, windows: int, window: int, seed: int, by_vllm: bool) -> Figures:
+    """Time the sampling of a model's text: in large batches, with few rows at once, and by vLLM where asked for."""
+    dense = open_model(folder)
+    block_model = load_on(dense, "cpu")
+    model = block_model.model
+
+    def surprise(tokens: Tensor) -> Figures:
+        """What a token of the text surprises the model by, and its standard error over windows, in nats."""
+        rows = Evaluator(block_model, tokens).by_window([()])[0, :, 1] / (window - 1)
+        error = float(rows.std(ddof=1)) / math.sqrt(len(rows)) if len(rows) > 1 else None
+        return {"surprise_nats": round(float(rows.mean()), 4), "standard_error": error and round(error, 4)}
+
+    def sample(ways: Figures, name: str) -> None:
+        made: list[Tensor] = []
+
+        def work() -> Figures:
+            made.append(sample_windows(model, dense.tokenizer, windows=windows, window_tokens=window, seed=seed))
+            rows = min(windows, self_text.rows_at_once(model, torch.device("cpu"), window))
+            return {"tokens": windows * window, "window_tokens": window, "rows_at_once": rows}
+
+        ways[name] = timed(work) | surprise(made[0])
+
+    ways: Figures = {}
+    sample(ways, "today")
     with cache_for(model, BEFORE_ROWS, window):
-        return {"today": today, "before": timed(sample)}
+        sample(ways, "before")
+    if by_vllm:
+        figures, tokens = sampled_by_vllm(dense, windows, window, seed)
+        ways["vllm"] = figures | surprise(tokens)
+    return ways
+
+
+def sampled_by_vllm(dense: ModelFolder, windows: int, window: int, seed: int) -> tuple[Figures, Tensor]:
+    """Sample the same number of windows in a process of its own, and return its figures and the text."""
+    tokenizer = dense.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    words = [str(dense.path), str(start), str(windows), str(window), "float32", str(seed), str(MOST_SEQUENCES)]
+    engine = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    clock, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", VLLM, *words], env=os.environ | engine, check=True, stdout=subprocess.PIPE, text=True
+    )
+    seconds, after = time.perf_counter() - clock, resource.getrusage(resource.RUSAGE_CHILDREN)
+    said: Figures = json.loads(done.stdout.splitlines()[-1])
+    tokens = torch.tensor(said.pop("rows"))
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(processor, 2),
+        "tokens": tokens.numel(),
+        "window_tokens": window,
+        **{name: round(value, 2) for name, value in said.items()},
+    }, tokens
 
 
 @contextmanager
@@ -166,7 +234,7 @@ def cache_for(model: Any, rows: int, window: int) -> Iterator[None]:
         self_text.CPU_CACHE_BYTES = real
 
 
-def measure(model: str, tokens: int, window: int | None) -> Iterator[Figures]:
+def measure(model: str, tokens: int, window: int | None, by_vllm: bool) -> Iterator[Figures]:
     """Yield the record of each step."""
     settings = AnalyzeSettings(scoring_tokens=tokens, window_tokens=window, device="cpu")
     known = {
@@ -177,15 +245,21 @@ def measure(model: str, tokens: int, window: int | None) -> Iterator[Figures]:
         "versions": versions(),
         "commit": commit(),
     }
+    length = window or open_model(REFERENCE).context_tokens()
+    windows = sum(windows_for(part, length) for part in settings.part_tokens)
     steps: list[tuple[str, str, Callable[[], Figures]]] = [
-        ("sample", REFERENCE.name, lambda: sample_cost(settings)),
+        ("sample", REFERENCE.name, lambda: sample_cost(REFERENCE, windows, length, settings.seed, by_vllm)),
         ("drop", REFERENCE.name, lambda: drop_cost(settings)),
         ("plan", Path(model).name, lambda: _plan_of(model, settings)),
     ]
+    if by_vllm:
+        short = min(SAMPLED_WINDOW, length)
+        fewer = min(windows_for(SAMPLED_TOKENS, short), windows)
+        steps.append(("sample", Path(model).name, lambda: sample_cost(Path(model), fewer, short, settings.seed, True)))
     for step, name, work in steps:
         figures = work()
-        for way in ("today", "before"):
-            say(f"{step}, {way}: {figures[way]['seconds']} s")
+        for way, measured in figures.items():
+            say(f"{step} of {name}, {way}: {measured['seconds']} s")
         yield {"bench": "choice_cost", "step": step, "model": name, **figures, **known}
 
 
@@ -207,11 +281,12 @@ def main() -> None:
     parser.add_argument("model", help="the folder of SmolLM2-135M-Instruct, by `mi-prun import`")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="to score on")
     parser.add_argument("--window", type=int, help="tokens of a window; default: the model's context, capped")
+    parser.add_argument("--vllm", action="store_true", help="sample by vLLM too")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
 
     def work() -> None:
-        for record in measure(options.model, options.tokens, options.window):
+        for record in measure(options.model, options.tokens, options.window, options.vllm):
             line = json.dumps(record)
             print(line, flush=True)
             options.output.parent.mkdir(parents=True, exist_ok=True)

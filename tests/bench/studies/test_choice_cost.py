@@ -29,6 +29,7 @@ def test_each_step_is_a_line_with_both_ways(
     sample, drop, plan = lines
     assert sample["today"]["tokens"] == sample["before"]["tokens"] == 64 * 19
     assert (sample["today"]["rows_at_once"], sample["before"]["rows_at_once"]) == (38, BEFORE_ROWS)
+    assert abs(sample["today"]["surprise_nats"] - sample["before"]["surprise_nats"]) < 1  # 38 windows of 32 tokens
     assert plan["today"]["passes"] == plan["before"]["passes"] > 1
     assert len(plan["today"]["dropped"]) == 2
     assert plan["before"]["estimated_seconds"] > 0
