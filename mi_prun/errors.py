@@ -12,6 +12,13 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first non-empty line of a third-party error, for use in a UserError."""
+    """Return the first non-empty line of a third-party error, for use in a UserError.
+
+    A line that only announces the next one (`Validation error for field 'x':`) comes with it. The text of a KeyError is
+    the key alone, so it comes with its name.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {said}" if isinstance(error, KeyError) else said
