@@ -194,7 +194,11 @@ def draft(
     dense: DenseOption,
     drafts: Annotated[list[Path], typer.Argument(metavar="DRAFT...", help="plan.json files, or pruned folders")],
     output: Results,
-    text: Annotated[str, typer.Option(help="what prompts are pieces of: as `mi-prun analyze --calibration` takes it")],
+    text: Text = None,
+    prompts_from: Annotated[
+        Path | None,
+        typer.Option(help="in place of --text: JSON lines, a prompt each; chats go through the chat template"),
+    ] = None,
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
@@ -214,7 +218,9 @@ def draft(
     """
     from bench.sweeps.run import run_drafts
 
-    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text)
+    if (text is None) == (prompts_from is None):
+        raise UserError("give exactly one of --text TEXT and --prompts-from FILE: a draft foresees no random tokens")
+    loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text, prompts_from)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))
 

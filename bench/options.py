@@ -88,6 +88,7 @@ def run_workloads(
     rounds: int,
     seed: int,
     text: str | None = None,
+    prompts_from: Path | None = None,
 ) -> WorkloadSettings:
     """Return the loads of `run` and `draft`: one closed loop that takes minutes on a small machine."""
     in_flight = concurrency_of(concurrency)
@@ -100,6 +101,7 @@ def run_workloads(
         rounds=rounds,
         seed=seed,
         text=text,
+        prompts_from=prompts_from,
     )
 
 

@@ -20,7 +20,8 @@ class WorkloadSettings:
     presets: names of PRESETS. input_tokens, output_tokens: lengths in their place. trace: a file of lengths, beside
     them.
 
-    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of random ones.
+    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of random ones. prompts_from: a
+    file whose rows are the prompts, in place of it; they have their own lengths.
 
     rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice
     the concurrency, at least eight. warmups: requests before an engine's first round of a load, not counted.
@@ -31,6 +32,7 @@ class WorkloadSettings:
     output_tokens: int | None = None
     trace: Path | None = None
     text: str | None = None
+    prompts_from: Path | None = None
     concurrency: tuple[int, ...] = (1, 8, 64)
     rates: tuple[float, ...] | Literal["auto"] = ()
     prompts: int | None = None

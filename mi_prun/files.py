@@ -27,6 +27,8 @@ def check_output(path: Path, *, force: bool = False, folder: bool = True) -> Non
     holds a `.git`, the working folder or one of its parents. folder: True if a folder is written, False for a file.
     """
     parent = path.absolute().parent
+    if parent.exists() and not parent.is_dir():
+        raise UserError(f"output {path}: {parent} is a file, not a folder; choose another place")
     if not parent.is_dir():
         raise UserError(f"output {path}: its parent folder {parent} does not exist; make it first")
     if not os.access(parent, os.W_OK):

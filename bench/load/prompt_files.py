@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.load.prompts import prompts_of
+from bench.load.prompts import OwnPrompts, prompts_of
 from bench.load.trace import Request, write_timed_trace
 from bench.records.schema import Workload
+from mi_prun.errors import UserError
 from mi_prun.files import write_text
 from mi_prun.model.model_folder import ModelFolder
 
@@ -48,6 +49,20 @@ def text_prompts(
     pieces: dict[str, Sequence[str]] = {}
     for preset in dict.fromkeys(load.preset for load in loads):
         own = [load for load in loads if load.preset == preset]
-        count = sum(load.warmups + rounds * load.prompts for load in own)
-        name, (pieces[preset],) = prompts_of(dense, text, [count], round(own[0].input_tokens))
+        name, (pieces[preset],) = prompts_of(dense, text, [_count(own, rounds)], round(own[0].input_tokens))
     return name, pieces
+
+
+def row_prompts(own: OwnPrompts, loads: Sequence[Workload], rounds: int) -> dict[str, Sequence[str]]:
+    """Return prompts that have their own lengths, for the one preset of the loads. Raises UserError for too few."""
+    if (wanted := _count(loads, rounds)) > len(own.texts):
+        raise UserError(
+            f"{own.name} has {len(own.texts)} prompts, and {wanted} are asked for, warm-ups included: give more, or "
+            "ask for fewer --prompts, --rounds or --concurrency"
+        )
+    return {loads[0].preset: own.texts}
+
+
+def _count(loads: Sequence[Workload], rounds: int) -> int:
+    """How many prompts the loads take. None is sent twice: the prefix cache would answer it."""
+    return sum(load.warmups + rounds * load.prompts for load in loads)

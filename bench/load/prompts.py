@@ -1,13 +1,20 @@
-"""Cut prompts out of a text. What a draft foresees depends on the text; of random tokens it foresees nothing."""
+"""Take prompts from a text: pieces of it, or the rows of a file, each as a user would send it.
+
+What a draft foresees depends on the text; of random tokens it foresees nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF
-from mi_prun.text.calibration import load_calibration
+from mi_prun.text.calibration import begins_with_bos, load_calibration
+from mi_prun.text.text_source import text_source
 
 Rounds = Sequence[Sequence[str]]
 
@@ -38,3 +45,39 @@ def prompts_of(folder: ModelFolder, text: str, counts: Sequence[int], tokens: in
         )
     rest = iter(pieces)
     return calibration.description.source, [[next(rest) for _ in range(count)] for count in counts]
+
+
+@dataclass(frozen=True)
+class OwnPrompts:
+    """Prompts with their own lengths. name: the file's, without its folder. tokens: of each text."""
+
+    name: str
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...]
+
+
+def own_prompts(folder: ModelFolder, path: Path) -> OwnPrompts:
+    """Read the rows of a file as prompts. Chat turns go through the chat template, up to where the answer begins.
+
+    Raises UserError for a file that cannot be read, or has no row with a text.
+    """
+    if not path.is_file():
+        raise UserError(f"--prompts-from {path}: no such file; give JSON lines with `messages` or `text`")
+    tokenizer = folder.tokenizer
+    source = text_source(str(path), tokenizer=_Asking(tokenizer))
+    bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""  # a template's own; the server puts one before it
+    texts = tuple(text.removeprefix(bos) for text in source.open() if text.strip())
+    if not texts:
+        raise UserError(f"--prompts-from {path} holds no prompt; give JSON lines with `messages` or `text`")
+    return OwnPrompts(source.name, texts, tuple(map(len, tokenizer(list(texts), verbose=False)["input_ids"])))
+
+
+class _Asking:
+    """A tokenizer whose chat template ends where the model's answer begins."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.chat_template = tokenizer.chat_template
+
+    def apply_chat_template(self, turns: list[dict[str, str]], tokenize: bool) -> Any:
+        return self._tokenizer.apply_chat_template(turns, tokenize=tokenize, add_generation_prompt=True)

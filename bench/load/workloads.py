@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from bench.engines.flags import flag_value, has_flag
+from bench.load.prompts import OwnPrompts
 from bench.load.trace import Request, read_trace
 from bench.records.schema import Trace, Workload
 from bench.settings import PRESETS, WorkloadSettings
@@ -30,6 +31,8 @@ CONTEXT_TOKENS = 4096  # served where neither the flags nor the loads ask for mo
 
 def check_workloads(settings: WorkloadSettings) -> None:
     """Refuse settings that make no load. Raises UserError with the option's name."""
+    if settings.prompts_from is not None and (settings.text is not None or settings.trace is not None):
+        raise UserError("--prompts-from stands alone: leave --text and --trace out")
     if settings.text is not None and settings.trace is not None:
         raise UserError("--text and --trace exclude each other: the prompts are of one or the other's length")
     if (settings.input_tokens is None) != (settings.output_tokens is None):
@@ -78,11 +81,16 @@ class Lengths:
     trace: Trace | None = None
 
 
-def lengths_of(settings: WorkloadSettings, context: int | None) -> tuple[list[Lengths], list[Request]]:
+def lengths_of(
+    settings: WorkloadSettings, context: int | None, own: OwnPrompts | None = None
+) -> tuple[list[Lengths], list[Request]]:
     """Return the lengths that presets, options and trace ask for, and the trace's requests.
 
-    Raises UserError where a request is longer than `context`.
+    own: prompts that have their own lengths, in place of the presets. Raises UserError where a request is longer than
+    `context`.
     """
+    if own is not None:
+        return [_own_lengths(settings, context, own)], []
     asked = [(name, *PRESETS[name]) for name in settings.presets]
     if settings.input_tokens is not None and settings.output_tokens is not None:
         asked = [(CUSTOM, settings.input_tokens, settings.output_tokens)]
@@ -110,6 +118,17 @@ def lengths_of(settings: WorkloadSettings, context: int | None) -> tuple[list[Le
             )
         )
     return lengths, requests
+
+
+def _own_lengths(settings: WorkloadSettings, context: int | None, own: OwnPrompts) -> Lengths:
+    out = settings.output_tokens or PRESETS["balanced"][1]
+    longest = max(own.tokens)
+    if context is not None and longest + out > context:
+        raise UserError(
+            f"{own.name} has a prompt of {longest} tokens; with --output-tokens {out} it is longer than the context of "
+            f"{context} that the model is served with: ask for less, or leave the prompt out"
+        )
+    return Lengths(CUSTOM, mean(own.tokens), out, longest + out)
 
 
 def closed_workloads(settings: WorkloadSettings, lengths: Sequence[Lengths]) -> list[Workload]:

@@ -10,6 +10,7 @@ from bench.records.results import Run
 from bench.records.schema import Latency, PointRecord, Roofline
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import MeanRow, TaskRow, model_key
+from mi_prun.planning.draft_gain import expected_length, expected_speedup
 
 MIB = 2**20
 NOT_MEASURED, NONE = "not measured", "–"
@@ -85,9 +86,12 @@ def _pair(p50: float, p99: float, form: str) -> Cell:
 
 
 def _dropped(row: FlatRow) -> str:
-    count = len(row.dropped)
-    dropped = f"{count} block{'s' * (count > 1)} dropped" if count else ""
-    return lines_of(dropped, f"healed by {row.healing}" if row.healing else "")
+    return lines_of(_dropped_blocks(row.dropped), f"healed by {row.healing}" if row.healing else "")
+
+
+def _dropped_blocks(dropped: Sequence[int]) -> str:
+    count = len(dropped)
+    return f"{count} block{'s' * (count > 1)} dropped" if count else ""
 
 
 def _speed(row: FlatRow) -> Cell:
@@ -252,26 +256,54 @@ def _reached(roof: Roofline | None) -> Cell:
 
 
 def drafts_table(run: Run) -> Table | None:
-    """Show the arms whose answers are the dense model's, drafted by the kept blocks; None where there is none."""
-    points = [point for point in run.under(run.main) if point.arm.kind == "draft"]
+    """Show the arms whose answers are the dense model's, drafted by the kept blocks, in every closed loop; None where
+    there is none. Below what was measured stands what the plan foretold, where it was made for a draft.
+    """
+    loads = [load for load in run.loads if load.concurrency]
+    points = [(load, point) for load in loads for point in run.under(load) if point.arm.kind == "draft"]
     rows = tuple(
-        (
-            Cell(point.arm.label),
-            Cell(number(point.arm.draft_tokens, "d")),
-            Cell(number(point.acceptance.rate if point.acceptance else None, ".1%")),
-            Cell(number(point.acceptance.length if point.acceptance else None, ".2f")),
-            _against(point),
-        )
-        for point in points
+        (Cell(point.arm.label, _dropped_blocks(point.arm.blocks.dropped)), Cell(load.label), *_drafted(point))
+        for load, point in points
     )
     head = (
         ("Draft", ""),
+        ("Load", ""),
         ("Drafted", "tokens at a time"),
         ("Accepted", "share"),
         ("Yield", "tokens a pass"),
         ("Speed", "× dense, 95 %"),
     )
-    return Table(f"As a draft, {run.main.label}", head, rows) if rows else None
+    note = (
+        "Foretold: by the acceptance and the cost of a step that the plan measured, for one request at a time, without "
+        "an engine's own work."
+    )
+    foretold = any(any(_foretold(point)) for _, point in points)
+    return Table("As a draft", head, rows, note if foretold else "") if rows else None
+
+
+def _drafted(point: PointRecord) -> tuple[Cell, ...]:
+    accepted, speed = point.acceptance, _against(point)
+    rate, length, speedup = _foretold(point)
+    return (
+        Cell(number(point.arm.draft_tokens, "d")),
+        Cell(number(accepted.rate if accepted else None, ".1%"), rate),
+        Cell(number(accepted.length if accepted else None, ".2f"), length),
+        Cell(speed.text, lines_of(speed.more, speedup)),
+    )
+
+
+def _foretold(point: PointRecord) -> tuple[str, str, str]:
+    """What the plan foretold of share accepted, yield and speed-up, for as many tokens as were drafted at a time."""
+    said = point.selection.settings if point.selection else {}
+    acceptance, cost, tokens = said.get("acceptance_greedy"), said.get("relative_cost"), point.arm.draft_tokens
+    if not isinstance(acceptance, float) or not isinstance(cost, float) or tokens is None:
+        return "", "", ""
+    length = expected_length(acceptance, tokens)
+    return (
+        f"foretold {(length - 1) / tokens:.1%}",
+        f"foretold {length:.2f}",
+        f"foretold {expected_speedup(acceptance, cost, tokens):.2f}",
+    )
 
 
 def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | None:

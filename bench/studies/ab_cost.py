@@ -37,11 +37,11 @@ from bench.engines.device import Device
 from bench.engines.engine import running
 from bench.load.driver import load_generator
 from bench.load.prompt_files import Prompts
+from bench.load.stream_client import Timings, load
 from bench.load.workloads import CUSTOM, TOOL
 from bench.models.shape import open_shape, shape_flags, write_shape
 from bench.records.machine import commit, this_machine, versions
 from bench.records.schema import Workload
-from bench.studies.stream_client import Timings, load
 from mi_prun.architecture.architecture import num_blocks
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
@@ -66,7 +66,7 @@ RECORDS = {"latency": "latency.jsonl", "vllm": "vllm.jsonl", "soak": "soak.jsonl
 def fast_engine(folder: Path, tokens: int, token_ms: float, aligned: bool) -> Iterator[int]:
     """Start the fast engine and yield its port."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.studies.fast_engine", "--port", str(port), "--tokens", str(tokens)]
+    command = [sys.executable, "-m", "bench.engines.fast_engine", "--port", str(port), "--tokens", str(tokens)]
     command += ["--token-ms", str(token_ms), *(["--aligned"] if aligned else [])]
     with ProcessGroup(command, folder / f"engine-{port}.log") as group:
         group.wait_ready(f"http://127.0.0.1:{port}/health", timeout_seconds=30)

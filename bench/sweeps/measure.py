@@ -20,7 +20,8 @@ from bench.engines.flags import check_flags
 from bench.engines.fleet import Fleet
 from bench.engines.memory_check import engines_alive
 from bench.load.driver import LoadGenerator, load_generator
-from bench.load.prompt_files import Prompts, text_prompts
+from bench.load.prompt_files import Prompts, row_prompts, text_prompts
+from bench.load.prompts import own_prompts
 from bench.load.trace import Request
 from bench.load.workloads import (
     RATE_SHARES,
@@ -73,7 +74,11 @@ def prepare(models: MeasuredModels, settings: MeasureSettings) -> Prepared:
     """Check settings and memory, and make the loads. Nothing is started or written. Raises UserError."""
     check_workloads(settings.loads)
     check_flags(settings.serve_flags)
-    lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, models.context))
+    own = None
+    if settings.loads.prompts_from is not None:
+        assert models.folder is not None  # only drafts take them, and a shape has none
+        own = own_prompts(models.folder, settings.loads.prompts_from)
+    lengths, requests = lengths_of(settings.loads, served_context(settings.serve_flags, models.context), own)
     settings = replace(settings, serve_flags=with_context(settings.serve_flags, models.context, lengths))
     device = Device()
     alive = engines_alive(models.all, settings.serve_flags, settings.alive, device)
@@ -85,6 +90,9 @@ def prepare(models: MeasuredModels, settings: MeasureSettings) -> Prepared:
         every += open_workloads(settings.loads, lengths, [rates] * len(lengths))
         name, pieces = text_prompts(models.folder, text, every, settings.loads.rounds)
         settings = replace(settings, loads=replace(settings.loads, text=name))
+    if own is not None:
+        pieces = row_prompts(own, closed_workloads(settings.loads, lengths), settings.loads.rounds)
+        settings = replace(settings, loads=replace(settings.loads, text=own.name, prompts_from=None))
     closed = closed_workloads(settings.loads, lengths)
     return Prepared(models, settings, lengths, requests, pieces, closed, alive, device)
 

@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from unittest.mock import patch
 
 from mi_prun.architecture.architecture import check_named
 from mi_prun.console import progress, say
-from mi_prun.errors import UserError, first_line
+from mi_prun.errors import UserError
 from mi_prun.files import check_output, new_folder, sync
 from mi_prun.importing.gguf_header import GgufHeader, read_gguf_header
+from mi_prun.model.pretrained import library_errors
 
 PACKAGES = ("gguf", "accelerate")
 FULL_PRECISION = ("F32", "F16", "BF16")
@@ -42,7 +44,6 @@ BF16_BYTES = 2
 LIBRARY_BYTES, UNPACKING_BYTES, ENTRY_BYTES = 600 * 2**20, 10, 1_000  # measured: 135M and 268M parameters
 LINE_SECONDS = 20.0
 SAMPLE = "It is  2026:\n\n1. Yes, it's."
-READER_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError, RuntimeError)
 
 
 def import_gguf(path: Path, out: Path, *, force: bool = False) -> GgufHeader:
@@ -308,12 +309,8 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-@contextlib.contextmanager
-def _one_line(header: GgufHeader, part: str) -> Iterator[None]:
-    try:
-        yield
-    except READER_ERRORS as error:
-        raise UserError(f"{header.path}: transformers cannot read its {part}: {first_line(error)}") from error
+def _one_line(header: GgufHeader, part: str) -> AbstractContextManager[None]:
+    return library_errors(f"{header.path}: transformers cannot read its {part}")
 
 
 @contextlib.contextmanager

@@ -1,15 +1,9 @@
 """`mi-prun plan --for draft`: choose the blocks and the draft length with the best expected speed-up.
 
-The pruned model drafts n tokens, the dense model checks them in one pass. Let a be the chance that a drafted token is
-accepted. A pass yields `(1 - a^(n+1)) / (1 - a)` tokens on average (Leviathan et al. 2023, arXiv 2211.17192, eq. 1).
-It costs n draft steps and one dense step:
-
-    speed-up(n) = (1 - a^(n+1)) / ((1 - a) (n c + 1))
-
-c is the cost of a draft step over that of a dense step. a is measured on the ranking text, each token drafted in the
-dense context. c is measured as the time of a step of one token through the model's own blocks and head. Both leave out
-an engine's work around a step, and what n + 1 tokens cost over one in the dense pass. So the figure is a bound for
-batch size 1, where reading the weights takes the time.
+`draft_gain.py` has the formula. The chance a that a drafted token is accepted is measured on the ranking text, each
+token drafted in the dense context. The cost c of a draft step is measured as the time of a step of one token through
+the model's own blocks and head. Both leave out an engine's work around a step, and what n + 1 tokens cost over one in
+the dense pass. So the figure is a bound for batch size 1, where reading the weights takes the time.
 """
 
 from __future__ import annotations
@@ -21,18 +15,19 @@ from statistics import median
 
 import torch
 
+from mi_prun import console
 from mi_prun.analysis.analysis import Analysis
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.plan.plan import Plan
 from mi_prun.plan.ratio import Amount
+from mi_prun.planning.draft_gain import best_tokens, expected_speedup
 from mi_prun.planning.planning import held_out_quality, make_context, make_plan
 from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.settings import PlanSettings
 
 RATIOS = (0.125, 0.25, 0.375, 0.5)  # tried where none is asked for
-MAX_TOKENS = 8
 STEPS = 20  # timed, of which the median counts
 
 
@@ -81,21 +76,6 @@ class DraftChoice:
             f"{self.acceptance.sampled:.1%} sampled; a step costs {self.relative_cost:.2f} of the dense model's; "
             f"best with {self.tokens} tokens at a time: expected {self.speedup:.2f}x"
         )
-
-
-def expected_speedup(acceptance: float, relative_cost: float, tokens: int) -> float:
-    """Return speed-up(n) for n = `tokens`, by the formula above.
-
-    >>> round(expected_speedup(0.8, 0.2, 3), 3)
-    1.845
-    """
-    together = sum(acceptance**accepted for accepted in range(tokens + 1))
-    return together / (tokens * relative_cost + 1)
-
-
-def best_tokens(acceptance: float, relative_cost: float) -> int:
-    """Return the number of drafted tokens with the best expected speed-up."""
-    return max(range(1, MAX_TOKENS + 1), key=lambda n: expected_speedup(acceptance, relative_cost, n))
 
 
 @torch.inference_mode()
@@ -166,7 +146,7 @@ def plan_draft(
     """Return the plan of the best draft among those that drop `ks` blocks; no `ks`: all RATIOS.
 
     say: called with each draft, the best first.
-    Raises UserError if no draft is expected to be faster than the dense model alone.
+    Raises UserError if no draft is expected to be faster than the dense model alone and no `ks` are asked for.
     """
     count = analysis.num_blocks
     wanted = sorted({k for k in ks or (round(ratio * count) for ratio in RATIOS) if 1 <= k < count})
@@ -178,10 +158,13 @@ def plan_draft(
         say(choice)
     best = choices[0]
     if best.speedup <= 1.0:
-        raise UserError(
+        slow = (
             f"no draft pays: the best, {len(best.dropped)} of {count} blocks dropped and {best.tokens} tokens at a "
             f"time, is expected to reach {best.speedup:.2f}x; serve the dense model alone, or a pruned one"
         )
+        if not ks:
+            raise UserError(slow)
+        console.say(slow)
     plan = plans[best.dropped]
     draft_settings: dict[str, str | int | float | bool | None] = {
         "for": "draft",

@@ -20,6 +20,7 @@ from mi_prun.console import run_app
         (["tasks", "m", "-o", "out", "--limit", "5"], "--limit is called --task-limit"),
         (["sweep", "--dense", "m", "-o", "out", "--materialise"], "--materialise is called --no-virtual"),
         (["run", "--dense", "m", "--pruned", "p", "q", "-o", "out"], "--pruned is gone; name the folders without it"),
+        (["draft", "p.json", "--dense", "m", "-o", "out"], "give exactly one of --text TEXT and --prompts-from FILE"),
         (["run", "--dense", "m", "-o", "out"], "PRUNED is missing: name at least one folder"),
     ],
 )

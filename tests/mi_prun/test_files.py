@@ -70,7 +70,7 @@ def test_outputs_that_are_refused(tmp_path, monkeypatch):
     (tmp_path / "repository/.git").mkdir(parents=True)
     for name, force, message in [
         ("none/out", False, "its parent folder .* does not exist"),
-        ("file/out", False, "its parent folder .* does not exist"),
+        ("file/out", False, "is a file, not a folder; choose another place"),
         ("file", False, "exists; choose another, or --force"),
         ("full", False, "exists and is not empty"),
         ("link", True, "is a symbolic link"),

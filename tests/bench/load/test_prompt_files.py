@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.load.prompt_files import Prompts, text_prompts
+from bench.load.prompt_files import Prompts, row_prompts, text_prompts
+from bench.load.prompts import OwnPrompts
 from bench.load.trace import Request
 from bench.records.schema import PointRecord, Trace
 from mi_prun.errors import UserError
@@ -40,3 +41,12 @@ def test_requests_of_a_trace(point: Callable[..., PointRecord], tmp_path: Path) 
     Prompts([Request(20, 5)], {}).write(tmp_path / "out.jsonl", load, 7)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["input_length"] for line in lines] == [20, 20, 20]
+
+
+def test_prompts_with_their_own_lengths(point: Callable[..., PointRecord]) -> None:
+    """Each is used once, in all loads together."""
+    load = point().load.model_copy(update={"prompts": 3, "warmups": 2})
+    own = OwnPrompts("chats.jsonl", tuple(map(str, range(16))), (1,) * 16)
+    assert row_prompts(own, [load, load], 2) == {load.preset: own.texts}
+    with pytest.raises(UserError, match=r"chats\.jsonl has 16 prompts, and 22 are asked for, warm-ups included: give"):
+        row_prompts(own, [load, load], 3)

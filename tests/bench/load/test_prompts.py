@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.load.prompts import prompts_of
+from bench.load.prompts import own_prompts, prompts_of
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import ModelFolder, open_model
 
@@ -43,3 +45,53 @@ def test_a_text_that_is_too_short_is_said_with_the_way_out(folder: ModelFolder, 
 def test_text_sampled_from_the_model_is_refused(folder: ModelFolder) -> None:
     with pytest.raises(UserError, match="--text self would need the model in this process too; name a file"):
         prompts_of(folder, "self", (1,), 16)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def rows(path: Path, *made: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def asked(words: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": words}]}
+
+
+def test_a_chat_ends_where_the_answer_begins(folder: ModelFolder, tmp_path: Path) -> None:
+    folder.tokenizer.chat_template = TEMPLATE
+    own = own_prompts(folder, rows(tmp_path / "chats.jsonl", asked("Who are you?"), asked("Tell me a story.")))
+    assert own.name == "chats.jsonl"
+    bos = folder.tokenizer.bos_token
+    assert own.texts == tuple(f"{bos}<user>{words}<assistant>" for words in ("Who are you?", "Tell me a story."))
+    assert own.tokens == tuple(len(folder.tokenizer(text)["input_ids"]) for text in own.texts)
+
+
+def test_a_template_brings_no_second_bos(folder: ModelFolder, tmp_path: Path) -> None:
+    """The server puts one before a prompt, where the tokenizer does: the template's own is left out."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = folder.tokenizer
+    tokenizer.chat_template = TEMPLATE
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    own = own_prompts(folder, rows(tmp_path / "chats.jsonl", asked("Who are you?")))
+    assert own.texts == ("<user>Who are you?<assistant>",)
+    assert tokenizer(own.texts[0])["input_ids"].count(bos[1]) == 1
+    assert own.tokens == (len(tokenizer(own.texts[0])["input_ids"]),)
+
+
+def test_rows_of_text_are_prompts_as_they_are(folder: ModelFolder, tmp_path: Path) -> None:
+    own = own_prompts(folder, rows(tmp_path / "rows.jsonl", {"text": "Once upon"}, {"text": " "}, {"text": "A cat"}))
+    assert own.texts == ("Once upon", "A cat")
+
+
+def test_a_file_without_a_prompt_is_one_line(folder: ModelFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--prompts-from .*none\.jsonl: no such file; give JSON lines"):
+        own_prompts(folder, tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"empty\.jsonl holds no prompt; give JSON lines"):
+        own_prompts(folder, rows(tmp_path / "empty.jsonl"))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from bench.load.prompts import OwnPrompts
 from bench.load.workloads import (
+    Lengths,
     check_workloads,
     closed_workloads,
     lengths_of,
@@ -107,6 +109,16 @@ def test_requests_longer_than_the_context() -> None:
     with pytest.raises(UserError, match=r"--input-tokens 60 and --output-tokens 8 make 68, .* a context of 64"):
         lengths_of(replace(SETTINGS, input_tokens=60, output_tokens=8), 64)
     assert lengths_of(SETTINGS, None)[0][0].longest == 192
+
+
+def test_prompts_have_their_own_lengths() -> None:
+    own = OwnPrompts("chats.jsonl", ("a", "b", "c"), (10, 20, 60))
+    settings = replace(SETTINGS, input_tokens=128, output_tokens=40)
+    assert lengths_of(settings, 100, own) == ([Lengths("custom", 30, 40, 100)], [])
+    with pytest.raises(UserError, match=r"chats\.jsonl has a prompt of 60 tokens; with --output-tokens 40 .* of 99"):
+        lengths_of(settings, 99, own)
+    with pytest.raises(UserError, match="--prompts-from stands alone: leave --text and --trace out"):
+        check_workloads(replace(settings, prompts_from=Path("chats.jsonl"), text="story.txt"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.records.results import Run
-from bench.records.schema import DraftAcceptance, PointRecord
+from bench.records.schema import DraftAcceptance, PointRecord, Selection
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
 from bench.reports.report_tables import (
@@ -192,12 +192,33 @@ def test_drafts_have_a_table_of_their_own(point: Point) -> None:
     accepted = draft(point, acceptance=DraftAcceptance(drafts=10, drafted_tokens=40, accepted_tokens=30))
     table = drafts_table(Run("run-1", (point(), point((3,)), accepted)))
     assert table is not None
+    name, load = Cell("draft", "2 blocks dropped"), Cell(point().load.label)
     speed = Cell("1.25", "[1.23, 1.27]\nat most 1.33")
-    assert table.rows == ((Cell("draft"), Cell("4"), Cell("75.0%"), Cell("4.00"), speed),)
+    assert table.rows == ((name, load, Cell("4"), Cell("75.0%"), Cell("4.00"), speed),)
     unknown = drafts_table(Run("run-1", (point(), draft(point))))
     assert unknown is not None
-    assert unknown.rows[0][2:4] == (Cell("not measured"), Cell("not measured"))
+    assert unknown.rows[0][3:5] == (Cell("not measured"), Cell("not measured"))
     assert drafts_table(Run("run-1", (point(), point((3,))))) is None
+
+
+def test_a_draft_in_every_closed_loop(point: Point) -> None:
+    points = [under(each, *load) for load in ((1,), (4,), (None, 2.0)) for each in (point(), draft(point))]
+    table = drafts_table(Run("run-1", tuple(points)))
+    assert table is not None
+    assert [row[1].text for row in table.rows] == [points[0].load.label, points[2].load.label]
+
+
+def test_what_a_plan_foretold_stands_below_what_was_measured(point: Point) -> None:
+    """Half of the tokens accepted, a step at half the cost; 4 tokens at a time, whatever the plan says is best."""
+    said = {"for": "draft", "draft_tokens": 1, "acceptance_greedy": 0.5, "relative_cost": 0.5}
+    table = drafts_table(Run("run-1", (point(), draft(point, selection=Selection(plan_sha256="0", settings=said)))))
+    assert table is not None
+    length = 1 + 0.5 + 0.25 + 0.125 + 0.0625
+    assert [cell.more.splitlines()[-1:] for cell in table.rows[0][3:]] == [
+        [f"foretold {0.9375 / 4:.1%}"],
+        [f"foretold {length:.2f}"],
+        [f"foretold {length / 3:.2f}"],
+    ]
 
 
 def test_tasks_have_a_column_each_and_a_mean_where_there_are_several(task: Task) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.load.stream_client import load
 from bench.studies.ab_cost import BODY, fast_engine, percentiles
-from bench.studies.stream_client import load
 from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 

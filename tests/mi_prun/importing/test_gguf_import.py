@@ -145,6 +145,10 @@ def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys:
         ({"left_out": "token_embd.weight"}, "no embedding"),
         ({"llama__vocab_size": 5_000}, "the embedding has 4,096 rows"),
         ({"llama__feed_forward_length": 100}, r"gate_proj.weight is \(96, 64\), but \(100, 64\) by the metadata"),
+        (
+            {"llama__embedding_length": 66},
+            r"cannot read its config: .*: ValueError: The hidden size \(66\) is not",
+        ),
         ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, "rotary positions are scaled"),
         ({"rope_freqs__weight": np.ones(8, np.float32)}, "rotary positions are scaled"),
         ({"tokenizer__ggml__tokens": None}, "vocabulary|config|transformers"),

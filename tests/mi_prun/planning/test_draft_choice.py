@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,46 +17,15 @@ from mi_prun.planning.draft_choice import (
     Acceptance,
     DraftChoice,
     StepCost,
-    best_tokens,
     choose_draft,
     draft_for,
-    expected_speedup,
     plan_draft,
 )
+from mi_prun.planning.draft_gain import best_tokens, expected_speedup
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.settings import PlanSettings
 
 SETTINGS = PlanSettings(method="mi-prun", rerank=0, quality=False, device="cpu")
-
-
-def by_simulation(acceptance: float, relative_cost: float, tokens: int, passes: int = 100_000) -> float:
-    """Tokens over cost, drawing for each drafted token whether it is accepted."""
-    drawn = torch.rand(passes, tokens, generator=torch.Generator().manual_seed(1)) < acceptance
-    accepted = drawn.long().cumprod(1).sum(1)  # up to the first that is not
-    return float((accepted + 1).sum()) / (passes * (tokens * relative_cost + 1))
-
-
-@pytest.mark.parametrize(("acceptance", "cost", "tokens"), [(0.8, 0.2, 3), (0.5, 0.75, 1), (0.95, 0.5, 8), (0, 0.1, 4)])
-def test_the_formula_is_what_a_simulation_gives(acceptance: float, cost: float, tokens: int) -> None:
-    assert expected_speedup(acceptance, cost, tokens) == pytest.approx(
-        by_simulation(acceptance, cost, tokens), rel=0.01
-    )
-
-
-def test_a_draft_that_is_never_accepted_or_costs_as_much_does_not_pay() -> None:
-    for tokens in range(1, 9):
-        assert expected_speedup(0.0, 0.5, tokens) < 1
-        assert expected_speedup(1.0, 1.0, tokens) == 1
-
-
-def test_the_best_number_of_tokens() -> None:
-    for acceptance, cost in itertools.product((0.1, 0.6, 0.9, 1.0), (0.05, 0.3, 0.9)):
-        best = best_tokens(acceptance, cost)
-        assert all(
-            expected_speedup(acceptance, cost, best) >= expected_speedup(acceptance, cost, n) for n in range(1, 9)
-        )
-    assert best_tokens(1.0, 0.1) == 8
-    assert best_tokens(0.1, 0.9) == 1
 
 
 def test_acceptance_is_that_of_the_two_models(load: Callable[[Path], BlockModel], reference: Path) -> None:
@@ -135,6 +103,18 @@ def test_none_pays(reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch
     ):
         plan_draft(reference_analysis, SETTINGS, (), said.append)
     assert sorted(len(choice.dropped) for choice in said) == [2, 3, 4, 6]
+
+
+def test_a_draft_that_is_asked_for_is_planned_though_it_does_not_pay(
+    reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed_cost(monkeypatch, 1.0, 1_000.0)
+    plan = draft_for(reference_analysis, SETTINGS, "draft", Amount(num_blocks=3))
+    assert len(plan.dropped) == 3
+    assert 0 < float(plan.settings["expected_speedup"] or 0) < 1
+    said = capsys.readouterr()
+    assert said.out.startswith("3 blocks dropped: accepts ")
+    assert "no draft pays: the best, 3 of 12 blocks dropped and 1 tokens at a time" in said.err
 
 
 @pytest.mark.parametrize(

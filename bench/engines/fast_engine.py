@@ -1,6 +1,6 @@
 """Serve an engine that costs next to nothing: it answers every POST with a stream of chat chunks, at a pace.
 
-    python -m bench.studies.fast_engine --port N --tokens 32 --token-ms 20
+    python -m bench.engines.fast_engine --port N --tokens 32 --token-ms 20
 
 What stands before it can then be measured. With `--aligned` all streams get their tokens at the same moments, as the
 steps of a real engine have it.
