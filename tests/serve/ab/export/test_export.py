@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from serve.ab.export.exported_arm import DEVICES, ExportOptions, parse_flags
 from serve.ab.export.kubernetes import _words, whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
+HOW_TO = Path(__file__).parents[4] / "docs" / "how-to" / "ab-on-a-cluster.md"
 VERSIONS = sorted(path.stem.removeprefix("kubernetes-") for path in SCHEMAS.glob("kubernetes-*.json"))
 ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 FLAGS = ["--max-model-len", "256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"]
@@ -165,6 +167,9 @@ def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) ->
     options = ExportOptions(replicas=3, max_replicas=7, cpu="8", memory="64Gi")
     export(config, "kubernetes", options, tmp_path / "out")
     written = {(document["kind"], document["metadata"]["name"]): document for document in documents(tmp_path / "out")}
+    said = (tmp_path / "out" / "README.md").read_text()
+    rule = textwrap.dedent(said[said.index("       - seriesQuery") : said.index("   Without the metric")]).rstrip()
+    assert textwrap.indent(f"{rule}\n\n", "    ", str.strip) in HOW_TO.read_text()
     for name in ("trial-dense", "trial-pruned"):
         deployment = written["Deployment", name]["spec"]
         assert "replicas" not in deployment  # each `kubectl apply` would undo what the autoscaler did
@@ -172,8 +177,7 @@ def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) ->
         assert scaled["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
         assert (scaled["minReplicas"], scaled["maxReplicas"]) == (3, 7)
         (metric,) = scaled["metrics"]
-        queue = metric["pods"]["metric"]["name"]
-        assert f"as: {queue}\n" in (tmp_path / "out" / "README.md").read_text()  # by the adapter's rule
+        assert f"as: {metric['pods']['metric']['name']}\n" in rule
         assert written["PodDisruptionBudget", name]["spec"]["selector"] == deployment["selector"]
         (container,) = deployment["template"]["spec"]["containers"]
         assert container["resources"] == {

@@ -340,6 +340,7 @@ def left() -> list[psutil.Process]:
 def running_cluster() -> Iterator[Cluster]:
     """Start a cluster; at the end, however that comes, nothing of it is left."""
     scratch = Path(tempfile.mkdtemp(prefix="mpr-"))  # short: sockets lie in it
+    os.environ["TMPDIR"] = str(scratch)  # what a killed process leaves goes with it
     cluster = Cluster(scratch)
     try:
         cluster.start()
@@ -392,6 +393,7 @@ def main() -> int:
             "RAY_AUTH_TOKEN": uuid.uuid4().hex + uuid.uuid4().hex,
             "RAY_USAGE_STATS_ENABLED": "0",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no process of its own for a single worker: half of the start
             "HF_HUB_OFFLINE": "1",
         }
     )
