@@ -52,6 +52,7 @@ AFTER = {"dense": 1, "pruned": 4}
 REQUESTS = 240
 CLIENTS = 4
 LEVEL = 0.999  # of the interval that a share's weight has to be in
+PAUSE_S = 0.5  # between a client's requests while an engine starts beside them: both have the same two cores
 PATIENCE_S = 900.0  # for an engine on a machine that others use too
 DROPPED = "2,3"
 Found = TypeVar("Found")
@@ -231,7 +232,7 @@ async def shares(base_url: str) -> Tally:
 
 
 async def load(base_url: str, until: Callable[[], bool]) -> Tally:
-    """Ask without a pause, every other request streamed, until something has happened."""
+    """Ask, every other request streamed, until something has happened."""
     tally = Tally()
     ended = asyncio.Event()
 
@@ -240,6 +241,7 @@ async def load(base_url: str, until: Callable[[], bool]) -> Tally:
         while not ended.is_set():
             stream = not stream
             await ask(client, tally, stream=stream, tokens=32)
+            await asyncio.sleep(PAUSE_S)
 
     async def watch() -> None:
         try:
