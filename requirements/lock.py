@@ -3,7 +3,7 @@
     make lock        # writes requirements/cpu.txt from requirements/cpu.in, and ray.txt from ray.in
 
 pip resolves a list without installing anything; what it would install is written down, one exact version a line, except
-for the three packages below. The result is installed with `pip install --no-deps`. ray.txt has what goes beside cpu.txt.
+for the three packages below. The result is installed with `pip install --no-deps`. ray.txt has what cpu.txt has not.
 """
 
 import json

@@ -29,7 +29,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,6 +183,15 @@ class Tally:
     @property
     def answers(self) -> int:
         return sum(self.arms.values())
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "arms": dict(sorted(self.arms.items())),
+            "reasons": dict(sorted(self.reasons.items())),
+            "streamed": self.streamed.total(),
+            "cut": self.cut,
+            "lost": len(self.lost),
+        }
 
 
 async def ask(client: openai.AsyncOpenAI, tally: Tally, *, stream: bool, tokens: int) -> None:
@@ -381,8 +390,8 @@ def check(cluster: Cluster) -> dict[str, Any]:
         "other weights started no engine anew, and no proxy",
     )
     return {
-        "shares": {"before": asdict(before), "after": asdict(after)},
-        "killed": {"engine": asdict(killed_engine), "replica": asdict(killed_replica)},
+        "shares": {"before": before.record(), "after": after.record()},
+        "killed": {"engine": killed_engine.record(), "replica": killed_replica.record()},
     }
 
 
