@@ -54,7 +54,8 @@ class Ingress:
 
 
 def _ask(handle: DeploymentHandle) -> Ask:
-    return handle.options(method_name="ask", stream=True).remote
+    ask: Ask = handle.options(method_name="ask", stream=True).remote
+    return ask
 
 
 def build(args: dict[str, Any]) -> serve.Application:

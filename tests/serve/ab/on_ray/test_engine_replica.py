@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from mi_prun.errors import UserError
+from mi_prun.process_group import alive
 from serve.ab.arms import supervisor
 from serve.ab.config import ADMIN_KEY_VARIABLE, Config, read_config
 from serve.ab.on_ray.engine_replica import EngineReplica
@@ -66,7 +68,8 @@ def test_a_replica_is_unhealthy_once_its_engine_is_lost(replica: EngineReplica) 
     asyncio.run(replica.check_health())
     engine = engine_of(replica)
     os.kill(engine.pid, signal.SIGKILL)
-    engine.wait(30)
+    while alive(engine):
+        time.sleep(0.01)
     with pytest.raises(UpstreamError):
         asyncio.run(whole(replica, "GET", "/health"))
     with pytest.raises(UserError, match="the engine of arm dense is lost: it ended with status -9"):
