@@ -66,7 +66,7 @@ class ReplicaUpstream(Upstream):
         ask = self._arms.get(f"{parts.scheme}://{parts.netloc}")
         if ask is None:
             return await super().send(method, url, headers, body)
-        tries = min(self.replicas, 2)
+        tries = 2 if self.replicas > 1 else 1
         while True:
             tries -= 1
             try:
