@@ -55,6 +55,7 @@ LEVEL = 0.999  # of the interval that a share's weight has to be in
 PAUSE_S = 0.5  # between a client's requests while an engine starts beside them: both have the same two cores
 PATIENCE_S = 900.0  # for an engine on a machine that others use too
 DROPPED = "2,3"
+TRIES = 4
 UP = "This command will now block forever"  # `ray start --block`, once its node is there
 Found = TypeVar("Found")
 
@@ -118,16 +119,16 @@ class Cluster:
         self._start_node([*common, free_port(), "--address", f"127.0.0.1:{self._gcs}"])
 
     def _start_node(self, words: list[Any]) -> None:
-        log = self._scratch / f"node-{len(self.nodes)}.log"
-        node = ProcessGroup([str(word) for word in words], log)
-        self.nodes.append(node)
-
-        def is_up() -> bool | None:
-            if node.process.poll() is not None:
+        """Start a node. Ray itself gives a node 30 s, which a busy machine may not keep, so it is tried again."""
+        for left in reversed(range(TRIES)):
+            log = self._scratch / f"node-{len(self.nodes)}.log"
+            node = ProcessGroup([str(word) for word in words], log)
+            self.nodes.append(node)
+            if wait_for("a node is up or has ended", lambda node=node: _fate(node)) == UP:
+                return
+            node.stop()
+            if not left:
                 raise ClaimError(f"a node did not start: {node.last_lines()}")
-            return UP in log.read_text(errors="replace") or None
-
-        wait_for("a node is up", is_up)
 
     def deploy(self, folder: Path) -> None:
         """Deploy the folder's application as a user does, and wait until it runs."""
@@ -307,6 +308,13 @@ def kill_under_load(cluster: Cluster, arm: str, victim: Callable[[], psutil.Proc
     return tally
 
 
+def _fate(node: ProcessGroup) -> str | None:
+    """Return what has become of `ray start --block`; None while that is open."""
+    if UP in node.log.read_text(errors="replace"):
+        return UP
+    return "ended" if node.process.poll() is not None else None
+
+
 def _another(replica: Replica | None, old: Replica | None) -> Replica | None:
     return replica if replica is not None and replica != old else None
 
@@ -411,7 +419,6 @@ def main() -> int:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": uuid.uuid4().hex + uuid.uuid4().hex,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": f"{PATIENCE_S:.0f}",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no process of its own for a single worker: half of the start
             "HF_HUB_OFFLINE": "1",
