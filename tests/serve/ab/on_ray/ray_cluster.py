@@ -56,6 +56,8 @@ PAUSE_S = 0.5  # between a client's requests while an engine starts beside them:
 PATIENCE_S = 900.0  # for an engine on a machine that others use too
 DROPPED = "2,3"
 TRIES = 4
+# Said, so that the nodes share none, and that a node does not end because an agent is slow to say its own.
+AGENT_PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 UP = "This command will now block forever"  # `ray start --block`, once its node is there
 Found = TypeVar("Found")
 
@@ -112,17 +114,18 @@ class Cluster:
         """Start both nodes, each with the one processor that an engine asks for."""
         common = [
             *(BIN / "ray", "start", "--block", "--num-cpus", 1, "--object-store-memory", 100_000_000),
-            *("--min-worker-port", 0, "--max-worker-port", 0, "--dashboard-agent-listen-port"),
+            *("--min-worker-port", 0, "--max-worker-port", 0),
         ]
         head = ["--head", "--port", self._gcs, "--dashboard-port", self._dashboard, "--node-ip-address", "127.0.0.1"]
-        self._start_node([*common, free_port(), *head, "--temp-dir", self._scratch / "r"])
-        self._start_node([*common, free_port(), "--address", f"127.0.0.1:{self._gcs}"])
+        self._start_node([*common, *head, "--temp-dir", self._scratch / "r"])
+        self._start_node([*common, "--address", f"127.0.0.1:{self._gcs}"])
 
     def _start_node(self, words: list[Any]) -> None:
         """Start a node. Ray itself gives a node 30 s, which a busy machine may not keep, so it is tried again."""
         for left in reversed(range(TRIES)):
             log = self._scratch / f"node-{len(self.nodes)}.log"
-            node = ProcessGroup([str(word) for word in words], log)
+            ports = [word for name in AGENT_PORTS for word in (f"--{name}-port", free_port())]
+            node = ProcessGroup([str(word) for word in (*words, *ports)], log)
             self.nodes.append(node)
             if wait_for("a node is up or has ended", lambda node=node: _fate(node)) == UP:
                 return
