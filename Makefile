@@ -5,14 +5,23 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: demo test test-all test-plain test-engine test-numeric lint lock clean
+.PHONY: demo ray test test-all test-plain test-engine test-numeric lint lock clean
 
 .venv/.installed: requirements/cpu.txt requirements/smollm2.txt pyproject.toml requirements/install.sh
 	PYTHON=$(PYTHON) sh requirements/install.sh
 	touch $@
 
+# Ray, in an environment of its own that sees .venv too.
+build/ray-env/.installed: .venv/.installed requirements/ray.txt requirements/ray.sh
+	sh requirements/ray.sh
+	touch $@
+
 demo: .venv/.installed
 	$(BIN)/python -m bench.demo
+
+# What `mi-prun-ab export --to ray-serve` writes, on a cluster of two nodes on this machine. Minutes.
+ray: build/ray-env/.installed
+	@OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind build/ray-env/bin/python tests/serve/ab/on_ray/ray_cluster.py
 
 test: .venv/.installed
 	@$(BIN)/python tests/run.py

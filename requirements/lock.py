@@ -1,9 +1,9 @@
 """Turn the short list of direct dependencies into the complete pinned list.
 
-    make lock        # writes requirements/cpu.txt from requirements/cpu.in
+    make lock        # writes requirements/cpu.txt from requirements/cpu.in, and ray.txt from ray.in
 
-pip resolves `cpu.in` without installing anything; what it would install is written down, one exact version a line,
-except for the three packages below. The result is installed with `pip install --no-deps`.
+pip resolves a list without installing anything; what it would install is written down, one exact version a line, except
+for the three packages below. The result is installed with `pip install --no-deps`. ray.txt has what cpu.txt has not.
 """
 
 import json
@@ -20,24 +20,33 @@ LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def resolve(*arguments: str) -> dict[str, str]:
+    """Return what pip would install, by name."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        resolve = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-        subprocess.run([*resolve, "--report", str(report), "-r", str(HERE / "cpu.in")], check=True)
+        words = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        subprocess.run([*words, "--report", str(report), *arguments], check=True)
         installs = json.loads(report.read_text())["install"]
-    pins: dict[str, str] = {}
-    for item in installs:
-        name = re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower()
-        if name not in LEFT_OUT:
-            pins[name] = item["metadata"]["version"]
+    named = {re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower(): item["metadata"]["version"] for item in installs}
+    return {name: version for name, version in sorted(named.items()) if name not in LEFT_OUT}
+
+
+def write(name: str, pins: dict[str, str], *more: str) -> None:
+    """Write a list of pins."""
     lines = [
-        "# Made by `make lock` from cpu.in; do not edit. Complete: install with `pip install --no-deps -r`.",
-        f"# Left out on purpose (why: lock.py): {', '.join(sorted(LEFT_OUT))}.",
-        *(f"{name}=={version}" for name, version in sorted(pins.items())),
+        f"# Made by `make lock` from {name}.in; do not edit. Complete: install with `pip install --no-deps -r`.",
+        *more,
+        *(f"{package}=={version}" for package, version in pins.items()),
     ]
-    (HERE / "cpu.txt").write_text("\n".join(lines) + "\n")
-    print(f"requirements/cpu.txt: {len(pins)} packages")
+    (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    print(f"requirements/{name}.txt: {len(pins)} packages")
+
+
+def main() -> None:
+    pins = resolve("-r", str(HERE / "cpu.in"))
+    write("cpu", pins, f"# Left out on purpose (why: lock.py): {', '.join(sorted(LEFT_OUT))}.")
+    beside = resolve("-r", str(HERE / "ray.in"), "-c", str(HERE / "cpu.txt"))
+    write("ray", {name: version for name, version in beside.items() if name not in pins})
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from serve.ab.proxy.security import Keys, load_keys
 from serve.ab.proxy.service import Service
 from serve.ab.wire.bodies import BoundedBodies
 from serve.ab.wire.headers import ARM, REASON
+from serve.ab.wire.upstream import Upstream
 
 BROWSER_PATHS = frozenset((*PATHS, "/v1/models", "/health"))
 
@@ -78,18 +79,24 @@ def create_app(
     *,
     keys: Keys | None = None,
     reset: bool = False,
+    upstream: Upstream | None = None,
     on_start: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None,
 ) -> FastAPI:
     """Make the application; `app.state.ab` is its Service, `app.state.metrics` its Metrics.
 
-    arms: None makes them from the config, which is enough where all have a URL. on_start: called with the loop that
-    serves.
+    arms: None makes them from the config, which is enough where all have a URL. upstream: asks the arms; None asks them
+    over HTTP. on_start: called with the loop that serves.
     """
     if arms is None:
         arms = make_arms(config)
     store = Store(config.state)
     service = Service(
-        config, arms, keys if keys is not None else load_keys(config), store, Experiment(config, store, reset=reset)
+        config,
+        arms,
+        keys if keys is not None else load_keys(config),
+        store,
+        Experiment(config, store, reset=reset),
+        upstream,
     )
 
     metrics = Metrics(service)

@@ -1,6 +1,6 @@
 """The command `mi-prun-ab export`: the same arms and weights for a cluster.
 
-It writes a Ray Serve LLM application, or Kubernetes manifests.
+It writes a Ray Serve application, or Kubernetes manifests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def command(arguments: list[str]) -> None:
     add("--gateway", default=default.gateway, help="the Gateway the route belongs to (default: %(default)s)")
     add("--gateway-class", default="", help="write that Gateway too, of this class")
     add("--replicas", type=int, default=1, help="of each arm (default: %(default)s)")
-    add("--accelerator", default="", help="of Ray: A100, H100, L4, ...; or cpu")
+    add("--max-replicas", type=int, help="Kubernetes: of each arm, where its queue is long (default: twice --replicas)")
+    add("--cpu", default=default.cpu, help="Kubernetes: processors that a pod asks for (default: %(default)s)")
+    add("--memory", default=default.memory, help="Kubernetes: a pod's memory, and its limit (default: %(default)s)")
+    add("--accelerator", default="", help="cpu, where the engines are vLLM's for CPUs; Ray: A100, H100, L4, ...")
     add_flags(parser)
     flags = parser.parse_args(words)
     if flags.replicas < 1:

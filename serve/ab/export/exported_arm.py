@@ -55,7 +55,11 @@ class ExportedArm:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Settings of an export. model_root: where the models lie in the cluster. claim: the volume mounted there."""
+    """Settings of an export.
+
+    model_root: where the models lie in the cluster. claim: the volume mounted there. max_replicas: None for twice the
+    replicas. cpu, memory: of a pod, as Kubernetes writes quantities.
+    """
 
     model_root: str = "/models"
     claim: str = "models"
@@ -64,7 +68,14 @@ class ExportOptions:
     gateway: str = "mi-prun-ab"
     gateway_class: str = ""
     replicas: int = 1
+    max_replicas: int | None = None
+    cpu: str = "4"
+    memory: str = "16Gi"
     accelerator: str = ""
+
+    @property
+    def most_replicas(self) -> int:
+        return 2 * self.replicas if self.max_replicas is None else self.max_replicas
 
 
 def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -> ExportedArm:
@@ -83,11 +94,6 @@ def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -
                 "give it to the engine by the cluster's own means (a Secret)"
             )
     model, plan, load_format = "", "", ""
-    if arm.url is not None and (arm.upstream_model or arm.api_key_env):
-        raise UserError(
-            f"arm {name}: upstream_model and api_key_env of a URL are the proxy's doing, no route of a cluster gives "
-            "a request another model or a key; leave them out, or run mi-prun-ab there"
-        )
     if arm.url is None:
         if arm.plan is not None:
             plan = in_cluster(arm.plan, options)

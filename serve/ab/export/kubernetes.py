@@ -1,5 +1,6 @@
-"""Kubernetes manifests: a Deployment of vLLM and a Service for each arm, and a route of the Gateway API with the
-weights.
+"""Kubernetes manifests: a route of the Gateway API with the weights, and what each arm is made of.
+
+An arm is a Deployment of vLLM, a Service, a disruption budget, and an autoscaler on the length of its engines' queues.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ LARGEST_WEIGHT = 1_000_000  # of a backendRef
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 SERVICE_HOST = re.compile(r"([a-z][-a-z0-9]*)(?:\.([a-z0-9][-a-z0-9]*)(?:\.svc(?:\.cluster\.local)?)?)?")
 SECRET = "mi-prun-ab"
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+QUEUE = "vllm:num_requests_waiting"  # of each engine, at its /metrics
+QUEUE_METRIC = QUEUE.replace(":", "_")  # the custom metrics API takes no colon
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/path": "/metrics", "prometheus.io/port": str(PORT)}
+QUEUE_LENGTH = 5  # of an engine, on average: with more waiting there is another pod
+SCALE_DOWN_S = 600  # an engine takes minutes to start, so it is not ended at the first quiet moment
 
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
@@ -32,11 +39,21 @@ def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -
     names = {arm.name: _label(f"{config.experiment}-{arm.name}") for arm in arms}
     if len(set(names.values())) != len(names):
         raise UserError(f"the arms' names are alike in Kubernetes ({', '.join(names.values())}): rename one")
+    _check(options)
+    for arm in arms:
+        if config.arms[arm.name].upstream_model or config.arms[arm.name].api_key_env:
+            raise UserError(
+                f"arm {arm.name}: upstream_model and api_key_env of a URL are the proxy's doing, no route of a cluster "
+                "gives a request another model or a key; leave them out, or run mi-prun-ab there"
+            )
     started = [arm for arm in arms if arm.url is None]
     options = replace(options, image=options.image or f"mi-prun:{__version__}")
     texts = {
         f"{names[arm.name]}.yaml": to_yaml(
-            deployment(names[arm.name], config, arm, options), service(names[arm.name], config, options)
+            deployment(names[arm.name], config, arm, options),
+            service(names[arm.name], config, options),
+            disruption_budget(names[arm.name], config, options),
+            autoscaler(names[arm.name], config, options),
         )
         for arm in started
     }
@@ -55,8 +72,24 @@ def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -
         gateway=options.gateway,
         writes_gateway=bool(options.gateway_class),
         namespace=options.namespace,
+        queue=QUEUE,
+        queue_metric=QUEUE_METRIC,
     )
     return texts
+
+
+def _check(options: ExportOptions) -> None:
+    """Check the settings that only Kubernetes has. Raises UserError."""
+    if options.accelerator not in ("", "cpu"):
+        raise UserError(
+            f"--accelerator {options.accelerator}: Kubernetes takes cpu, or nothing for GPUs; which GPU is a matter of "
+            "the nodes' labels: write a nodeSelector into the Deployment"
+        )
+    for flag, quantity in (("--cpu", options.cpu), ("--memory", options.memory)):
+        if not QUANTITY.fullmatch(quantity) or not float(quantity.rstrip("mkMGTi")):
+            raise UserError(f"{flag} {quantity}: it is a quantity of Kubernetes above 0, such as 4, 500m or 16Gi")
+    if options.most_replicas < options.replicas:
+        raise UserError(f"--max-replicas must be at least --replicas, {options.replicas}; got {options.most_replicas}")
 
 
 def _label(name: str) -> str:
@@ -83,6 +116,10 @@ def _labels(name: str, config: Config) -> dict[str, str]:
     }
 
 
+def _selector(name: str) -> dict[str, dict[str, str]]:
+    return {"matchLabels": {"app.kubernetes.io/name": name}}
+
+
 def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptions) -> dict[str, Any]:
     """Return the Deployment of an arm."""
     probe = {"httpGet": {"path": "/health", "port": "http"}}
@@ -106,7 +143,7 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
             *({"name": key, "value": value} for key, value in arm.env.items()),
         ],
         "ports": [{"name": "http", "containerPort": PORT}],
-        "resources": {"limits": {"nvidia.com/gpu": str(arm.gpus)}, "requests": {"nvidia.com/gpu": str(arm.gpus)}},
+        "resources": _resources(arm, options),
         "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": failures},
         "readinessProbe": {**probe, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**probe, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
@@ -131,11 +168,18 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
         "kind": "Deployment",
         "metadata": _metadata(name, options, labels),
         "spec": {
-            "replicas": options.replicas,
-            "selector": {"matchLabels": {"app.kubernetes.io/name": name}},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "selector": _selector(name),  # no replicas: the autoscaler's minimum says them
+            "template": {"metadata": {"labels": labels, "annotations": SCRAPED}, "spec": pod},
         },
     }
+
+
+def _resources(arm: ExportedArm, options: ExportOptions) -> dict[str, dict[str, str]]:
+    """Return what a pod asks for. Processors have no limit: one that is throttled answers late."""
+    limits = {"memory": options.memory}
+    if options.accelerator != "cpu":
+        limits["nvidia.com/gpu"] = str(arm.gpus)
+    return {"requests": {"cpu": options.cpu, **limits}, "limits": limits}
 
 
 def _command(arm: ExportedArm) -> list[str]:
@@ -175,8 +219,51 @@ def service(name: str, config: Config, options: ExportOptions) -> dict[str, Any]
         "kind": "Service",
         "metadata": _metadata(name, options, _labels(name, config)),
         "spec": {
-            "selector": {"app.kubernetes.io/name": name},
+            "selector": _selector(name)["matchLabels"],
             "ports": [{"name": "http", "port": PORT, "targetPort": "http", "appProtocol": "http"}],
+        },
+    }
+
+
+def disruption_budget(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
+    """Return the disruption budget of an arm: a drain of nodes ends one pod at a time, also where there is only one."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(name, options, _labels(name, config)),
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": _selector(name),
+        },
+    }
+
+
+def autoscaler(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
+    """Return the autoscaler of an arm, on the requests that wait in its engines. Its minimum holds without figures."""
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": _metadata(name, options, _labels(name, config)),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": options.replicas,
+            "maxReplicas": options.most_replicas,
+            "metrics": [
+                {
+                    "type": "Pods",
+                    "pods": {
+                        "metric": {"name": QUEUE_METRIC},
+                        "target": {"type": "AverageValue", "averageValue": str(QUEUE_LENGTH)},
+                    },
+                }
+            ],
+            "behavior": {
+                "scaleDown": {
+                    "stabilizationWindowSeconds": SCALE_DOWN_S,
+                    "policies": [{"type": "Pods", "value": 1, "periodSeconds": SCALE_DOWN_S}],
+                }
+            },
         },
     }
 

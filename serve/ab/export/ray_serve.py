@@ -1,33 +1,26 @@
-"""A Ray Serve LLM application: each arm an LLMConfig, an ingress that draws the arm as the proxy does."""
+"""A Ray Serve application: a deployment of engines for each arm, and the proxy of `mi-prun-ab` before them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from mi_prun.errors import UserError
 from serve.ab.config import Config
 from serve.ab.export.exported_arm import ExportedArm, ExportOptions
 from serve.ab.export.file_text import template, to_yaml
+from serve.ab.on_ray.deployment_name import APPLICATION, INGRESS, deployment_of
 
-MODULE = "ab_app"
+# Said by Ray, or by serve.yaml outside of the arguments: what changes in them starts every engine anew.
+NOT_ARGUMENTS = {"arms", "split", "host", "port", "state", "shadow"}
+HEALTH_S = 2.0  # between two looks at an engine; Ray's own 10 s are long where the next arm answers in its place
 
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
-    """Return the texts by file name. Raises UserError for what Ray Serve LLM cannot run."""
-    if config.model_aliases:
-        raise UserError("model_aliases: Ray Serve serves a model under one name; leave them out")
-    for arm in arms:
-        if arm.url is not None:
-            raise UserError(f"arm {arm.name} is a URL: Ray Serve starts its own engines; name a model")
-        if arm.plan:
-            raise UserError(
-                f"arm {arm.name} is a plan: Ray Serve opens folders; write one with `mi-prun apply {arm.model} ... -o`"
-            )
+    """Return the texts by file name."""
+    folders = {path for arm in arms for path in (arm.model, arm.plan) if path.startswith("/")}
     return {
         "serve.yaml": to_yaml(application(config, arms, options)),
-        f"{MODULE}.py": template("ab_app.py.j2"),
-        "README.md": template("ray.md.j2", folders=sorted({arm.model for arm in arms if arm.model.startswith("/")})),
+        "README.md": template("ray.md.j2", folders=sorted(folders)),
     }
 
 
@@ -40,35 +33,55 @@ def application(config: Config, arms: Sequence[ExportedArm], options: ExportOpti
             {
                 "name": config.experiment,
                 "route_prefix": "/",
-                "import_path": f"{MODULE}:build",
-                "args": {
-                    "model_name": config.model_name,
-                    "experiment": config.experiment,
-                    "weights": {arm.name: arm.weight for arm in arms},
-                    "sticky_header": config.sticky_header,
-                    "llm_configs": [llm_config(config, arm, options) for arm in arms],
-                },
+                "import_path": APPLICATION,
+                "args": arguments(config, arms),
+                "deployments": [
+                    ingress(config, arms, options),
+                    *(engines(config, arm, options) for arm in arms if arm.url is None),
+                ],
             }
         ],
     }
 
 
-def llm_config(config: Config, arm: ExportedArm, options: ExportOptions) -> dict[str, Any]:
-    """Return the LLMConfig of an arm."""
-    engine: dict[str, Any] = dict(arm.engine)
-    if arm.load_format:
-        engine["load_format"] = arm.load_format
-    arguments: dict[str, Any] = {
-        "model_loading_config": {"model_id": f"{config.model_name}@{arm.name}", "model_source": arm.model},
-        "engine_kwargs": engine,
-        "deployment_config": {
-            "autoscaling_config": {"min_replicas": options.replicas, "max_replicas": options.replicas},
-            "graceful_shutdown_timeout_s": config.limits.drain_s,
+def arguments(config: Config, arms: Sequence[ExportedArm]) -> dict[str, Any]:
+    """Return what of the configuration is no default, with the arms as the cluster has them."""
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude=NOT_ARGUMENTS)
+    shadow = config.shadow.model_dump(mode="json", exclude_defaults=True, exclude={"share"})
+    placed = {}
+    for arm in arms:
+        place = {"model": arm.model, "plan": arm.plan or None, "env": dict(arm.env)} if arm.url is None else {}
+        placed[arm.name] = config.arms[arm.name].model_copy(update=place).model_dump(mode="json", exclude_defaults=True)
+    return {**said, **({"shadow": shadow} if shadow else {}), "arms": placed}
+
+
+def ingress(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, Any]:
+    """Return the proxy's deployment. Its `user_config` is what changes without a restart."""
+    return {
+        "name": INGRESS,
+        "num_replicas": options.replicas,
+        "ray_actor_options": {"num_cpus": 0},
+        "max_ongoing_requests": config.limits.connections,
+        "user_config": {
+            "weights": {arm.name: arm.weight for arm in arms},
+            "shadow_share": config.shadow.share,
+            "replicas": options.replicas,
         },
-        "runtime_env": {"env_vars": {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **arm.env}},
     }
-    if options.accelerator == "cpu":
-        arguments["accelerator_config"] = {"kind": "cpu"}
-    elif options.accelerator:
-        arguments["accelerator_type"] = options.accelerator
-    return arguments
+
+
+def engines(config: Config, arm: ExportedArm, options: ExportOptions) -> dict[str, Any]:
+    """Return an arm's deployment: each replica an engine with GPUs of its own, or with a processor."""
+    actor: dict[str, Any] = {"num_cpus": 1}
+    if options.accelerator != "cpu":
+        actor["num_gpus"] = arm.gpus
+        if options.accelerator:
+            actor["accelerator_type"] = options.accelerator
+    return {
+        "name": deployment_of(arm.name),
+        "num_replicas": options.replicas,
+        "ray_actor_options": actor,
+        "max_ongoing_requests": config.limits.connections,
+        "health_check_period_s": HEALTH_S,
+        "graceful_shutdown_timeout_s": config.limits.drain_s,
+    }

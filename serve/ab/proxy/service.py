@@ -37,14 +37,20 @@ class Service:
     """
 
     def __init__(
-        self, config: Config, arms: Mapping[str, Arm], keys: Keys, store: Store, experiment: Experiment
+        self,
+        config: Config,
+        arms: Mapping[str, Arm],
+        keys: Keys,
+        store: Store,
+        experiment: Experiment,
+        upstream: Upstream | None = None,
     ) -> None:
         self.config = config
         self.arms = dict(arms)
         self.keys = keys
         self.store = store
         self.experiment = experiment
-        self.upstream = Upstream(config.limits.connect_s)
+        self.upstream = upstream or Upstream(config.limits.connect_s)
         self.deadlines = Deadlines(config.limits)
         self.access_log = AccessLog(config.access_log)
         self.collector = EventCollector(

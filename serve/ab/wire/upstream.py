@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, cast
+from typing import Protocol, Self, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -199,15 +199,29 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
-class Answer:
-    """An arm's answer. `read` its body as it comes; `close` gives the connection back, or ends one not read whole."""
+class Answer(Protocol):
+    """An arm's answer. `read` its body as it comes, b"" at the end; `close` it, whether it was read whole or not."""
+
+    status: int
+    headers: Headers
+
+    async def read(self) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class ConnectionAnswer(Answer):
+    """An answer that comes over a connection. `close` gives that back, or ends one whose answer was not read whole."""
 
     def __init__(self, connection: Connection, pool: deque[Connection]) -> None:
         self._connection: Connection | None = connection
         self._pool = pool
         self.status = connection.status
         self.headers: Headers = connection.headers
-        self.read = connection.read
+        self._read = connection.read
+
+    async def read(self) -> bytes:
+        return await self._read()
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -257,7 +271,7 @@ class Upstream:
             finally:
                 if not asked:
                     connection.abort()
-            answer = Answer(connection, pool)
+            answer = ConnectionAnswer(connection, pool)
             if 300 <= answer.status < 400:
                 connection.abort()
                 raise UpstreamError(f"it answered with a redirect ({answer.status}), which is not followed")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import copy
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import pytest
 import yaml
 
 from mi_prun.errors import UserError
-from serve.ab.config import Config
-from serve.ab.export.check_ray import check
+from serve.ab.config import Config, read_config
 from serve.ab.export.export import export
 from serve.ab.export.exported_arm import DEVICES, ExportOptions, parse_flags
 from serve.ab.export.kubernetes import _words, whole_weights
 
 SCHEMAS = Path(__file__).with_name("schemas")
+HOW_TO = Path(__file__).parents[4] / "docs" / "how-to" / "ab-on-a-cluster.md"
+VERSIONS = sorted(path.stem.removeprefix("kubernetes-") for path in SCHEMAS.glob("kubernetes-*.json"))
 ENV = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
 FLAGS = ["--max-model-len", "256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"]
 
@@ -69,12 +70,12 @@ def strict(schema: Any) -> Any:
     return stricter
 
 
-def validators() -> dict[str, jsonschema.protocols.Validator]:
-    core = json.loads((SCHEMAS / "kubernetes-1.37.json").read_text())
+def validators(version: str) -> dict[str, jsonschema.protocols.Validator]:
+    core = json.loads((SCHEMAS / f"kubernetes-{version}.json").read_text())
     gateway = json.loads((SCHEMAS / "gateway-api-1.0.json").read_text())
     validators = {
         kind: jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}", "$defs": core["$defs"]})
-        for kind in ("Deployment", "Service")
+        for kind in ("Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler")
     }
     for kind in ("HTTPRoute", "Gateway"):
         schema = strict(gateway["$defs"][kind])
@@ -83,24 +84,130 @@ def validators() -> dict[str, jsonschema.protocols.Validator]:
     return validators
 
 
-def test_kubernetes_manifests_fit_the_published_schemas(config: Config, tmp_path: Path) -> None:
-    options = ExportOptions(gateway_class="eg", namespace="llm", replicas=2)
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("accelerator", ["", "cpu"])
+def test_kubernetes_manifests_fit_the_published_schemas(
+    config: Config, tmp_path: Path, version: str, accelerator: str
+) -> None:
+    options = ExportOptions(gateway_class="eg", namespace="llm", replicas=2, accelerator=accelerator)
     export(config, "kubernetes", options, tmp_path / "out")
     written = documents(tmp_path / "out")
-    assert sorted(document["kind"] for document in written) == [
-        "Deployment", "Deployment", "Gateway", "HTTPRoute", "Service", "Service"
-    ]  # fmt: skip
+    of_an_arm = ["Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
+    assert sorted(document["kind"] for document in written) == sorted([*of_an_arm, *of_an_arm, "Gateway", "HTTPRoute"])
     for document in written:
-        validators()[document["kind"]].validate(document)
+        validators(version)[document["kind"]].validate(document)
         assert document["metadata"]["namespace"] == "llm"
 
 
-def test_a_misspelt_field_would_be_found(config: Config, tmp_path: Path) -> None:
+def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where the objects of a manifest are whose fields a schema names."""
+    if isinstance(document, list):
+        for number, part in enumerate(document):
+            yield from places(part, (*path, number))
+    elif isinstance(document, dict):
+        yield path
+        for name, part in document.items():
+            yield from places(part, (*path, name))
+
+
+OF_ANY_FIELDS = {"metadata", "labels", "annotations", "matchLabels", "limits", "requests"}  # or of a Service's selector
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_misspelt_field_is_found_wherever_it_is(config: Config, tmp_path: Path, version: str) -> None:
     export(config, "kubernetes", ExportOptions(gateway_class="eg"), tmp_path / "out")
+    refused: dict[str, int] = {}
     for document in documents(tmp_path / "out"):
-        document["spec"]["misspelt"] = 1
-        with pytest.raises(jsonschema.ValidationError):
-            validators()[document["kind"]].validate(document)
+        validator = validators(version)[document["kind"]]
+        for path in places(document):
+            if OF_ANY_FIELDS & set(path) or (document["kind"] == "Service" and "selector" in path):
+                continue
+            mutant = copy.deepcopy(document)
+            place: Any = mutant
+            for step in path:
+                place = place[step]
+            place["misspelt"] = 1
+            assert not validator.is_valid(mutant), (document["kind"], path)
+            refused[document["kind"]] = refused.get(document["kind"], 0) + 1
+    assert refused["Deployment"] > 20
+    assert refused["HorizontalPodAutoscaler"] > 8
+    assert min(refused.values()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("Deployment", ("spec", "template", "spec", "containers", 0, "startupProbe", "httpGet", "port"), 1.5),
+        ("Deployment", ("spec", "template", "spec", "containers", 0, "readinessProbe", "periodSeconds"), "5"),
+        ("Deployment", ("spec", "template", "spec", "containers", 0, "livenessProbe", "failureThreshold"), "6"),
+        ("Deployment", ("spec", "template", "spec", "containers", 0, "resources", "limits"), ["memory"]),
+        ("Service", ("spec", "ports", 0, "port"), "http"),
+        ("PodDisruptionBudget", ("apiVersion",), "policy/v1beta1"),
+        ("PodDisruptionBudget", ("spec", "maxUnavailable"), [1]),
+        ("HorizontalPodAutoscaler", ("apiVersion",), "autoscaling/v2beta2"),
+        ("HorizontalPodAutoscaler", ("spec", "maxReplicas"), "2"),
+        ("HorizontalPodAutoscaler", ("spec", "metrics", 0, "pods", "target", "type"), None),
+        ("HTTPRoute", ("spec", "rules", 0, "backendRefs", 0, "weight"), 1_000_001),
+        ("Gateway", ("spec", "listeners", 0, "protocol"), 1),
+    ],
+)
+def test_a_wrong_value_is_refused(config: Config, tmp_path: Path, kind: str, path: tuple[Any, ...], value: Any) -> None:
+    export(config, "kubernetes", ExportOptions(gateway_class="eg"), tmp_path / "out")
+    document = next(document for document in documents(tmp_path / "out") if document["kind"] == kind)
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    assert path[-1] in place
+    place[path[-1]] = value
+    for version in VERSIONS:
+        assert not validators(version)[kind].is_valid(document), version
+
+
+def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) -> None:
+    options = ExportOptions(replicas=3, max_replicas=7, cpu="8", memory="64Gi")
+    export(config, "kubernetes", options, tmp_path / "out")
+    written = {(document["kind"], document["metadata"]["name"]): document for document in documents(tmp_path / "out")}
+    said = (tmp_path / "out" / "README.md").read_text()
+    rule = textwrap.dedent(said[said.index("       - seriesQuery") : said.index("   Without the metric")]).rstrip()
+    assert textwrap.indent(f"{rule}\n\n", "    ", str.strip) in HOW_TO.read_text()
+    for name in ("trial-dense", "trial-pruned"):
+        deployment = written["Deployment", name]["spec"]
+        assert "replicas" not in deployment  # each `kubectl apply` would undo what the autoscaler did
+        scaled = written["HorizontalPodAutoscaler", name]["spec"]
+        assert scaled["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        assert (scaled["minReplicas"], scaled["maxReplicas"]) == (3, 7)
+        (metric,) = scaled["metrics"]
+        assert f"as: {metric['pods']['metric']['name']}\n" in rule
+        assert written["PodDisruptionBudget", name]["spec"]["selector"] == deployment["selector"]
+        (container,) = deployment["template"]["spec"]["containers"]
+        assert container["resources"] == {
+            "requests": {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"},
+            "limits": {"memory": "64Gi", "nvidia.com/gpu": "2"},
+        }
+    twice = export(config, "kubernetes", ExportOptions(replicas=3), tmp_path / "twice")
+    assert "maxReplicas: 6\n" in twice["trial-dense.yaml"]
+    cpu = export(config, "kubernetes", ExportOptions(accelerator="cpu"), tmp_path / "cpu")
+    assert "nvidia.com" not in cpu["trial-dense.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"max_replicas": 1}, "--max-replicas must be at least --replicas, 2; got 1"),
+        ({"cpu": "four"}, "--cpu four: it is a quantity of Kubernetes above 0"),
+        ({"memory": "16GB"}, "--memory 16GB: it is a quantity"),
+        ({"memory": "0Gi"}, "--memory 0Gi: it is a quantity"),
+        ({"accelerator": "H100"}, "--accelerator H100: Kubernetes takes cpu, or nothing for GPUs"),
+    ],
+)
+def test_settings_of_a_pod_that_cannot_be_are_refused(
+    config: Config, tmp_path: Path, option: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        export(config, "kubernetes", ExportOptions(replicas=2, **option), tmp_path / "out")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_route_has_the_weights_and_the_deployments_the_plugin(config: Config, tmp_path: Path) -> None:
@@ -136,12 +243,12 @@ def test_a_plan_is_served_out_of_the_dense_models_files(reference: Path, pruned:
     plan.write_text(json.dumps(json.loads((pruned / "mi_prun.json").read_text())["plan"]))
     arms = {"dense": {"model": str(reference)}, "pruned": {"model": str(reference), "plan": str(plan)}}
     export(config_of(arms=arms), "kubernetes", ExportOptions(), tmp_path / "out")
-    _, _, _, deployment, _ = documents(tmp_path / "out")  # a route, then a Deployment and a Service for each arm
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    deployments = [document for document in documents(tmp_path / "out") if document["kind"] == "Deployment"]
+    container = deployments[1]["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == ["mi-prun-serve", "--model", "/models/reference", "--plan", "/models/plan.json"]
-    with pytest.raises(UserError, match="arm pruned is a plan: Ray Serve opens folders"):
-        export(config_of(arms=arms), "ray-serve", ExportOptions(), tmp_path / "ray")
-    assert not (tmp_path / "ray").exists()
+    export(config_of(arms=arms), "ray-serve", ExportOptions(), tmp_path / "ray")
+    (application,) = documents(tmp_path / "ray")[0]["applications"]
+    assert application["args"]["arms"]["pruned"] == {"model": "/models/reference", "plan": "/models/plan.json"}
 
 
 def test_arms_that_run_in_the_cluster_are_routed_to(tmp_path: Path) -> None:
@@ -156,28 +263,51 @@ def test_arms_that_run_in_the_cluster_are_routed_to(tmp_path: Path) -> None:
         {"name": "vllm-dense", "port": 8000, "namespace": "llm", "weight": 1},
         {"name": "vllm-pruned", "port": 80, "weight": 0},
     ]
-    validators()["HTTPRoute"].validate(route)
+    validators(VERSIONS[-1])["HTTPRoute"].validate(route)
 
 
 def test_the_ray_application(config: Config, tmp_path: Path) -> None:
-    """Its shape; `docs/how-to/ab-on-a-cluster.md` says how it was checked with Ray itself."""
-    export(config, "ray-serve", ExportOptions(accelerator="H100"), tmp_path / "out")
+    """Its shape. `make ray` runs it."""
+    export(config, "ray-serve", ExportOptions(accelerator="H100", replicas=2), tmp_path / "out")
     (deployed,) = documents(tmp_path / "out")
     (application,) = deployed["applications"]
     module, _, function = application["import_path"].partition(":")
-    code = ast.parse((tmp_path / "out" / f"{module}.py").read_text())
-    assert function in {node.name for node in code.body if isinstance(node, ast.FunctionDef)}
-    arguments = application["args"]
-    assert arguments["weights"] == {"dense": 97.5, "pruned": 2.5}
-    ids = [arm["model_loading_config"]["model_id"] for arm in arguments["llm_configs"]]
-    assert ids == ["llama@dense", "llama@pruned"]
-    dense, pruned = arguments["llm_configs"]
-    assert dense["engine_kwargs"] == {
-        "max_model_len": 256, "tensor_parallel_size": 2, "enable_prefix_caching": False
+    assert f"\ndef {function}(" in (Path(*module.split(".")).with_suffix(".py")).read_text()
+    ingress, dense, pruned = application["deployments"]
+    assert ingress["name"] == "ingress"
+    assert ingress["user_config"] == {
+        "weights": {"dense": 97.5, "pruned": 2.5}, "shadow_share": 0.0, "replicas": 2
     }  # fmt: skip
-    assert pruned["engine_kwargs"]["load_format"] == "mi_prun"
-    assert pruned["accelerator_type"] == "H100"
-    assert pruned["runtime_env"]["env_vars"]["VLLM_LOGGING_LEVEL"] == "WARNING"
+    assert [deployment["name"] for deployment in (dense, pruned)] == ["arm-dense", "arm-pruned"]
+    assert dense["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 2, "accelerator_type": "H100"}
+    assert dense["num_replicas"] == 2
+    read = read_config(None, application["args"])
+    assert (read.model_name, read.experiment, list(read.arms)) == ("llama", "trial", ["dense", "pruned"])
+    assert read.arms["dense"] == config.arms["dense"]
+    assert read.arms["pruned"] == config.arms["pruned"].model_copy(update={"model": "/models/pruned"})
+
+
+def test_other_weights_are_no_other_arguments(config: Config, tmp_path: Path) -> None:
+    """Ray starts every engine anew where an application's arguments change."""
+    said = []
+    for number, change in enumerate(({}, {"split": {"dense": 1.0}}, {"port": 9000})):
+        export(config.model_copy(update=change), "ray-serve", ExportOptions(), tmp_path / str(number))
+        (application,) = documents(tmp_path / str(number))[0]["applications"]
+        said.append(application["args"])
+    assert said[0] == said[1] == said[2]
+
+
+def test_what_only_the_proxy_does_goes_to_ray(tmp_path: Path) -> None:
+    arms = {
+        "dense": {"url": "https://vllm.example.org", "upstream_model": "o/n", "api_key_env": "KEY"},
+        "pruned": {"model": "o/n"},
+    }
+    config = config_of(arms=arms, model_aliases=["other"], guardrails=["error_rate<1%"], shadow={"in_flight": 2})
+    export(config, "ray-serve", ExportOptions(), tmp_path / "out")
+    (application,) = documents(tmp_path / "out")[0]["applications"]
+    read = read_config(None, application["args"])
+    assert read.model_copy(update={"split": config.split}) == config
+    assert [deployment["name"] for deployment in application["deployments"]] == ["ingress", "arm-pruned"]
 
 
 @pytest.mark.parametrize("target", ["kubernetes", "ray-serve"])
@@ -189,21 +319,9 @@ def test_the_cluster_places_gpus(target: str, tmp_path: Path) -> None:
     assert "VISIBLE_DEVICES" not in text
 
 
-def test_ray_itself_reads_the_application_where_it_is_installed(config: Config, tmp_path: Path) -> None:
-    export(config, "ray-serve", ExportOptions(), tmp_path / "out")
-    if importlib.util.find_spec("ray"):
-        assert check(tmp_path / "out").endswith("takes trial")
-    else:
-        with pytest.raises(UserError, match=r"nothing is checked: pip install 'ray\[serve,llm\]' first"):
-            check(tmp_path / "out")
-    with pytest.raises(UserError, match=r"has no serve\.yaml"):
-        check(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("target", "arms", "said"),
     [
-        ("ray-serve", {"dense": {"url": "http://10.0.0.1:8000"}}, "Ray Serve starts its own engines"),
         ("kubernetes", {"dense": {"url": "http://10.0.0.1:8000"}}, "is no Service of the cluster"),
         ("kubernetes", {"dense": {"url": "https://vllm:8000"}}, "is no Service of the cluster"),
         ("kubernetes", {"a-b": {"model": "o/n"}, "a_b": {"model": "o/n"}}, "names are alike in Kubernetes"),
@@ -240,8 +358,6 @@ def test_names_of_the_model(tmp_path: Path) -> None:
     texts = export(named, "kubernetes", ExportOptions(), tmp_path / "kubernetes")
     (text,) = [text for text in texts.values() if "--served-model-name" in text]
     assert f"--served-model-name\n        - {named.model_name}\n        - other\n" in text
-    with pytest.raises(UserError, match="model_aliases: Ray Serve serves a model under one name"):
-        export(named, "ray-serve", ExportOptions(), tmp_path / "ray")
     unnamed = named.model_copy(update={"model_name": ""})
     with pytest.raises(UserError, match="model_name is missing"):
         export(unnamed, "kubernetes", ExportOptions(), tmp_path / "unnamed")
@@ -357,4 +473,4 @@ def test_the_command(pruned: Path, tmp_path: Path) -> None:
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
     assert "exists and is not empty" in again.stderr
     assert command("--to", "ray-serve", "--force").returncode == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "ab_app.py", "serve.yaml"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "serve.yaml"]
