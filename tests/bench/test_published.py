@@ -88,6 +88,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("draft/drafts.jsonl", read_figures_file),
     ("loader/*.json", read_figures_file),
     ("offline/*.json*", read_figures_file),
+    ("recovery/*.jsonl", read_figures_file),
     ("surrogate/*.jsonl", read_figures_file),
 )
 

@@ -68,7 +68,7 @@ def plan_of(dense: Path, dropped: tuple[int, ...]) -> Plan:
     return Plan(dense=identity, dropped=dropped, kept=kept_blocks(BLOCKS, dropped), method="by hand")
 
 
-@pytest.mark.parametrize("replaces", [False, True], ids=["new", "replaces"])
+@pytest.mark.parametrize("replaces", [pytest.param(False, marks=pytest.mark.long), True], ids=["new", "replaces"])
 def test_kill_at_random_moments(dense, tmp_path, replaces):
     place = tmp_path / "place"
     place.mkdir()

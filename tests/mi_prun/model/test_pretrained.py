@@ -114,9 +114,11 @@ def test_what_a_library_raises_is_one_line() -> None:
     class PanicException(BaseException):
         pass
 
-    for error in (Exception("\nfirst\nsecond"), KeyError("first"), PanicException("first")):
-        with pytest.raises(UserError, match=r"^model m: '?first'?; do this$"), library_errors("model m", "do this"):
+    for error in (Exception("\nfirst\nsecond"), PanicException("first")):
+        with pytest.raises(UserError, match=r"^model m: first; do this$"), library_errors("model m", "do this"):
             raise error
+    with pytest.raises(UserError, match=r"^model m: KeyError: 'first'; do this$"), library_errors("model m", "do this"):
+        raise KeyError("first")
     with pytest.raises(KeyboardInterrupt), library_errors("model m"):
         raise KeyboardInterrupt
     with pytest.raises(UserError, match=r"^ours$"), library_errors("model m"):

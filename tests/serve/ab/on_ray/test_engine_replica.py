@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -40,7 +41,9 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineReplica]:
 
 
 def engine_of(replica: EngineReplica) -> psutil.Process:
-    (engine,) = [child for child in psutil.Process().children() if str(FAKE_ENGINE) in child.cmdline()]
+    """Other tests of this process may have fake engines too; the port is this one's alone."""
+    port = str(urlsplit(replica._engine.url).port)
+    (engine,) = [child for child in psutil.Process().children() if port in child.cmdline()]
     return engine
 
 
