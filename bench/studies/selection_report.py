@@ -41,8 +41,8 @@ def page(groups: Sequence[Group]) -> str:
         "- **`NAME:N`** compares N sets of blocks by their measured loss.",
         "## All together",
         "Over all models, texts, k and seeds.",
-        "**Behind.** Methods are compared seed by seed, because the same seed is the same calibration text. (Where "
-        "records were made apart and it is not, their README says so.) A method is behind another in two cases: it is "
+        "**Behind.** Methods are compared seed by seed, because the same seed is the same calibration text. Where "
+        "records were made apart it may be another one; their README says so. A method is behind another in two cases: it is "
         "worse on every seed, or the mean of the difference is more than its standard deviation over seeds. A method "
         "that is worse on one seed and tied on the others is behind nobody.",
         _columns(groups),
