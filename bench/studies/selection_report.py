@@ -42,9 +42,9 @@ def page(groups: Sequence[Group]) -> str:
         "## All together",
         "Over all models, texts, k and seeds.",
         "**Behind.** Methods are compared seed by seed, because the same seed is the same calibration text. Where "
-        "records were made apart it may be another one; their README says so. A method is behind another in two cases: it is "
-        "worse on every seed, or the mean of the difference is more than its standard deviation over seeds. A method "
-        "that is worse on one seed and tied on the others is behind nobody.",
+        "records were made apart it may be another one; their README says so. A method is behind another in two cases: "
+        "it is worse on every seed, or the mean of the difference is more than its standard deviation over seeds. A "
+        "method that is worse on one seed and tied on the others is behind nobody.",
         _columns(groups),
         _together(groups),
     ]
