@@ -263,6 +263,7 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
         step = saved.progress
         if training.ranks.first:
             say(f"going on from step {step.step:,}, {step.tokens:,} tokens ({training.path.name})")
+    before = training.progress.tokens
     with (
         kept(
             "nothing was written; the same command goes on from the state saved last, every "
@@ -273,7 +274,7 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
             1 - training.share_done,
             "tokens",
             shown=training.ranks.first,
-            counted=lambda: training.trained_tokens,
+            counted=lambda: training.progress.tokens - before,
         ) as advance,
     ):
         progress_made = training.run(advance)

@@ -89,7 +89,6 @@ class Training:
         self.progress = begun
         self.best: dict[str, Tensor] = {}
         self._reserved = reserved_seconds
-        self._tokens_before = begun.tokens
         self._start = time.monotonic() - begun.seconds
         self._saved = time.monotonic()
         window = text.validation[0].tokens.shape[1]
@@ -109,13 +108,7 @@ class Training:
                 parameter.copy_(saved.groups[TRAINED][name])
         restore_optimizer(self.optimizer, self.names, saved.groups[MOMENTS])
         self.progress, self.best = saved.progress, saved.groups[BEST]
-        self._tokens_before = saved.progress.tokens
         self._start = time.monotonic() - saved.progress.seconds
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens trained on since this process began."""
-        return self.progress.tokens - self._tokens_before
 
     @property
     def share_done(self) -> float:

@@ -162,16 +162,9 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "4Gi"}},
         ],
     }
-    labels = _labels(name, config)
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": _metadata(name, options, labels),
-        "spec": {
-            "selector": _selector(name),  # no replicas: the autoscaler's minimum says them
-            "template": {"metadata": {"labels": labels, "annotations": SCRAPED}, "spec": pod},
-        },
-    }
+    pods = {"metadata": {"labels": _labels(name, config), "annotations": SCRAPED}, "spec": pod}
+    spec = {"selector": _selector(name), "template": pods}  # no replicas: the autoscaler's minimum says them
+    return _of_arm("apps/v1", "Deployment", name, config, options, spec)
 
 
 def _resources(arm: ExportedArm, options: ExportOptions) -> dict[str, dict[str, str]]:
@@ -212,60 +205,56 @@ def _secret(variable: str, key: str) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": key, "optional": True}}}
 
 
+def _of_arm(
+    version: str, kind: str, name: str, config: Config, options: ExportOptions, spec: dict[str, Any]
+) -> dict[str, Any]:
+    """Return an object of an arm, with the arm's name and labels."""
+    metadata = _metadata(name, options, _labels(name, config))
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
 def service(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
     """Return the Service of an arm."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": _metadata(name, options, _labels(name, config)),
-        "spec": {
-            "selector": _selector(name)["matchLabels"],
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http", "appProtocol": "http"}],
-        },
+    spec = {
+        "selector": _selector(name)["matchLabels"],
+        "ports": [{"name": "http", "port": PORT, "targetPort": "http", "appProtocol": "http"}],
     }
+    return _of_arm("v1", "Service", name, config, options, spec)
 
 
 def disruption_budget(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
     """Return the disruption budget of an arm: a drain of nodes ends one pod at a time, also where there is only one."""
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": _metadata(name, options, _labels(name, config)),
-        "spec": {
-            "maxUnavailable": 1,
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": _selector(name),
-        },
+    spec = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": _selector(name),
     }
+    return _of_arm("policy/v1", "PodDisruptionBudget", name, config, options, spec)
 
 
 def autoscaler(name: str, config: Config, options: ExportOptions) -> dict[str, Any]:
     """Return the autoscaler of an arm, on the requests that wait in its engines. Its minimum holds without figures."""
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(name, options, _labels(name, config)),
-        "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-            "minReplicas": options.replicas,
-            "maxReplicas": options.most_replicas,
-            "metrics": [
-                {
-                    "type": "Pods",
-                    "pods": {
-                        "metric": {"name": QUEUE_METRIC},
-                        "target": {"type": "AverageValue", "averageValue": str(QUEUE_LENGTH)},
-                    },
-                }
-            ],
-            "behavior": {
-                "scaleDown": {
-                    "stabilizationWindowSeconds": SCALE_DOWN_S,
-                    "policies": [{"type": "Pods", "value": 1, "periodSeconds": SCALE_DOWN_S}],
-                }
-            },
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+        "minReplicas": options.replicas,
+        "maxReplicas": options.most_replicas,
+        "metrics": [
+            {
+                "type": "Pods",
+                "pods": {
+                    "metric": {"name": QUEUE_METRIC},
+                    "target": {"type": "AverageValue", "averageValue": str(QUEUE_LENGTH)},
+                },
+            }
+        ],
+        "behavior": {
+            "scaleDown": {
+                "stabilizationWindowSeconds": SCALE_DOWN_S,
+                "policies": [{"type": "Pods", "value": 1, "periodSeconds": SCALE_DOWN_S}],
+            }
         },
     }
+    return _of_arm("autoscaling/v2", "HorizontalPodAutoscaler", name, config, options, spec)
 
 
 def gateway(options: ExportOptions) -> dict[str, Any]:

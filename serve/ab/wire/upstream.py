@@ -210,7 +210,7 @@ class Answer(Protocol):
     def close(self) -> None: ...
 
 
-class ConnectionAnswer(Answer):
+class ConnectionAnswer:
     """An answer that comes over a connection. `close` gives that back, or ends one whose answer was not read whole."""
 
     def __init__(self, connection: Connection, pool: deque[Connection]) -> None:
@@ -218,10 +218,7 @@ class ConnectionAnswer(Answer):
         self._pool = pool
         self.status = connection.status
         self.headers: Headers = connection.headers
-        self._read = connection.read
-
-    async def read(self) -> bytes:
-        return await self._read()
+        self.read = connection.read  # bound once: each part of an answer comes through it
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
