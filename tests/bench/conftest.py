@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.cli import app
 from bench.models.weights import Block, Weights
 from bench.records.schema import (
     POINTS_NAME,
@@ -40,6 +41,7 @@ from bench.records.task_schema import (
     TaskScore,
     packed,
 )
+from mi_prun.console import run_app
 from mi_prun.plan.plan import Quality
 
 BLOCKS = 8
@@ -194,6 +196,21 @@ def save() -> Callable[..., str]:
         return str(folder)
 
     return save
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal(*words)`: the one line that `mi-prun-bench` refuses these words with; it writes nothing."""
+
+    def call(*words: object) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["mi-prun-bench", *map(str, words)])
+        assert run_app(app) == 2
+        assert list(tmp_path.iterdir()) == []
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return call
 
 
 @pytest.fixture

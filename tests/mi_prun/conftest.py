@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from torch import nn
 
 from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze
+from mi_prun.cli import app
+from mi_prun.console import run_app
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
@@ -28,12 +31,30 @@ from mi_prun.settings import AnalyzeSettings
 
 TOKENS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(7))
 ANSWER = "log p: "
+Ended = tuple[int, str, str]
 
 
 @pytest.fixture(scope="session")
 def load() -> Callable[[Path], BlockModel]:
     """A model folder in float32 on CPU."""
     return lambda path: load_block_model(open_model(path), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """`run(*words)`: `mi-prun` with these words in this process; its exit status, stdout and stderr."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mi-prun", *map(str, words)])
+        try:
+            status = run_app(app)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from mi_prun.cli import app
-from mi_prun.console import run_app, run_command
+from mi_prun.console import run_command
 from mi_prun.model import loading
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan
@@ -21,24 +18,6 @@ from mi_prun.planning import draft_choice
 from mi_prun.planning.draft_choice import Acceptance, StepCost, best_tokens
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """`run(words)` gives the exit status, stdout and stderr."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mi-prun", *map(str, words)])
-        try:
-            status = run_app(app)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    yield call
-    signal.signal(signal.SIGTERM, before)
 
 
 def test_options_are_looked_at_before_a_model_is_fetched(run: Run, harbour: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 from serve.adapters import check_adapters
-from serve.served_model import drafted_model, planned_model, served_model
+from serve.served_model import ServedModel, drafted_model, planned_model, served_model
 from vllm_ext import compat, draft
 
 RENUMBERED = "adapter tuned: block numbers of the dense model, renumbered; left out: 2 of 6 tensors"
@@ -56,33 +56,23 @@ def plan(pruned: Path, tmp_path: Path) -> Path:
     return tmp_path / "plan.json"
 
 
-@pytest.mark.parametrize("kind", ["written", "planned"])
+@pytest.fixture(params=["written", "planned"])
+def served(request: pytest.FixtureRequest, reference: Path, pruned: Path, plan: Path, tmp_path: Path) -> ServedModel:
+    """A pruned folder, and the dense one with a plan that drops the same blocks."""
+    return served_model(str(pruned)) if request.param == "written" else planned_model(str(reference), plan, tmp_path)
+
+
 def test_it_is_said_that_an_adapter_of_the_dense_model_is_renumbered(
-    adapter: Callable[..., Path],
-    reference: Path,
-    pruned: Path,
-    plan: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    kind: str,
+    adapter: Callable[..., Path], reference: Path, served: ServedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served = served_model(str(pruned)) if kind == "written" else planned_model(str(reference), plan, tmp_path)
     check_adapters(served, flags(adapter(reference)))
     assert capsys.readouterr().err.startswith(RENUMBERED)
 
 
 def test_an_adapter_of_the_pruned_model_is_left(
-    adapter: Callable[..., Path],
-    reference: Path,
-    pruned: Path,
-    plan: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    adapter: Callable[..., Path], pruned: Path, served: ServedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a plan that drops the same blocks too."""
-    tuned = flags(adapter(pruned))
-    for served in (served_model(str(pruned)), planned_model(str(reference), plan, tmp_path)):
-        check_adapters(served, tuned)
+    check_adapters(served, flags(adapter(pruned)))
     assert capsys.readouterr().err == ""
 
 

@@ -146,22 +146,8 @@ def test_after_the_points_the_models_are_asked(
         (["--rounds", "0"], "--rounds must be at least 1"),
     ],
 )
-def test_the_commands_errors(
-    reference: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    said: str,
-) -> None:
-    from bench.cli import app
-    from mi_prun.console import run_app
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["mi-prun-bench", "sweep", "--dense", str(reference), "-o", "out", *words])
-    assert run_app(app) == 2
-    assert f"error: {said}" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_the_commands_errors(reference: Path, refusal: Callable[..., str], words: list[str], said: str) -> None:
+    assert refusal("sweep", "--dense", reference, "-o", "out", *words).startswith(f"error: {said}")
 
 
 def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:

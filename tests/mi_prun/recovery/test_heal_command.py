@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,23 +9,8 @@ import pytest
 
 from mi_prun.checkpoint.healing import ADAPTER_NAME
 from mi_prun.checkpoint.inspection import read_manifest
-from mi_prun.cli import app
-from mi_prun.console import run_app
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mi-prun", *map(str, words)])
-        try:
-            status = run_app(app)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_the_closed_form_of_a_pruned_folder(

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from mi_prun.analysis.analysis import Analysis
-from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
-from mi_prun.analysis.mutual_information import Gaussian, segment_costs
 from mi_prun.comparison.comparison import compare, parse_methods
 from mi_prun.model.block_model import BlockModel
 from mi_prun.selection import context
@@ -24,25 +22,16 @@ def screening_as_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "SCREENING_TOKENS", 1)
 
 
-def context_of(model: BlockModel, like: Analysis, seed: int) -> Context:
+@pytest.fixture
+def context_of(analysed: Callable[..., Analysis]) -> Callable[[BlockModel, int], Context]:
     """A context on random tokens; the one pass, the ranking and the held-out part have their default proportions."""
-    generator = torch.Generator().manual_seed(seed)
-    scoring, ranking, held_out = torch.split(torch.randint(0, 97, (76, 12), generator=generator), [4, 64, 8])
-    seen = collect(model, scoring, sample=sample_tokens(scoring, 32, seed), projection=8, seed=seed)
-    mi = Gaussian().segment_mi(seen.projections)
-    count = model.num_blocks
-    dense = like.record.dense.model_copy(update={"num_blocks": count, "block_parameters": (1,) * count})
-    analysis = Analysis(
-        like.record.model_copy(update={"dense": dense}),
-        segment_cost_nats=segment_costs(mi).numpy(),
-        segment_mi_nats=mi.numpy(),
-        block_cosine=seen.cosine.numpy(),
-        pair_angle=pair_angles(seen.projections).numpy(),
-        scoring=scoring.int().numpy(),
-        ranking=ranking.int().numpy(),
-        held_out=held_out.int().numpy(),
-    )
-    return Context(analysis, lambda: model, seed)
+
+    def make(model: BlockModel, seed: int) -> Context:
+        tokens = torch.randint(0, 97, (76, 12), generator=torch.Generator().manual_seed(seed))
+        analysis = analysed(model, *torch.split(tokens, [4, 64, 8]), sampled_tokens=32, seed=seed)
+        return Context(analysis, lambda: model, seed)
+
+    return make
 
 
 def share_of_greedy(own: Context) -> float:
@@ -57,27 +46,27 @@ def share_of_greedy(own: Context) -> float:
 def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_blocks_a_tenth(
     tiny: Callable[..., Path],
     load: Callable[[Path], BlockModel],
-    reference_analysis: Analysis,
+    context_of: Callable[[BlockModel, int], Context],
     model_type: str,
     num_blocks: int,
     most: float,
 ) -> None:
     model = load(tiny(model_type, num_hidden_layers=num_blocks, hidden_size=16))
-    assert share_of_greedy(context_of(model, reference_analysis, seed=num_blocks)) <= most
+    assert share_of_greedy(context_of(model, num_blocks)) <= most
 
 
 @pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10), (26, 1 / 10)])
 def test_on_a_short_text_too(
     tiny: Callable[..., Path],
     load: Callable[[Path], BlockModel],
-    reference_analysis: Analysis,
+    context_of: Callable[[BlockModel, int], Context],
     monkeypatch: pytest.MonkeyPatch,
     num_blocks: int,
     most: float,
 ) -> None:
     """Half of it screens."""
     monkeypatch.setattr(context, "SCREENING_TOKENS", 8_192)
-    own = context_of(load(tiny("llama", num_hidden_layers=num_blocks, hidden_size=16)), reference_analysis, num_blocks)
+    own = context_of(load(tiny("llama", num_hidden_layers=num_blocks, hidden_size=16)), num_blocks)
     assert own.short_text
     assert share_of_greedy(own) <= most
 

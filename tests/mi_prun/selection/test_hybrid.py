@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from mi_prun.analysis.analysis import Analysis
-from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
-from mi_prun.analysis.mutual_information import Gaussian, segment_costs
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.selection import baselines, quadratic
@@ -46,7 +44,7 @@ MakeContext = Callable[..., Context]
 def make_context(
     tiny: Callable[..., Path],
     load: Callable[[Path], BlockModel],
-    reference_analysis: Analysis,
+    analysed: Callable[..., Analysis],
     monkeypatch: pytest.MonkeyPatch,
 ) -> MakeContext:
     """`make_context(num_blocks, idle, windows, seed)`: a random model, analysed on random tokens, of which it foresees
@@ -63,20 +61,7 @@ def make_context(
         sizes = [max(2, windows // 16), 4, windows]
         text = torch.randint(0, 97, (sum(sizes), 12), generator=torch.Generator().manual_seed(1))
         scoring, held_out, ranking = torch.split(text, sizes)
-        seen = collect(model, scoring, sample=sample_tokens(scoring, 24, 0), projection=8, seed=0)
-        mi = Gaussian().segment_mi(seen.projections)
-        like = reference_analysis.record
-        dense = like.dense.model_copy(update={"num_blocks": num_blocks, "block_parameters": (1,) * num_blocks})
-        analysis = Analysis(
-            like.model_copy(update={"dense": dense}),
-            segment_cost_nats=segment_costs(mi).numpy(),
-            segment_mi_nats=mi.numpy(),
-            block_cosine=seen.cosine.numpy(),
-            pair_angle=pair_angles(seen.projections).numpy(),
-            scoring=scoring.int().numpy(),
-            ranking=ranking.int().numpy(),
-            held_out=held_out.int().numpy(),
-        )
+        analysis = analysed(model, scoring, ranking, held_out, sampled_tokens=24)
         return Context(analysis, lambda: model, seed, "kl")
 
     return make

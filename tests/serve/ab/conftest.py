@@ -190,6 +190,21 @@ def admin() -> dict[str, str]:
     return {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
+class Clock:
+    """A clock that the test sets, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest.fixture(scope="session")
 def observed() -> Callable[..., Event]:
     """`observed("pruned", ttft_s=0.1)`: a counted, streamed answer of that arm, 20 tokens in 0.3 s, or what is said."""

@@ -226,7 +226,9 @@ def judged(page: Any, collector: EventCollector) -> None:
     page.route("**/admin/verdict", lambda route: route.fulfill(body=body, content_type="application/json"))
 
 
-def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
+def test_the_verdict_is_said_in_words_and_figures(
+    open_page: Callable[..., Any], admin: dict[str, str], attempt: Callable[..., Event]
+) -> None:
     from playwright.sync_api import expect
 
     collector = EventCollector("default", "dense", {"dense": 50.0, "pruned": 50.0}, guardrails=["error_rate<5%"])
@@ -247,7 +249,9 @@ def test_the_verdict_is_said_in_words_and_figures(open_page: Callable[..., Any],
     expect(page.get_by_text("Guardrails of pruned: error_rate<5% holds (now 0 %).")).to_be_visible()
 
 
-def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any], admin: dict[str, str]) -> None:
+def test_a_broken_guardrail_is_the_first_thing_said(
+    open_page: Callable[..., Any], admin: dict[str, str], attempt: Callable[..., Event]
+) -> None:
     from playwright.sync_api import expect
 
     collector = EventCollector(
@@ -266,27 +270,16 @@ def test_a_broken_guardrail_is_the_first_thing_said(open_page: Callable[..., Any
     expect(page.locator("#verdict-notes .bad")).to_contain_text("Its weight was set to 0.")
 
 
-def attempt(number: int, *, ttft_s: float = 0.1, outcome: Outcome = "ok") -> Event:
-    """Of dense where the number is odd, else of pruned."""
-    arm, noise = ("dense" if number % 2 else "pruned"), 1 + 0.1 * (number % 7)
-    return Event(
-        time=time.time(),
-        arm=arm,
-        assigned_arm=arm,
-        reason="split",
-        counted=True,
-        key_hash="",
-        path="/v1/completions",
-        streamed=True,
-        status=200,
-        outcome=outcome,
-        ttft_s=ttft_s * noise,
-        itl_s=(ttft_s / 10 * noise,) * 9,
-        e2e_s=2 * ttft_s * noise,
-        input_tokens=5,
-        output_tokens=10,
-        finish_reason="stop",
-    )
+@pytest.fixture
+def attempt(observed: Callable[..., Event]) -> Callable[..., Event]:
+    """`attempt(number)`: an answer of dense where the number is odd, else of pruned, with a spread of seven speeds."""
+
+    def make(number: int, ttft_s: float = 0.1, outcome: Outcome = "ok") -> Event:
+        ttft_s *= 1 + 0.1 * (number % 7)
+        fields = {"ttft_s": ttft_s, "itl_s": (ttft_s / 10,) * 9, "e2e_s": 2 * ttft_s, "output_tokens": 10}
+        return observed("dense" if number % 2 else "pruned", time=time.time(), outcome=outcome, **fields)
+
+    return make
 
 
 def test_looking_back_reads_all_charts_at_one_moment(unlocked: Any, proxy: Any) -> None:

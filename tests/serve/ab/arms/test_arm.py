@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from serve.ab.arms.arm import Arm, Breaker
@@ -11,20 +13,8 @@ from serve.ab.verdict.event import Outcome
 HEALTH = Health(failures=3, cool_down_s=5.0, cool_down_max_s=15.0)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def breaker(clock: Clock) -> Breaker:
+def breaker(clock: Any) -> Breaker:
     return Breaker(HEALTH, clock)
 
 
@@ -44,7 +34,7 @@ def test_it_opens_after_failures_in_a_row(breaker: Breaker) -> None:
     assert breaker.state == "open"
 
 
-def test_one_trial_at_a_time_then_closed(breaker: Breaker, clock: Clock) -> None:
+def test_one_trial_at_a_time_then_closed(breaker: Breaker, clock: Any) -> None:
     fail(breaker, 3)
     clock.now = 5.0
     assert breaker.allows()
@@ -55,7 +45,7 @@ def test_one_trial_at_a_time_then_closed(breaker: Breaker, clock: Clock) -> None
     assert breaker.allows()
 
 
-def test_a_failed_trial_doubles_the_time_up_to_a_bound(breaker: Breaker, clock: Clock) -> None:
+def test_a_failed_trial_doubles_the_time_up_to_a_bound(breaker: Breaker, clock: Any) -> None:
     fail(breaker, 3)
     for wait in (5.0, 10.0, 15.0, 15.0):
         clock.now += wait - 0.1
@@ -65,7 +55,7 @@ def test_a_failed_trial_doubles_the_time_up_to_a_bound(breaker: Breaker, clock: 
         fail(breaker, 1)
 
 
-def test_a_trial_whose_client_left_decides_nothing(breaker: Breaker, clock: Clock) -> None:
+def test_a_trial_whose_client_left_decides_nothing(breaker: Breaker, clock: Any) -> None:
     fail(breaker, 3)
     clock.now = 5.0
     assert breaker.allows()

@@ -172,13 +172,19 @@ def test_a_second_arm_that_fails_says_nothing_of_the_first_ones_refusal(pair: An
     assert sorted(pair.outcomes()) == [("dense", 404, "client_error"), ("pruned", 500, "upstream_error")]
 
 
+async def waiting(pair: Any, client_class: Any) -> tuple[Any, asyncio.Task[None]]:
+    """Ask for what `dense` does not begin to answer: the client and the task that serves it."""
+    pair.say("dense", asyncio.Event().wait)
+    client = client_class(b'{"prompt": "x"}')
+    task = pair.start(client)
+    while pair.upstream.asked != ["dense"]:
+        await asyncio.sleep(0)
+    return client, task
+
+
 def test_an_arm_that_goes_down_meanwhile_is_left(pair: Any, client_class: Any) -> None:
     async def run() -> Any:
-        pair.say("dense", asyncio.Event().wait)
-        client = client_class(b'{"prompt": "x"}')
-        task = pair.start(client)
-        while pair.upstream.asked != ["dense"]:
-            await asyncio.sleep(0)
+        client, task = await waiting(pair, client_class)
         assert pair.service.arms["dense"].in_flight == 1
         pair.service.arms["dense"].went_down()
         await task
@@ -195,11 +201,7 @@ def test_an_arm_that_does_not_begin_in_time_is_left(pair: Any, client_class: Any
         pair.service.arms["pruned"].went_down()
 
     async def run() -> Any:
-        pair.say("dense", asyncio.Event().wait)
-        client = client_class(b'{"prompt": "x"}')
-        task = pair.start(client)
-        while pair.upstream.asked != ["dense"]:
-            await asyncio.sleep(0)
+        client, task = await waiting(pair, client_class)
         (deadline,) = pair.service.deadlines.open
         limit_s = pair.config.limits.first_byte_s
         pair.service.deadlines.sweep(deadline.since_s + limit_s - 0.1)
@@ -220,11 +222,7 @@ def test_an_arm_that_does_not_begin_in_time_is_left(pair: Any, client_class: Any
 
 def test_a_client_that_leaves_ends_the_search(pair: Any, client_class: Any) -> None:
     async def run() -> Any:
-        pair.say("dense", asyncio.Event().wait)
-        client = client_class(b'{"prompt": "x"}')
-        task = pair.start(client)
-        while pair.upstream.asked != ["dense"]:
-            await asyncio.sleep(0)
+        client, task = await waiting(pair, client_class)
         client.leave()
         await task
         return client.response
@@ -239,10 +237,7 @@ def test_a_client_that_leaves_ends_the_search(pair: Any, client_class: Any) -> N
 
 def test_the_end_of_the_server_leaves_no_request_counted(pair: Any, client_class: Any) -> None:
     async def run() -> None:
-        pair.say("dense", asyncio.Event().wait)
-        task = pair.start(client_class(b'{"prompt": "x"}'))
-        while pair.upstream.asked != ["dense"]:
-            await asyncio.sleep(0)
+        _, task = await waiting(pair, client_class)
         task.cancel()
         await task
 

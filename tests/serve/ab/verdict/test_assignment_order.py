@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,14 +11,6 @@ from hypothesis import strategies as st
 
 from serve.ab.verdict import assignment_order
 from serve.ab.verdict.assignment_order import WAIT_S, AssignmentOrder
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
@@ -47,8 +40,7 @@ def test_what_is_unknown_or_ended_already_gives_nothing() -> None:
     assert order.end(1, "one again") == []
 
 
-def test_a_request_that_takes_too_long_is_overtaken_and_counts_when_it_ends() -> None:
-    clock = Clock()
+def test_a_request_that_takes_too_long_is_overtaken_and_counts_when_it_ends(clock: Any) -> None:
     order: AssignmentOrder[str] = AssignmentOrder(clock)
     order.begin(1)
     clock.now = WAIT_S / 2
@@ -63,9 +55,9 @@ def test_a_request_that_takes_too_long_is_overtaken_and_counts_when_it_ends() ->
     assert (order.waiting, order.oldest_s) == (0, 0.0)
 
 
-def test_what_waits_takes_no_more_room_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_takes_no_more_room_than_there_is(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     monkeypatch.setattr(assignment_order, "ROOM_BYTES", 10_000)
-    order: AssignmentOrder[int] = AssignmentOrder(Clock())
+    order: AssignmentOrder[int] = AssignmentOrder(clock)
     for sequence in range(101):
         order.begin(sequence)
     out: list[int] = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from packaging.requirements import Requirement
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -57,13 +58,10 @@ class Seen:
         self.headers: list[tuple[bytes, bytes]] = [(b"content-length", b"0")]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            more = message["more_body"]
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            return
         self.requests.append((scope["method"], scope["path"], body, dict(scope["headers"])))
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
         for place, part in enumerate(self.parts, 1):
