@@ -195,7 +195,8 @@ def test_an_engine_that_does_not_start_says_why(
     assert list(results.iterdir()) == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process(
     tmp_path: Path,
     prune: Callable[..., Path],

@@ -224,9 +224,10 @@ def larger(model_type: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", IN_VLLM)
 def test_stock_vllm_says_the_same(tiny, make_plan, assert_stock_vllm_says_the_same, tmp_path, model_type):
-    """One family by default (about 25 s each); all with MI_PRUN_ALL_FAMILIES=1."""
+    """One family, about 25 s; all with MI_PRUN_ALL_FAMILIES=1."""
     if model_type != "gemma2" and not os.environ.get("MI_PRUN_ALL_FAMILIES"):
         pytest.skip("MI_PRUN_ALL_FAMILIES=1 tries every family on vLLM")
     if model_type in ENGINE and torch.cpu._is_amx_tile_supported():
