@@ -2,7 +2,8 @@
 
     python -m bench.studies.selection_study MODEL --text books=books.txt --text self -o bench/published/selection
 
-A large model on a CPU has no optimum: `--most-sets 0`. `bench.studies.real_report` reads its records.
+A large model on a CPU has no optimum: `--most-sets 0`. What measures ranks it on as much text as `mi-prun plan` does.
+`bench.studies.real_report` reads its records.
 
 For each text, disjoint excerpts make one evaluation text and one calibration text a seed. `self` is sampled from the
 model. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
@@ -51,11 +52,11 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.ratio import parse_blocks
+from mi_prun.planning.planning import make_context
 from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
-from mi_prun.selection.context import Context
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
-from mi_prun.settings import SELF, AnalyzeSettings
+from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
 from mi_prun.text.calibration import CalibrationDescription, load_calibration, tokens_digest
 from mi_prun.text.text_source import text_source
 
@@ -186,7 +187,8 @@ class Study:
             self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
-            context = Context(self.analysis(seed), lambda: self.model, seed)
+            settings = PlanSettings(seed=seed, device=self.options.device)
+            context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
 
             def keep(
