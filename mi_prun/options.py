@@ -112,7 +112,7 @@ Temperature = Annotated[float, typer.Option(help="of the teacher's and the stude
 CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-entropy on the text itself, 0 to 1")]
 TrainDtype = Annotated[
     str | None,
-    typer.Option(help="float32 or bfloat16, of the training's products; default: the model's own"),
+    typer.Option(help="float32 or bfloat16, of the training's products; default: what is faster here"),
 ]
 CheckpointBlocks = Annotated[
     bool, typer.Option("--checkpoint-blocks", help="less memory, more time: run each block again in the backward pass")

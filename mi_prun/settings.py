@@ -95,7 +95,7 @@ class HealSettings:
     tokens, minutes: how long is trained; one of them. rank: of LoRA. learning_rate: None takes that of `train`.
     batch_tokens: of one optimizer step; forward_tokens: run at once. ridge: of the closed form, in mean diagonals of
     the Gram. gate_tokens, validation_tokens: held out of each source. stream_blocks: keep one block in memory at a
-    time. train_dtype: that products of the training are computed in; None takes the model's.
+    time. train_dtype: that products of the training are computed in; None takes what is faster on the device.
     """
 
     sources: tuple[str, ...] = (SELF,)

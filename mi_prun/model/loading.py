@@ -49,6 +49,12 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
     return dtypes[name]
 
 
+def multiplies_bfloat16() -> bool:
+    """Tell whether this processor has instructions for products of bfloat16: AVX512_BF16 or AMX."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def load_on(folder: ModelFolder, device: str | None = None, dtype: str | None = None) -> BlockModel:
     """Load a model on the device and in the dtype named; None: those that `pick_device` and `pick_dtype` pick."""
     place = pick_device(device)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from mi_prun.analysis.ranks import Ranks
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import pick_dtype
+from mi_prun.model.loading import multiplies_bfloat16, pick_dtype
 from mi_prun.recovery.distillation import Distillation
 from mi_prun.recovery.healing_text import HealingText
 from mi_prun.recovery.judge import Judge
@@ -49,10 +49,13 @@ ALONE = Ranks()
 
 
 def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:
-    """Return what a training computes products in. name: float32 or bfloat16; None takes the model's own dtype.
+    """Return what a training computes products in. name: float32 or bfloat16; None takes the model's own dtype, and
+    bfloat16 on a processor that multiplies it.
 
     Raises UserError for float32 where the model is computed in another dtype: products are never rounded less.
     """
+    if name is None and model.device.type == "cpu" and model.dtype == torch.float32 and multiplies_bfloat16():
+        return torch.bfloat16
     dtype = model.dtype if name is None else pick_dtype(model.device, name)
     if dtype == torch.float32 and model.dtype != dtype:
         own = str(model.dtype).removeprefix("torch.")

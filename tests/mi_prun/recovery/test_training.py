@@ -66,11 +66,15 @@ def test_products_in_bfloat16_give_about_the_same_gradient(shared, training):
     assert (exact - rounded).norm() < 0.1 * exact.norm()
 
 
-def test_products_are_of_the_models_own_dtype_unless_told(shared):
+@pytest.mark.parametrize("has", [{}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_products_are_of_the_models_own_dtype_unless_told_or_the_processor_is_faster(shared, monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     model = shared((2,)).model
-    assert train_dtype(model, None) == torch.float32
+    assert train_dtype(model, None) == (torch.bfloat16 if any(has.values()) else torch.float32)
     assert train_dtype(model, "bfloat16") == torch.bfloat16
+    assert train_dtype(model, "float32") == torch.float32
     model.model.to(torch.bfloat16)
+    assert train_dtype(model, None) == torch.bfloat16
     with pytest.raises(UserError, match="--train-dtype float32: the model is in bfloat16 on cpu; leave the option out"):
         train_dtype(model, "float32")
 
