@@ -4,20 +4,27 @@
 
 Each line of the records holds one set. A set that is there is not measured again, so a killed run goes on. Without
 `--drop` the dense model and each single block are measured.
+
+`--last-words FILE` in place of `--text` counts the last words that each set foretells whole. The file is as LAMBADA: JSON lines
+of `context` and `continuation`. `--sets-of FILE` takes the sets that a study chose, and the dense model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bench.studies.selection_study import read_study
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
@@ -28,12 +35,13 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Dropped, Evaluator
-from mi_prun.text.calibration import load_calibration, tokens_digest
+from mi_prun.text.calibration import begins_with_bos, load_calibration, tokens_digest
 
 TEXT_SEED = 10_000
 BATCH_TOKENS = 2_048
 SETS_AT_ONCE = 6
 ROWS = 128  # of logits at a time
+ROWS_AT_ONCE = 16  # of items
 
 
 class SetLoss(Record):
@@ -52,6 +60,23 @@ class SetLoss(Record):
     def perplexity(self) -> float:
         """Return the perplexity; infinite where no float holds it."""
         return math.exp(self.ce_nats) if self.ce_nats < 700 else math.inf
+
+
+class LastWords(Record):
+    """How many last words a set foretells whole, greedily. items_sha256: of the items' token ids."""
+
+    model: str
+    text: str
+    items_sha256: str
+    items: int
+    dtype: str
+    dropped: Dropped
+    foretold: int
+
+
+def read_last_words(path: Path) -> list[LastWords]:
+    """Read the records; none where there is no file."""
+    return [LastWords.model_validate_json(line) for line in read_whole_lines(path)]
 
 
 def read_losses(path: Path) -> list[SetLoss]:
@@ -77,11 +102,117 @@ def losses(model: BlockModel, windows: Tensor, sets: Sequence[Dropped]) -> Itera
         yield from zip(some, (total / count for total in sums), strict=True)
 
 
+class Items:
+    """The first items of a file of last words, as tokens; the shortest come first.
+
+    Rows are padded behind the end, where a causal model sees nothing of it.
+    """
+
+    def __init__(self, path: Path, tokenizer: Any, count: int) -> None:
+        start = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+        self.rows: list[tuple[list[int], int]] = []  # tokens, and how many of them are the context
+        for item in map(json.loads, list(read_whole_lines(path))[:count]):
+            context = tokenizer(item["context"], add_special_tokens=False)["input_ids"]
+            whole = tokenizer(f"{item['context']} {item['continuation']}", add_special_tokens=False)["input_ids"]
+            self.rows.append((start + whole, len(start) + len(context)))
+        if not self.rows:
+            raise UserError(f"{path} has no items; give JSON lines of `context` and `continuation`")
+        self.rows.sort(key=lambda row: len(row[0]))
+        self.digest = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
+
+    @torch.inference_mode()
+    def foretold(self, model: BlockModel, sets: Sequence[Dropped]) -> list[int]:
+        """Return for each set how many last words it foretells whole."""
+        evaluator, counts = Evaluator(model, torch.zeros(1, 2, dtype=torch.long)), [0] * len(sets)
+        for start in range(0, len(self.rows), ROWS_AT_ONCE):
+            some = self.rows[start : start + ROWS_AT_ONCE]
+            longest = len(some[-1][0])
+            tokens = torch.tensor([row + [row[-1]] * (longest - len(row)) for row, _ in some])
+            for number, final in enumerate(evaluator.final_states(tokens, sets)):
+                for state, (row, context) in zip(final, some, strict=True):
+                    said = model.logits(state[None, context - 1 : len(row) - 1])[0].argmax(-1)
+                    counts[number] += said.tolist() == row[context:]
+        return counts
+
+
+def wanted_sets(options: argparse.Namespace, num_blocks: int) -> list[Dropped]:
+    """Return the sets that are asked for, each once, the smallest first."""
+    if options.sets_of:
+        return sorted({(), *(row.row.dropped for row in read_study(options.sets_of))}, key=lambda one: (len(one), one))
+    if options.drop:
+        return [parse_blocks(word, num_blocks, "--drop") for word in options.drop]
+    return [(), *((block,) for block in range(num_blocks))]
+
+
+def measure_last_words(
+    model: BlockModel, name: str, tokenizer: Any, sets: Sequence[Dropped], options: argparse.Namespace
+) -> None:
+    """Count the last words that each set foretells, and append what is missing to the records."""
+    items = Items(options.last_words, tokenizer, options.items)
+    known = read_last_words(options.output)
+    if other := next((row for row in known if (row.model, row.items_sha256) != (name, items.digest)), None):
+        raise UserError(f"{options.output} has rows of {other.model} on other items; give another file")
+    left = [one for one in sets if one not in {row.dropped for row in known}]
+    for start in range(0, len(left), SETS_AT_ONCE):
+        some = left[start : start + SETS_AT_ONCE]
+        for dropped, foretold in zip(some, items.foretold(model, some), strict=True):
+            row = LastWords(
+                model=name,
+                text=options.last_words.name,
+                items_sha256=items.digest,
+                items=len(items.rows),
+                dtype=options.dtype,
+                dropped=dropped,
+                foretold=foretold,
+            )
+            append_line(options.output, row.model_dump_json())
+            print(f"without {list(dropped)}: {foretold} of {row.items}", file=sys.stderr, flush=True)
+
+
+def measure_losses(
+    model: BlockModel, name: str, tokenizer: Any, sets: Sequence[Dropped], options: argparse.Namespace
+) -> None:
+    """Measure the loss of each set on the text, and append what is missing to the records."""
+    windows = load_calibration(
+        options.text,
+        tokenizer,
+        window_tokens=options.window,
+        scoring_tokens=options.tokens,
+        ranking_tokens=1,
+        held_out_tokens=1,
+        seed=TEXT_SEED,
+        model=model.model,
+        scattered=True,
+    ).scoring.tokens
+    digest = tokens_digest(windows)
+    known = read_losses(options.output)
+    if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):
+        raise UserError(f"{options.output} has rows of {other.model} on other text; give another file")
+    measured = {row.dropped for row in known}
+    for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured]):
+        row = SetLoss(
+            model=name,
+            text=Path(options.text).name,
+            text_sha256=digest,
+            tokens=windows.numel(),
+            window_tokens=options.window,
+            dtype=options.dtype,
+            dropped=dropped,
+            ce_nats=ce_nats,
+        )
+        append_line(options.output, row.model_dump_json())
+        print(f"without {list(dropped)}: perplexity {row.perplexity:.2f}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--name", help="of the model in the records; default: its folder's")
-    parser.add_argument("--text", required=True)
+    measured_on = parser.add_mutually_exclusive_group(required=True)
+    measured_on.add_argument("--text")
+    measured_on.add_argument("--last-words", type=Path, metavar="FILE", help="JSON lines of context and continuation")
+    parser.add_argument("--items", type=int, default=200, help="of --last-words")
+    parser.add_argument("--sets-of", type=Path, metavar="FILE", help="records of `bench.studies.selection_study`")
     parser.add_argument("--drop", action="append", help="blocks, as 3,5-7; default: the dense model and each block")
     parser.add_argument("--tokens", type=int, default=2_048)
     parser.add_argument("--window", type=int, default=512)
@@ -93,37 +224,12 @@ def main() -> None:
     def run() -> None:
         folder = open_model(options.model)
         model = load_on(folder, options.device, options.dtype)
-        windows = load_calibration(
-            options.text,
-            folder.tokenizer,
-            window_tokens=options.window,
-            scoring_tokens=options.tokens,
-            ranking_tokens=1,
-            held_out_tokens=1,
-            seed=TEXT_SEED,
-            model=model.model,
-            scattered=True,
-        ).scoring.tokens
-        digest, name = tokens_digest(windows), options.name or folder.path.resolve().name
-        known = read_losses(options.output)
-        if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):
-            raise UserError(f"{options.output} has rows of {other.model} on other text; give another file")
-        wanted = [parse_blocks(word, folder.num_blocks, "--drop") for word in options.drop or []]
-        sets = wanted or [(), *((block,) for block in range(folder.num_blocks))]
-        measured = {row.dropped for row in known}
-        for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured]):
-            row = SetLoss(
-                model=name,
-                text=Path(options.text).name,
-                text_sha256=digest,
-                tokens=windows.numel(),
-                window_tokens=options.window,
-                dtype=options.dtype,
-                dropped=dropped,
-                ce_nats=ce_nats,
-            )
-            append_line(options.output, row.model_dump_json())
-            print(f"without {list(dropped)}: perplexity {row.perplexity:.2f}", file=sys.stderr, flush=True)
+        name = options.name or folder.path.resolve().name
+        sets = wanted_sets(options, folder.num_blocks)
+        if options.last_words:
+            measure_last_words(model, name, folder.tokenizer, sets, options)
+        else:
+            measure_losses(model, name, folder.tokenizer, sets, options)
 
     sys.exit(run_command(run))
 

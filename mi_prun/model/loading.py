@@ -51,7 +51,7 @@ def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:
 
 def multiplies_bfloat16() -> bool:
     """Tell whether this processor has instructions for products of bfloat16: AVX512_BF16 or AMX."""
-    has = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.studies import set_losses
-from bench.studies.set_losses import losses, read_losses
+from bench.studies.set_losses import Items, losses, read_last_words, read_losses
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
@@ -45,3 +46,33 @@ def test_a_set_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: 
     assert [row.dropped for row in read_losses(out)] == [(3,), (2, 3), (4,)]
     text.write_text("Something else. " * 3_000)
     assert run("3") != 0
+
+
+def test_last_words_are_those_that_the_model_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that end in what stock transformers says greedily, and items that end in something else."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE)
+    stock = AutoModelForCausalLM.from_pretrained(REFERENCE, dtype=torch.float32).eval()
+    items, dense = [], 0
+    for context in ("The old man went to the", "It was", "She took the lamp and went out of the"):
+        tokens = tokenizer(context, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        said = tokenizer.decode(stock(tokens).logits[0, -1].argmax()).strip()
+        for word in (said, "xylophone"):
+            whole = tokenizer(f"{context} {word}", add_special_tokens=False)["input_ids"]
+            logits = stock(torch.tensor([whole])).logits[0].argmax(-1).tolist()
+            dense += logits[tokens.shape[1] - 1 : -1] == whole[tokens.shape[1] :]
+            items.append({"context": context, "continuation": word})
+    path, out = tmp_path / "items.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    words = ["--last-words", str(path), "--dtype", "float32", "-o", str(out), "--drop", "2", "--drop", "0-7"]
+    monkeypatch.setattr("sys.argv", ["set_losses", str(REFERENCE), *words])
+    for _ in range(2):  # the second time nothing is measured
+        with pytest.raises(SystemExit) as ended:
+            set_losses.main()
+        assert not ended.value.code
+    assert [(row.dropped, row.items) for row in read_last_words(out)] == [((2,), 6), (tuple(range(8)), 6)]
+    model = load_block_model(open_model(REFERENCE), device=torch.device("cpu"), dtype=torch.float32)
+    counts = Items(path, tokenizer, 6).foretold(model, [(), tuple(range(8))])
+    assert counts[0] == dense >= 2
+    assert counts[1] == 0
