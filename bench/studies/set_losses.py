@@ -5,8 +5,8 @@
 Each line of the records holds one set. A set that is there is not measured again, so a killed run goes on. Without
 `--drop` the dense model and each single block are measured.
 
-`--last-words FILE` in place of `--text` counts the last words that each set foretells whole. The file is as LAMBADA: JSON lines
-of `context` and `continuation`. `--sets-of FILE` takes the sets that a study chose, and the dense model.
+`--last-words FILE` in place of `--text` counts the last words that each set foretells whole. The file is as LAMBADA:
+JSON lines of `context` and `continuation`. `--sets-of FILE` takes the sets that a study chose, and the dense model.
 """
 
 from __future__ import annotations
