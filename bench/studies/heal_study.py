@@ -144,16 +144,16 @@ def study(options: argparse.Namespace) -> None:
         record: dict[str, Any] = {"key": keys[case], "case": case, "model": folder.path.name, "dropped": list(dropped)}
         record["unhealed"] = [dense, pruned]
         with tempfile.TemporaryDirectory() as place:
-            before = os.times().user
+            before, out = os.times().user, (options.keep or Path(place)) / case.replace(":", "-")
             try:
-                manifest = heal(folder, plan, Path(place) / "healed", settings)
+                manifest = heal(folder, plan, out, settings)
             except UserError as error:
                 record["refused"] = str(error)
             else:
                 healing = manifest.healing
                 record["user_seconds"] = round(os.times().user - before, 1)
                 record["healing"] = None if healing is None else healing.model_dump()
-                healed = judged.log_perplexities(open_model(Path(place) / "healed"))
+                healed = judged.log_perplexities(open_model(out))
                 record["judged"] = figures(dense, pruned, healed)
         record |= {"machine": this_machine().model_dump(), "versions": versions(), "commit": commit()}
         append_line(options.output, json.dumps(record))
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--train-dtype", help="of `mi-prun heal`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where healed folders stay, to run tasks on")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     sys.exit(run_command(lambda: study(options)))

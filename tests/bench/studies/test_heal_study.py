@@ -59,6 +59,7 @@ def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, ca
     out = tmp_path / "heal.jsonl"
     words = ["heal_study", str(reference), "--drop", "4-5", "--window", "32", "--judge-tokens", "512", "-o", str(out)]
     words += ["--text", str(texts[0]), "--text", str(texts[1]), "--judge", str(texts[2]), "--device", "cpu"]
+    words += ["--keep", str(tmp_path / "kept")]
 
     def run(*cases: str) -> int:
         monkeypatch.setattr(sys, "argv", [*words, *(word for case in cases for word in ("--case", case))])
@@ -74,3 +75,4 @@ def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, ca
     assert run("fit", "lora:512") == 0
     assert out.read_text().startswith(first)
     assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == ["fit", "lora:512"]
+    assert [(tmp_path / "kept" / name / "config.json").is_file() for name in ("fit", "lora-512")] == [True, True]
