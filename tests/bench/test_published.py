@@ -104,6 +104,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("draft/*/rounds.jsonl", read_rounds_file),
     ("loader/*.json", read_figures_file),
     ("offline/*.json*", read_figures_file),
+    ("offline/plans/*.json", read_plan_file),
     ("recovery/*.jsonl", read_figures_file),
     ("surrogate/*.jsonl", read_figures_file),
 )
