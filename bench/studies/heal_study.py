@@ -144,7 +144,9 @@ def study(options: argparse.Namespace) -> None:
         record: dict[str, Any] = {"key": keys[case], "case": case, "model": folder.path.name, "dropped": list(dropped)}
         record["unhealed"] = [dense, pruned]
         with tempfile.TemporaryDirectory() as place:
-            before, out = os.times().user, (options.keep or Path(place)) / case.replace(":", "-")
+            kept = options.keep or Path(place)
+            kept.mkdir(parents=True, exist_ok=True)
+            before, out = os.times().user, kept / case.replace(":", "-")
             try:
                 manifest = heal(folder, plan, out, settings)
             except UserError as error:

@@ -11,21 +11,24 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
 from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
+from bench.studies.set_losses import LastWords, read_last_words
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.figure import new_figure, svg_of
 from mi_prun.files import write_text
+from mi_prun.quality.evaluator import Dropped
 
 BASELINES = ("bi:0", "angular:0")
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
-LOSSES = ".losses.jsonl"  # of `bench.studies.set_losses`, in the same folder
+LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
+NO_LAST_WORDS: Mapping[str, Sequence[LastWords]] = {}
 PICTURE = "real-models.svg"
 
 
@@ -48,9 +51,18 @@ class Text:
         return {seed: row.perplexity for seed, row in self.by.get((label, k), {}).items()}
 
     def mean(self, label: str, k: int) -> float:
-        """Return the mean over seeds; NaN where there is none."""
-        values = self.perplexities(label, k).values()
-        return statistics.mean(values) if values else math.nan
+        """Return the mean perplexity over seeds; NaN where there is none."""
+        return self.mean_of(lambda row: row.perplexity, label, k)
+
+    def mean_of(self, figure: Callable[[StudyRow], float], label: str, k: int) -> float:
+        """Return the mean of a row's figure over seeds; NaN where there is none."""
+        rows = self.by.get((label, k), {}).values()
+        return statistics.mean(map(figure, rows)) if rows else math.nan
+
+    def first_set(self, label: str, k: int) -> Dropped:
+        """Return the set that a method chose on its first seed."""
+        rows = self.by[label, k]
+        return rows[min(rows)].row.dropped
 
     def bar(self, k: int) -> float:
         """Return the lower mean of the baselines."""
@@ -72,8 +84,8 @@ def label_of(row: StudyRow) -> str:
     return f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
 
 
-def page(texts: Sequence[Text]) -> str:
-    """Return the page."""
+def page(texts: Sequence[Text], last_words: Mapping[str, Sequence[LastWords]] = NO_LAST_WORDS) -> str:
+    """Return the page. last_words: what sets foretell, by model."""
     parts = [
         "# Real models: the figures",
         "Made by `python -m bench.studies.real_report`; do not edit. The records and the commands that make them are "
@@ -83,36 +95,62 @@ def page(texts: Sequence[Text]) -> str:
         "its own.\n"
         "- **bar**: the mean over that of the better of `bi` and `angular` at this k; in brackets the worst single "
         "seed over the better of both on that seed.\n"
+        "- **KL**: of the dense from the pruned distribution, nats a token.\n"
+        "- **Passes**: blocks x tokens that the choice takes, the analysis included, over those of one pass of the "
+        "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
         "- A method with an estimator behind its name looks at mutual information with that estimator.",
     ]
     for text in texts:
-        rows = []
-        for label in text.labels:
-            cells = []
-            for k in text.ks:
-                if not text.perplexities(label, k):
-                    cells.append("-")
-                    continue
-                ratio, worst = text.ratios(label, k)
-                cells.append(f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})")
-            rows.append((f"`{label}`", *cells))
+
+        def bar(label: str, k: int, text: Text = text) -> str:
+            ratio, worst = text.ratios(label, k)
+            return f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})"
+
+        def kl(label: str, k: int, text: Text = text) -> str:
+            return f"{text.mean_of(lambda row: row.kl_nats_per_token, label, k):.2f}"
+
+        def cost(label: str, k: int, text: Text = text) -> str:
+            passes = text.mean_of(lambda row: row.row.passes, label, k)
+            return f"{passes:.2f}; {text.mean_of(lambda row: row.row.seconds, label, k):.0f} s"
+
         parts += [
             f"## {text.model} ({text.num_blocks} blocks), {text.text}",
             f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
             f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
-            table(("method", *(f"k={k}" for k in text.ks)), rows),
+            _by_k(text, bar),
+            "KL:",
+            _by_k(text, kl),
+            "Passes; seconds:",
+            _by_k(text, cost),
+            *_last_words(text, last_words.get(text.model, ())),
             "Sets of the first seed:",
-            table(
-                ("method", *(f"k={k}" for k in text.ks)),
-                [(f"`{label}`", *(_sets(text, label, k) for k in text.ks)) for label in text.labels],
-            ),
+            _by_k(text, lambda label, k, text=text: " ".join(map(str, text.first_set(label, k)))),
         ]
     return "\n\n".join(parts) + "\n"
 
 
-def _sets(text: Text, label: str, k: int) -> str:
-    rows = text.by.get((label, k))
-    return " ".join(map(str, rows[min(rows)].row.dropped)) if rows else "-"
+def _by_k(text: Text, cell: Callable[[str, int], str]) -> str:
+    """Write a table: a row for each method, a column for each k; a dash where a method has no rows there."""
+    rows = [
+        (f"`{label}`", *(cell(label, k) if text.perplexities(label, k) else "-" for k in text.ks))
+        for label in text.labels
+    ]
+    return table(("method", *(f"k={k}" for k in text.ks)), rows)
+
+
+def _last_words(text: Text, counts: Sequence[LastWords]) -> list[str]:
+    """Write what the sets of the first seed foretell, where it was counted."""
+    by_set = {count.dropped: count for count in counts}
+    if () not in by_set:
+        return []
+
+    def cell(label: str, k: int) -> str:
+        count = by_set.get(text.first_set(label, k))
+        return "-" if count is None else f"{count.foretold / count.items:.1%}"
+
+    dense = by_set[()]
+    said = f"Last words foretold, of {dense.items} of {dense.text}, by the sets of the first seed (dense "
+    return [f"{said}{dense.foretold / dense.items:.1%}):", _by_k(text, cell)]
 
 
 def picture(texts: Sequence[Text]) -> str:
@@ -157,7 +195,7 @@ def picture(texts: Sequence[Text]) -> str:
 
 def read_texts(folder: Path) -> list[Text]:
     """Read the records of a folder. Raises UserError where there is none, or a baseline is missing."""
-    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith(LOSSES)]
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith((LOSSES, LAST_WORDS))]
     texts = [Text(rows) for path in paths if (rows := read_study(path))]
     if not texts:
         raise UserError(f"{folder} has no records; make some with `python -m bench.studies.selection_study`")
@@ -168,13 +206,22 @@ def read_texts(folder: Path) -> list[Text]:
     return sorted(texts, key=lambda text: (text.num_blocks, text.model, text.text))
 
 
+def read_all_last_words(folder: Path) -> dict[str, list[LastWords]]:
+    """Read what the sets of each model foretell."""
+    counts: dict[str, list[LastWords]] = defaultdict(list)
+    for path in sorted(folder.glob(f"*{LAST_WORDS}")):
+        for count in read_last_words(path):
+            counts[count.model].append(count)
+    return counts
+
+
 def main() -> None:
     options = report_options(__doc__)
 
     def write() -> None:
         texts = read_texts(options.results)
         write_text(options.output.parent / PICTURE, picture(texts))
-        write_text(options.output, page(texts))
+        write_text(options.output, page(texts, read_all_last_words(options.results)))
 
     sys.exit(run_command(write))
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.studies.real_report import Text, page, picture, read_texts
+from bench.studies.real_report import Text, page, picture, read_all_last_words, read_texts
 from bench.studies.selection_study import StudyRow
+from bench.studies.set_losses import LastWords
 from mi_prun.errors import UserError
+from mi_prun.files import append_line
 
 PERPLEXITIES = {"bi": (30.0, 50.0), "angular": (36.0, 42.0), "mi-prun": (33.0, 39.0)}
 
@@ -45,6 +47,20 @@ def test_the_page_has_every_cell_and_says_where_there_is_none(rows: list[StudyRo
     assert "| `mi-prun:0 gaussian` | 90; 2.31 (3.00) | - |" in said
     assert "Dense perplexity 20.00 on 1,000 tokens, windows of 100; 2 seeds." in said
     assert "| `bi:0` | 0 | 0 1 |" in said
+
+
+def test_what_sets_foretell_stands_beside_where_it_was_counted(rows: list[StudyRow], tmp_path: Path) -> None:
+    assert "Last words" not in page([Text(rows)])
+    path = tmp_path / "real.lambada.last-words.jsonl"
+    for dropped, foretold in (((), 30), ((0,), 20)):
+        count = LastWords(
+            model="real", text="lambada.jsonl", items_sha256="", items=40, dtype="float32", dropped=dropped,
+            foretold=foretold,
+        )  # fmt: skip
+        append_line(path, count.model_dump_json())
+    said = page([Text(rows)], read_all_last_words(tmp_path))
+    assert "Last words foretold, of 40 of lambada.jsonl, by the sets of the first seed (dense 75.0%):" in said
+    assert "| `bi:0` | 50.0% | - |" in said
 
 
 def test_the_picture_has_a_line_for_each_method(rows: list[StudyRow]) -> None:
