@@ -11,17 +11,22 @@ import argparse
 import math
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
 
 from bench.engines.endpoint import Endpoint
 from bench.records.task_schema import TOLERANCE_MEAN_NATS, LogprobCheck
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
+from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.quality.evaluator import Dropped
 
 STRINGS = (
     "The old man opened the door and looked at the sea. There was nothing on it but a small white sail.",
@@ -30,12 +35,18 @@ STRINGS = (
     "def area(width, height):\n    return width * height  # both in metres",
 )
 MAX_TOKENS = 128  # of a string
+HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Direct(Record):
-    """What transformers computes. tokens: of each string. logprobs: of each string's tokens but the first, in nats."""
+    """What transformers computes. tokens: of each string. logprobs: of each string's tokens but the first, in nats.
+
+    rounding_nats: how far transformers itself is from them on the mean, in the 16-bit type that the model is stored in;
+    0 for another type. An engine computes in that type.
+    """
 
     computed: str
+    rounding_nats: float = 0.0
     tokens: tuple[tuple[int, ...], ...]
     logprobs: tuple[tuple[float, ...], ...]
 
@@ -53,8 +64,9 @@ def direct_logprobs(model: str, device: str | None = None) -> Direct:
 
 
 def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERANCE_MEAN_NATS) -> LogprobCheck:
-    """Compare an endpoint with transformers. Raises UserError where they differ by more than `tolerance` nats on the
-    mean.
+    """Compare an endpoint with transformers.
+
+    Raises UserError where they differ on the mean by more than `tolerance` nats and what the model's own type rounds.
     """
     differences = [
         abs(theirs - ours)
@@ -70,12 +82,14 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
         max_nats=max(differences),
         tolerance_mean_nats=tolerance,
         direct=direct.computed,
+        rounding_nats=direct.rounding_nats,
     )
-    if check.mean_nats > tolerance:
+    if check.mean_nats > tolerance + check.rounding_nats:
+        rounds = f" and the {check.rounding_nats:.4f} that its type rounds" if check.rounding_nats else ""
         raise UserError(
             f"the log-probabilities of {endpoint.url} are not those of the model: over {check.tokens} tokens they "
             f"differ by {check.mean_nats:.4f} nats on the mean (at most {check.max_nats:.4f}) from transformers' "
-            f"({check.direct}), more than {tolerance:g}; is it another model, or a quantised one "
+            f"({check.direct}), more than {tolerance:g}{rounds}; is it another model, or a quantised one "
             "(--logprob-tolerance)?"
         )
     return check
@@ -84,7 +98,7 @@ def check_logprobs(endpoint: Endpoint, direct: Direct, tolerance: float = TOLERA
 def measure(model: str, device_name: str | None) -> Direct:
     """Compute the log-probabilities of a dense model, a pruned checkpoint or a virtual one."""
     from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
-    from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
+    from mi_prun.model.loading import pick_device, pick_dtype
     from mi_prun.text.calibration import begins_with_bos
 
     manifest = Manifest.read(Path(model) / MANIFEST_NAME) if is_pruned(Path(model)) else None
@@ -93,32 +107,63 @@ def measure(model: str, device_name: str | None) -> Direct:
     device = pick_device(device_name)
     dtype = pick_dtype(device)
     check_memory(folder, device, dtype)
-    loaded = load_block_model(folder, device=device, dtype=dtype)
     tokenizer = folder.tokenizer
     first = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
     tokens = [(*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS]
-    logprobs = []
-    with loaded.without(manifest.plan.dropped if manifest and virtual else ()) as whole, torch.inference_mode():
+    dropped = manifest.plan.dropped if manifest and virtual else ()
+    logprobs = computed(folder, dropped, tokens, device, dtype)
+    rounding = 0.0
+    if other := other_precision(folder, device, dtype):
+        rounded = computed(folder, dropped, tokens, device, other)
+        rounding = float((torch.cat(rounded) - torch.cat(logprobs)).abs().mean())
+    return Direct(
+        computed=f"{str(dtype).removeprefix('torch.')}, {device.type}",
+        rounding_nats=rounding,
+        tokens=tuple(tokens),
+        logprobs=tuple(tuple(row.tolist()) for row in logprobs),
+    )
+
+
+@torch.inference_mode()
+def computed(
+    folder: ModelFolder, dropped: Dropped, tokens: Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Compute the log-probabilities of each row's tokens but the first: a row each, (tokens - 1,), nats."""
+    rows = []
+    with load_block_model(folder, device=device, dtype=dtype).without(dropped) as model:
         for row in tokens:
             ids = torch.tensor([row], device=device)
-            scores = torch.log_softmax(whole(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
+            scores = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), dim=-1)
             said = scores.gather(-1, ids[0, 1:, None])[:, 0]
             if not said.isfinite().all():
                 raise UserError(f"{folder.name} gives log-probabilities that are not finite numbers; is it damaged?")
-            logprobs.append(tuple(said.tolist()))
-    return Direct(
-        computed=f"{str(dtype).removeprefix('torch.')}, {device.type}",
-        tokens=tuple(tokens),
-        logprobs=tuple(logprobs),
-    )
+            rows.append(said.cpu())
+    return rows
+
+
+def other_precision(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> torch.dtype | None:
+    """Return what to compute in once more, to see what the model's 16-bit type rounds; None where it is stored in
+    another type, or where an accelerator has no room for float32.
+    """
+    ((stored, _),) = Counter(info.dtype for _, info in folder.tensors.values()).most_common(1)
+    if stored not in HALF:
+        return None
+    if dtype == torch.float32:
+        return HALF[stored]
+    need, free = memory_of(folder, device, torch.float32)
+    return torch.float32 if need <= free else None
+
+
+def memory_of(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the bytes that a model takes on the device, and those that are free there."""
+    parameters = sum(math.prod(info.shape) for _, info in folder.tensors.values())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return parameters * dtype.itemsize, free
 
 
 def check_memory(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a model that does not fit into the memory that is free, before it is read."""
-    parameters = sum(math.prod(info.shape) for _, info in folder.tensors.values())
-    need, free = parameters * dtype.itemsize, psutil.virtual_memory().available
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+    need, free = memory_of(folder, device, dtype)
     if need > free:
         raise UserError(f"{folder.name} takes {need / 2**30:.1f} GiB there, {free / 2**30:.1f} GiB are free")
 

@@ -51,6 +51,28 @@ def test_log_probabilities_of_another_model_are_refused() -> None:
     assert check_logprobs(endpoint, direct(-1.2, -1.7), tolerance=0.3).tolerance_mean_nats == 0.3
 
 
+def test_what_the_models_own_type_rounds_is_let_pass() -> None:
+    direct = Direct(computed="float32, cpu", rounding_nats=0.04, tokens=((5, 6, 7),), logprobs=((-1.08, -2.08),))
+    endpoint = Endpoint([-1.0, -2.0])
+    assert check_logprobs(endpoint, direct).rounding_nats == 0.04  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"more than 0\.03 and the 0\.0400 that its type rounds; is it another model"):
+        check_logprobs(endpoint, direct, tolerance=0.03)  # type: ignore[arg-type]
+
+
+def test_what_a_16_bit_type_rounds_is_measured_and_a_float32_model_rounds_nothing(
+    reference: Path, tmp_path: Path
+) -> None:
+    """The bundled model's weights are bfloat16's: written as float32 they are the same numbers."""
+    whole = Path(shutil.copytree(reference, tmp_path / "whole"))
+    tensors = load_file(whole / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    save_file({name: t.float() for name, t in tensors.items()}, whole / "model.safetensors", {"format": "pt"})
+    half, full = measure(str(reference), "cpu"), measure(str(whole), "cpu")
+    assert half.logprobs == full.logprobs
+    assert 1e-4 < half.rounding_nats < 0.1
+    assert full.rounding_nats == 0.0
+
+
 def test_a_virtual_checkpoint_is_computed_as_the_written_one(
     prune: Callable[..., Path], reference: Path, tmp_path: Path
 ) -> None:
