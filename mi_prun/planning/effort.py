@@ -1,7 +1,8 @@
 """How much text candidates are ranked on, so that a choice takes minutes on a CPU.
 
 An analysis holds as much ranking text as an accelerator measures in minutes. A CPU does a thousandth of that. So it
-ranks a model past some ten million parameters on less text, in shorter windows: passages count more than their length.
+ranks a model past some ten million parameters on less text, in shorter windows. Passages count more than their length,
+but not down to any: what a set of blocks does to the use of a long context is not seen in a short window.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mi_prun.analysis.analysis import Analysis
 CPU_FLOP = 1e13  # of a choice: some two minutes of two cores
 PASSES = 8  # over the ranking text, about, that the default takes for a fifth of 30 blocks
 LEAST_TOKENS = 4_096
-LEAST_WINDOWS, SHORTEST_WINDOW = 32, 128
+LEAST_WINDOWS, SHORTEST_WINDOW = 16, 256
 
 
 def ranking_tokens(parameters: int, device: torch.device, there: int) -> int:
