@@ -188,8 +188,10 @@ def picture(texts: Sequence[Text]) -> str:
         panel.yaxis.set_major_formatter("{x:g}")
     for panel in panels[len(texts) :]:
         panel.set_visible(False)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=4)
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines()}
+    shown_labels = [label for label in labels if label in lines]
+    handles = [lines[label] for label in shown_labels]
+    figure.legend(handles, shown_labels, fontsize=8, frameon=False, loc="outside lower center", ncols=5)
     return svg_of(figure)
 
 

@@ -70,6 +70,12 @@ def test_the_picture_has_a_line_for_each_method(rows: list[StudyRow]) -> None:
         assert label in drawn
 
 
+def test_a_method_of_one_text_alone_is_in_the_legend_too(rows: list[StudyRow]) -> None:
+    """The first panel does not have it."""
+    few = [one for one in rows if one.estimator != "gaussian" and one.row.method != "mi-prun"]
+    assert "mi-prun:0 gaussian" in picture([Text(few), Text(rows)])
+
+
 def test_records_without_a_baseline_are_refused(rows: list[StudyRow], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no records"):
         read_texts(tmp_path)
