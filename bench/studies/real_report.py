@@ -113,6 +113,9 @@ def page(texts: Sequence[Text], last_words: Mapping[str, Sequence[LastWords]] = 
             passes = text.mean_of(lambda row: row.row.passes, label, k)
             return f"{passes:.2f}; {text.mean_of(lambda row: row.row.seconds, label, k):.0f} s"
 
+        def chosen(label: str, k: int, text: Text = text) -> str:
+            return " ".join(map(str, text.first_set(label, k)))
+
         parts += [
             f"## {text.model} ({text.num_blocks} blocks), {text.text}",
             f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
@@ -124,7 +127,7 @@ def page(texts: Sequence[Text], last_words: Mapping[str, Sequence[LastWords]] = 
             _by_k(text, cost),
             *_last_words(text, last_words.get(text.model, ())),
             "Sets of the first seed:",
-            _by_k(text, lambda label, k, text=text: " ".join(map(str, text.first_set(label, k)))),
+            _by_k(text, chosen),
         ]
     return "\n\n".join(parts) + "\n"
 
