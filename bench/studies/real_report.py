@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
@@ -28,7 +28,6 @@ from mi_prun.quality.evaluator import Dropped
 BASELINES = ("bi:0", "angular:0")
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
-NO_LAST_WORDS: Mapping[str, Sequence[LastWords]] = {}
 PICTURE = "real-models.svg"
 
 
@@ -84,8 +83,8 @@ def label_of(row: StudyRow) -> str:
     return f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
 
 
-def page(texts: Sequence[Text], last_words: Mapping[str, Sequence[LastWords]] = NO_LAST_WORDS) -> str:
-    """Return the page. last_words: what sets foretell, by model."""
+def page(texts: Sequence[Text], counts: Sequence[LastWords] = ()) -> str:
+    """Return the page. counts: what sets of any of the models foretell."""
     parts = [
         "# Real models: the figures",
         "Made by `python -m bench.studies.real_report`; do not edit. The records and the commands that make them are "
@@ -100,36 +99,40 @@ def page(texts: Sequence[Text], last_words: Mapping[str, Sequence[LastWords]] = 
         "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
         "- A method with an estimator behind its name looks at mutual information with that estimator.",
     ]
-    for text in texts:
-
-        def bar(label: str, k: int, text: Text = text) -> str:
-            ratio, worst = text.ratios(label, k)
-            return f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})"
-
-        def kl(label: str, k: int, text: Text = text) -> str:
-            return f"{text.mean_of(lambda row: row.kl_nats_per_token, label, k):.2f}"
-
-        def cost(label: str, k: int, text: Text = text) -> str:
-            passes = text.mean_of(lambda row: row.row.passes, label, k)
-            return f"{passes:.2f}; {text.mean_of(lambda row: row.row.seconds, label, k):.0f} s"
-
-        def chosen(label: str, k: int, text: Text = text) -> str:
-            return " ".join(map(str, text.first_set(label, k)))
-
-        parts += [
-            f"## {text.model} ({text.num_blocks} blocks), {text.text}",
-            f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
-            f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
-            _by_k(text, bar),
-            "KL:",
-            _by_k(text, kl),
-            "Passes; seconds:",
-            _by_k(text, cost),
-            *_last_words(text, last_words.get(text.model, ())),
-            "Sets of the first seed:",
-            _by_k(text, chosen),
-        ]
+    parts += [part for text in texts for part in section(text, counts)]
     return "\n\n".join(parts) + "\n"
+
+
+def section(text: Text, counts: Sequence[LastWords]) -> list[str]:
+    """Return the parts of the page about one model on one text."""
+
+    def bar(label: str, k: int) -> str:
+        ratio, worst = text.ratios(label, k)
+        return f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})"
+
+    def kl(label: str, k: int) -> str:
+        return f"{text.mean_of(lambda row: row.kl_nats_per_token, label, k):.2f}"
+
+    def cost(label: str, k: int) -> str:
+        passes = text.mean_of(lambda row: row.row.passes, label, k)
+        return f"{passes:.2f}; {text.mean_of(lambda row: row.row.seconds, label, k):.0f} s"
+
+    def chosen(label: str, k: int) -> str:
+        return " ".join(map(str, text.first_set(label, k)))
+
+    return [
+        f"## {text.model} ({text.num_blocks} blocks), {text.text}",
+        f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
+        f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
+        _by_k(text, bar),
+        "KL:",
+        _by_k(text, kl),
+        "Passes; seconds:",
+        _by_k(text, cost),
+        *_last_words(text, counts),
+        "Sets of the first seed:",
+        _by_k(text, chosen),
+    ]
 
 
 def _by_k(text: Text, cell: Callable[[str, int], str]) -> str:
@@ -143,7 +146,7 @@ def _by_k(text: Text, cell: Callable[[str, int], str]) -> str:
 
 def _last_words(text: Text, counts: Sequence[LastWords]) -> list[str]:
     """Write what the sets of the first seed foretell, where it was counted."""
-    by_set = {count.dropped: count for count in counts}
+    by_set = {count.dropped: count for count in counts if count.model == text.model}
     if () not in by_set:
         return []
 
@@ -211,13 +214,9 @@ def read_texts(folder: Path) -> list[Text]:
     return sorted(texts, key=lambda text: (text.num_blocks, text.model, text.text))
 
 
-def read_all_last_words(folder: Path) -> dict[str, list[LastWords]]:
-    """Read what the sets of each model foretell."""
-    counts: dict[str, list[LastWords]] = defaultdict(list)
-    for path in sorted(folder.glob(f"*{LAST_WORDS}")):
-        for count in read_last_words(path):
-            counts[count.model].append(count)
-    return counts
+def read_all_last_words(folder: Path) -> list[LastWords]:
+    """Read what sets of all models foretell."""
+    return [count for path in sorted(folder.glob(f"*{LAST_WORDS}")) for count in read_last_words(path)]
 
 
 def main() -> None:

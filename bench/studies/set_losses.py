@@ -35,7 +35,7 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Dropped, Evaluator
-from mi_prun.text.calibration import begins_with_bos, load_calibration, tokens_digest
+from mi_prun.text.calibration import load_calibration, start_tokens, tokens_digest
 
 TEXT_SEED = 10_000
 BATCH_TOKENS = 2_048
@@ -109,7 +109,7 @@ class Items:
     """
 
     def __init__(self, path: Path, tokenizer: Any, count: int) -> None:
-        start = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+        start = start_tokens(tokenizer)
         self.rows: list[tuple[list[int], int]] = []  # tokens, and how many of them are the context
         for item in map(json.loads, list(read_whole_lines(path))[:count]):
             context = tokenizer(item["context"], add_special_tokens=False)["input_ids"]
@@ -136,7 +136,7 @@ class Items:
 
 
 def wanted_sets(options: argparse.Namespace, num_blocks: int) -> list[Dropped]:
-    """Return the sets that are asked for, each once, the smallest first."""
+    """Return the sets that are asked for: those of a study, the smallest first, those named, or each single block."""
     if options.sets_of:
         return sorted({(), *(row.row.dropped for row in read_study(options.sets_of))}, key=lambda one: (len(one), one))
     if options.drop:
@@ -212,8 +212,9 @@ def main() -> None:
     measured_on.add_argument("--text")
     measured_on.add_argument("--last-words", type=Path, metavar="FILE", help="JSON lines of context and continuation")
     parser.add_argument("--items", type=int, default=200, help="of --last-words")
-    parser.add_argument("--sets-of", type=Path, metavar="FILE", help="records of `bench.studies.selection_study`")
-    parser.add_argument("--drop", action="append", help="blocks, as 3,5-7; default: the dense model and each block")
+    without = parser.add_mutually_exclusive_group()
+    without.add_argument("--sets-of", type=Path, metavar="FILE", help="records of `bench.studies.selection_study`")
+    without.add_argument("--drop", action="append", help="blocks, as 3,5-7; default: the dense model and each block")
     parser.add_argument("--tokens", type=int, default=2_048)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--device", help="default: CUDA where there is one")

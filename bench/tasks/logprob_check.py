@@ -99,7 +99,7 @@ def measure(model: str, device_name: str | None) -> Direct:
     """Compute the log-probabilities of a dense model, a pruned checkpoint or a virtual one."""
     from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
     from mi_prun.model.loading import pick_device, pick_dtype
-    from mi_prun.text.calibration import begins_with_bos
+    from mi_prun.text.calibration import start_tokens
 
     manifest = Manifest.read(Path(model) / MANIFEST_NAME) if is_pruned(Path(model)) else None
     virtual = manifest is not None and manifest.weights == "virtual"
@@ -108,7 +108,7 @@ def measure(model: str, device_name: str | None) -> Direct:
     dtype = pick_dtype(device)
     check_memory(folder, device, dtype)
     tokenizer = folder.tokenizer
-    first = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+    first = start_tokens(tokenizer)
     tokens = [(*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS]
     dropped = manifest.plan.dropped if manifest and virtual else ()
     logprobs = computed(folder, dropped, tokens, device, dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mi_prun.recovery.capitals import capitals
 from mi_prun.recovery.shared_weights import SharedWeights
-from mi_prun.text.calibration import begins_with_bos
+from mi_prun.text.calibration import start_tokens
 
 ITEMS = 24
 ROWS_AT_ONCE = 4
@@ -29,7 +29,7 @@ class ChoiceTask:
         self.weights = weights
         every = capitals()
         self.items = every[:: max(1, len(every) // items)][:items]
-        start = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+        start = start_tokens(tokenizer)
         self._rows: list[tuple[list[int], int]] = []  # tokens, and how many of them are the question
         for item in self.items:
             question = start + tokenizer(item["query"], add_special_tokens=False)["input_ids"]

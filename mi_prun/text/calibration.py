@@ -220,6 +220,11 @@ def begins_with_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
+def start_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer itself puts before a text: BOS, or none."""
+    return [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+
+
 def _batches(documents: Iterable[str]) -> Iterable[list[str]]:
     """Yield documents in batches of about BATCH_CHARACTERS, empty ones left out: a tokenizer works on many at once."""
     batch: list[str] = []
