@@ -2,7 +2,8 @@
 
     python -m bench.studies.real_report bench/published/real-models -o docs/explanation/real-models.md
 
-The tables say how methods that measure nothing compare with the better of `bi` and `angular`, and what dropping costs.
+The tables say how methods that measure nothing compare with the better of `bi` and `angular`, what dropping costs, and
+where the default is first. In `<model>.<text>-on-<other>.losses.jsonl` is what a study's sets lose on another text.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
 from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
-from bench.studies.set_losses import LastWords, read_last_words
+from bench.studies.set_losses import LastWords, SetLoss, read_last_words, read_losses
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
 from mi_prun.console import run_command
@@ -26,6 +27,7 @@ from mi_prun.files import write_text
 from mi_prun.quality.evaluator import Dropped
 
 BASELINES = ("bi:0", "angular:0")
+DEFAULT = "hybrid"
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
@@ -35,7 +37,7 @@ class Text:
     """The rows of one model on one text, by method, k and seed."""
 
     def __init__(self, rows: Sequence[StudyRow]) -> None:
-        self.model, self.text = rows[0].model, rows[0].text
+        self.rows, self.model, self.text = rows, rows[0].model, rows[0].text
         self.num_blocks, self.dense = rows[0].row.num_blocks, rows[0].dense_perplexity
         self.tokens, self.window = rows[0].evaluation_tokens, rows[0].window_tokens
         self.by: dict[tuple[str, int], dict[int, StudyRow]] = defaultdict(dict)
@@ -71,6 +73,41 @@ class Text:
         """Return the lowest mean of all methods."""
         return min(self.mean(label, k) for label in self.labels if self.perplexities(label, k))
 
+    def beside_default(self, k: int) -> tuple[float, float] | None:
+        """Return the default's mean over the lowest mean of the other methods on its seeds, and the standard error.
+
+        The error is that of the mean seed by seed difference, in that lowest mean; NaN with one seed. None where the
+        default has no row, or no other method has all of its seeds.
+        """
+        own = self.perplexities(DEFAULT, k)
+        others = [
+            [theirs[seed] for seed in own]
+            for label in self.labels
+            if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.perplexities(label, k)).keys()
+        ]
+        if not own or not others:
+            return None
+        best = min(others, key=statistics.mean)
+        difference = [mine - theirs for mine, theirs in zip(own.values(), best, strict=True)]
+        error = statistics.stdev(difference) / math.sqrt(len(own)) if len(own) > 1 else math.nan
+        return statistics.mean(own.values()) / statistics.mean(best), error / statistics.mean(best)
+
+    def elsewhere(self, losses: Sequence[SetLoss]) -> Text:
+        """Return the same choices judged on another text. Raises UserError where a set was not measured there."""
+        by_set = {loss.dropped: loss.perplexity for loss in losses}
+        if missing := {(), *(row.row.dropped for row in self.rows)} - by_set.keys():
+            raise UserError(
+                f"{self.model} on {losses[0].text}: {len(missing)} sets that were chosen on {self.text} are not "
+                "measured; run `bench.studies.set_losses --sets-of` again"
+            )
+        rows = [
+            row.model_copy(update={"perplexity": by_set[row.row.dropped], "dense_perplexity": by_set[()]})
+            for row in self.rows
+        ]
+        there = Text(rows)
+        there.text, there.tokens, there.window = losses[0].text, losses[0].tokens, losses[0].window_tokens
+        return there
+
     def ratios(self, label: str, k: int) -> tuple[float, float]:
         """Return a method's mean over that of the better baseline, and its worst single seed over that seed's."""
         own = self.perplexities(label, k)
@@ -80,11 +117,13 @@ class Text:
 
 def label_of(row: StudyRow) -> str:
     """Return the method, with the estimator that it looks through."""
-    return f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
+    named = f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
+    return named + row.without
 
 
-def page(texts: Sequence[Text], counts: Sequence[LastWords] = ()) -> str:
-    """Return the page. counts: what sets of any of the models foretell."""
+def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Mapping[Text, Text] | None = None) -> str:
+    """Return the page. counts: what sets of any of the models foretell. elsewhere: texts as judged on another one."""
+    elsewhere = elsewhere or {}
     parts = [
         "# Real models: the figures",
         "Made by `python -m bench.studies.real_report`; do not edit. The records and the commands that make them are "
@@ -97,18 +136,56 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = ()) -> str:
         "- **KL**: of the dense from the pruned distribution, nats a token.\n"
         "- **Passes**: blocks x tokens that the choice takes, the analysis included, over those of one pass of the "
         "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
-        "- A method with an estimator behind its name looks at mutual information with that estimator.",
+        "- A method with an estimator behind its name looks at mutual information with that estimator.\n"
+        "- `hybrid` is the default. `without mi`: mutual information proposed no candidate.",
+        *default_section(texts, elsewhere),
     ]
-    parts += [part for text in texts for part in section(text, counts)]
+    parts += [part for text in texts for part in section(text, counts, elsewhere.get(text))]
     return "\n\n".join(parts) + "\n"
 
 
-def section(text: Text, counts: Sequence[LastWords]) -> list[str]:
+def default_section(texts: Sequence[Text], elsewhere: Mapping[Text, Text]) -> list[str]:
+    """Return the parts of the page that say where the default is first."""
+
+    def cell(text: Text, k: int) -> str:
+        if k not in text.ks or (beside := text.beside_default(k)) is None:
+            return "-"
+        ratio, error = beside
+        said = f"{ratio:.3f}" + ("" if math.isnan(error) else f" +- {error:.3f}")
+        return said if ratio - 1 <= (0.0 if math.isnan(error) else error) else f"**{said}**"
+
+    judged = [
+        (text, there, name)
+        for text in texts
+        if text.perplexities(DEFAULT, text.ks[0])
+        for there, name in ((text, text.text), (elsewhere.get(text), elsewhere[text].text if text in elsewhere else ""))
+        if there is not None
+    ]
+    if not judged:
+        return []
+    ks = sorted({k for _, there, _ in judged for k in there.ks})
+    rows = [
+        (there.model, text.text, name, str(len(there.perplexities(DEFAULT, ks[0]))), *(cell(there, k) for k in ks))
+        for text, there, name in judged
+    ]
+    return [
+        "## The default beside the others",
+        "Its mean perplexity over that of the best other method here at the same k, on the same seeds; +- the standard "
+        "error of the mean difference over seeds. Bold: behind by more than that, or by anything where there is one "
+        "seed.",
+        table(("model", "chosen on", "judged on", "seeds", *(f"k={k}" for k in ks)), rows),
+    ]
+
+
+def section(text: Text, counts: Sequence[LastWords], elsewhere: Text | None) -> list[str]:
     """Return the parts of the page about one model on one text."""
 
-    def bar(label: str, k: int) -> str:
-        ratio, worst = text.ratios(label, k)
-        return f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})"
+    def bar_of(text: Text) -> Callable[[str, int], str]:
+        def bar(label: str, k: int) -> str:
+            ratio, worst = text.ratios(label, k)
+            return f"{text.mean(label, k):.4g}; {ratio:.2f} ({worst:.2f})"
+
+        return bar
 
     def kl(label: str, k: int) -> str:
         return f"{text.mean_of(lambda row: row.kl_nats_per_token, label, k):.2f}"
@@ -124,7 +201,16 @@ def section(text: Text, counts: Sequence[LastWords]) -> list[str]:
         f"## {text.model} ({text.num_blocks} blocks), {text.text}",
         f"Dense perplexity {text.dense:.2f} on {text.tokens:,} tokens, windows of {text.window}; "
         f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
-        _by_k(text, bar),
+        _by_k(text, bar_of(text)),
+        *(
+            []
+            if elsewhere is None
+            else [
+                f"The same sets on {elsewhere.text}, {elsewhere.tokens:,} tokens in windows of {elsewhere.window} "
+                f"(dense {elsewhere.dense:.2f}):",
+                _by_k(elsewhere, bar_of(elsewhere)),
+            ]
+        ),
         "KL:",
         _by_k(text, kl),
         "Passes; seconds:",
@@ -219,13 +305,23 @@ def read_all_last_words(folder: Path) -> list[LastWords]:
     return [count for path in sorted(folder.glob(f"*{LAST_WORDS}")) for count in read_last_words(path)]
 
 
+def read_elsewhere(folder: Path, texts: Sequence[Text]) -> dict[Text, Text]:
+    """Read what the sets of a study lose on another text, where that was measured."""
+    found = {}
+    for text in texts:
+        for path in sorted(folder.glob(f"{text.model}.{text.text}-on-*{LOSSES}")):
+            found[text] = text.elsewhere(read_losses(path))
+    return found
+
+
 def main() -> None:
     options = report_options(__doc__)
 
     def write() -> None:
         texts = read_texts(options.results)
         write_text(options.output.parent / PICTURE, picture(texts))
-        write_text(options.output, page(texts, read_all_last_words(options.results)))
+        elsewhere = read_elsewhere(options.results, texts)
+        write_text(options.output, page(texts, read_all_last_words(options.results), elsewhere))
 
     sys.exit(run_command(write))
 

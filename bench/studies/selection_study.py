@@ -55,6 +55,7 @@ from mi_prun.plan.ratio import parse_blocks
 from mi_prun.planning.planning import make_context
 from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
+from mi_prun.selection.hybrid import PROPOSERS
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
 from mi_prun.text.calibration import CalibrationDescription, load_calibration, tokens_digest
@@ -78,6 +79,7 @@ class StudyRow(Record):
 
     `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
     set of as many blocks on the same evaluation text, where it is known.
+    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`).
     """
 
     schema_version: Literal[1] = 1
@@ -85,6 +87,7 @@ class StudyRow(Record):
     text: str
     seed: int
     estimator: str = "gaussian"
+    left_out: str | None = None
     row: Row
     perplexity: float
     kl_nats_per_token: float
@@ -102,7 +105,12 @@ class StudyRow(Record):
     def label(self) -> str:
         """The method; where it looks at mutual information, with an estimator that is not `gaussian`, the first one."""
         named = self.row.method in MI_METHODS and self.estimator != "gaussian"
-        return self.row.label + (f" {self.estimator}" if named else "")
+        return self.row.label + (f" {self.estimator}" if named else "") + self.without
+
+    @property
+    def without(self) -> str:
+        """Who was left out, in words."""
+        return f" without {self.left_out}" if self.left_out else ""
 
 
 class Confirmed(Record):
@@ -181,7 +189,8 @@ class Study:
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
-            known = [row.row for row in self.known if row.seed == seed and row.estimator == self.options.estimator]
+            alike = (self.options.estimator, self.options.leave_out)
+            known = [row.row for row in self.known if row.seed == seed and (row.estimator, row.left_out) == alike]
             made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
             self.check_alike(seed, evaluation.predicted_tokens)
@@ -203,6 +212,7 @@ class Study:
                     text=self.text,
                     seed=seed,
                     estimator=self.options.estimator,
+                    left_out=self.options.leave_out,
                     row=row,
                     perplexity=math.exp(loss.ce_nats),
                     kl_nats_per_token=loss.kl_nats,
@@ -432,6 +442,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True, help="NAME=FILE, or self")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
+    parser.add_argument("--leave-out", choices=PROPOSERS, help="who does not propose candidates of `hybrid`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
@@ -452,6 +463,8 @@ def main() -> None:
     def run() -> None:
         if options.pair and not options.confirm:
             raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
+        if options.leave_out:
+            PROPOSERS.pop(options.leave_out)  # this process runs one study
         if options.threads:
             torch.set_num_threads(options.threads)
         folder = open_model(options.model)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from mi_prun.model.block_model import BlockModel
 
-CHUNK_BYTES = {"cpu": 32 * 2**20}  # of one model's float32 logits
+CHUNK_BYTES = {"cpu": 32 * 2**20}  # of one model's float32 logits that are multiplied at once
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+CACHED_BYTES = {"cpu": 3 * 2**19}  # of these, what stays in a core's cache over the passes of the gradient
 LEAST_ROWS = 32
 
 
@@ -42,14 +43,25 @@ class Distillation:
             ours = chunk.detach().to(theirs.dtype).requires_grad_()
             logits = model.logits(ours[:, None])[:, 0]
             with torch.no_grad():
-                kl, gradient = self._gradient(logits.float(), model.logits(theirs[:, None])[:, 0].float(), targets)
+                kl, gradient = self._gradient(logits, model.logits(theirs[:, None])[:, 0], targets)
                 total += kl
-            gradients += torch.autograd.grad(logits, ours, gradient.to(logits.dtype))
+            gradients += torch.autograd.grad(logits, ours, gradient)
         torch.autograd.backward(states, torch.cat(gradients).mul_(scale / len(states)).to(states.dtype))
         return total
 
     def _gradient(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-        """The KL at T = 1 summed over the rows, and the gradient on the student's logits.
+        """The KL at T = 1 summed over the rows, and the gradient on the student's logits, in their dtype."""
+        size = _rows(CACHED_BYTES.get(student.device.type), student.shape[1], least=1)
+        gradient = torch.empty_like(student)
+        kl = 0.0
+        for place, *rows in zip(*(each.split(size) for each in (gradient, student, teacher, targets)), strict=True):
+            nats, part = self._row_gradient(rows[0].float(), rows[1].float(), rows[2])
+            kl += nats
+            place.copy_(part)
+        return kl, gradient
+
+    def _row_gradient(self, student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+        """`_gradient` of a few rows, in float32.
 
         Rows are as long as the vocabulary: each pass over them counts, and none is made for a logarithm.
         """
@@ -76,9 +88,14 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     return probabilities, (highest - probabilities.gather(-1, place).log())[:, 0]
 
 
+def _rows(chunk_bytes: int | None, vocabulary: int, *, least: int) -> int:
+    """The rows of float32 logits in `chunk_bytes`; None: what an accelerator takes."""
+    return max(least, (chunk_bytes or ACCELERATOR_CHUNK_BYTES) // (4 * vocabulary))
+
+
 def _chunks(model: BlockModel, states: Tensor, teacher: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Chunk by chunk of a batch's predicting positions: the student's states (rows, d), the teacher's, next tokens."""
-    size = max(LEAST_ROWS, CHUNK_BYTES.get(states.device.type, ACCELERATOR_CHUNK_BYTES) // (4 * model.vocab_size))
+    size = _rows(CHUNK_BYTES.get(states.device.type), model.vocab_size, least=LEAST_ROWS)
     parts = (states, teacher[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(states.device))
     return zip(*(torch.split(part, size) for part in parts), strict=True)
 

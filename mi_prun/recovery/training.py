@@ -124,15 +124,16 @@ class Training:
 
     def run(self, advance: Callable[[float], None] | None = None) -> Progress:
         """Train to the end; the student is then the best state that was validated."""
-        while self.share_done < 1:
-            done = self.share_done
-            self._step()
-            if self.progress.checked < len(VALIDATE_AT) and self.share_done >= VALIDATE_AT[self.progress.checked]:
-                self._validate()
-            elif time.monotonic() - self._saved >= 60 * self.settings.save_minutes:
-                self.save()
-            if advance is not None:
-                advance(self.share_done - done)
+        with self.weights.narrowed(self.dtype):
+            while self.share_done < 1:
+                done = self.share_done
+                self._step()
+                if self.progress.checked < len(VALIDATE_AT) and self.share_done >= VALIDATE_AT[self.progress.checked]:
+                    self._validate()
+                elif time.monotonic() - self._saved >= 60 * self.settings.save_minutes:
+                    self.save()
+                if advance is not None:
+                    advance(self.share_done - done)
         with torch.no_grad():
             for name, tensor in self.best.items():
                 self.trained[name].copy_(tensor)
@@ -219,7 +220,8 @@ class Training:
 
     def _judged(self) -> tuple[float, float]:
         """The mean KL over the kinds of held-out text, and the seconds so far."""
-        kl = sum(kind.kl_nats for kind in self.judge.measure()) / len(self.judge.kinds)
+        with self._computed():
+            kl = sum(kind.kl_nats for kind in self.judge.measure()) / len(self.judge.kinds)
         return kl, time.monotonic() - self._start
 
     def _validate(self) -> None:

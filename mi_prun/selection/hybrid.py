@@ -71,11 +71,28 @@ def ranked_sets(context: Context, gram: LogitGram, k: int, count: int) -> list[D
     return [dropped for together in zip(*low, strict=False) for dropped in together]
 
 
+def mi_sets(context: Context, k: int) -> list[Dropped]:
+    """Return Fast-Block-Select's set and that of the exact minimum of J."""
+    costs = context.analysis.segment_cost_nats
+    return [fast_block_select(costs, k).dropped, best_sets(costs, k)[0][1]]
+
+
+def cosine_sets(context: Context, k: int) -> list[Dropped]:
+    """Return the sets of the cosine and of the angle."""
+    return [method(context, k, 1)[0] for method in (baselines.bi, baselines.angular)]
+
+
+def tail_sets(context: Context, k: int) -> list[Dropped]:
+    """Return the last blocks but the very last one."""
+    return baselines.tail_but_last(context, k, 1)
+
+
+PROPOSERS = {"mi": mi_sets, "cosine": cosine_sets, "tail": tail_sets}  # the study leaves one out
+
+
 def analysis_sets(context: Context, k: int) -> list[Dropped]:
     """Return the sets that the scores of the one pass propose."""
-    costs = context.analysis.segment_cost_nats
-    by_mi = [fast_block_select(costs, k).dropped, best_sets(costs, k)[0][1]]
-    return by_mi + [method(context, k, 1)[0] for method in (baselines.bi, baselines.angular, baselines.tail_but_last)]
+    return [dropped for propose in PROPOSERS.values() for dropped in propose(context, k)]
 
 
 def gram_only(context: Context, k: int, count: int) -> list[Dropped]:

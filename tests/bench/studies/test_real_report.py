@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.studies.real_report import Text, page, picture, read_all_last_words, read_texts
+from bench.studies.real_report import Text, page, picture, read_all_last_words, read_elsewhere, read_texts
 from bench.studies.selection_study import StudyRow
-from bench.studies.set_losses import LastWords
+from bench.studies.set_losses import LastWords, SetLoss
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
 
@@ -31,6 +33,61 @@ def rows(row: Callable[..., StudyRow]) -> list[StudyRow]:
         for k in (1, 2)
     ]
     return [*choices, made("mi-prun", 0, 1, 90.0, estimator="gaussian")]
+
+
+@pytest.fixture
+def with_default(rows: list[StudyRow]) -> list[StudyRow]:
+    """The default is first at k = 1, behind at k = 2, on both seeds."""
+    picked = [one for one in rows if one.row.method == "bi"]
+    return rows + [
+        one.model_copy(
+            update={
+                "row": one.row.model_copy(update={"method": "hybrid", "rerank": None}),
+                "perplexity": 30.0 + one.seed if len(one.row.dropped) == 1 else 90.0 + 2 * one.seed,
+            }
+        )
+        for one in picked
+    ]
+
+
+def losses_of(rows: list[StudyRow], text: str) -> list[SetLoss]:
+    """The dense model and each set, on another text: 100, and 10 more for each block dropped."""
+    return [
+        SetLoss(
+            model="real", text=text, text_sha256="", tokens=500, window_tokens=50, dtype="float32", dropped=dropped,
+            ce_nats=math.log(100 + 10 * len(dropped)),
+        )
+        for dropped in sorted({(), *(one.row.dropped for one in rows)})
+    ]  # fmt: skip
+
+
+def test_the_default_is_held_against_the_best_other_on_its_seeds(with_default: list[StudyRow]) -> None:
+    text = Text(with_default)
+    ratio, error = text.beside_default(1)
+    assert ratio == pytest.approx(30.5 / 36)  # mi-prun's 33 and 39
+    assert error == pytest.approx(statistics.stdev([30 - 33, 31 - 39]) / math.sqrt(2) / 36)
+    assert text.beside_default(2)[0] == pytest.approx(91 / 72)
+    said = page([text])
+    assert f"| real | wiki | wiki | 2 | {30.5 / 36:.3f} +- {error:.3f} | **1.264 +- " in said
+    assert Text([one for one in with_default if one.row.method != "hybrid"]).beside_default(1) is None
+    variant = [one.model_copy(update={"left_out": "mi", "perplexity": 1.0}) for one in with_default]
+    only = Text([*with_default, *(one for one in variant if one.row.method == "hybrid")])
+    assert only.beside_default(1) == (ratio, error)
+    assert "| `hybrid without mi` | 1; " in page([only])
+
+
+def test_sets_are_judged_on_another_text_too(with_default: list[StudyRow], tmp_path: Path) -> None:
+    text = Text(with_default)
+    path = tmp_path / "real.wiki-on-books.losses.jsonl"
+    for loss in losses_of(with_default, "books.txt"):
+        append_line(path, loss.model_dump_json())
+    elsewhere = read_elsewhere(tmp_path, [text])
+    said = page([text], elsewhere=elsewhere)
+    assert "The same sets on books.txt, 500 tokens in windows of 50 (dense 100.00):" in said
+    assert "| `bi:0` | 110; 1.00 (1.00) | 120; 1.00 (1.00) |" in said
+    assert "| real | wiki | books.txt | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
+    with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
+        text.elsewhere(losses_of(with_default, "books.txt")[:-1])
 
 
 def test_the_bar_is_the_lower_mean_and_the_worst_seed_is_against_that_seeds_better_one(rows: list[StudyRow]) -> None:

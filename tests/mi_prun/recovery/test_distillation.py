@@ -26,10 +26,22 @@ def test_the_written_gradient_is_that_of_the_loss(shared, tokens, monkeypatch, t
     plain(weights.model, wanted, teacher, tokens, temperature, share).backward()
     monkeypatch.setattr(distillation, "LEAST_ROWS", 7)
     monkeypatch.setitem(distillation.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(distillation.CACHED_BYTES, "cpu", 3 * 4 * 97)  # three rows, two chunks in a row and one more
     state = start.clone().requires_grad_()
     kl = Distillation(temperature, share).backward(weights.model, state, teacher, tokens, 1.0)
     assert torch.allclose(state.grad, wanted.grad, atol=1e-7)
     assert kl / 90 == pytest.approx(float(plain(weights.model, start, teacher, tokens, 1.0, 0.0)), rel=1e-5)
+
+
+def test_rows_that_stay_in_a_cache_are_at_least_one(monkeypatch):
+    logits = torch.randn(5, 97, generator=torch.Generator().manual_seed(0)).bfloat16()
+    loss, targets = Distillation(), torch.arange(5)
+    whole = loss._gradient(logits, -logits, targets)
+    monkeypatch.setitem(distillation.CACHED_BYTES, "cpu", 1)
+    kl, gradient = loss._gradient(logits, -logits, targets)
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, whole[1])
+    assert kl == pytest.approx(whole[0], rel=1e-6)
 
 
 def test_losses_of_the_dense_model_itself(shared, tokens):

@@ -89,3 +89,53 @@ def test_a_rank_larger_than_a_matrix_is_refused(shared):
 def test_nothing_dropped_is_nothing_to_heal(shared):
     with pytest.raises(UserError, match="drops no block"):
         shared(())
+
+
+def round_off(weights) -> None:
+    """Round every weight to bfloat16, as most models are stored."""
+    with torch.no_grad():
+        for parameter in weights.model.model.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("train", ["lora", "all"])
+def test_narrowed_weights_give_what_products_in_bfloat16_give(shared, tokens, tied, train):
+    weights = shared((2, 3), tie_word_embeddings=tied)
+    round_off(weights)
+    weights.give_all(torch.float32) if train == "all" else weights.adapt(rank=2, alpha=4, seed=0)
+    model = weights.model.model
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+
+    def said() -> list[torch.Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            dense = weights.run(weights.embed(tokens), range(6))
+            with weights.student():
+                ours = weights.run(weights.embed(tokens), weights.kept)
+            return [dense, ours, weights.model.logits(dense)]
+
+    wanted, held = said(), bytes_of(weights)
+    with weights.narrowed(torch.bfloat16):
+        assert all(torch.equal(one, two) for one, two in zip(said(), wanted, strict=True))
+        assert bytes_of(weights) < held
+        embedding = model.get_input_embeddings().weight
+        assert embedding.dtype == torch.float32
+        assert model.lm_head.weight.dtype == torch.bfloat16
+        assert all(parameter.dtype == torch.float32 for parameter in weights.trained.values())
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name].dtype == torch.float32 and torch.equal(after[name], before[name]) for name in before)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+
+
+def test_weights_that_would_lose_something_are_not_narrowed(shared):
+    weights = shared((2, 3))
+    round_off(weights)
+    head = weights.model.model.lm_head.weight
+    with torch.no_grad():
+        head[0, 0] = 1 + 2**-20
+    with weights.narrowed(torch.bfloat16):
+        assert head.dtype == torch.float32
+        assert weights.shared(weights.names((1,))[0]).dtype == torch.bfloat16
+    with weights.narrowed(torch.float32):
+        assert weights.shared(weights.names((1,))[0]).dtype == torch.float32

@@ -87,9 +87,11 @@ def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, t
     before = {name: parameter.clone() for name, parameter in weights.model.model.named_parameters()}
     weights.give_all(torch.float32) if train == "all" else weights.adapt(4, 8, 0)
     run = training(weights, replace(SETTINGS, tokens=2_048, train_dtype=None))
-    (start,) = run.judge.measure()
+    with run._computed():
+        (start,) = run.judge.measure()
     progress = run.run()
-    (end,) = run.judge.measure()
+    with run._computed():
+        (end,) = run.judge.measure()
     assert (progress.tokens, progress.step) == (2_048, 32)
     assert end.kl_nats < start.kl_nats
     assert end.kl_nats == pytest.approx(progress.best_nats, rel=1e-5)
