@@ -9,6 +9,7 @@ in memory, and no float32 copy of a batch's logits is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from mi_prun.model.block_model import BlockModel
 
-CHUNK_BYTES = {"cpu": 32 * 2**20}  # of one model's float32 logits that are multiplied at once
+CHUNK_BYTES = {"cpu": 64 * 2**20}  # of one model's float32 logits that are multiplied at once
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 CACHED_BYTES = {"cpu": 3 * 2**19}  # of these, what stays in a core's cache over the passes of the gradient
 LEAST_ROWS = 32
@@ -54,8 +55,9 @@ class Distillation:
         size = _rows(CACHED_BYTES.get(student.device.type), student.shape[1], least=1)
         gradient = torch.empty_like(student)
         kl = 0.0
-        for place, *rows in zip(*(each.split(size) for each in (gradient, student, teacher, targets)), strict=True):
-            nats, part = self._row_gradient(rows[0].float(), rows[1].float(), rows[2])
+        rows = zip(*(torch.split(each, size) for each in (gradient, student, teacher, targets)), strict=True)
+        for place, ours, theirs, wanted in rows:
+            nats, part = self._row_gradient(ours.float(), theirs.float(), wanted)
             kl += nats
             place.copy_(part)
         return kl, gradient
@@ -97,7 +99,8 @@ def _chunks(model: BlockModel, states: Tensor, teacher: Tensor, tokens: Tensor) 
     """Chunk by chunk of a batch's predicting positions: the student's states (rows, d), the teacher's, next tokens."""
     size = _rows(CHUNK_BYTES.get(states.device.type), model.vocab_size, least=LEAST_ROWS)
     parts = (states, teacher[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().to(states.device))
-    return zip(*(torch.split(part, size) for part in parts), strict=True)
+    pieces = math.ceil(len(states) / size)  # alike in size: each reads the whole head
+    return zip(*(torch.chunk(part, pieces) for part in parts), strict=True)
 
 
 @torch.no_grad()

@@ -169,7 +169,7 @@ class SharedWeights:
         """
         model: Any = self.model.model
         embedding = model.get_input_embeddings().weight
-        wide: list[tuple[nn.Parameter, torch.dtype]] = []
+        wide: list[tuple[Tensor, torch.dtype]] = []
         tied: list[nn.Module] = []
         for module in model.modules():
             weight = module.weight if isinstance(module, nn.Linear) else None
