@@ -106,7 +106,9 @@ NoFit = Annotated[bool, typer.Option("--no-fit", help="begin the training withou
 Train = Annotated[str, typer.Option(help="lora: adapters on all linear layers; all: the blocks whole")]
 Rank = Annotated[int, typer.Option(help="of LoRA")]
 LearningRate = Annotated[float | None, typer.Option(help="default: 1e-3 of lora, 3e-4 of all")]
-BatchTokens = Annotated[int, typer.Option(help="tokens of one step of the optimizer")]
+BatchTokens = Annotated[
+    int | None, typer.Option(help="tokens of one step of the optimizer; default: 512 on a CPU, 1,024 on a GPU")
+]
 HealWindow = Annotated[int, typer.Option("--window", help="tokens in a window")]
 Temperature = Annotated[float, typer.Option(help="of the teacher's and the student's distributions")]
 CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-entropy on the text itself, 0 to 1")]

@@ -93,9 +93,10 @@ class HealSettings:
 
     sources: text, each `TEXT` or `TEXT=WEIGHT`. fit: begin with the closed form. train: `lora`, `all` or `none`.
     tokens, minutes: how long is trained; one of them. rank: of LoRA. learning_rate: None takes that of `train`.
-    batch_tokens: of one optimizer step; forward_tokens: run at once. ridge: of the closed form, in mean diagonals of
-    the Gram. gate_tokens, validation_tokens: held out of each source. stream_blocks: keep one block in memory at a
-    time. train_dtype: that products of the training are computed in; None takes what is faster on the device.
+    batch_tokens: of one optimizer step; None fits the device. forward_tokens: run at once. ridge: of the closed form,
+    in mean diagonals of the Gram. gate_tokens, validation_tokens: held out of each source. stream_blocks: keep one
+    block in memory at a time. train_dtype: that products of the training are computed in; None takes what is faster on
+    the device.
     """
 
     sources: tuple[str, ...] = (SELF,)
@@ -106,7 +107,7 @@ class HealSettings:
     rank: int = 32
     learning_rate: float | None = None
     warm_up: float = 0.05
-    batch_tokens: int = 1_024
+    batch_tokens: int | None = None
     forward_tokens: int = 2_048
     window_tokens: int = 512
     temperature: float = 1.0

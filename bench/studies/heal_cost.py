@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--drop", required=True, help="blocks to drop, of `mi-prun plan`")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--batch-tokens", type=int, default=HealSettings.batch_tokens)
+    parser.add_argument("--batch-tokens", type=int, default=1_024)
     parser.add_argument("--window", type=int, default=HealSettings.window_tokens)
     parser.add_argument("--rank", type=int, default=HealSettings.rank)
     parser.add_argument("--dtype", help="default: float32 on a CPU, else bfloat16")

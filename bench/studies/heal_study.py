@@ -127,7 +127,8 @@ def study(options: argparse.Namespace) -> None:
     base = HealSettings(sources=tuple(options.text), seed=options.seed, device=options.device)
     base = replace(
         base, rank=options.rank, learning_rate=options.learning_rate, batch_tokens=options.batch_tokens,
-        forward_tokens=min(options.batch_tokens, base.forward_tokens), window_tokens=options.window,
+        forward_tokens=min(options.batch_tokens or base.forward_tokens, base.forward_tokens),
+        window_tokens=options.window,
         train_dtype=options.train_dtype,
     )  # fmt: skip
     cases = {case: settings_of(case, base) for case in options.case}
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=HealSettings.window_tokens)
     parser.add_argument("--rank", type=int, default=HealSettings.rank)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--batch-tokens", type=int, default=HealSettings.batch_tokens)
+    parser.add_argument("--batch-tokens", type=int, help="of `mi-prun heal`")
     parser.add_argument("--train-dtype", help="of `mi-prun heal`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="default: CUDA where there is one")

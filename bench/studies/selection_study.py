@@ -264,7 +264,7 @@ class Study:
         for k in missing:
             best[k], counts[k] = best_of_all(evaluation, all_sets(self.model.num_blocks, k))
             print(f"{self.name} {self.text}: optimum of {k}: {best[k]}", file=sys.stderr, flush=True)
-        if missing or not path.is_file():
+        if missing:
             made = {"optimum": best, "sets_measured": counts, "shares": OPTIMUM_SHARES, "text_sha256": text}
             write_text(path, json.dumps(made) + "\n")
         return best

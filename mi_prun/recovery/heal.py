@@ -160,7 +160,10 @@ def heal(
                 path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught, ranks=ranks,
             )  # fmt: skip
             taught = _train(training, saved)
-            used["train_dtype"] = str(training.dtype).removeprefix("torch.")
+            used |= {
+                "train_dtype": str(training.dtype).removeprefix("torch."),
+                "batch_tokens": training.step_tokens,
+            }
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {

@@ -45,6 +45,8 @@ from mi_prun.settings import HealSettings
 VALIDATE_AT = (0.7, 1.0)  # of the whole training: the early states are not the best ones
 LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 MOST_GRADIENT = 1.0
+BATCH_TOKENS = {"cpu": 512}  # twice the steps win a point or more; a GPU has no use for so few tokens at once
+ACCELERATOR_BATCH_TOKENS = 1_024
 ALONE = Ranks()
 
 
@@ -61,6 +63,13 @@ def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:
         own = str(model.dtype).removeprefix("torch.")
         raise UserError(f"--train-dtype float32: the model is in {own} on {model.device}; leave the option out")
     return dtype
+
+
+def step_windows(batch_tokens: int | None, window: int, device: torch.device, processes: int) -> int:
+    """Return how many windows a step has. batch_tokens: None fits the device, and has one for each process at least."""
+    if batch_tokens is not None:
+        return max(1, round(batch_tokens / window))
+    return max(processes, round(BATCH_TOKENS.get(device.type, ACCELERATOR_BATCH_TOKENS) / window))
 
 
 class Training:
@@ -95,7 +104,7 @@ class Training:
         self._start = time.monotonic() - begun.seconds
         self._saved = time.monotonic()
         window = text.validation[0].tokens.shape[1]
-        self.step_windows = max(1, round(settings.batch_tokens / window))
+        self.step_windows = step_windows(settings.batch_tokens, window, weights.model.device, ranks.size)
         self.micro_windows = min(self.step_windows, max(1, settings.forward_tokens // window))
         self.step_tokens = self.step_windows * window
         if self.step_windows < ranks.size:

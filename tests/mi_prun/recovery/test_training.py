@@ -8,7 +8,7 @@ import torch
 from mi_prun.errors import UserError
 from mi_prun.recovery.healing_text import HealingText, Supply
 from mi_prun.recovery.judge import Judge
-from mi_prun.recovery.training import LEAST_RATE, Training, train_dtype
+from mi_prun.recovery.training import LEAST_RATE, Training, step_windows, train_dtype
 from mi_prun.recovery.training_state import Progress
 from mi_prun.settings import HealSettings
 
@@ -109,6 +109,17 @@ def test_the_rate_warms_up_and_falls(shared, training):
     assert max(rates) == pytest.approx(1e-2, rel=1e-3)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(1e-2 * LEAST_RATE)
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "window", "device", "processes", "windows"),
+    [(None, 512, "cpu", 1, 1), (None, 128, "cpu", 1, 4), (None, 512, "cuda", 1, 2), (None, 512, "cpu", 4, 4),
+     (None, 2048, "cpu", 1, 1), (1_500, 512, "cpu", 1, 3), (64, 512, "cpu", 4, 1)],
+)  # fmt: skip
+def test_a_step_has_what_fits_the_device_and_a_window_for_each_process(
+    batch_tokens, window, device, processes, windows
+):
+    assert step_windows(batch_tokens, window, torch.device(device), processes) == windows
 
 
 def test_minutes_end_it_too(shared, training):
