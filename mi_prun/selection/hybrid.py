@@ -1,8 +1,8 @@
 """The default: several scores propose, the loss decides.
 
 1. Propose. The Fisher Gram of the logits (single removals on an eighth of the screening text) gives the low sets of its
-   quadratic. The analysis gives Fast-Block-Select's set, the exact optimum of J, and the sets of the cosine, the angle
-   and the tail.
+   quadratic. The analysis gives Fast-Block-Select's set, the exact optimum of J, and the set of the cosine. Every run
+   of k blocks is measured on as little text as the Gram; the BEST_RUNS best ones are proposed.
 2. Learn. A third of the candidates are measured on a quarter of the screening text. Then there are ROUNDS rounds, more
    of them beyond few blocks. In each:
    - The neighbours of the best set, which drop one block more or one less, are measured on as little text as the Gram.
@@ -31,6 +31,7 @@ from mi_prun.selection.surrogate import corrected, neighbours
 
 GRAM_SHARE = 1 / 8  # of the screening text, for the Gram and for neighbours
 FIRST_SHARE = 1 / 3  # of the candidates: those that come before anything is learned
+BEST_RUNS = 2
 ROUNDS = 3  # up to few blocks, in proportion to k beyond them
 FEW_BLOCKS = 6  # or a quarter of them, where that is less
 
@@ -77,21 +78,26 @@ def mi_sets(context: Context, k: int) -> list[Dropped]:
     return [fast_block_select(costs, k).dropped, best_sets(costs, k)[0][1]]
 
 
-def cosine_sets(context: Context, k: int) -> list[Dropped]:
-    """Return the sets of the cosine and of the angle."""
-    return [method(context, k, 1)[0] for method in (baselines.bi, baselines.angular)]
+def bi_sets(context: Context, k: int) -> list[Dropped]:
+    """Return the set of the cosine."""
+    return baselines.bi(context, k, 1)
 
 
-def tail_sets(context: Context, k: int) -> list[Dropped]:
-    """Return the last blocks but the very last one."""
-    return baselines.tail_but_last(context, k, 1)
+def run_sets(context: Context, k: int) -> list[Dropped]:
+    """Return the BEST_RUNS runs of k blocks with the least loss on as little text as the Gram's; all are measured.
+
+    A run often costs less than its blocks do one by one, and the Gram, made of single removals, does not see it.
+    """
+    together = baselines.windows(context.num_blocks, k)
+    values = context.values(context.screening.by_window(together, windows=few_windows(context)))
+    return [together[place] for place in np.argsort(values, kind="stable")[:BEST_RUNS]]
 
 
-PROPOSERS = {"mi": mi_sets, "cosine": cosine_sets, "tail": tail_sets}  # the study leaves one out
+PROPOSERS = {"mi": mi_sets, "bi": bi_sets, "runs": run_sets}  # the study leaves one out
 
 
-def analysis_sets(context: Context, k: int) -> list[Dropped]:
-    """Return the sets that the scores of the one pass propose."""
+def proposed_sets(context: Context, k: int) -> list[Dropped]:
+    """Return what is proposed beside the Gram's sets."""
     return [dropped for propose in PROPOSERS.values() for dropped in propose(context, k)]
 
 
@@ -101,13 +107,13 @@ def gram_only(context: Context, k: int, count: int) -> list[Dropped]:
 
 
 def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
-    """Let MI, cosine, angle and the Fisher Gram of the logits propose; a surrogate learns from what is measured."""
+    """Let MI, cosine, runs and the Fisher Gram of the logits propose; a surrogate learns from what is measured."""
     gram, evaluator = gram_of(context), context.screening
     count = min(count, math.comb(context.num_blocks, k))
     ranked = ranked_sets(context, gram, k, count)
     first = max(1, round(FIRST_SHARE * count))
-    chosen = list(dict.fromkeys([ranked[0], *analysis_sets(context, k), *ranked[1:]]))[:first]
-    near: list[Dropped] = []
+    chosen = list(dict.fromkeys([ranked[0], *proposed_sets(context, k), *ranked[1:]]))[:first]
+    near = baselines.windows(context.num_blocks, k)
     visited: list[Dropped] = []
     rounds = round(ROUNDS * beyond_few(context.num_blocks, k) * thrift(context))
     with progress("learning from candidates", rounds, "rounds") as advance:

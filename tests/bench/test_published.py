@@ -90,6 +90,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("selection/*.jsonl", read_study_file),
     ("real-models/*.losses.jsonl", read_losses_file),
     ("real-models/*.jsonl", read_real_study_file),
+    ("real-models/before-runs/*.jsonl", read_study_file),
     ("ab/*.jsonl", read_figures_file),
     ("draft/drafts.jsonl", read_figures_file),
     ("draft/*/points.jsonl", read_points_file),

@@ -21,14 +21,15 @@ from mi_prun.selection.budget import most_passes
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
 from mi_prun.selection.hybrid import (
-    analysis_sets,
     beyond_few,
     few_windows,
     gram_of,
     gram_only,
     hybrid,
     low_sets,
+    proposed_sets,
     ranked_sets,
+    run_sets,
 )
 from mi_prun.selection.logit_gram import LogitGram
 from mi_prun.selection.methods import METHODS, choose
@@ -86,22 +87,29 @@ def test_of_what_it_proposes_the_measured_best_is_chosen(make_context: MakeConte
     assert losses[chosen].kl_nats == pytest.approx(min(loss.kl_nats for loss in losses.values()), abs=1e-5)
 
 
-def test_the_scores_of_the_pass_and_the_gram_propose_first(make_context: MakeContext) -> None:
+def test_mi_cosine_and_runs_propose_beside_the_gram(make_context: MakeContext) -> None:
     own = make_context(12)
     costs = own.analysis.segment_cost_nats
-    by_analysis = analysis_sets(own, 3)
-    assert by_analysis == [
+    beside = proposed_sets(own, 3)
+    assert beside == [
         fast_block_select(costs, 3).dropped,
         best_sets(costs, 3)[0][1],
         baselines.bi(own, 3, 1)[0],
-        baselines.angular(own, 3, 1)[0],
-        (8, 9, 10),
+        *run_sets(own, 3),
     ]
     proposed = hybrid(own, 3, 24)
     assert len(proposed) == len(set(proposed)) == 24
     assert proposed[0] == gram_only(own, 3, 1)[0]
-    assert list(dict.fromkeys([proposed[0], *by_analysis])) == proposed[: len({proposed[0], *by_analysis})]
+    assert list(dict.fromkeys([proposed[0], *beside])) == proposed[: len({proposed[0], *beside})]
     assert all(len(dropped) == 3 and list(dropped) == sorted(dropped) for dropped in proposed)
+
+
+def test_the_runs_proposed_are_those_of_least_loss(make_context: MakeContext) -> None:
+    own = make_context(8, idle=(3, 4, 5))
+    together = baselines.windows(8, 3)
+    values = own.values(own.screening.by_window(together, windows=few_windows(own)))
+    assert run_sets(own, 3) == [together[place] for place in np.argsort(values)[:2]]
+    assert run_sets(own, 3)[0] == (3, 4, 5)
 
 
 def test_one_set_is_what_the_gram_says(make_context: MakeContext) -> None:
@@ -122,18 +130,20 @@ def test_kl_and_the_criterion_rank_in_turn(make_context: MakeContext, criterion:
         assert ranked[1::2] == low_sets(own, gram, "ce", 3, 4)
 
 
-def test_candidates_are_measured_on_a_quarter_neighbours_on_an_eighth(make_context: MakeContext) -> None:
-    """Both are of the screening text. No other text is measured on, the held-out one least of all."""
+def test_candidates_are_measured_on_a_quarter_runs_and_neighbours_on_an_eighth(make_context: MakeContext) -> None:
+    """All are of the screening text. No other text is measured on, the held-out one least of all."""
     own = make_context(windows=128)
     proposed = hybrid(own, 3, 12)
     assert set(own.memories) == {"screening"}
     assert not {"ranking", "confirming", "held_out"} & own.__dict__.keys()
     assert (first_windows(own), few_windows(own)) == (8, 4)
     measured = {dropped: len(losses) for dropped, losses in own.memories["screening"].items()}
-    candidates = {dropped for dropped in measured if len(dropped) == 3}
-    near = measured.keys() - candidates
-    assert candidates <= set(proposed)
-    assert {measured[dropped] for dropped in candidates} == {first_windows(own)}
+    together = set(baselines.windows(8, 3))
+    candidates = measured.keys() & set(proposed)
+    near = measured.keys() - candidates - together
+    assert together <= measured.keys()
+    assert {measured[dropped] for dropped in together - candidates} == {few_windows(own)}
+    assert {measured[dropped] for dropped in candidates - together} == {first_windows(own)}
     assert {measured[dropped] for dropped in near} == {few_windows(own)}
     assert {len(dropped) for dropped in near} == {2, 4}
     assert all(any(len(set(one) ^ set(other)) == 1 for other in candidates) for one in near)
