@@ -13,10 +13,10 @@ import torch
 
 from mi_prun.analysis.analysis import Analysis
 
-CPU_FLOP = 1e13  # of a choice: some two minutes of two cores
+CPU_FLOP = 1.6e13  # of a choice: some three minutes of two cores
 PASSES = 8  # over the ranking text, about, that the default takes for a fifth of 30 blocks
 LEAST_TOKENS = 4_096
-LEAST_WINDOWS, SHORTEST_WINDOW = 16, 256
+LEAST_WINDOWS, SHORTEST_WINDOW = 8, 512
 
 
 def ranking_tokens(parameters: int, device: torch.device, there: int) -> int:

@@ -31,7 +31,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
     monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 12)  # the optimum of one block only
     words = [
         "--most-blocks",
@@ -49,7 +49,8 @@ def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "--window",
         "32",
     ]
-    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
+    words += [*more, "-o", str(out)]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words])
     with pytest.raises(SystemExit) as ended:
         study.main()
     assert ended.value.code == 0
@@ -109,6 +110,26 @@ def test_a_killed_run_goes_on_from_its_records(records: Path, text: Path, monkey
         return [(row["seed"], row["row"]["method"], row["row"]["dropped"], row["perplexity"]) for row in rows]
 
     assert choices(path.read_text()) == choices(whole)
+
+
+def test_a_proposer_is_left_out_and_the_rows_say_so(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(context: object, k: int) -> list[tuple[int, ...]]:
+        raise AssertionError("it proposes all the same")
+
+    shutil.copytree(records, tmp_path / "out")
+    monkeypatch.setitem(study.PROPOSERS, "mi", asked)  # put back at the end, though the study takes it out
+    run(text, tmp_path / "out", monkeypatch, "--methods", "hybrid:3", "--leave-out", "mi", "--seed", "0")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    rows = read_study(path)
+    before = read_study(records / path.name)
+    assert rows[: len(before)] == before
+    assert [(row.label, len(row.row.dropped), row.left_out) for row in rows[len(before) :]] == [
+        ("hybrid:3 without mi", 1, "mi"),
+        ("hybrid:3 without mi", 2, "mi"),
+    ]
+    assert not any(row.left_out for row in before)
 
 
 def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:

@@ -33,8 +33,8 @@ def test_windows_are_cut_for_passages_enough(reference_analysis: Analysis, shape
         reference_analysis, record=reference_analysis.record.model_copy(update={"dense": dense}), ranking=windows
     )
     short = with_short_ranking(analysis, CPU).ranking
-    assert len(short) >= 16
-    assert short.shape[1] >= 256  # in a shorter one the use of a long context is not seen
+    assert len(short) >= 8
+    assert short.shape[1] >= 512  # in a shorter one the use of a long context is not seen
     assert short.size <= ranking_tokens(134_515_008, CPU, windows.size)
     assert (short == windows[: len(short), : short.shape[1]]).all()  # each begins where its window does
     assert with_short_ranking(analysis, GPU) is analysis
