@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
@@ -31,6 +32,9 @@ DEFAULT = "hybrid"
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
+Figure = Callable[[StudyRow], float]
+PERPLEXITY: Figure = attrgetter("perplexity")
+KL: Figure = attrgetter("kl_nats_per_token")
 
 
 class Text:
@@ -49,16 +53,20 @@ class Text:
 
     def perplexities(self, label: str, k: int) -> dict[int, float]:
         """Return the perplexity of each seed's choice."""
-        return {seed: row.perplexity for seed, row in self.by.get((label, k), {}).items()}
+        return self.figures(PERPLEXITY, label, k)
+
+    def figures(self, figure: Figure, label: str, k: int) -> dict[int, float]:
+        """Return a figure of each seed's choice."""
+        return {seed: figure(row) for seed, row in self.by.get((label, k), {}).items()}
 
     def mean(self, label: str, k: int) -> float:
         """Return the mean perplexity over seeds; NaN where there is none."""
-        return self.mean_of(lambda row: row.perplexity, label, k)
+        return self.mean_of(PERPLEXITY, label, k)
 
-    def mean_of(self, figure: Callable[[StudyRow], float], label: str, k: int) -> float:
+    def mean_of(self, figure: Figure, label: str, k: int) -> float:
         """Return the mean of a row's figure over seeds; NaN where there is none."""
-        rows = self.by.get((label, k), {}).values()
-        return statistics.mean(map(figure, rows)) if rows else math.nan
+        figures = self.figures(figure, label, k).values()
+        return statistics.mean(figures) if figures else math.nan
 
     def first_set(self, label: str, k: int) -> Dropped:
         """Return the set that a method chose on its first seed."""
@@ -73,17 +81,17 @@ class Text:
         """Return the lowest mean of all methods."""
         return min(self.mean(label, k) for label in self.labels if self.perplexities(label, k))
 
-    def beside_default(self, k: int) -> tuple[float, float] | None:
+    def beside_default(self, k: int, figure: Figure) -> tuple[float, float] | None:
         """Return the default's mean over the lowest mean of the other methods on its seeds, and the standard error.
 
         The error is that of the mean seed by seed difference, in that lowest mean; NaN with one seed. None where the
         default has no row, or no other method has all of its seeds.
         """
-        own = self.perplexities(DEFAULT, k)
+        own = self.figures(figure, DEFAULT, k)
         others = [
             [theirs[seed] for seed in own]
             for label in self.labels
-            if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.perplexities(label, k)).keys()
+            if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.figures(figure, label, k)).keys()
         ]
         if not own or not others:
             return None
@@ -147,33 +155,35 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Map
 def default_section(texts: Sequence[Text], elsewhere: Mapping[Text, Text]) -> list[str]:
     """Return the parts of the page that say where the default is first."""
 
-    def cell(text: Text, k: int) -> str:
-        if k not in text.ks or (beside := text.beside_default(k)) is None:
+    def cell(text: Text, figure: Figure, k: int) -> str:
+        if k not in text.ks or (beside := text.beside_default(k, figure)) is None:
             return "-"
         ratio, error = beside
         said = f"{ratio:.3f}" + ("" if math.isnan(error) else f" +- {error:.3f}")
         return said if ratio - 1 <= (0.0 if math.isnan(error) else error) else f"**{said}**"
 
-    judged = [
-        (text, there, name)
-        for text in texts
-        if text.perplexities(DEFAULT, text.ks[0])
-        for there, name in ((text, text.text), (elsewhere.get(text), elsewhere[text].text if text in elsewhere else ""))
-        if there is not None
-    ]
+    judged: list[tuple[str, Text, str, Figure]] = []
+    for text in texts:
+        if text.perplexities(DEFAULT, text.ks[0]):
+            judged += [(text.text, text, "perplexity", PERPLEXITY), (text.text, text, "KL", KL)]
+            if text in elsewhere:
+                judged.append((text.text, elsewhere[text], "perplexity", PERPLEXITY))
     if not judged:
         return []
-    ks = sorted({k for _, there, _ in judged for k in there.ks})
+    ks = sorted({k for _, there, _, _ in judged for k in there.ks})
     rows = [
-        (there.model, text.text, name, str(len(there.perplexities(DEFAULT, ks[0]))), *(cell(there, k) for k in ks))
-        for text, there, name in judged
+        (
+            *(there.model, chosen_on, there.text, name, str(len(there.perplexities(DEFAULT, ks[0])))),
+            *(cell(there, figure, k) for k in ks),
+        )
+        for chosen_on, there, name, figure in judged
     ]
     return [
         "## The default beside the others",
-        "Its mean perplexity over that of the best other method here at the same k, on the same seeds; +- the standard "
-        "error of the mean difference over seeds. Bold: behind by more than that, or by anything where there is one "
-        "seed.",
-        table(("model", "chosen on", "judged on", "seeds", *(f"k={k}" for k in ks)), rows),
+        "Its mean perplexity, or KL, over the lowest of another method here at the same k, on the same seeds; +- the "
+        "standard error of the mean difference over seeds. Bold: behind by more than that, or by anything where there "
+        "is one seed. On a CPU the default compares its candidates by KL.",
+        table(("model", "chosen on", "judged on", "by", "seeds", *(f"k={k}" for k in ks)), rows),
     ]
 
 
@@ -188,7 +198,7 @@ def section(text: Text, counts: Sequence[LastWords], elsewhere: Text | None) -> 
         return bar
 
     def kl(label: str, k: int) -> str:
-        return f"{text.mean_of(lambda row: row.kl_nats_per_token, label, k):.2f}"
+        return f"{text.mean_of(KL, label, k):.2f}"
 
     def cost(label: str, k: int) -> str:
         passes = text.mean_of(lambda row: row.row.passes, label, k)
