@@ -84,21 +84,26 @@ class Text:
     def beside_default(self, k: int, figure: Figure) -> tuple[float, float] | None:
         """Return the default's mean over the lowest mean of the other methods on its seeds, and the standard error.
 
-        The error is that of the mean seed by seed difference, in that lowest mean; NaN with one seed. None where the
-        default has no row, or no other method has all of its seeds.
+        The error is that of the mean seed by seed difference, in that lowest mean; NaN with one seed. A set is no
+        better than itself, though machines round differently. None where the default has no row, or no other method
+        has all of its seeds.
         """
-        own = self.figures(figure, DEFAULT, k)
+        own = self.by.get((DEFAULT, k), {})
         others = [
             [theirs[seed] for seed in own]
             for label in self.labels
-            if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.figures(figure, label, k)).keys()
+            if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.by.get((label, k), {})).keys()
         ]
         if not own or not others:
             return None
-        best = min(others, key=statistics.mean)
-        difference = [mine - theirs for mine, theirs in zip(own.values(), best, strict=True)]
+        best = min(others, key=lambda rows: statistics.mean(map(figure, rows)))
+        lowest = statistics.mean(map(figure, best))
+        difference = [
+            0.0 if mine.row.dropped == theirs.row.dropped else figure(mine) - figure(theirs)
+            for mine, theirs in zip(own.values(), best, strict=True)
+        ]
         error = statistics.stdev(difference) / math.sqrt(len(own)) if len(own) > 1 else math.nan
-        return statistics.mean(own.values()) / statistics.mean(best), error / statistics.mean(best)
+        return 1 + statistics.mean(difference) / lowest, error / lowest
 
     def elsewhere(self, losses: Sequence[SetLoss]) -> Text:
         """Return the same choices judged on another text. Raises UserError where a set was not measured there."""
