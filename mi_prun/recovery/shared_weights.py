@@ -164,7 +164,7 @@ class SharedWeights:
     def narrowed(self, dtype: torch.dtype) -> Iterator[None]:
         """Inside it, linear layers hold what is not trained in `dtype`, where that loses nothing.
 
-        Products in `dtype` round their operands each time they are used. Half of a step's time went there. The
+        Products in `dtype` round their operands each time they are used. A quarter of a step's time went there. The
         embedding stays as it is, and what is added to a state with it: a head that is tied to it gets a copy.
         """
         model: Any = self.model.model
