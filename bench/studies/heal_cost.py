@@ -11,6 +11,7 @@ spends its time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import sys
@@ -145,12 +146,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         ]  # fmt: skip
         seconds = {}
         for name, step in order[:: -1 if number % 2 else 1]:
-            begun = clock.now()
-            step()
-            seconds[name] = clock.now() - begun
+            with weights.narrowed(training.dtype) if name == "healing" else contextlib.nullcontext():  # as `run` does
+                begun = clock.now()
+                step()
+                seconds[name] = clock.now() - begun
         if number:  # the first one warms up
             pairs.append(seconds)
-    parts = parts_of(training, clock)
+    with weights.narrowed(training.dtype):
+        parts = parts_of(training, clock)
     return {
         "model": folder.path.name, "dropped": list(dropped), "dtype": str(model.dtype).removeprefix("torch."),
         "train_dtype": str(training.dtype).removeprefix("torch."),
