@@ -43,7 +43,7 @@ from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze
 from mi_prun.artefact import Record
 from mi_prun.comparison.comparison import compare, parse_methods
-from mi_prun.comparison.comparison_row import Row
+from mi_prun.comparison.comparison_row import MethodSpec, Row
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, write_text
@@ -55,7 +55,9 @@ from mi_prun.plan.ratio import parse_blocks
 from mi_prun.planning.planning import make_context
 from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
+from mi_prun.selection.context import Context
 from mi_prun.selection.hybrid import PROPOSERS
+from mi_prun.selection.methods import choose
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
 from mi_prun.text.calibration import CalibrationDescription, load_calibration, tokens_digest
@@ -199,6 +201,7 @@ class Study:
             settings = PlanSettings(seed=seed, device=self.options.device)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
+            measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
 
             def keep(
                 row: Row, seed: int = seed, calibrated_on: int = calibrated_on, there: set[tuple[str, int]] = made
@@ -387,6 +390,18 @@ class Study:
         path = folder / f"{self.text}.txt"
         path.write_text("\n".join(document[i * size : (i + 1) * size] for i in sorted(chosen)))
         return str(path)
+
+
+def measure_together(context: Context, evaluation: Evaluator, wanted: Iterable[tuple[MethodSpec, int]]) -> None:
+    """Measure in one walk what the methods that measure nothing choose: sets that begin alike share their first states,
+    and all share the dense model.
+    """
+    sets = {choose(context.fresh(), spec.name, k, 0).dropped for spec, k in wanted if spec.rerank == 0}
+    if sets:
+        tokens = evaluation.windows.numel() + context.held_out.windows.numel()
+        with progress("measuring", len(sets) * tokens, "tokens x sets") as advance:
+            evaluation.measure(sets, advance)
+            context.held_out.measure([(), *sets], advance)
 
 
 def check_enough(text: CalibrationDescription) -> None:

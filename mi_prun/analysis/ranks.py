@@ -1,8 +1,8 @@
 """Several processes that share one analysis or one healing: `torchrun --nproc-per-node N -m mi_prun analyze ...`.
 
 Each rank runs its share of the windows through its own copy of the model; rank 0 puts the shares together and writes.
-What travels (projections, gradients of adapters) lies in CPU memory, so the transport is gloo, on GPUs too.
-`accelerate launch` sets the same variables as torchrun.
+What travels (projections, gradients of adapters) lies in CPU memory, so the transport is gloo, on GPUs too. Blocks that
+are sharded (FSDP, in a healing) travel between GPUs by NCCL. `accelerate launch` sets the same variables as torchrun.
 """
 
 from __future__ import annotations
@@ -21,16 +21,22 @@ from mi_prun.errors import UserError, first_line
 
 T = TypeVar("T")
 
-SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+FSDP = "ACCELERATE_USE_FSDP"
+LOADS_ON_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # transformers then leaves other ranks' weights as memory was
+REFUSED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS")
 PATIENCE = timedelta(hours=24)  # ranks wait for each other while one samples text or loads a model from a slow disk
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size` processes. A process on its own is rank 0 of 1."""
+    """This process among `size` processes. A process on its own is rank 0 of 1.
+
+    sharded: each process holds a share of the model's blocks, so all of them run the model, or none.
+    """
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -40,12 +46,12 @@ class Ranks:
         """Return this rank's windows. Shares are contiguous: in the order of ranks they are `windows` again."""
         return torch.tensor_split(windows, self.size)[self.rank]
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 and return the result on all ranks.
+    def from_first(self, make: Callable[[], T], *, runs_model: bool = False) -> T:
+        """Call `make` on rank 0 and return the result on all ranks. Where it runs a sharded model, all ranks call it.
 
         If it raises UserError there, all ranks raise it: none waits for a rank that ended.
         """
-        box = [_tried(make) if self.first else None]
+        box = [_tried(make) if self.first or (runs_model and self.sharded) else None]
         if self.size > 1:
             torch.distributed.broadcast_object_list(box)
         if isinstance(box[0], UserError):
@@ -106,25 +112,36 @@ def local_device(name: str | None) -> str | None:
     return name
 
 
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun, this one on its own."""
+def joined(*, may_shard: bool = False) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun, this one on its own.
+
+    may_shard: the caller can share the model's blocks over the processes, where accelerate says so (FSDP).
+    """
     if world_size() == 1:
         yield Ranks()
         return
-    for name in SHARDED:
-        if os.environ.get(name, "false").lower() in ("true", "1"):
+    for name in REFUSED if may_shard else (*REFUSED, FSDP):
+        if _is_set(name):
             raise UserError(
-                f"{name} is set: shares of one model over several processes are not supported, each holds the whole "
-                "one; leave it out of accelerate's configuration"
+                f"{name} is set: that is not supported here; leave it out of accelerate's configuration, so that each "
+                "process holds the whole model" + (", or take FSDP" if may_shard else "")
             )
+    sharded = _is_set(FSDP)
+    if sharded:
+        os.environ[LOADS_ON_FIRST] = "false"
+    backend = "cpu:gloo,cuda:nccl" if sharded and torch.cuda.is_available() else "gloo"
     try:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        torch.distributed.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"WORLD_SIZE is set, but no group of processes comes up ({first_line(error)}); start them with torchrun"
         ) from error
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), sharded)
     finally:
         torch.distributed.destroy_process_group()

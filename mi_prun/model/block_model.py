@@ -8,6 +8,7 @@ Inputs are whole windows without padding, so they depend on the shape alone and 
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class BlockModel:
@@ -90,17 +92,25 @@ class BlockModel:
 
     @contextlib.contextmanager
     def _forwards(self, forwards: Sequence[Any]) -> Iterator[None]:
-        """Set each block's `forward` (None: leave it), and restore it at the end."""
+        """Set each block's `forward` (None: leave it), and restore it at the end. What stands in runs none of the
+        block's hooks: a block whose weights are shared over processes is not put together for it.
+        """
         changed = [
-            (block, forward) for block, forward in zip(self.blocks, forwards, strict=True) if forward is not None
+            (block, forward, [(name, getattr(block, name)) for name in HOOKS])
+            for block, forward in zip(self.blocks, forwards, strict=True)
+            if forward is not None
         ]
         try:
-            for block, forward in changed:
+            for block, forward, _ in changed:
                 object.__setattr__(block, "forward", forward)
+                for name in HOOKS:
+                    object.__setattr__(block, name, OrderedDict())
             yield
         finally:
-            for block, _ in changed:
+            for block, _, hooks in changed:
                 object.__delattr__(block, "forward")
+                for name, own in hooks:
+                    object.__setattr__(block, name, own)
 
 
 def state_of(output: Any) -> Tensor:

@@ -21,6 +21,7 @@ from mi_prun.errors import UserError
 from mi_prun.recovery.shared_weights import SharedWeights
 
 OUTPUT_MATRICES = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
+OUTPUT_SUFFIXES = tuple(f".{path}.weight" for path in OUTPUT_MATRICES)
 PROBE_TOKENS = 64
 LINEAR_TOLERANCE = {torch.float32: 1e-3}  # of a change of the matrix, in what the block gives
 ROUNDED_TOLERANCE = 0.1
@@ -48,6 +49,12 @@ def dropped_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((block, block + 1))
     return runs
+
+
+def refitted(weights: SharedWeights) -> list[str]:
+    """The names of what `refit` may give the student; none for a family that it does not know."""
+    before = {start - 1 for start, _ in dropped_runs(weights.dropped)}
+    return [name for name in weights.names(sorted(before - {-1})) if name.endswith(OUTPUT_SUFFIXES)]
 
 
 def output_matrix(weights: SharedWeights, block: int) -> str:

@@ -28,15 +28,16 @@ from mi_prun.console import kept, progress, say
 from mi_prun.errors import UserError, first_line
 from mi_prun.files import check_output, one_line_os_errors, scratch_folder
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import load_on, pick_device, pick_dtype
+from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
 from mi_prun.recovery.adapter import Adapter, write_adapter, write_tensors
 from mi_prun.recovery.choice_task import ChoiceTask
-from mi_prun.recovery.closed_form import Refit, refit
+from mi_prun.recovery.closed_form import Refit, refit, refitted
 from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text, parse_sources
 from mi_prun.recovery.judge import Judge, Judged, compared
+from mi_prun.recovery.sharding import whole
 from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.streamed_fit import STORED, fit_streamed
 from mi_prun.recovery.training import ALONE, Training
@@ -69,7 +70,7 @@ def heal_folder(
         if model is not None:
             raise
         raise UserError(f"{pruned} was made of {plan.dense.name}: {error}; say where it is with --model") from error
-    with joined() as ranks:
+    with joined(may_shard=True) as ranks:
         return heal(
             dense, plan, out, settings, assume_uniform=manifest.assume_uniform, adapter=adapter, virtual=virtual,
             force=force, ranks=ranks,
@@ -98,6 +99,11 @@ def heal(
     Raises UserError, with nothing written, for settings that do not fit; NoBetterError where healing does not help.
     """
     check_settings(settings)
+    if ranks.sharded and settings.train == "all":
+        raise UserError(
+            "--train all holds the trained blocks whole on each process, and FSDP is asked for: take --train lora, or "
+            "leave FSDP out of accelerate's configuration"
+        )
     check_output(out, force=force)
     check_apart(dense.path, out)
     if adapter is not None:
@@ -125,9 +131,13 @@ def heal(
     ranks.from_first(forgotten)
     saved = load_state(path, fingerprint) if settings.train != "none" else None
     with one_line_memory_errors(), one_line_os_errors(out):
-        model = load() if load is not None else load_on(dense, local_device(settings.device), settings.dtype)
+        place = pick_device(local_device(settings.device))
+        home = torch.device("cpu") if ranks.sharded else place
+        model = load() if load else load_block_model(dense, device=home, dtype=pick_dtype(place, settings.dtype))
         weights = SharedWeights(model, plan.dropped, family.block_prefix)
         names = file_names(weights, dense, family)
+        if ranks.sharded:
+            weights.shard(place, refitted(weights))
         text = load_healing_text(
             parse_sources(settings.sources),
             dense.tokenizer,
@@ -145,9 +155,9 @@ def heal(
             _say_one_kind(text)
         gate = Judge(weights, text.gate, max(1, settings.forward_tokens // window))
         begun = time.monotonic()
-        before = ranks.from_first(gate.measure)
+        before = ranks.from_first(gate.measure, runs_model=True)
         task = ChoiceTask(weights, dense.tokenizer)
-        answers = ranks.from_first(lambda: [task.dense(), task.student()])
+        answers = ranks.from_first(lambda: [task.dense(), task.student()], runs_model=True)
         gate_seconds = time.monotonic() - begun
         if ranks.first:
             _say_before(before)
@@ -167,13 +177,13 @@ def heal(
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
-            name: learned.merged(names[name], weights.shared(name).detach().cpu().to(dtypes[name]))
+            name: learned.merged(names[name], whole(weights.shared(name).detach()).cpu().to(dtypes[name]))
             for name in names
             if names[name] in learned.names
         }
         weights.settle(healed)
-        quality = ranks.from_first(lambda: compared(before, gate.measure()))
-        answers.append(ranks.from_first(task.student))
+        quality = ranks.from_first(lambda: compared(before, gate.measure()), runs_model=True)
+        answers.append(ranks.from_first(task.student, runs_model=True))
     healing = Healing(
         method=" + ".join([*["fit"] * bool(taught.fit_tokens), *[settings.train] * (settings.train != "none")]),
         text=text.name,

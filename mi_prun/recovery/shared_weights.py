@@ -19,6 +19,7 @@ from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.plan.plan import kept_blocks
 from mi_prun.recovery.adapter import Adapter
+from mi_prun.recovery.sharding import is_shared, overwrite, shard_blocks
 
 ADAPTER = "default"  # peft's own name for the first adapter
 
@@ -90,6 +91,13 @@ class SharedWeights:
         own = nn.Parameter(value, requires_grad=trained)
         self.own[name] = OwnWeight(module, leaf, self.shared(name), own)
         return own
+
+    def shard(self, device: torch.device, left_whole: Sequence[str]) -> None:
+        """Leave this process a share of each block, and move the model to `device`.
+
+        left_whole: tensors that the student may get its own of before it is settled.
+        """
+        shard_blocks(self.model, device, [self.shared(name) for name in left_whole])
 
     def give_all(self, dtype: torch.dtype) -> None:
         """Let the student have copies of the blocks that may be trained, to be trained whole."""
@@ -173,7 +181,7 @@ class SharedWeights:
         tied: list[nn.Module] = []
         for module in model.modules():
             weight = module.weight if isinstance(module, nn.Linear) else None
-            if weight is None or weight.requires_grad or weight.dtype.itemsize <= dtype.itemsize:
+            if weight is None or weight.requires_grad or weight.dtype.itemsize <= dtype.itemsize or is_shared(weight):
                 continue
             narrow = weight.detach().to(dtype)
             if not torch.equal(narrow.to(weight.dtype), weight):
@@ -228,8 +236,15 @@ class SharedWeights:
 
     @torch.no_grad()
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
-        """Let the student have `tensors` and no adapters: what a written folder will be."""
+        """Let the student have `tensors` and no adapters: what a written folder will be.
+
+        Of tensors that are shared over processes there is no second copy, so the teacher gets them too.
+        """
         for name, tensor in tensors.items():
-            self.give(name, tensor.to(self.shared(name).dtype))
+            shared = self.shared(name)
+            if is_shared(shared):
+                overwrite(shared, tensor)
+            else:
+                self.give(name, tensor.to(shared))
         self._enable(False)
         self.adapters = {}

@@ -5,7 +5,8 @@ the teacher runs all blocks without a gradient and the student its own; the loss
 at random here: a training that goes on from its saved state computes what it would have computed.
 
 Several processes share the windows of a step. Gradients are summed, so each takes the step that one process alone would
-take of all windows; nothing else travels. Rank 0 keeps the time, validates and saves.
+take of all windows; nothing else travels, but frozen blocks where they are sharded. Rank 0 keeps the time, validates
+and saves.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:
 
 
 def step_windows(batch_tokens: int | None, window: int, device: torch.device, processes: int) -> int:
-    """Return how many windows a step has. batch_tokens: None fits the device, and has one for each process at least."""
+    """Return how many windows a step has. batch_tokens: None fits the device, and has as many for each process."""
     if batch_tokens is not None:
         return max(1, round(batch_tokens / window))
-    return max(processes, round(BATCH_TOKENS.get(device.type, ACCELERATOR_BATCH_TOKENS) / window))
+    fits = round(BATCH_TOKENS.get(device.type, ACCELERATOR_BATCH_TOKENS) / window)
+    return processes * max(1, math.ceil(fits / processes))
 
 
 class Training:
@@ -111,6 +113,11 @@ class Training:
             raise UserError(
                 f"--batch-tokens {settings.batch_tokens} are {self.step_windows} windows of {window} tokens, and "
                 f"{ranks.size} processes share them; give at least {ranks.size * window}"
+            )
+        if ranks.sharded and self.step_windows % ranks.size:
+            raise UserError(
+                f"--batch-tokens {settings.batch_tokens} are {self.step_windows} windows of {window} tokens; with FSDP "
+                f"each of {ranks.size} processes runs as many: give a multiple of {ranks.size * window}"
             )
 
     def resume(self, saved: SavedState) -> None:
@@ -234,7 +241,7 @@ class Training:
         return kl, time.monotonic() - self._start
 
     def _validate(self) -> None:
-        kl, seconds = self.ranks.from_first(self._judged)
+        kl, seconds = self.ranks.from_first(self._judged, runs_model=True)
         progress = replace(self.progress, seconds=seconds, checked=self.progress.checked + 1)
         if progress.best_nats is None or kl < progress.best_nats:
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}

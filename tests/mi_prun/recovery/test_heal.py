@@ -176,10 +176,10 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
     from mi_prun.checkpoint import checkpoint
     from mi_prun.recovery import heal
 
-    def loaded(*args):
+    def loaded(*args, **options):
         raise AssertionError("the model is loaded")
 
-    monkeypatch.setattr(heal, "load_on", loaded)
+    monkeypatch.setattr(heal, "load_block_model", loaded)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     with pytest.raises(UserError, match=r"output .*healed needs 0\.03 GB and .* has 0\.00 GB free"):
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings)

@@ -14,30 +14,37 @@ from safetensors.torch import load_file
 from mi_prun.analysis.ranks import Ranks, joined
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.recovery.heal import heal_folder
+from mi_prun.model.model_folder import open_model
+from mi_prun.recovery.heal import heal, heal_folder
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import Progress
 
+FSDP, EFFICIENT = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # `accelerate launch --use_fsdp` sets both
+
 
 @pytest.mark.long
-def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, tmp_path, heal_settings):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, tmp_path, heal_settings, sharded):
     options = ["--calibration", f"{manual}=3", "--calibration", str(harbour), "--window", "32", "--rank", "4"]
-    options += ["--batch-tokens", "256", "--tokens", "1024", "--device", "cpu", "--no-fit", "--train-dtype", "float32"]
+    options += ["--batch-tokens", "256", "--tokens", "1024", "--device", "cpu", "--train-dtype", "float32"]
+    options += [] if sharded else ["--no-fit"]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
             *("-m", "mi_prun", "heal", str(pruned_reference), "-o", str(tmp_path / "two"), *options),
         ],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", FSDP: str(sharded), EFFICIENT: str(sharded)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert done.stdout.count("healed       lora") == 1  # rank 0 alone speaks
+    assert done.stdout.count("healed       fit + lora" if sharded else "healed       lora") == 1  # rank 0 alone speaks
     assert done.stderr.count("cross-entropy dense") == 2  # two kinds of text
-    one = replace(heal_settings, fit=False, fit_tokens=16_384, gate_tokens=2_048, validation_tokens=1_024)
+    one = replace(heal_settings, fit=sharded, fit_tokens=16_384, gate_tokens=2_048, validation_tokens=1_024)
     alone = heal_folder(pruned_reference, tmp_path / "one", replace(one, forward_tokens=256))
     shared = read_manifest(tmp_path / "two")
     assert shared.healing.tokens == alone.healing.tokens == 1_024
     assert shared.healing.settings == alone.healing.settings
+    assert [task.healed_right for task in shared.healing.tasks] == [task.healed_right for task in alone.healing.tasks]
     for ours, theirs in zip(shared.healing.quality, alone.healing.quality, strict=True):
         assert ours.text == theirs.text
         assert ours.healed_kl_nats == pytest.approx(theirs.healed_kl_nats, rel=1e-3)
@@ -62,8 +69,37 @@ def test_a_step_of_too_few_windows_for_the_processes_is_refused(shared, heal_set
         )
 
 
-def test_shares_of_one_model_are_refused(monkeypatch):
+def test_a_step_that_shares_unevenly_is_refused_where_blocks_are_sharded(shared, heal_settings, tmp_path):
+    windows = type("Kind", (), {"tokens": torch.zeros(1, 32)})
+    text = type("Text", (), {"validation": [windows]})
+    weights = shared((1,))
+    weights.adapt(2, 4, 0)
+    settings = replace(heal_settings, batch_tokens=96)
+    with pytest.raises(UserError, match=r"96 are 3 windows of 32 tokens; with FSDP each of 2 .* a multiple of 64"):
+        Training(
+            weights, text, None, settings, path=tmp_path / "x", fingerprint="", begun=Progress(),
+            ranks=Ranks(1, 2, sharded=True),
+        )  # fmt: skip
+
+
+def test_whole_training_of_a_sharded_model_is_refused(pruned_reference, heal_settings, tmp_path):
+    plan = read_manifest(pruned_reference).plan
+    dense = open_model(plan.dense.name)
+    settings = replace(heal_settings, train="all")
+    with pytest.raises(UserError, match=r"--train all holds the trained blocks whole.*take --train lora"):
+        heal(dense, plan, tmp_path / "out", settings, ranks=Ranks(0, 2, sharded=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "may_shard", "way_out"),
+    [
+        (FSDP, False, "so that each process holds the whole model$"),
+        ("ACCELERATE_USE_DEEPSPEED", True, "or take FSDP"),
+        ("FSDP_OFFLOAD_PARAMS", True, "or take FSDP"),
+    ],
+)
+def test_other_shares_of_one_model_are_refused(monkeypatch, name, may_shard, way_out):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="ACCELERATE_USE_FSDP is set: shares of one model"), joined():
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(UserError, match=f"{name} is set: .*{way_out}"), joined(may_shard=may_shard):
         pass
