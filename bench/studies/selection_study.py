@@ -69,6 +69,7 @@ METHODS = (
 )
 MI_METHODS = ("mi-prun", "mi-optimum")
 EXCERPT_CHARACTERS = 3_000
+BATCH_TOKENS = 1_024  # few, so that the progress line moves
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
 ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
 Role = Literal["evaluation", "confirming"] | int  # an int is a seed
@@ -186,7 +187,7 @@ class Study:
 
     def run(self) -> None:
         """Choose by every method at every k and seed, and append what is missing to the records."""
-        evaluation = Evaluator(self.model, self.evaluation_windows())
+        evaluation = Evaluator(self.model, self.evaluation_windows(), batch_tokens=BATCH_TOKENS)
         ks = range(self.options.least_blocks, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]

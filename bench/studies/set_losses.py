@@ -29,7 +29,7 @@ from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
-from mi_prun.json_lines import read_whole_lines
+from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
@@ -42,6 +42,7 @@ BATCH_TOKENS = 2_048
 SETS_AT_ONCE = 6
 ROWS = 128  # of logits at a time
 ROWS_AT_ONCE = 16  # of items
+FIELDS = ("context", "continuation")
 
 
 class SetLoss(Record):
@@ -111,12 +112,15 @@ class Items:
     def __init__(self, path: Path, tokenizer: Any, count: int) -> None:
         start = start_tokens(tokenizer)
         self.rows: list[tuple[list[int], int]] = []  # tokens, and how many of them are the context
-        for item in map(json.loads, list(read_whole_lines(path))[:count]):
+        for number, line in enumerate(list(read_whole_lines(path))[:count], 1):
+            item = parse_json(line, f"{path}, line {number}")
+            if not (isinstance(item, dict) and all(isinstance(item.get(field), str) for field in FIELDS)):
+                raise UserError(f"{path}, line {number}: an item has {' and '.join(FIELDS)}, each a string")
             context = tokenizer(item["context"], add_special_tokens=False)["input_ids"]
             whole = tokenizer(f"{item['context']} {item['continuation']}", add_special_tokens=False)["input_ids"]
             self.rows.append((start + whole, len(start) + len(context)))
         if not self.rows:
-            raise UserError(f"{path} has no items; give JSON lines of `context` and `continuation`")
+            raise UserError(f"{path} has no items; give JSON lines of {' and '.join(FIELDS)}")
         self.rows.sort(key=lambda row: len(row[0]))
         self.digest = hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
 

@@ -11,8 +11,9 @@ import pytest
 from bench.records.results import read_results
 from bench.records.schema import ROUNDS_NAME, RoundRecord, read_lines
 from bench.reports.report import write_report
+from bench.studies.real_report import LAST_WORDS
 from bench.studies.selection_study import Confirmed, Pair, blocks_of, read_study
-from bench.studies.set_losses import read_losses
+from bench.studies.set_losses import read_last_words, read_losses
 from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.plan.plan import Plan
 
@@ -61,8 +62,16 @@ def read_losses_file(path: Path) -> None:
     assert len({loss.dropped for loss in losses}) == len(losses)
 
 
+def read_last_words_file(path: Path) -> None:
+    counts = read_last_words(path)
+    assert {count.model for count in counts} == {path.name.split(".")[0]}
+    assert len({(count.items_sha256, count.items) for count in counts}) == 1
+    assert len({count.dropped for count in counts}) == len(counts)
+    assert () in {count.dropped for count in counts}
+
+
 def read_real_study_file(path: Path) -> None:
-    if path.name.count(".") == 2:  # <model>.<text>.jsonl
+    if path.name.count(".") == 2 and not path.name.endswith(LAST_WORDS):  # <model>.<text>.jsonl
         read_study_file(path)
 
 
@@ -89,6 +98,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("selection/*.pair.json", read_pair_file),
     ("selection/*.jsonl", read_study_file),
     ("real-models/*.losses.jsonl", read_losses_file),
+    ("real-models/*.last-words.jsonl", read_last_words_file),
     ("real-models/*.jsonl", read_real_study_file),
     ("real-models/before-runs/*.jsonl", read_study_file),
     ("ab/*.jsonl", read_figures_file),

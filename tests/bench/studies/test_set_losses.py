@@ -10,6 +10,7 @@ import torch
 
 from bench.studies import set_losses
 from bench.studies.set_losses import Items, losses, read_last_words, read_losses
+from mi_prun.errors import UserError
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
@@ -76,3 +77,19 @@ def test_last_words_are_those_that_the_model_goes_on_with(tmp_path: Path, monkey
     counts = Items(path, tokenizer, 6).foretold(model, [(), tuple(range(8))])
     assert counts[0] == dense >= 2
     assert counts[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no items; give JSON lines of context and continuation"),
+        ('{"context": "It was"}\n', "line 1: an item has context and continuation, each a string"),
+        ('{"context": "It was", "continuation": 3}\n', "line 1: an item has context and continuation, each a string"),
+        ("[1]\n", "line 1: an item has context and continuation, each a string"),
+    ],
+)
+def test_a_file_that_has_no_last_words_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        Items(path, open_model(REFERENCE).tokenizer, 6)
