@@ -183,7 +183,7 @@ class Training:
         for part in torch.split(self.ranks.share(tokens), self.micro_windows):
             total += self._backward(part, len(part) / len(tokens))
         total, seconds = self._summed(total)
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), MOST_GRADIENT))
+        norm = self._clipped()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise UserError(
                 f"the loss is NaN or Inf at step {self.progress.step + 1} of healing; nothing is written: take a lower "
@@ -192,6 +192,14 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress = self.progress.after(tokens.numel(), seconds)
+
+    def _clipped(self) -> float:
+        """Return the norm of the gradient, which is then MOST_GRADIENT at most. One that is short is only read."""
+        parameters = list(self.trained.values())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > MOST_GRADIENT:
+            nn.utils.clip_grads_with_norm_(parameters, MOST_GRADIENT, norm)
+        return float(norm)
 
     @torch.no_grad()
     def _summed(self, total: float) -> tuple[float, float]:

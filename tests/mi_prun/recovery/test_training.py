@@ -66,11 +66,21 @@ def test_products_in_bfloat16_give_about_the_same_gradient(shared, training):
     assert (exact - rounded).norm() < 0.1 * exact.norm()
 
 
-@pytest.mark.parametrize("has", [{}, {"avx512_bf16": False}, {"avx512_bf16": True}, {"amx_bf16": True}])
-def test_products_are_of_the_models_own_dtype_unless_told_or_the_processor_is_faster(shared, monkeypatch, has):
+@pytest.mark.parametrize(
+    ("has", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, torch.float32),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+    ],
+)
+def test_products_are_of_the_models_own_dtype_unless_told_or_the_processor_is_faster(shared, monkeypatch, has, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     model = shared((2,)).model
-    assert train_dtype(model, None) == (torch.bfloat16 if any(has.values()) else torch.float32)
+    assert train_dtype(model, None) == dtype
     assert train_dtype(model, "bfloat16") == torch.bfloat16
     assert train_dtype(model, "float32") == torch.float32
     model.model.to(torch.bfloat16)
@@ -114,12 +124,27 @@ def test_the_rate_warms_up_and_falls(shared, training):
 @pytest.mark.parametrize(
     ("batch_tokens", "window", "device", "processes", "windows"),
     [(None, 512, "cpu", 1, 1), (None, 128, "cpu", 1, 4), (None, 512, "cuda", 1, 2), (None, 512, "cpu", 4, 4),
+     (None, 128, "cpu", 3, 6),
      (None, 2048, "cpu", 1, 1), (1_500, 512, "cpu", 1, 3), (64, 512, "cpu", 4, 1)],
 )  # fmt: skip
 def test_a_step_has_what_fits_the_device_and_a_window_for_each_process(
     batch_tokens, window, device, processes, windows
 ):
     assert step_windows(batch_tokens, window, torch.device(device), processes) == windows
+
+
+@pytest.mark.parametrize("most", [1e-3, 1e3])
+def test_a_long_gradient_is_cut_and_a_short_one_stays(shared, training, monkeypatch, most):
+    monkeypatch.setattr("mi_prun.recovery.training.MOST_GRADIENT", most)
+    weights = shared((2, 3))
+    weights.give_all(torch.float32)
+    run = training(weights, SETTINGS)
+    before = {name: gradient.clone() for name, gradient in gradients(weights, run).items()}
+    norm = run._clipped()
+    assert norm == pytest.approx(float(torch.cat([gradient.flatten() for gradient in before.values()]).norm()))
+    assert 1e-3 < norm < 1e3
+    for name, parameter in weights.trained.items():
+        assert torch.allclose(parameter.grad, before[name] * min(1.0, most / norm), rtol=1e-4), name
 
 
 def test_minutes_end_it_too(shared, training):
