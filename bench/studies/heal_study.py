@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.records.machine import commit, this_machine, versions
 from mi_prun.checkpoint.card import table
-from mi_prun.console import run_command, say
+from mi_prun.console import progress, run_command, say
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
 from mi_prun.json_lines import read_whole_lines
@@ -39,6 +39,7 @@ from mi_prun.settings import HealSettings
 from mi_prun.text.calibration import load_calibration
 
 ALONE = "-alone"
+JUDGED_TOKENS = 1_024  # at once
 
 
 def settings_of(case: str, base: HealSettings) -> HealSettings:
@@ -70,7 +71,11 @@ class JudgedModel:
     def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:
         """Return log-perplexities by text, in nats."""
         model = load_on(folder)
-        return {name: Evaluator(model, windows).measure([dropped])[0].ce_nats for name, windows in self.windows.items()}
+        with progress("judging", sum(windows.numel() for windows in self.windows.values()), "tokens") as advance:
+            return {
+                name: Evaluator(model, windows, batch_tokens=JUDGED_TOKENS).measure([dropped], advance)[0].ce_nats
+                for name, windows in self.windows.items()
+            }
 
 
 def figures(dense: dict[str, float], pruned: dict[str, float], healed: dict[str, float]) -> dict[str, Any]:
