@@ -55,6 +55,7 @@ print("alike")
 """
 
 
+@pytest.mark.long
 def test_each_process_holds_its_share_and_computes_the_same(tiny, tmp_path):
     script = tmp_path / "shares.py"
     script.write_text(SCRIPT)
