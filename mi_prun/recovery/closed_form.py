@@ -21,7 +21,6 @@ from mi_prun.errors import UserError
 from mi_prun.recovery.shared_weights import SharedWeights
 
 OUTPUT_MATRICES = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
-OUTPUT_SUFFIXES = tuple(f".{path}.weight" for path in OUTPUT_MATRICES)
 PROBE_TOKENS = 64
 LINEAR_TOLERANCE = {torch.float32: 1e-3}  # of a change of the matrix, in what the block gives
 ROUNDED_TOLERANCE = 0.1
@@ -53,18 +52,23 @@ def dropped_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
 
 def refitted(weights: SharedWeights) -> list[str]:
     """The names of what `refit` may give the student; none for a family that it does not know."""
-    before = {start - 1 for start, _ in dropped_runs(weights.dropped)}
-    return [name for name in weights.names(sorted(before - {-1})) if name.endswith(OUTPUT_SUFFIXES)]
+    matrices = (_output_matrix(weights, start - 1) for start, _ in dropped_runs(weights.dropped) if start > 0)
+    return [name for name in matrices if name is not None]
 
 
 def output_matrix(weights: SharedWeights, block: int) -> str:
     """The name of the matrix whose result a block adds to its state last. Raises UserError where there is none."""
+    if (name := _output_matrix(weights, block)) is None:
+        raise UserError(
+            f"the closed form needs one output matrix a block; block {block} has none by a name that is known"
+        )
+    return name
+
+
+def _output_matrix(weights: SharedWeights, block: int) -> str | None:
     names = weights.names([block])
-    for path in OUTPUT_MATRICES:
-        name = f"{weights.prefix}.{block}.{path}.weight"
-        if name in names:
-            return name
-    raise UserError(f"the closed form needs one output matrix a block; block {block} has none by a name that is known")
+    known = (f"{weights.prefix}.{block}.{path}.weight" for path in OUTPUT_MATRICES)
+    return next((name for name in known if name in names), None)
 
 
 @torch.no_grad()

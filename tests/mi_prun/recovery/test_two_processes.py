@@ -57,28 +57,22 @@ def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, 
     assert not any(tmp_path.glob(".*"))
 
 
-def test_a_step_of_too_few_windows_for_the_processes_is_refused(shared, heal_settings, tmp_path):
+@pytest.mark.parametrize(
+    ("batch_tokens", "ranks", "said"),
+    [
+        (64, Ranks(1, 4), r"64 are 2 windows of 32 tokens, and 4 processes share them; give at least 128"),
+        (96, Ranks(1, 2, sharded=True), r"96 are 3 windows of 32 tokens; with FSDP each of 2 .* a multiple of 64"),
+    ],
+)
+def test_a_step_that_the_processes_cannot_share_is_refused(shared, heal_settings, tmp_path, batch_tokens, ranks, said):
     windows = type("Kind", (), {"tokens": torch.zeros(1, 32)})
     text = type("Text", (), {"validation": [windows]})
     weights = shared((1,))
     weights.adapt(2, 4, 0)
-    settings = replace(heal_settings, batch_tokens=64)
-    with pytest.raises(UserError, match="64 are 2 windows of 32 tokens, and 4 processes share them; give at least 128"):
+    settings = replace(heal_settings, batch_tokens=batch_tokens)
+    with pytest.raises(UserError, match=said):
         Training(
-            weights, text, None, settings, path=tmp_path / "x", fingerprint="", begun=Progress(), ranks=Ranks(1, 4)
-        )
-
-
-def test_a_step_that_shares_unevenly_is_refused_where_blocks_are_sharded(shared, heal_settings, tmp_path):
-    windows = type("Kind", (), {"tokens": torch.zeros(1, 32)})
-    text = type("Text", (), {"validation": [windows]})
-    weights = shared((1,))
-    weights.adapt(2, 4, 0)
-    settings = replace(heal_settings, batch_tokens=96)
-    with pytest.raises(UserError, match=r"96 are 3 windows of 32 tokens; with FSDP each of 2 .* a multiple of 64"):
-        Training(
-            weights, text, None, settings, path=tmp_path / "x", fingerprint="", begun=Progress(),
-            ranks=Ranks(1, 2, sharded=True),
+            weights, text, None, settings, path=tmp_path / "x", fingerprint="", begun=Progress(), ranks=ranks
         )  # fmt: skip
 
 
