@@ -45,6 +45,7 @@ from bench.sweeps.sweep_settings import SweepSettings
 from bench.training.train_settings import TrainSettings
 from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
+from mi_prun.options import Calibration
 from mi_prun.settings import AnalyzeSettings
 
 SWEEP = SweepSettings()
@@ -83,7 +84,7 @@ def sweep(
         bool, typer.Option("--virtual/--no-virtual", help="checkpoints without weights of their own, or whole ones")
     ] = not SWEEP.materialise,
     draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
-    calibration: Annotated[str, typer.Option(help="as `mi-prun analyze` takes it")] = SWEEP.analyze.calibration,
+    calibration: Calibration = None,
     tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
     quality_text: QualityText = None,
     heal: Annotated[
@@ -131,6 +132,7 @@ def sweep(
         rounds=rounds,
         seed=seed,
     )
+    sources = tuple(calibration or SWEEP.analyze.sources)
     settings = SweepSettings(
         ratios=ratios,
         methods=methods,
@@ -138,8 +140,8 @@ def sweep(
         draft=draft,
         quality_text=quality_text,
         tasks=task_settings(tasks, tasks_from, task_limit) if tasks is not None else None,
-        analyze=AnalyzeSettings(calibration=calibration, scoring_tokens=tokens, seed=seed),
-        heal=heal_settings(heal, heal_text or [calibration], seed) if heal is not None else None,
+        analyze=AnalyzeSettings(sources=sources, scoring_tokens=tokens, seed=seed),
+        heal=heal_settings(heal, heal_text or sources, seed) if heal is not None else None,
         measure=measure_settings(loads, engines, serve_flags, again),
     )
     if dry_run:

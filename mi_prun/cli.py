@@ -31,7 +31,6 @@ from mi_prun.options import (
     Force,
     Healing,
     HealMinutes,
-    HealText,
     HealTokens,
     HealWindow,
     LearningRate,
@@ -104,7 +103,7 @@ def import_model(
 def analyze(
     model: Model,
     output: Output,
-    calibration: Calibration = ANALYZE.calibration,
+    calibration: Calibration = None,
     tokens: Tokens = ANALYZE.scoring_tokens,
     window: Window = None,
     estimator: Estimator = ANALYZE.estimator,
@@ -124,7 +123,7 @@ def analyze(
     from mi_prun.model.model_folder import open_model
 
     settings = AnalyzeSettings(
-        calibration=calibration,
+        sources=tuple(calibration or ANALYZE.sources),
         scoring_tokens=tokens,
         window_tokens=window,
         estimator=estimator,
@@ -243,7 +242,7 @@ def prune(
     drop: Drop = None,
     max_ppl_increase: MaxPplIncrease = None,
     max_kl: MaxKl = None,
-    calibration: Calibration = ANALYZE.calibration,
+    calibration: Calibration = None,
     tokens: Tokens = ANALYZE.scoring_tokens,
     window: Window = None,
     estimator: Estimator = ANALYZE.estimator,
@@ -268,20 +267,20 @@ def prune(
     from mi_prun import pipeline, summary
     from mi_prun.plan.ratio import Amount
 
-    healing = None
+    sources, healing = tuple(calibration or ANALYZE.sources), None
     if heal is not None:
         from mi_prun.recovery.amount import parse_heal
 
         healing = parse_heal(
             heal,
-            HealSettings(sources=(calibration,), window_tokens=window or HEAL.window_tokens, seed=seed, device=device),
+            HealSettings(sources=sources, window_tokens=window or HEAL.window_tokens, seed=seed, device=device),
         )
     pruned = pipeline.prune(
         model,
         output,
         Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl),
         AnalyzeSettings(
-            calibration=calibration,
+            sources=sources,
             scoring_tokens=tokens,
             window_tokens=window,
             estimator=estimator,
@@ -310,7 +309,7 @@ def heal(
     train: Train = HEAL.train,
     rank: Rank = HEAL.rank,
     learning_rate: LearningRate = None,
-    calibration: HealText = None,
+    calibration: Calibration = None,
     window: HealWindow = HEAL.window_tokens,
     batch_tokens: BatchTokens = None,
     temperature: Temperature = HEAL.temperature,
@@ -372,7 +371,7 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="see `mi-prun methods`; NAME:N compares N sets by their measured loss")
     ] = "hybrid,mi-prun:0,mi-prun:24,bi,angular,greedy-loss,tail-but-last,random",
-    calibration: Calibration = ANALYZE.calibration,
+    calibration: Calibration = None,
     tokens: Tokens = ANALYZE.scoring_tokens,
     window: Window = None,
     estimator: Estimator = ANALYZE.estimator,
@@ -390,7 +389,7 @@ def compare(
 
     specs = parse_methods(methods)
     settings = AnalyzeSettings(
-        calibration=calibration,
+        sources=tuple(calibration or ANALYZE.sources),
         scoring_tokens=tokens,
         window_tokens=window,
         estimator=estimator,

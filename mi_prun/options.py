@@ -19,10 +19,12 @@ NumBlocks = Annotated[int | None, typer.Option(help="number of blocks to drop")]
 ParamRatio = Annotated[float | None, typer.Option(help="share of the parameters that may go; takes the largest k")]
 Drop = Annotated[str | None, typer.Option(help="the blocks to drop, by hand: 5,6,9 or 5-7 (0-based)")]
 Calibration = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
-        help="text: `self` (sampled from the model), a .txt, .jsonl or .parquet file, wikitext, alpaca, c4, "
-        "or any hub data set as name:config:split:field"
+        "--calibration",
+        metavar="TEXT[=WEIGHT]",
+        help="text: a .txt, .jsonl or .parquet file, wikitext, alpaca, c4, any hub data set as "
+        "name:config:split:field, or `self` (the default), sampled from the model; give it again for more texts",
     ),
 ]
 Tokens = Annotated[
@@ -89,14 +91,6 @@ Healing = Annotated[
     str | None,
     typer.Option(
         "--heal", metavar="10min", help="make up for the dropped blocks: `fit`, 10min, 1h, or tokens: 500k, 1M"
-    ),
-]
-HealText = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--calibration",
-        metavar="TEXT[=WEIGHT]",
-        help="text to heal on, as of `analyze`; give it again for more sources, with weights. Default: self",
     ),
 ]
 HealTokens = Annotated[str | None, typer.Option("--tokens", metavar="1M", help="how many are trained on")]

@@ -64,7 +64,7 @@ def prune(
         if analysis is None:
             raise ValueError("prune runs as one process")
         plan = plan_for(make_context(analysis, plan_settings, load, dense), amount, plan_settings)
-        if analyze_settings.calibration == SELF:
+        if analyze_settings.sources == (SELF,):
             sampled = SampledText.of(analysis)
     if heal is not None:
         healed = heal_model(

@@ -15,6 +15,7 @@ RANKING_SHARE, HELD_OUT_SHARE = 16, 2  # times the tokens to score on
 class AnalyzeSettings:
     """How a model is analyzed.
 
+    sources: text, each `TEXT` or `TEXT=WEIGHT`.
     ranking_tokens: None takes 16 times scoring_tokens, because a loss is noisier than a covariance.
     held_out_tokens: None takes 2 times scoring_tokens.
     window_tokens: None takes the model's context, capped.
@@ -26,7 +27,7 @@ class AnalyzeSettings:
     stream_blocks: keep one block in memory at a time.
     """
 
-    calibration: str = SELF
+    sources: tuple[str, ...] = (SELF,)
     scoring_tokens: int = 4_096
     ranking_tokens: int | None = None
     held_out_tokens: int | None = None

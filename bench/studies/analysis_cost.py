@@ -82,7 +82,7 @@ transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.Llam
 before = peak_rss_mb()
 dense, text, out, window, tokens = sys.argv[1:]
 settings = AnalyzeSettings(
-    calibration=text, window_tokens=int(window), scoring_tokens=int(tokens), stream_blocks=True, device="cpu"
+    sources=(text,), window_tokens=int(window), scoring_tokens=int(tokens), stream_blocks=True, device="cpu"
 )
 analyze(open_model(dense), Path(out), settings)
 print(json.dumps({"interpreter_rss_mb": before, "peak_rss_mb": peak_rss_mb()}))

@@ -268,7 +268,7 @@ def _plan_of(model: str, settings: AnalyzeSettings) -> Figures:
     with tempfile.TemporaryDirectory(prefix="mi-prun-choice-cost-") as folder:
         text = library_docstrings(Path(folder) / "docstrings.txt")
         asked = AnalyzeSettings(
-            calibration=str(text), scoring_tokens=settings.scoring_tokens, window_tokens=settings.window_tokens,
+            sources=(str(text),), scoring_tokens=settings.scoring_tokens, window_tokens=settings.window_tokens,
             device="cpu",
         )  # fmt: skip
         analysis = make_analysis(dense, asked)

@@ -172,7 +172,7 @@ class Study:
     def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
         self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
         self.settings = AnalyzeSettings(
-            calibration=source,
+            sources=(source,),
             scoring_tokens=options.tokens,
             ranking_tokens=options.ranking_tokens,
             held_out_tokens=1,
@@ -372,7 +372,7 @@ class Study:
     def analysis(self, seed: int) -> Analysis:
         """Analyse the calibration text of a seed."""
         with tempfile.TemporaryDirectory() as folder:
-            settings = replace(self.settings, calibration=self.excerpts(seed, Path(folder)), seed=seed)
+            settings = replace(self.settings, sources=(self.excerpts(seed, Path(folder)),), seed=seed)
             analyze(self.folder, Path(folder) / "analysis", settings, load=lambda: self.model)
             analysis = read_analysis(Path(folder) / "analysis")
         check_enough(analysis.record.calibration)

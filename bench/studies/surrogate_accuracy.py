@@ -110,7 +110,7 @@ def main() -> None:
     def run() -> None:
         folder = open_model(options.model)
         settings = AnalyzeSettings(
-            calibration=options.calibration,
+            sources=(options.calibration,),
             scoring_tokens=options.tokens,
             held_out_tokens=1,
             window_tokens=options.window,

@@ -13,6 +13,7 @@ from bench.settings import Alive
 from bench.sweeps.sweep_settings import SweepSettings
 from mi_prun.quality.quality import HELD_OUT_TOKENS
 from mi_prun.settings import SELF
+from mi_prun.text.weighted_source import parse_sources
 
 START_SECONDS = 45.0  # of an engine on CPU; a GPU engine that compiles takes as long
 SIDE = 1024
@@ -82,8 +83,10 @@ def choosing_seconds(
     logits = 2 * (window - 1) * dense.head_elements  # of every token, where a loss is measured
     a_token = speed.seconds(Work(pass_work.num_bytes, pass_work.flops + logits)) / window
     seconds = a_token * (scoring + ranking * compared + judged * (1 + sum(kept)))
-    if own.calibration == SELF:
-        steps = (scoring + ranking + held_out) / SAMPLED_AT_ONCE
+    sources = parse_sources(own.sources)
+    if sampled := sum(source.weight for source in sources if source.name == SELF):
+        share = sampled / sum(source.weight for source in sources)
+        steps = share * (scoring + ranking + held_out) / SAMPLED_AT_ONCE
         seconds += steps * speed.seconds(decode(dense, SAMPLED_AT_ONCE, window // 2))
     return seconds
 

@@ -20,7 +20,7 @@ from mi_prun.text.text_source import text_digest
 def check_heal(dense: ModelFolder, settings: SweepSettings) -> None:
     """Refuse what healing would refuse after the analysis. Raises UserError."""
     from mi_prun.recovery.heal import check_healable, check_settings
-    from mi_prun.recovery.healing_text import parse_sources
+    from mi_prun.text.weighted_source import parse_sources
 
     if settings.heal is None:
         return

@@ -8,6 +8,7 @@ The results folder holds all of it, so that a sweep that was killed goes on wher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -36,9 +37,9 @@ from mi_prun.model.loading import free_accelerators
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_ratios
-from mi_prun.recovery.healing_text import parse_sources
 from mi_prun.settings import SELF, HealSettings, PlanSettings
 from mi_prun.text.text_source import text_source
+from mi_prun.text.weighted_source import parse_sources
 from mi_prun.version import __version__
 
 
@@ -235,7 +236,7 @@ def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
     text = settings.quality_text
     return {
         "methods": settings.methods,
-        "calibration": _text_name(settings.analyze.calibration),
+        "calibration": _text_names(settings.analyze.sources),
         "scoring_tokens": settings.analyze.scoring_tokens,
         "materialise": settings.materialise,
         "quality_text": _text_name(text) if text is not None else None,
@@ -246,11 +247,15 @@ def _choosing(settings: SweepSettings) -> dict[str, str | int | bool | None]:
 
 def _length(heal: HealSettings) -> str:
     """Say what each model is healed by, and how long."""
-    text = ", ".join(_text_name(source.name) for source in parse_sources(heal.sources))
+    text = _text_names(heal.sources)
     if heal.train == "none":
         return f"fit on {text}"
     how_long = f"{heal.tokens:,} tokens" if heal.tokens else f"{heal.minutes:g} minutes"
     return f"{heal.train}, {how_long} of {text}"
+
+
+def _text_names(texts: Sequence[str]) -> str:
+    return ", ".join(_text_name(source.name) for source in parse_sources(texts))
 
 
 def _text_name(text: str) -> str:

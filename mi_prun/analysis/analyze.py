@@ -24,7 +24,8 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF, AnalyzeSettings, check_seed
-from mi_prun.text.calibration import Calibration, load_calibration, windows_for
+from mi_prun.text.calibration import Calibration, load_mixture, windows_for
+from mi_prun.text.weighted_source import parse_sources
 
 
 def analyze(
@@ -129,6 +130,7 @@ def make_analysis(
 def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     """Refuse what cannot be analyzed before weights are loaded and text is read or sampled."""
     check_settings(settings)
+    sampled = SELF in [source.name for source in parse_sources(settings.sources)]
     if dense.num_blocks < 2:
         raise UserError(f"{dense.name} has one block; there is none to drop")
     dense.check_window(settings.window_tokens)
@@ -137,20 +139,20 @@ def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     estimator = make_estimator(settings.estimator, settings.noise)
     projection = projection_for(estimator, settings.projection) or dense.hidden_size
     check_tokens(min(asked, estimator.max_tokens), min(projection, dense.hidden_size), estimator)
-    if settings.stream_blocks and settings.calibration == SELF:
+    if settings.stream_blocks and sampled:
         raise UserError(
             "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"
         )
     known = (dense.tokenizer.bos_token_id, dense.tokenizer.eos_token_id)
     start = next((token for token in known if token is not None), None)
-    if settings.calibration == SELF and start is not None:  # each sampled text begins with it
+    if sampled and start is not None:  # each sampled text begins with it
         dense.check_tokens(torch.tensor([start]))
 
 
 def _calibration(dense: ModelFolder, model: BlockModel | None, settings: AnalyzeSettings) -> Calibration:
     scoring, ranking, held_out = settings.part_tokens
-    calibration = load_calibration(
-        settings.calibration,
+    calibration = load_mixture(
+        settings.sources,
         dense.tokenizer,
         window_tokens=settings.window_tokens or dense.context_tokens(),
         scoring_tokens=scoring,

@@ -36,6 +36,7 @@ from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, choose, method_named
 from mi_prun.settings import AnalyzeSettings, PlanSettings
 from mi_prun.text.text_source import text_digest
+from mi_prun.text.weighted_source import parse_sources
 from mi_prun.version import __version__
 
 ROWS_NAME = "rows.jsonl"
@@ -87,7 +88,7 @@ def analysis_in(
     out: Path, dense: ModelFolder, settings: AnalyzeSettings, load: Callable[[], BlockModel] | None = None
 ) -> Analysis:
     """Return the analysis in `out`; make it where there is none of this model and text. load: see `analyze`."""
-    text = {"calibration": text_digest(settings.calibration)}
+    text = {"sources": [(text_digest(source.name), source.weight) for source in parse_sources(settings.sources)]}
     asked = [dense.identity.model_dump(exclude={"name", "proof"}), asdict(settings) | text, __version__]
     folder = out / f"analysis-{sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
     if not folder.is_dir():

@@ -14,7 +14,7 @@ from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import quality_of
 from mi_prun.settings import AnalyzeSettings, check_seed
-from mi_prun.text.calibration import load_calibration
+from mi_prun.text.calibration import load_mixture
 
 
 def plan_dropping(
@@ -38,8 +38,8 @@ def plan_dropping(
         return plan
     window = settings.window_tokens or dense.context_tokens()
     model = load() if load is not None else load_on(dense, settings.device, settings.dtype)
-    calibration = load_calibration(
-        settings.calibration,
+    calibration = load_mixture(
+        settings.sources,
         dense.tokenizer,
         window_tokens=window,
         scoring_tokens=window,  # one window, the least

@@ -35,7 +35,7 @@ from mi_prun.plan.plan import Plan
 from mi_prun.recovery.adapter import Adapter, write_adapter, write_tensors
 from mi_prun.recovery.choice_task import ChoiceTask
 from mi_prun.recovery.closed_form import Refit, refit, refitted
-from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text, parse_sources
+from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text
 from mi_prun.recovery.judge import Judge, Judged, compared
 from mi_prun.recovery.sharding import whole
 from mi_prun.recovery.shared_weights import SharedWeights
@@ -45,6 +45,7 @@ from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_stat
 from mi_prun.settings import LEARNING_RATES, SELF, HealSettings, check_seed
 from mi_prun.text.calibration import tokens_digest
 from mi_prun.text.text_source import text_digest
+from mi_prun.text.weighted_source import parse_sources
 
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
 LEAST_WINDOW = 8

@@ -22,6 +22,7 @@ from mi_prun.settings import SELF
 from mi_prun.text.calibration import Windows, begins_with_bos, windows_for, with_bos
 from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import text_source
+from mi_prun.text.weighted_source import WeightedSource, names_of, whose_turn
 
 PASSAGE_MARGIN = 1.3  # a passage has about so many times the tokens of a window
 PROBE_CHARACTERS = 100_000
@@ -30,34 +31,6 @@ PASSAGES_AT_ONCE = 256
 LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
 SELF_TOKENS = 32_768  # sampled where no number of tokens is given
 SELF_GATE_WINDOW = 128  # of `self` where it only judges: sampled side by side, short windows take a quarter of the time
-
-
-@dataclass(frozen=True)
-class WeightedSource:
-    """A source as `text_source` takes it, and its share among the others."""
-
-    name: str
-    weight: float = 1.0
-
-
-def parse_sources(texts: Sequence[str]) -> tuple[WeightedSource, ...]:
-    """`TEXT` or `TEXT=WEIGHT`, each."""
-    sources = []
-    for text in texts:
-        name, equals, number = text.rpartition("=")
-        if not equals:
-            sources.append(WeightedSource(text))
-            continue
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not 0 < weight < math.inf or not name:
-            raise UserError(f"--calibration {text}: the weight must be a number over 0, got {number!r}")
-        sources.append(WeightedSource(name, weight))
-    if len({source.name for source in sources}) < len(sources):
-        raise UserError("--calibration names a text twice; give it a weight instead: TEXT=2")
-    return tuple(sources)
 
 
 @dataclass(frozen=True)
@@ -124,18 +97,17 @@ class HealingText:
 
     @property
     def name(self) -> str:
-        return ", ".join(f"{s.name} ({s.weight:g})" if len(self.supplies) > 1 else s.name for s in self.supplies)
+        return names_of([(supply.name, supply.weight) for supply in self.supplies])
 
     def windows(self, first: int, count: int) -> Tensor:
         """(count, window_tokens) from window `first` on. A text that has ended begins again."""
         return torch.stack([self._window(number) for number in range(first, first + count)])
 
     def _window(self, number: int) -> Tensor:
-        total = sum(supply.weight for supply in self.supplies)
+        weights = [supply.weight for supply in self.supplies]
         while len(self._turns) <= number:
             taken = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
-            due = [s.weight / total * (len(self._turns) + 1) - t for s, t in zip(self.supplies, taken, strict=True)]
-            source = due.index(max(due))
+            source = whose_turn(weights, taken)
             self._turns.append((source, taken[source]))
         source, place = self._turns[number]
         supply = self.supplies[source]

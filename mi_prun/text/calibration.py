@@ -6,13 +6,15 @@ Windows do not overlap. How they are taken depends on the text:
   Windows side by side repeat each other, and a loss measured on them is noisier than their number says.
 - A shorter file: each part is a contiguous region.
 - A data set of the hub: it is shuffled by the seed and read as far as needed.
+
+Several texts are cut one by one; their windows then take turns, so that a beginning of any part has each in its share.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from mi_prun.errors import UserError
 from mi_prun.settings import SELF
 from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import TextSource, text_source
+from mi_prun.text.weighted_source import names_of, parse_sources, whose_turn
 
 LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held-out")
@@ -128,6 +131,76 @@ def load_calibration(
         Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
     )
     return Calibration(scoring, ranking, held_out, description)
+
+
+def load_mixture(
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    window_tokens: int,
+    scoring_tokens: int,
+    ranking_tokens: int,
+    held_out_tokens: int,
+    seed: int,
+    model: Any = None,
+    scattered: bool = False,
+) -> Calibration:
+    """Read several texts, each `TEXT` or `TEXT=WEIGHT`; each gives its share of every part, one window at least.
+
+    The rest is as in `load_calibration`, which one text alone is left to.
+    """
+    sources = parse_sources(texts)
+    total = sum(source.weight for source in sources)
+    mixed = []
+    for source in sources:
+        scoring, ranking, held_out = (
+            round(tokens * source.weight / total) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)
+        )
+        mixed.append(
+            load_calibration(
+                source.name,
+                tokenizer,
+                window_tokens=window_tokens,
+                scoring_tokens=scoring,
+                ranking_tokens=ranking,
+                held_out_tokens=held_out,
+                seed=seed,
+                model=model,
+                scattered=scattered,
+            )
+        )
+    if len(mixed) == 1:
+        return mixed[0]
+    described = [each.description for each in mixed]
+    name = names_of([(text.source, source.weight) for text, source in zip(described, sources, strict=True)])
+    by_part = zip(*((each.scoring, each.ranking, each.held_out) for each in mixed), strict=True)
+    scoring_part, ranking_part, held_out_part = (
+        Windows(_in_turns([windows.tokens for windows in same]), f"{name}, {part_name} part")
+        for same, part_name in zip(by_part, PARTS, strict=True)
+    )
+    description = CalibrationDescription(
+        source=name,
+        window_tokens=window_tokens,
+        scoring_tokens=scoring_part.tokens.numel(),
+        ranking_tokens=ranking_part.tokens.numel(),
+        held_out_tokens=held_out_part.tokens.numel(),
+        wanted_tokens=sum(text.wanted_tokens for text in described),
+        bos=all(text.bos for text in described),
+        seed=seed,
+        fingerprint=tokens_digest(torch.cat([scoring_part.tokens, ranking_part.tokens, held_out_part.tokens])),
+    )
+    return Calibration(scoring_part, ranking_part, held_out_part, description)
+
+
+def _in_turns(texts: Sequence[Tensor]) -> Tensor:
+    """Return the windows of several texts in one; they take turns, and end together."""
+    counts, taken = [len(windows) for windows in texts], [0] * len(texts)
+    rows = []
+    for _ in range(sum(counts)):
+        source = whose_turn(counts, taken)
+        rows.append(texts[source][taken[source]])
+        taken[source] += 1
+    return torch.stack(rows)
 
 
 def tokens_digest(tokens: Tensor) -> str:

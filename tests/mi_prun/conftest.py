@@ -189,7 +189,7 @@ def harbour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def analyze_settings(harbour: Path) -> AnalyzeSettings:
     return AnalyzeSettings(
-        calibration=str(harbour), scoring_tokens=256, ranking_tokens=1_024, window_tokens=64, device="cpu"
+        sources=(str(harbour),), scoring_tokens=256, ranking_tokens=1_024, window_tokens=64, device="cpu"
     )
 
 

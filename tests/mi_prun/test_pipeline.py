@@ -68,7 +68,12 @@ def prune(harbour: Path, tmp_path: Path) -> Callable[..., pipeline.Pruned]:
         write: WriteSettings | None = None,
         **analyze_options: Any,
     ) -> pipeline.Pruned:
-        options = {"calibration": str(harbour), "scoring_tokens": 128, "window_tokens": 64, "device": "cpu"}
+        options: dict[str, Any] = {
+            "sources": (str(harbour),),
+            "scoring_tokens": 128,
+            "window_tokens": 64,
+            "device": "cpu",
+        }
         return pipeline.prune(
             model,
             tmp_path / "out",
@@ -132,7 +137,7 @@ def test_it_is_analyze_plan_and_apply(
 ) -> None:
     """The analysis in memory is the one that is written and read back."""
     pruned = prune(reference)
-    settings = AnalyzeSettings(calibration=str(harbour), scoring_tokens=128, window_tokens=64, device="cpu")
+    settings = AnalyzeSettings(sources=(str(harbour),), scoring_tokens=128, window_tokens=64, device="cpu")
     dense = open_model(reference)
     analyze(dense, tmp_path / "analysis", settings)
     read, made = read_analysis(tmp_path / "analysis"), make_analysis(dense, settings)
@@ -145,6 +150,18 @@ def test_it_is_analyze_plan_and_apply(
     assert pruned.plan.settings["analysis"] == read.record.fingerprint
     assert pruned.manifest.plan == pruned.plan
     assert len(pruned.plan.dropped) == 3
+
+
+def test_several_texts_choose_and_measure_together(
+    reference: Path, harbour: Path, tmp_path: Path, prune: Callable[..., pipeline.Pruned]
+) -> None:
+    ships = tmp_path / "ships.txt"
+    ships.write_text(" ".join(f"The year {n} brought {n * n % 97} ships." for n in range(3_000)))
+    pruned = prune(reference, sources=(f"{harbour}=3", str(ships)))
+    quality = pruned.plan.quality
+    assert pruned.plan.settings["calibration"] == "harbour.txt (3), ships.txt (1)"
+    assert quality is not None
+    assert (quality.text, quality.windows) == ("harbour.txt (3), ships.txt (1), held-out part", 4)
 
 
 def no_tokenizer(model: Path) -> None:

@@ -36,14 +36,14 @@ def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(
         return choosing_seconds(models, [candidates] * 2, settings, MachineSpeed(1e12, 1e10))
 
     models = prepare_sweep(str(reference), small_sweep).models
-    text = {"analyze": AnalyzeSettings(calibration="wikitext", scoring_tokens=1000)}
+    text = {"analyze": AnalyzeSettings(sources=("wikitext",), scoring_tokens=1000)}
     # Passes over 1,000 tokens to score, 2,000 held out, 16,000 to rank; 2 FLOPs for each of 9 M weights.
     passes = 1000 + 2000 * (1 + 0.75 + 0.5)
     assert seconds(0, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
     passes += 16000 * sum(5 + share * 24 / 32 for share in (0.75, 0.5))
     assert seconds(24, **text) == pytest.approx(passes * 2 * 9.3e6 / 1e10, rel=0.25)
     assert seconds(0, **text, quality_text="x") > seconds(0, **text) + 8000 * 2 * 9.3e6 / 1e10
-    sampled = {"analyze": AnalyzeSettings(calibration="self", scoring_tokens=1000)}
+    sampled = {"analyze": AnalyzeSettings(sources=("self",), scoring_tokens=1000)}
     assert seconds(0, **sampled) > seconds(0, **text) + 7000 / 16 * 0.004
 
 

@@ -82,7 +82,7 @@ def test_a_changed_analysis_is_refused(reference_analysis_folder: Path, tmp_path
         ({"noise": float("nan")}, "--noise must be in"),
         ({"device": "abacus"}, "--device 'abacus'"),
         ({"dtype": "int3"}, "--dtype must be one of"),
-        ({"calibration": "gone.txt"}, "no such file"),
+        ({"sources": ("gone.txt",)}, "no such file"),
         ({"seed": -1}, r"--seed must be in 0\.\.2147483647, got -1"),
         ({"seed": 2**31}, r"--seed must be in 0\.\.2147483647"),
         ({"projection": 16}, "--projection 16: the estimator reading takes states whole"),
@@ -115,7 +115,7 @@ def test_too_few_tokens_are_known_before_a_model_is_loaded(
         analyze(
             open_model(reference),
             tmp_path / "out",
-            dataclasses.replace(analyze_settings, estimator="gaussian", projection=121, calibration=SELF),
+            dataclasses.replace(analyze_settings, estimator="gaussian", projection=121, sources=(SELF,)),
             load=lambda: pytest.fail("loaded"),
         )
 
@@ -158,9 +158,7 @@ def test_text_of_one_token_is_refused(
 ) -> None:
     """Boundary states then differ by rounding alone."""
     (tmp_path / "same.txt").write_text(" the" * 2_000)
-    settings = dataclasses.replace(
-        analyze_settings, calibration=str(tmp_path / "same.txt"), stream_blocks=stream_blocks
-    )
+    settings = dataclasses.replace(analyze_settings, sources=(str(tmp_path / "same.txt"),), stream_blocks=stream_blocks)
     with pytest.raises(UserError, match="boundary state 0 is the same for every token; nothing to estimate"):
         analyze(open_model(reference), tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()

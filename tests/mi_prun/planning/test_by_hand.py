@@ -55,7 +55,7 @@ def test_the_figure_is_that_of_the_held_out_windows(
 
     monkeypatch.setattr(by_hand, "Evaluator", kept)
     model = load(reference)
-    settings = AnalyzeSettings(calibration=str(text), scoring_tokens=64, window_tokens=64, device="cpu")
+    settings = AnalyzeSettings(sources=(str(text),), scoring_tokens=64, window_tokens=64, device="cpu")
     plan = plan_dropping(open_model(reference), (5,), settings, load=lambda: model)
     again = Evaluator(model, windows[0]).measure([(), (5,)])
     assert plan.quality is not None

@@ -14,8 +14,9 @@ from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.quality import compare_models
 from mi_prun.recovery.heal import heal_folder
-from mi_prun.recovery.healing_text import load_healing_text, parse_sources
+from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.training_state import state_path
+from mi_prun.text.weighted_source import parse_sources
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.healing_text import SampledText, load_healing_text, parse_sources
+from mi_prun.recovery.healing_text import SampledText, load_healing_text
+from mi_prun.text.weighted_source import parse_sources
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.text.calibration import Calibration, begins_with_bos, load_calibration
+from mi_prun.text.calibration import Calibration, begins_with_bos, load_calibration, load_mixture, tokens_digest
 
 TEXT = " ".join(f"The year {n} brought {n * n % 97} ships to the harbour." for n in range(400))
 
@@ -154,3 +155,36 @@ def test_chat_turns_are_calibration_text_in_the_words_of_the_chat_template(tmp_p
     (tmp_path / "chat.txt").write_text(f"{chat}\n\n\n{chat}")
     made, wanted = load(path, tokenizer), load(tmp_path / "chat.txt", tokenizer)
     assert made.description.fingerprint == wanted.description.fingerprint
+
+
+def mixture(texts: Sequence[str], tokenizer: Any) -> Calibration:
+    return load_mixture(
+        texts, tokenizer, window_tokens=32, scoring_tokens=128, ranking_tokens=256, held_out_tokens=96, seed=0
+    )
+
+
+def test_one_text_is_no_mixture(text: Path, tokenizer: Any) -> None:
+    alone = load(text, tokenizer, scoring_tokens=128, ranking_tokens=256, held_out_tokens=96)
+    assert mixture([f"{text}=2"], tokenizer).description == alone.description
+
+
+def test_each_text_gives_its_share_of_every_part_in_turns(text: Path, tokenizer: Any) -> None:
+    """Three quarters of each part are ships, and each beginning of a part has both texts in their share."""
+    other = text.with_name("birds.txt")
+    other.write_text(TEXT.replace("ships", "birds"))
+    made = mixture([f"{text}=3", str(other)], tokenizer)
+    rows = [[tokenizer.decode(row) for row in part] for part in parts(made)]
+    kinds = ["".join("s" if "ship" in row else "b" for row in part) for part in rows]
+    assert kinds == ["ssbs", "ssbsssbs", "sbs"]
+    assert not any(a & b for a, b in combinations([set(part) for part in rows], 2))
+    assert made.description.source == "ships.txt (3), birds.txt (1)"
+    assert made.held_out.text == "ships.txt (3), birds.txt (1), held-out part"
+    assert [made.description.scoring_tokens, made.description.ranking_tokens] == [128, 256]
+    assert made.description.fingerprint == tokens_digest(torch.cat(parts(made)))
+
+
+def test_a_small_share_is_one_window_of_each_part(text: Path, tokenizer: Any) -> None:
+    other = text.with_name("birds.txt")
+    other.write_text(TEXT.replace("ships", "birds"))
+    made = mixture([f"{text}=100", str(other)], tokenizer)
+    assert [sum("bird" in tokenizer.decode(row) for row in part) for part in parts(made)] == [1, 1, 1]

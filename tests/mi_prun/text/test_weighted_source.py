@@ -1,0 +1,47 @@
+"""Texts with weights: their names, and whose turn it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mi_prun.errors import UserError
+from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, whose_turn
+
+
+def test_a_text_has_weight_one_or_the_one_that_stands_behind_it() -> None:
+    assert parse_sources(["wikitext", "a.txt=2.5"]) == (WeightedSource("wikitext"), WeightedSource("a.txt", 2.5))
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_one_text(tmp_path: Path) -> None:
+    file = tmp_path / "seed=3"
+    file.write_text("Three ships.")
+    assert parse_sources([str(file)]) == (WeightedSource(str(file)),)
+    assert parse_sources([f"{file}=2"]) == (WeightedSource(str(file), 2.0),)
+
+
+@pytest.mark.parametrize("text", ["a.txt=0", "a.txt=-1", "a.txt=nan", "a.txt=inf", "a.txt=x", "a.txt=", "=2"])
+def test_a_weight_that_is_no_number_over_zero_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="the weight must be a number over 0"):
+        parse_sources([text])
+
+
+def test_a_text_named_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="names a text twice"):
+        parse_sources(["a.txt", "a.txt=2"])
+
+
+def test_names_have_weights_where_there_are_several() -> None:
+    assert names_of([("a.txt", 2.0)]) == "a.txt"
+    assert names_of([("a.txt", 2.0), ("b.txt", 0.5)]) == "a.txt (2), b.txt (0.5)"
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1), (1, 2, 5), (7, 7, 1)])
+def test_each_beginning_has_every_source_in_its_share(weights: tuple[int, ...]) -> None:
+    taken = [0] * len(weights)
+    for number in range(1, 3 * sum(weights) + 1):
+        taken[whose_turn(weights, taken)] += 1
+        shares = [weight * number / sum(weights) for weight in weights]
+        assert all(abs(count - share) < 1 for count, share in zip(taken, shares, strict=True))
+    assert taken == [3 * weight for weight in weights]
