@@ -28,7 +28,7 @@ from mi_prun.errors import UserError
 from mi_prun.settings import SELF
 from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import TextSource, text_source
-from mi_prun.text.weighted_source import names_of, parse_sources, whose_turn
+from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, whose_turn
 
 LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held-out")
@@ -151,24 +151,25 @@ def load_mixture(
     """
     sources = parse_sources(texts)
     total = sum(source.weight for source in sources)
-    mixed = []
-    for source in sources:
+    cut: dict[WeightedSource, Calibration] = {}
+    for source in sorted(
+        sources, key=lambda source: source.name == SELF
+    ):  # a file that is gone is seen before sampling
         scoring, ranking, held_out = (
             round(tokens * source.weight / total) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)
         )
-        mixed.append(
-            load_calibration(
-                source.name,
-                tokenizer,
-                window_tokens=window_tokens,
-                scoring_tokens=scoring,
-                ranking_tokens=ranking,
-                held_out_tokens=held_out,
-                seed=seed,
-                model=model,
-                scattered=scattered,
-            )
+        cut[source] = load_calibration(
+            source.name,
+            tokenizer,
+            window_tokens=window_tokens,
+            scoring_tokens=scoring,
+            ranking_tokens=ranking,
+            held_out_tokens=held_out,
+            seed=seed,
+            model=model,
+            scattered=scattered,
         )
+    mixed = [cut[source] for source in sources]
     if len(mixed) == 1:
         return mixed[0]
     described = [each.description for each in mixed]

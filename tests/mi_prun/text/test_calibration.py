@@ -188,3 +188,8 @@ def test_a_small_share_is_one_window_of_each_part(text: Path, tokenizer: Any) ->
     other.write_text(TEXT.replace("ships", "birds"))
     made = mixture([f"{text}=100", str(other)], tokenizer)
     assert [sum("bird" in tokenizer.decode(row) for row in part) for part in parts(made)] == [1, 1, 1]
+
+
+def test_a_file_that_is_not_there_is_refused_before_text_is_sampled(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"gone\.txt: no such file"):
+        mixture(["self", "gone.txt"], tokenizer)  # without a model, which sampling needs
