@@ -128,14 +128,17 @@ class Text:
         return self.mean(label, k) / self.bar(k), max(own[seed] / better[seed] for seed in own)
 
 
+Elsewhere = Mapping[Text, Sequence[Text]]  # a study's text -> its choices, judged on each other text
+
+
 def label_of(row: StudyRow) -> str:
     """Return the method, with the estimator that it looks through."""
     named = f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
     return named + row.without
 
 
-def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Mapping[Text, Text] | None = None) -> str:
-    """Return the page. counts: what sets of any of the models foretell. elsewhere: texts as judged on another one."""
+def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Elsewhere | None = None) -> str:
+    """Return the page. counts: what sets of any of the models foretell. elsewhere: texts as judged on other ones."""
     elsewhere = elsewhere or {}
     parts = [
         "# Real models: the figures",
@@ -153,11 +156,11 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Map
         "- `hybrid` is the default. `without mi`: mutual information proposed no candidate.",
         *default_section(texts, elsewhere),
     ]
-    parts += [part for text in texts for part in section(text, counts, elsewhere.get(text))]
+    parts += [part for text in texts for part in section(text, counts, elsewhere.get(text, ()))]
     return "\n\n".join(parts) + "\n"
 
 
-def default_section(texts: Sequence[Text], elsewhere: Mapping[Text, Text]) -> list[str]:
+def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
     """Return the parts of the page that say where the default is first."""
 
     def cell(text: Text, figure: Figure, k: int) -> str:
@@ -171,8 +174,7 @@ def default_section(texts: Sequence[Text], elsewhere: Mapping[Text, Text]) -> li
     for text in texts:
         if text.perplexities(DEFAULT, text.ks[0]):
             judged += [(text.text, text, "perplexity", PERPLEXITY), (text.text, text, "KL", KL)]
-            if text in elsewhere:
-                judged.append((text.text, elsewhere[text], "perplexity", PERPLEXITY))
+            judged += [(text.text, there, "perplexity", PERPLEXITY) for there in elsewhere.get(text, ())]
     if not judged:
         return []
     ks = sorted({k for _, there, _, _ in judged for k in there.ks})
@@ -192,7 +194,7 @@ def default_section(texts: Sequence[Text], elsewhere: Mapping[Text, Text]) -> li
     ]
 
 
-def section(text: Text, counts: Sequence[LastWords], elsewhere: Text | None) -> list[str]:
+def section(text: Text, counts: Sequence[LastWords], elsewhere: Sequence[Text]) -> list[str]:
     """Return the parts of the page about one model on one text."""
 
     def bar_of(text: Text) -> Callable[[str, int], str]:
@@ -218,13 +220,13 @@ def section(text: Text, counts: Sequence[LastWords], elsewhere: Text | None) -> 
         f"{len(text.seeds)} seed{'s' * (len(text.seeds) > 1)}. Cells: perplexity; bar (worst).",
         _by_k(text, bar_of(text)),
         *(
-            []
-            if elsewhere is None
-            else [
-                f"The same sets on {elsewhere.text}, {elsewhere.tokens:,} tokens in windows of {elsewhere.window} "
-                f"(dense {elsewhere.dense:.2f}):",
-                _by_k(elsewhere, bar_of(elsewhere)),
-            ]
+            part
+            for there in elsewhere
+            for part in (
+                f"The same sets on {there.text}, {there.tokens:,} tokens in windows of {there.window} "
+                f"(dense {there.dense:.2f}):",
+                _by_k(there, bar_of(there)),
+            )
         ),
         "KL:",
         _by_k(text, kl),
@@ -320,13 +322,14 @@ def read_all_last_words(folder: Path) -> list[LastWords]:
     return [count for path in sorted(folder.glob(f"*{LAST_WORDS}")) for count in read_last_words(path)]
 
 
-def read_elsewhere(folder: Path, texts: Sequence[Text]) -> dict[Text, Text]:
-    """Read what the sets of a study lose on another text, where that was measured."""
-    found = {}
-    for text in texts:
-        for path in sorted(folder.glob(f"{text.model}.{text.text}-on-*{LOSSES}")):
-            found[text] = text.elsewhere(read_losses(path))
-    return found
+def read_elsewhere(folder: Path, texts: Sequence[Text]) -> Elsewhere:
+    """Read what the sets of a study lose on other texts, where that was measured."""
+    return {
+        text: [
+            text.elsewhere(read_losses(path)) for path in sorted(folder.glob(f"{text.model}.{text.text}-on-*{LOSSES}"))
+        ]
+        for text in texts
+    }
 
 
 def main() -> None:

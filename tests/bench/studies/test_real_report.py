@@ -94,14 +94,15 @@ def test_a_set_is_as_good_as_itself_whatever_another_machine_measured(with_defau
     assert text.beside_default(1, PERPLEXITY)[0] == 1.0
 
 
-def test_sets_are_judged_on_another_text_too(with_default: list[StudyRow], tmp_path: Path) -> None:
+def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_path: Path) -> None:
     text = Text(with_default)
-    path = tmp_path / "real.wiki-on-books.losses.jsonl"
-    for loss in losses_of(with_default, "books.txt"):
-        append_line(path, loss.model_dump_json())
+    for name in ("books", "chats"):
+        for loss in losses_of(with_default, f"{name}.txt"):
+            append_line(tmp_path / f"real.wiki-on-{name}.losses.jsonl", loss.model_dump_json())
     elsewhere = read_elsewhere(tmp_path, [text])
     said = page([text], elsewhere=elsewhere)
-    assert "The same sets on books.txt, 500 tokens in windows of 50 (dense 100.00):" in said
+    for name in ("books.txt", "chats.txt"):
+        assert f"The same sets on {name}, 500 tokens in windows of 50 (dense 100.00):" in said
     assert "| `bi:0` | 110; 1.00 (1.00) | 120; 1.00 (1.00) |" in said
     assert "| real | wiki | books.txt | perplexity | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
     with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
