@@ -6,7 +6,7 @@ A large model on a CPU has no optimum: `--most-sets 0`. What measures ranks it o
 `bench.studies.real_report` reads its records.
 
 For each text, disjoint excerpts make one evaluation text and one calibration text a seed. `self` is sampled from the
-model. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
+model. `--text NAME=FILE,FILE` is one text of several kinds, each in equal shares. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
 more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more than three
 standard errors of the paired difference are measured on more of it, up to the whole.
 
@@ -60,7 +60,7 @@ from mi_prun.selection.hybrid import PROPOSERS
 from mi_prun.selection.methods import choose
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
-from mi_prun.text.calibration import CalibrationDescription, load_calibration, tokens_digest
+from mi_prun.text.calibration import CalibrationDescription, load_mixture, tokens_digest
 from mi_prun.text.text_source import text_source
 
 METHODS = (
@@ -169,10 +169,12 @@ def blocks_of(key: str) -> Dropped:
 class Study:
     """The study of one model on one text."""
 
-    def __init__(self, folder: ModelFolder, name: str, text: str, source: str, options: argparse.Namespace) -> None:
-        self.folder, self.name, self.text, self.source, self.options = folder, name, text, source, options
+    def __init__(
+        self, folder: ModelFolder, name: str, text: str, sources: Sequence[str], options: argparse.Namespace
+    ) -> None:
+        self.folder, self.name, self.text, self.sources, self.options = folder, name, text, sources, options
         self.settings = AnalyzeSettings(
-            sources=(source,),
+            sources=tuple(sources),
             scoring_tokens=options.tokens,
             ranking_tokens=options.ranking_tokens,
             held_out_tokens=1,
@@ -355,7 +357,7 @@ class Study:
     def windows(self, role: Literal["evaluation", "confirming"], tokens: int) -> Tensor:
         """Return the windows of the text that plays that role."""
         with tempfile.TemporaryDirectory() as folder:
-            calibration = load_calibration(
+            calibration = load_mixture(
                 self.excerpts(role, Path(folder)),
                 self.folder.tokenizer,
                 window_tokens=self.options.window,
@@ -372,23 +374,27 @@ class Study:
     def analysis(self, seed: int) -> Analysis:
         """Analyse the calibration text of a seed."""
         with tempfile.TemporaryDirectory() as folder:
-            settings = replace(self.settings, sources=(self.excerpts(seed, Path(folder)),), seed=seed)
+            settings = replace(self.settings, sources=self.excerpts(seed, Path(folder)), seed=seed)
             analyze(self.folder, Path(folder) / "analysis", settings, load=lambda: self.model)
             analysis = read_analysis(Path(folder) / "analysis")
         check_enough(analysis.record.calibration)
         return analysis
 
-    def excerpts(self, role: Role, folder: Path) -> str:
-        """Write a text file of excerpts for a role: the evaluation, the confirmation or a seed. No two share one."""
-        if self.source == SELF:
+    def excerpts(self, role: Role, folder: Path) -> tuple[str, ...]:
+        """Write text files of excerpts for a role: the evaluation, the confirmation or a seed. No two share one."""
+        return tuple(self.excerpts_of(source, role, folder) for source in self.sources)
+
+    def excerpts_of(self, source: str, role: Role, folder: Path) -> str:
+        """Write one of these files."""
+        if source == SELF:
             return SELF
-        document = "\n".join(text_source(self.source).open())
+        document = "\n".join(text_source(source).open())
         size = EXCERPT_CHARACTERS
         cells = np.random.default_rng(0).permutation(len(document) // size)
         confirming, evaluation, calibration = np.split(cells, [round(e * len(cells)) for e in np.cumsum(ROLE_SHARES)])
         parts = {"confirming": confirming, "evaluation": evaluation}
         chosen = parts[role] if isinstance(role, str) else np.array_split(calibration, self.options.seeds)[role]
-        path = folder / f"{self.text}.txt"
+        path = folder / f"{self.text if len(self.sources) == 1 else Path(source).stem}.txt"
         path.write_text("\n".join(document[i * size : (i + 1) * size] for i in sorted(chosen)))
         return str(path)
 
@@ -455,7 +461,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--name", help="of the model in the records; default: its folder's")
-    parser.add_argument("--text", action="append", required=True, help="NAME=FILE, or self")
+    parser.add_argument("--text", action="append", required=True, help="NAME=FILE[,FILE...], or self")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--leave-out", choices=PROPOSERS, help="who does not propose candidates of `hybrid`")
@@ -486,8 +492,10 @@ def main() -> None:
         folder = open_model(options.model)
         Path(options.output).mkdir(parents=True, exist_ok=True)
         for text in options.text:
-            name, _, source = text.partition("=")
-            study = Study(folder, options.name or folder.path.resolve().name, name, source or name, options)
+            name, _, sources = text.partition("=")
+            study = Study(
+                folder, options.name or folder.path.resolve().name, name, (sources or name).split(","), options
+            )
             if options.confirm and options.pair:
                 first, second = (parse_blocks(word, folder.num_blocks, "--pair") for word in options.pair)
                 print(study.pair(first, second, options.confirm).model_dump_json())
