@@ -6,9 +6,10 @@ A large model on a CPU has no optimum: `--most-sets 0`. What measures ranks it o
 `bench.studies.real_report` reads its records.
 
 For each text, disjoint excerpts make one evaluation text and one calibration text a seed. `self` is sampled from the
-model. `--text NAME=FILE,FILE` is one text of several kinds, each in equal shares. All choices are measured on the evaluation text. The optimum on it comes from all C(L, k) sets, where they are no
-more than 5,000: each is measured on a part of the text, and those that are not worse than the best by more than three
-standard errors of the paired difference are measured on more of it, up to the whole.
+model. `--text NAME=FILE,FILE` is one text of several kinds, each in equal shares. All choices are measured on the
+evaluation text. The optimum on it comes from all C(L, k) sets, where they are no more than 5,000: each is measured on a
+part of the text, and those that are not worse than the best by more than three standard errors of the paired difference
+are measured on more of it, up to the whole.
 
 The best of a thousand sets on some text is also the luckiest on it. `--confirm TOKENS` measures every choice and every
 optimum once more, on text that neither chose nor found them; those clearly behind on an eighth of it are measured no

@@ -80,7 +80,7 @@ def made(records: Path, text: Path) -> study.Study:
         dtype="float32",
         most_sets=None,
     )
-    return study.Study(open_model(REFERENCE), "reference", "harbour", str(text), options)
+    return study.Study(open_model(REFERENCE), "reference", "harbour", [str(text)], options)
 
 
 def test_every_choice_is_measured_on_the_same_text_beside_the_optimum(records: Path) -> None:
@@ -194,10 +194,19 @@ def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: 
     for role in roles:
         folder = tmp_path / str(role)
         folder.mkdir()
-        texts.append(Path(made.excerpts(role, folder)).read_text())
+        (excerpts,) = made.excerpts(role, folder)
+        texts.append(Path(excerpts).read_text())
     sentences = [set(re.findall(r"In the year \d+ there were \d+ ships in the harbour\.", t)) for t in texts]
     assert all(sentences)
     assert not any(a & b for a, b in combinations(sentences, 2))
+
+
+def test_a_text_of_two_kinds_is_evaluated_on_both(made: study.Study, text: Path, tmp_path: Path) -> None:
+    birds = tmp_path / "birds.txt"
+    birds.write_text(text.read_text().replace("ships", "birds"))
+    both = study.Study(made.folder, "reference", "both", [str(text), str(birds)], made.options)
+    rows = [made.folder.tokenizer.decode(row) for row in both.evaluation_windows()]
+    assert [sum(word in row for row in rows) for word in ("ship", "bird")] == [8, 8]
 
 
 def test_a_pair_without_a_text_to_compare_it_on_is_refused(
