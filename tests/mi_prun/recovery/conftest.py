@@ -36,7 +36,7 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def heal_settings(manual: Path, harbour: Path) -> HealSettings:
     return HealSettings(
         sources=(f"{manual}=3", str(harbour)), tokens=1_024, window_tokens=32, batch_tokens=256, forward_tokens=128,
-        fit_tokens=4_096, gate_tokens=512, validation_tokens=128, rank=4, device="cpu",
+        fit_tokens=4_096, gate_tokens=2_048, validation_tokens=512, rank=4, device="cpu",
         train_dtype="float32",
     )  # fmt: skip
 
