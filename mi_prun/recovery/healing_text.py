@@ -22,7 +22,7 @@ from mi_prun.settings import SELF
 from mi_prun.text.calibration import Windows, begins_with_bos, windows_for, with_bos
 from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import text_source
-from mi_prun.text.weighted_source import WeightedSource, names_of, whose_turn
+from mi_prun.text.weighted_source import WeightedSource, names_of, turns
 
 PASSAGE_MARGIN = 1.3  # a passage has about so many times the tokens of a window
 PROBE_CHARACTERS = 100_000
@@ -93,6 +93,7 @@ class HealingText:
             cut = max(1, round(len(supply.held_out) * validation_share))
             self.validation.append(Windows(supply.held_out[:cut], f"{supply.name}, validation part"))
             self.gate.append(Windows(supply.held_out[cut:], f"{supply.name}, held-out part"))
+        self._order = turns([supply.weight for supply in supplies])
         self._turns: list[tuple[int, int]] = []  # of each window: source, and number in it
 
     @property
@@ -104,11 +105,8 @@ class HealingText:
         return torch.stack([self._window(number) for number in range(first, first + count)])
 
     def _window(self, number: int) -> Tensor:
-        weights = [supply.weight for supply in self.supplies]
         while len(self._turns) <= number:
-            taken = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
-            source = whose_turn(weights, taken)
-            self._turns.append((source, taken[source]))
+            self._turns.append(next(self._order))
         source, place = self._turns[number]
         supply = self.supplies[source]
         window = supply.window(place)

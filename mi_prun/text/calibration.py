@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from mi_prun.errors import UserError
 from mi_prun.settings import SELF
 from mi_prun.text.self_text import sample_windows
 from mi_prun.text.text_source import TextSource, text_source
-from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, whose_turn
+from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, turns
 
 LEAST_RANKING_SHARE = 4
 PARTS = ("scoring", "ranking", "held-out")
@@ -115,22 +116,9 @@ def load_calibration(
             rows = _beginning(text, tokenizer, sum(wanted), window_tokens)
         tokens = with_bos(rows, tokenizer) if bos else rows
         counts, name = _shrink(wanted, len(tokens)), text.name
-    parts = torch.split(tokens, counts)
-    description = CalibrationDescription(
-        source=name,
-        window_tokens=window_tokens,
-        scoring_tokens=parts[0].numel(),
-        ranking_tokens=parts[1].numel(),
-        held_out_tokens=parts[2].numel(),
-        wanted_tokens=sum(wanted) * window_tokens,
-        bos=bos,
-        seed=seed,
-        fingerprint=tokens_digest(tokens),
+    return _calibration(
+        torch.split(tokens, counts), name, wanted_tokens=sum(wanted) * window_tokens, bos=bos, seed=seed
     )
-    scoring, ranking, held_out = (
-        Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
-    )
-    return Calibration(scoring, ranking, held_out, description)
 
 
 def load_mixture(
@@ -152,9 +140,7 @@ def load_mixture(
     sources = parse_sources(texts)
     total = sum(source.weight for source in sources)
     cut: dict[WeightedSource, Calibration] = {}
-    for source in sorted(
-        sources, key=lambda source: source.name == SELF
-    ):  # a file that is gone is seen before sampling
+    for source in sorted(sources, key=lambda source: source.name == SELF):  # sampling comes last: a file may be gone
         scoring, ranking, held_out = (
             round(tokens * source.weight / total) for tokens in (scoring_tokens, ranking_tokens, held_out_tokens)
         )
@@ -175,33 +161,38 @@ def load_mixture(
     described = [each.description for each in mixed]
     name = names_of([(text.source, source.weight) for text, source in zip(described, sources, strict=True)])
     by_part = zip(*((each.scoring, each.ranking, each.held_out) for each in mixed), strict=True)
-    scoring_part, ranking_part, held_out_part = (
-        Windows(_in_turns([windows.tokens for windows in same]), f"{name}, {part_name} part")
-        for same, part_name in zip(by_part, PARTS, strict=True)
-    )
-    description = CalibrationDescription(
-        source=name,
-        window_tokens=window_tokens,
-        scoring_tokens=scoring_part.tokens.numel(),
-        ranking_tokens=ranking_part.tokens.numel(),
-        held_out_tokens=held_out_part.tokens.numel(),
+    return _calibration(
+        [_in_turns([windows.tokens for windows in same]) for same in by_part],
+        name,
         wanted_tokens=sum(text.wanted_tokens for text in described),
         bos=all(text.bos for text in described),
         seed=seed,
-        fingerprint=tokens_digest(torch.cat([scoring_part.tokens, ranking_part.tokens, held_out_part.tokens])),
     )
-    return Calibration(scoring_part, ranking_part, held_out_part, description)
 
 
 def _in_turns(texts: Sequence[Tensor]) -> Tensor:
     """Return the windows of several texts in one; they take turns, and end together."""
-    counts, taken = [len(windows) for windows in texts], [0] * len(texts)
-    rows = []
-    for _ in range(sum(counts)):
-        source = whose_turn(counts, taken)
-        rows.append(texts[source][taken[source]])
-        taken[source] += 1
-    return torch.stack(rows)
+    counts = [len(windows) for windows in texts]
+    return torch.stack([texts[source][number] for source, number in islice(turns(counts), sum(counts))])
+
+
+def _calibration(parts: Sequence[Tensor], name: str, *, wanted_tokens: int, bos: bool, seed: int) -> Calibration:
+    """Return the calibration of windows (n, window_tokens) to score on, to rank on and held out."""
+    scoring, ranking, held_out = (
+        Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
+    )
+    description = CalibrationDescription(
+        source=name,
+        window_tokens=scoring.tokens.shape[1],
+        scoring_tokens=scoring.tokens.numel(),
+        ranking_tokens=ranking.tokens.numel(),
+        held_out_tokens=held_out.tokens.numel(),
+        wanted_tokens=wanted_tokens,
+        bos=bos,
+        seed=seed,
+        fingerprint=tokens_digest(torch.cat(list(parts))),
+    )
+    return Calibration(scoring, ranking, held_out, description)
 
 
 def tokens_digest(tokens: Tensor) -> str:

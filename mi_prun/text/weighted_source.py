@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mi_prun.errors import UserError
@@ -46,11 +47,16 @@ def names_of(sources: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{name} ({weight:g})" if len(sources) > 1 else name for name, weight in sources)
 
 
-def whose_turn(weights: Sequence[float], taken: Sequence[int]) -> int:
-    """Return the source that the next window comes from: the one that is most behind its share.
+def turns(weights: Sequence[float]) -> Iterator[tuple[int, int]]:
+    """Yield without end which source the next window comes from, and the window's number in it.
 
-    taken: windows of each so far. Where the weights are the windows that each has, all are used up together.
+    It is the source that is most behind its share. Where the weights are the windows that each has, all are used up
+    together.
     """
-    share = (sum(taken) + 1) / sum(weights)
-    due = [weight * share - count for weight, count in zip(weights, taken, strict=True)]
-    return due.index(max(due))
+    taken = [0] * len(weights)
+    for count in itertools.count(1):
+        share = count / sum(weights)
+        due = [weight * share - own for weight, own in zip(weights, taken, strict=True)]
+        source = due.index(max(due))
+        yield source, taken[source]
+        taken[source] += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, whose_turn
+from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, turns
 
 
 def test_a_text_has_weight_one_or_the_one_that_stands_behind_it() -> None:
@@ -40,8 +41,9 @@ def test_names_have_weights_where_there_are_several() -> None:
 @pytest.mark.parametrize("weights", [(1, 1, 1), (3, 1), (1, 2, 5), (7, 7, 1)])
 def test_each_beginning_has_every_source_in_its_share(weights: tuple[int, ...]) -> None:
     taken = [0] * len(weights)
-    for number in range(1, 3 * sum(weights) + 1):
-        taken[whose_turn(weights, taken)] += 1
+    for number, (source, place) in enumerate(islice(turns(weights), 3 * sum(weights)), 1):
+        assert place == taken[source]
+        taken[source] += 1
         shares = [weight * number / sum(weights) for weight in weights]
         assert all(abs(count - share) < 1 for count, share in zip(taken, shares, strict=True))
     assert taken == [3 * weight for weight in weights]
