@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -122,8 +123,10 @@ def kept(words: str) -> Iterator[None]:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command and return its exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
 
-    SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed.
+    SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed. Torch is asked for large pages: a
+    fresh tensor is then not faulted in 4 KiB at a time, which took a training 7 % of its time.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)

@@ -60,7 +60,7 @@ class BlockModel:
             calls.append((args, kwargs))
             return self._output(hidden)
 
-        with self._forwards([record] * self.num_blocks):
+        with self._forwards([record] * self.num_blocks), self._without_head():
             self.model(input_ids=tokens.to(self.device), use_cache=False, logits_to_keep=1)
         self._calls = calls
         return entry[0]
@@ -85,6 +85,19 @@ class BlockModel:
         """Yield the model with the blocks `dropped` bypassed, for whoever needs the whole (generation, checks)."""
         with self._forwards([self._skip if block in dropped else None for block in range(self.num_blocks)]):
             yield self.model
+
+    @contextlib.contextmanager
+    def _without_head(self) -> Iterator[None]:
+        """Leave out the product with the vocabulary. For one token of a batch, torch may copy the whole matrix."""
+        head = cast("Any", self.model).get_output_embeddings()
+        if head is None:
+            yield
+            return
+        object.__setattr__(head, "forward", lambda state: state)
+        try:
+            yield
+        finally:
+            object.__delattr__(head, "forward")
 
     def _skip(self, state: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Stand in for a block's `forward`, and do nothing."""

@@ -42,9 +42,9 @@ class Distillation:
         total = 0.0
         for chunk, theirs, targets in _chunks(model, states, teacher, tokens):
             ours = chunk.detach().to(theirs.dtype).requires_grad_()
-            logits = model.logits(ours[:, None])[:, 0]
+            logits = model.logits(ours[:, None]).squeeze(1)  # the gradient of a squeeze copies nothing
             with torch.no_grad():
-                kl, gradient = self._gradient(logits, model.logits(theirs[:, None])[:, 0], targets)
+                kl, gradient = self._gradient(logits, model.logits(theirs[:, None]).squeeze(1), targets)
                 total += kl
             gradients += torch.autograd.grad(logits, ours, gradient)
         torch.autograd.backward(states, torch.cat(gradients).mul_(scale / len(states)).to(states.dtype))
@@ -86,8 +86,7 @@ class Distillation:
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The softmax of each row, and the logarithm of the sum of its exponentials."""
     probabilities = torch.softmax(logits, -1)
-    highest, place = logits.max(-1, keepdim=True)
-    return probabilities, (highest - probabilities.gather(-1, place).log())[:, 0]
+    return probabilities, logits.amax(-1) - probabilities.amax(-1).log()
 
 
 def _rows(chunk_bytes: int | None, vocabulary: int, *, least: int) -> int:

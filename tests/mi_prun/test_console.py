@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +94,24 @@ def test_nothing_is_said_of_what_has_an_error_or_ends_well(capsys: pytest.Captur
 
     assert run_command(command) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="large pages are Linux's")
+def test_torch_is_asked_for_large_pages() -> None:
+    """A large tensor then costs less than a fault for every page of 4 KiB, where the system gives large ones."""
+    modes = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not modes.is_file() or "[never]" in modes.read_text():
+        pytest.skip("this system gives no large pages")
+    code = (
+        "import resource, torch\n"
+        "from mi_prun.console import run_command\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def work():\n"
+        "    before = faults()\n"
+        "    torch.empty(64 << 20, dtype=torch.uint8).fill_(1)\n"
+        "    print(faults() - before)\n"
+        "run_command(work)\n"
+    )
+    small_pages = (64 << 20) // 4096
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) < small_pages / 4

@@ -32,6 +32,19 @@ def test_embed_run_and_logits_are_the_model(tiny: Callable[..., Path], model_typ
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_embed_makes_no_logits(tiny: Callable[..., Path], model_type: str) -> None:
+    model = load(tiny(model_type))
+    head = model.model.get_output_embeddings()  # type: ignore[operator]
+    widths: list[int] = []
+    head.register_forward_hook(lambda module, args, output: widths.append(output.shape[-1]))
+    hidden = model.embed(TOKENS)
+    assert widths == [model.hidden_size]
+    model.logits(hidden)
+    assert widths[1:] == [model.vocab_size]  # the head is back
+
+
+@torch.inference_mode()
 def test_blocks_left_out_come_back(
     tiny: Callable[..., Path], logits_without: Callable[..., tuple[torch.Tensor, torch.Tensor]]
 ) -> None:
