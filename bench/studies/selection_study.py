@@ -69,6 +69,7 @@ METHODS = (
     "tail,tail-but-last,random"
 )
 MI_METHODS = ("mi-prun", "mi-optimum")
+RECALL = "recall"
 EXCERPT_CHARACTERS = 3_000
 BATCH_TOKENS = 1_024  # few, so that the progress line moves
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
@@ -83,7 +84,7 @@ class StudyRow(Record):
 
     `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
     set of as many blocks on the same evaluation text, where it is known.
-    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`).
+    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`), or RECALL.
     """
 
     schema_version: Literal[1] = 1
@@ -204,6 +205,8 @@ class Study:
                 continue
             settings = PlanSettings(seed=seed, device=self.options.device)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
+            if self.options.leave_out == RECALL:
+                context = replace(context, recall_share=0.0)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
             measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
 
@@ -465,7 +468,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True, help="NAME=FILE[,FILE...], or self")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
-    parser.add_argument("--leave-out", choices=PROPOSERS, help="who does not propose candidates of `hybrid`")
+    parser.add_argument("--leave-out", choices=[*PROPOSERS, RECALL], help="of what `hybrid` has")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
@@ -486,7 +489,7 @@ def main() -> None:
     def run() -> None:
         if options.pair and not options.confirm:
             raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
-        if options.leave_out:
+        if options.leave_out in PROPOSERS:
             PROPOSERS.pop(options.leave_out)  # this process runs one study
         if options.threads:
             torch.set_num_threads(options.threads)

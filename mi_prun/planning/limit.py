@@ -11,7 +11,6 @@ from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import Choice, choose
-from mi_prun.selection.race import ranking_losses
 
 
 @dataclass(frozen=True)
@@ -102,5 +101,5 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
 
 def cost_of(context: Context, limit: Limit, dropped: Dropped) -> float:
     """Return what leaving out `dropped` costs on the ranking text, in the limit's own unit."""
-    dense, pruned = ranking_losses(context, [(), dropped])
+    dense, pruned = context.ranking.measure([(), dropped])  # as it is: what compares candidates has recall in it
     return pruned.kl_nats if limit.kind == "kl" else math.expm1(pruned.ce_nats - dense.ce_nats)

@@ -18,6 +18,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.quality.evaluator import Evaluator, Loss, Memory
 from mi_prun.selection.shrinkage import shrunk_cross_entropy
 from mi_prun.settings import SELF
+from mi_prun.text.recall import SHARE, repeating
 
 Criterion = Literal["ce", "kl"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -53,13 +54,14 @@ class Context:
     """All that a method chooses by, and the count of what it spends.
 
     open_model: loads the dense model; only a method that measures calls it. wanted: the criterion, where it is not the
-    one that goes with the text.
+    one that goes with the text. recall_share: of each window that candidates are measured on, `text/recall.py`.
     """
 
     analysis: Analysis
     open_model: Callable[[], BlockModel]
     seed: int = 0
     wanted: Criterion | None = None
+    recall_share: float = SHARE
     extra: Ledger = field(default_factory=Ledger)
     memories: dict[str, Memory] = field(default_factory=dict)  # losses on each text; may be shared
     derived: dict[str, Any] = field(default_factory=dict)  # results that serve every k; may be shared
@@ -81,10 +83,13 @@ class Context:
 
     @cached_property
     def screening(self) -> Evaluator:
-        """An evaluator on the beginning of the ranking text; few windows are cut shorter, for a part to be taken."""
+        """An evaluator on the beginning of the ranking text, with recall. Few windows are cut shorter, for a part to
+        be taken.
+        """
         windows = torch.from_numpy(self.analysis.ranking).long()
         first = windows[: screening_windows(windows)]
-        return self._evaluator("screening", short_windows(first, bos=self.analysis.record.calibration.bos))
+        bos = self.analysis.record.calibration.bos
+        return self._evaluator("screening", repeating(short_windows(first, bos=bos), self.recall_share, bos=bos))
 
     @property
     def screening_share(self) -> float:
@@ -99,9 +104,14 @@ class Context:
 
     @cached_property
     def confirming(self) -> Evaluator | None:
-        """An evaluator on the rest of the ranking text, in whole windows; None where there is one window only."""
+        """An evaluator on the rest of the ranking text, in whole windows, with recall; None where there is one window
+        only.
+        """
         windows = torch.from_numpy(self.analysis.ranking).long()
-        return self._evaluator("confirming", windows[screening_windows(windows) :]) if len(windows) > 1 else None
+        if len(windows) < 2:
+            return None
+        rest, bos = windows[screening_windows(windows) :], self.analysis.record.calibration.bos
+        return self._evaluator("confirming", repeating(rest, self.recall_share, bos=bos))
 
     @cached_property
     def held_out(self) -> Evaluator:

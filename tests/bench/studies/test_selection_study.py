@@ -19,6 +19,7 @@ from bench.studies.selection_study import best_of_all, read_study
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
+from mi_prun.selection.context import Context
 
 REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
 METHODS = "hybrid:3,bi,greedy-loss,tail"
@@ -130,6 +131,23 @@ def test_a_proposer_is_left_out_and_the_rows_say_so(
         ("hybrid:3 without mi", 2, "mi"),
     ]
     assert not any(row.left_out for row in before)
+
+
+def test_recall_is_left_out_of_what_compares(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+
+    def asked(context: Context, k: int) -> list[tuple[int, ...]]:
+        shares.append(context.recall_share)
+        return []
+
+    shutil.copytree(records, tmp_path / "out")
+    monkeypatch.setitem(study.PROPOSERS, "mi", asked)
+    run(text, tmp_path / "out", monkeypatch, "--methods", "hybrid:3", "--leave-out", "recall", "--seed", "0")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    assert {row.label for row in read_study(path) if row.left_out} == {"hybrid:3 without recall"}
+    assert set(shares) == {0.0}
 
 
 def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:

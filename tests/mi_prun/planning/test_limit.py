@@ -104,6 +104,13 @@ def test_what_cannot_be_measured_is_no_answer_only_where_it_is_the_next(
             most_blocks(context, Limit("kl", 1.0), "exhaustive", None)
 
 
+def test_the_cost_is_that_of_the_text_as_it_is(context: Context) -> None:
+    dense, pruned = context.ranking.measure([(), (3, 7)])
+    increase = math.exp(pruned.ce_nats) / math.exp(dense.ce_nats) - 1
+    assert cost_of(context, Limit("perplexity", 1.0), (3, 7)) == pytest.approx(increase)
+    assert cost_of(context, Limit("kl", 1.0), (3, 7)) == pruned.kl_nats
+
+
 def test_everything_but_one_block_may_go_where_the_limit_is_wide(context: Context) -> None:
     within = most_blocks(context.fresh(), Limit("kl", 1e9), "tail", 0)
     assert len(within.choice.dropped) == 11

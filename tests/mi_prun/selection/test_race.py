@@ -41,10 +41,22 @@ def test_the_best_by_far_wins_whatever_its_place(context: Context) -> None:
 
 def test_the_ranking_text_is_split_in_two_and_nothing_is_lost(context: Context) -> None:
     ranking = torch.from_numpy(context.analysis.ranking)
+    plain = replace(context, recall_share=0.0)
+    confirming = plain.confirming
+    assert confirming is not None
+    parts = torch.cat([plain.screening.windows.flatten(), confirming.windows.flatten()])
+    assert torch.equal(parts, ranking.flatten().long())
+
+
+def test_windows_that_compare_end_as_they_begin(context: Context) -> None:
     confirming = context.confirming
     assert confirming is not None
-    parts = torch.cat([context.screening.windows.flatten(), confirming.windows.flatten()])
-    assert torch.equal(parts, ranking.flatten().long())
+    for windows in (context.screening.windows, confirming.windows):
+        end = windows.shape[1] // 8
+        assert end > 0
+        assert torch.equal(windows[:, -end:], windows[:, :end])
+    ranking = torch.from_numpy(context.analysis.ranking).long()
+    assert torch.equal(context.ranking.windows, ranking)  # a limit is about the text as it is
 
 
 def test_one_window_is_enough(context: Context) -> None:
