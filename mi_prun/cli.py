@@ -48,6 +48,7 @@ from mi_prun.options import (
     Rank,
     Ratio,
     ReadAdapter,
+    Recall,
     Rerank,
     Seed,
     ShardSize,
@@ -152,6 +153,7 @@ def plan(
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
     criterion: CriterionName = PLAN.criterion,
+    recall: Recall = PLAN.recall,
     purpose: For = None,
     no_quality: NoQuality = False,
     model: Annotated[str | None, typer.Option(help="the dense model, if it is not where the analysis found it")] = None,
@@ -171,7 +173,7 @@ def plan(
     from mi_prun.planning.planning import make_context, plan_for
 
     check_output(output, force=force, folder=False)
-    settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion)
+    settings = PlanSettings(method, rerank, not no_quality, model, seed, device, criterion, recall)
     analyzed = read_analysis(analysis)
     amount = Amount(ratio, num_blocks, param_ratio, drop, max_ppl_increase, max_kl)
     chosen = (
@@ -251,6 +253,7 @@ def prune(
     method: Method = PLAN.method,
     rerank: Rerank = PLAN.rerank,
     criterion: CriterionName = PLAN.criterion,
+    recall: Recall = PLAN.recall,
     no_quality: NoQuality = False,
     heal: Healing = None,
     virtual: Virtual = False,
@@ -289,7 +292,7 @@ def prune(
             seed=seed,
             device=device,
         ),
-        PlanSettings(method, rerank, not no_quality, None, seed, device, criterion),
+        PlanSettings(method, rerank, not no_quality, None, seed, device, criterion, recall),
         WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform),
         heal=healing,
         force=force,

@@ -59,6 +59,13 @@ CriterionName = Annotated[
         "text sampled from the model and with --max-kl",
     ),
 ]
+Recall = Annotated[
+    float,
+    typer.Option(
+        help="the share of each window that sets are compared on which repeats the window's beginning; 0: perplexity "
+        "alone decides"
+    ),
+]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
 MaxPplIncrease = Annotated[
     str | None,

@@ -58,6 +58,7 @@ class PlanSettings:
     model: where the dense model is, if it is not where the analysis was made of it.
     criterion: the loss that sets are compared by, ce or kl. None takes ce, but kl under a limit of KL, on little text,
     and on text sampled from the model, where both have the same expectation less a constant.
+    recall: the share of each window that sets are compared on which repeats the window's beginning (`text/recall.py`).
     """
 
     method: str = "hybrid"
@@ -67,6 +68,7 @@ class PlanSettings:
     seed: int = 0
     device: str | None = None
     criterion: str | None = None
+    recall: float = 1 / 8
 
 
 @dataclass(frozen=True)

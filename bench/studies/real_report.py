@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
-from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
+from bench.studies.selection_study import MI_METHODS, RECALL, StudyRow, read_study
 from bench.studies.set_losses import LastWords, SetLoss, read_last_words, read_losses
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
@@ -29,6 +29,7 @@ from mi_prun.quality.evaluator import Dropped
 
 BASELINES = ("bi:0", "angular:0")
 DEFAULT = "hybrid"
+VARIANTS = (DEFAULT, f"{DEFAULT} without {RECALL}")
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
@@ -81,14 +82,15 @@ class Text:
         """Return the lowest mean of all methods."""
         return min(self.mean(label, k) for label in self.labels if self.perplexities(label, k))
 
-    def beside_default(self, k: int, figure: Figure) -> tuple[float, float] | None:
-        """Return the default's mean over the lowest mean of the other methods on its seeds, and the standard error.
+    def beside_others(self, variant: str, k: int, figure: Figure) -> tuple[float, float] | None:
+        """Return the mean of a variant of the default over the lowest mean of the other methods on its seeds, and the
+        standard error.
 
         The error is that of the mean seed by seed difference, in that lowest mean; NaN with one seed. A set is no
-        better than itself, though machines round differently. None where the default has no row, or no other method
+        better than itself, though machines round differently. None where the variant has no row, or no other method
         has all of its seeds.
         """
-        own = self.by.get((DEFAULT, k), {})
+        own = self.by.get((variant, k), {})
         others = [
             [theirs[seed] for seed in own]
             for label in self.labels
@@ -153,7 +155,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "- **Passes**: blocks x tokens that the choice takes, the analysis included, over those of one pass of the "
         "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
         "- A method with an estimator behind its name looks at mutual information with that estimator.\n"
-        "- `hybrid` is the default. `without mi`: mutual information proposed no candidate.",
+        "- `hybrid` is the default. `without mi`: mutual information proposed no candidate. `without recall`: no "
+        "window that compares repeats its beginning.",
         *default_section(texts, elsewhere),
     ]
     parts += [part for text in texts for part in section(text, counts, elsewhere.get(text, ()))]
@@ -163,8 +166,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
 def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
     """Return the parts of the page that say where the default is first."""
 
-    def cell(text: Text, figure: Figure, k: int) -> str:
-        if k not in text.ks or (beside := text.beside_default(k, figure)) is None:
+    def cell(text: Text, variant: str, figure: Figure, k: int) -> str:
+        if k not in text.ks or (beside := text.beside_others(variant, k, figure)) is None:
             return "-"
         ratio, error = beside
         said = f"{ratio:.3f}" + ("" if math.isnan(error) else f" +- {error:.3f}")
@@ -180,17 +183,19 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
     ks = sorted({k for _, there, _, _ in judged for k in there.ks})
     rows = [
         (
-            *(there.model, chosen_on, there.text, name, str(len(there.perplexities(DEFAULT, ks[0])))),
-            *(cell(there, figure, k) for k in ks),
+            *(there.model, chosen_on, there.text, name, variant, str(len(there.perplexities(variant, ks[0])))),
+            *(cell(there, variant, figure, k) for k in ks),
         )
         for chosen_on, there, name, figure in judged
+        for variant in VARIANTS
+        if there.perplexities(variant, ks[0])
     ]
     return [
         "## The default beside the others",
         "Its mean perplexity, or KL, over the lowest of another method here at the same k, on the same seeds; +- the "
         "standard error of the mean difference over seeds. Bold: behind by more than that, or by anything where there "
         "is one seed. On a CPU the default compares its candidates by KL.",
-        table(("model", "chosen on", "judged on", "by", "seeds", *(f"k={k}" for k in ks)), rows),
+        table(("model", "chosen on", "judged on", "by", "method", "seeds", *(f"k={k}" for k in ks)), rows),
     ]
 
 

@@ -206,7 +206,7 @@ class Study:
             settings = PlanSettings(seed=seed, device=self.options.device)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
             if self.options.leave_out == RECALL:
-                context = replace(context, recall_share=0.0)
+                context = replace(context, recall=0.0)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
             measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
 

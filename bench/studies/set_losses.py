@@ -5,6 +5,9 @@
 Each line of the records holds one set. A set that is there is not measured again, so a killed run goes on. Without
 `--drop` the dense model and each single block are measured.
 
+`--recall` lets the second half of each window repeat the first, and measures that half: what a set costs where the
+words were there before.
+
 `--last-words FILE` in place of `--text` counts the last words that each set foretells whole. The file is as LAMBADA:
 JSON lines of `context` and `continuation`. `--sets-of FILE` takes the sets that a study chose, and the dense model.
 """
@@ -35,7 +38,8 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Dropped, Evaluator
-from mi_prun.text.calibration import load_calibration, start_tokens, tokens_digest
+from mi_prun.text.calibration import begins_with_bos, load_calibration, start_tokens, tokens_digest
+from mi_prun.text.recall import repeating
 
 TEXT_SEED = 10_000
 BATCH_TOKENS = 2_048
@@ -86,20 +90,25 @@ def read_losses(path: Path) -> list[SetLoss]:
 
 
 @torch.inference_mode()
-def losses(model: BlockModel, windows: Tensor, sets: Sequence[Dropped]) -> Iterator[tuple[Dropped, float]]:
-    """Yield each set with its mean cross-entropy over the predicted tokens, a few sets at a time."""
+def losses(
+    model: BlockModel, windows: Tensor, sets: Sequence[Dropped], first: int = 0
+) -> Iterator[tuple[Dropped, float]]:
+    """Yield each set with its mean cross-entropy over the predicted tokens, a few sets at a time.
+
+    first: the first position of a window that predicts a token which counts.
+    """
     evaluator = Evaluator(model, windows, batch_tokens=BATCH_TOKENS)
     for start in range(0, len(sets), SETS_AT_ONCE):
         some = sets[start : start + SETS_AT_ONCE]
         sums = [0.0] * len(some)
         for tokens in torch.split(windows, evaluator.batch):
-            targets = tokens[:, 1:].flatten().to(model.device)
+            targets = tokens[:, first + 1 :].flatten().to(model.device)
             for number, final in enumerate(evaluator.final_states(tokens, some)):
-                states = final[:, :-1].flatten(0, 1)
+                states = final[:, first:-1].flatten(0, 1)
                 for rows in torch.split(torch.arange(len(targets)), ROWS):
                     logits = model.logits(states[rows, None])[:, 0].float()
                     sums[number] += float(cross_entropy(logits, targets[rows], reduction="sum"))
-        count = windows.shape[0] * (windows.shape[1] - 1)
+        count = windows.shape[0] * (windows.shape[1] - first - 1)
         yield from zip(some, (total / count for total in sums), strict=True)
 
 
@@ -188,12 +197,16 @@ def measure_losses(
         model=model.model,
         scattered=True,
     ).scoring.tokens
+    first = 0
+    if options.recall:
+        windows = repeating(windows, 1 / 2, bos=begins_with_bos(tokenizer))
+        first = windows.shape[1] - windows.shape[1] // 2 + int(begins_with_bos(tokenizer))
     digest = tokens_digest(windows)
     known = read_losses(options.output)
     if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):
         raise UserError(f"{options.output} has rows of {other.model} on other text; give another file")
     measured = {row.dropped for row in known}
-    for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured]):
+    for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured], first):
         row = SetLoss(
             model=name,
             text=Path(options.text).name,
@@ -216,6 +229,9 @@ def main() -> None:
     measured_on.add_argument("--text")
     measured_on.add_argument("--last-words", type=Path, metavar="FILE", help="JSON lines of context and continuation")
     parser.add_argument("--items", type=int, default=200, help="of --last-words")
+    parser.add_argument(
+        "--recall", action="store_true", help="of --text: repeat each window's first half, and measure that"
+    )
     without = parser.add_mutually_exclusive_group()
     without.add_argument("--sets-of", type=Path, metavar="FILE", help="records of `bench.studies.selection_study`")
     without.add_argument("--drop", action="append", help="blocks, as 3,5-7; default: the dense model and each block")

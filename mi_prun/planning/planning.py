@@ -20,6 +20,7 @@ from mi_prun.quality.quality import quality_of
 from mi_prun.selection.context import CRITERIA, Context, Criterion
 from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
 from mi_prun.settings import PlanSettings, check_seed
+from mi_prun.text.recall import check_recall
 
 
 def make_context(
@@ -46,7 +47,7 @@ def make_context(
     criterion = _criterion(settings)
     if criterion is None and short is not analysis:
         criterion = "kl"  # no noise of labels: on little text it tells more than the cross-entropy
-    return Context(short, load or load_dense, settings.seed, criterion)
+    return Context(short, load or load_dense, settings.seed, criterion, settings.recall)
 
 
 def _dense_of(analysis: Analysis) -> ModelFolder:
@@ -69,6 +70,7 @@ def check_settings(settings: PlanSettings) -> None:
     method_named(settings.method)
     check_rerank(settings.rerank)
     check_seed(settings.seed)
+    check_recall(settings.recall)
     _criterion(settings)
 
 
@@ -122,6 +124,7 @@ def _plan(
         settings={
             "rerank": choice.candidates,
             "criterion": context.criterion,
+            "recall": context.recall,
             "seed": settings.seed,
             "estimator": record.estimator,
             "projection": record.projection,

@@ -17,8 +17,8 @@ from mi_prun.analysis.analysis import Analysis
 from mi_prun.model.block_model import BlockModel
 from mi_prun.quality.evaluator import Evaluator, Loss, Memory
 from mi_prun.selection.shrinkage import shrunk_cross_entropy
-from mi_prun.settings import SELF
-from mi_prun.text.recall import SHARE, repeating
+from mi_prun.settings import SELF, PlanSettings
+from mi_prun.text.recall import repeating
 
 Criterion = Literal["ce", "kl"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
@@ -54,14 +54,15 @@ class Context:
     """All that a method chooses by, and the count of what it spends.
 
     open_model: loads the dense model; only a method that measures calls it. wanted: the criterion, where it is not the
-    one that goes with the text. recall_share: of each window that candidates are measured on, `text/recall.py`.
+    one that goes with the text. recall: the share of each window that repeats its beginning, where candidates are
+    measured.
     """
 
     analysis: Analysis
     open_model: Callable[[], BlockModel]
     seed: int = 0
     wanted: Criterion | None = None
-    recall_share: float = SHARE
+    recall: float = PlanSettings.recall
     extra: Ledger = field(default_factory=Ledger)
     memories: dict[str, Memory] = field(default_factory=dict)  # losses on each text; may be shared
     derived: dict[str, Any] = field(default_factory=dict)  # results that serve every k; may be shared
@@ -89,7 +90,7 @@ class Context:
         windows = torch.from_numpy(self.analysis.ranking).long()
         first = windows[: screening_windows(windows)]
         bos = self.analysis.record.calibration.bos
-        return self._evaluator("screening", repeating(short_windows(first, bos=bos), self.recall_share, bos=bos))
+        return self._evaluator("screening", repeating(short_windows(first, bos=bos), self.recall, bos=bos))
 
     @property
     def screening_share(self) -> float:
@@ -111,7 +112,7 @@ class Context:
         if len(windows) < 2:
             return None
         rest, bos = windows[screening_windows(windows) :], self.analysis.record.calibration.bos
-        return self._evaluator("confirming", repeating(rest, self.recall_share, bos=bos))
+        return self._evaluator("confirming", repeating(rest, self.recall, bos=bos))
 
     @cached_property
     def held_out(self) -> Evaluator:

@@ -9,6 +9,8 @@
    - A surrogate learns from all measured sets what the quadratic got wrong (`surrogate.py`).
    - Its low sets are the next candidates.
 3. Decide. Successive halving measures the candidates on more and more of the text (`race.py`).
+
+The end of each window repeats its beginning, so that blocks which copy from the context count (`text/recall.py`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-SHARE = 1 / 8  # of a window
+from mi_prun.errors import UserError
+
+MOST = 1 / 2  # of a window
+
+
+def check_recall(share: float) -> None:
+    """Refuse a share of a window that cannot repeat the rest. Raises UserError."""
+    if not 0 <= share <= MOST:  # NaN is not
+        raise UserError(f"--recall is the share of a window that repeats its beginning, 0 to {MOST}, got {share}")
 
 
 def repeating(windows: Tensor, share: float, *, bos: bool) -> Tensor:

@@ -184,6 +184,7 @@ def bad_field(model: Path) -> None:
         (None, {"plan": PlanSettings(method="magic")}, "--method must be one of"),
         (None, {"plan": PlanSettings(criterion="mse")}, "--criterion must be one of"),
         (None, {"plan": PlanSettings(rerank=-1)}, "--rerank must be in"),
+        (None, {"plan": PlanSettings(recall=0.6)}, "--recall is the share of a window"),
         (None, {"estimator": "magic"}, "--estimator must be one of"),
         (None, {"projection": 10_000, "estimator": "ksg"}, "needs at least"),
     ],

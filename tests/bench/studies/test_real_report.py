@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.studies.real_report import PERPLEXITY, Text, page, picture, read_all_last_words, read_elsewhere, read_texts
+from bench.studies.real_report import (
+    DEFAULT,
+    PERPLEXITY,
+    Text,
+    page,
+    picture,
+    read_all_last_words,
+    read_elsewhere,
+    read_texts,
+)
 from bench.studies.selection_study import StudyRow
 from bench.studies.set_losses import LastWords, SetLoss
 from mi_prun.errors import UserError
@@ -66,18 +75,24 @@ def losses_of(rows: list[StudyRow], text: str) -> list[SetLoss]:
 
 def test_the_default_is_held_against_the_best_other_on_its_seeds(with_default: list[StudyRow]) -> None:
     text = Text(with_default)
-    ratio, error = text.beside_default(1, PERPLEXITY)
+    ratio, error = text.beside_others(DEFAULT, 1, PERPLEXITY)
     assert ratio == pytest.approx(30.5 / 36)  # mi-prun's 33 and 39
     assert error == pytest.approx(statistics.stdev([30 - 33, 31 - 39]) / math.sqrt(2) / 36)
-    assert text.beside_default(2, PERPLEXITY)[0] == pytest.approx(91 / 72)
+    assert text.beside_others(DEFAULT, 2, PERPLEXITY)[0] == pytest.approx(91 / 72)
     said = page([text])
-    assert f"| real | wiki | wiki | perplexity | 2 | {30.5 / 36:.3f} +- {error:.3f} | **1.264 +- " in said
-    assert "| real | wiki | wiki | KL | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
-    assert Text([one for one in with_default if one.row.method != "hybrid"]).beside_default(1, PERPLEXITY) is None
+    assert f"| real | wiki | wiki | perplexity | hybrid | 2 | {30.5 / 36:.3f} +- {error:.3f} | **1.264 +- " in said
+    assert "| real | wiki | wiki | KL | hybrid | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
+    assert (
+        Text([one for one in with_default if one.row.method != "hybrid"]).beside_others(DEFAULT, 1, PERPLEXITY) is None
+    )
     variant = [one.model_copy(update={"left_out": "mi", "perplexity": 1.0}) for one in with_default]
     only = Text([*with_default, *(one for one in variant if one.row.method == "hybrid")])
-    assert only.beside_default(1, PERPLEXITY) == (ratio, error)
+    assert only.beside_others(DEFAULT, 1, PERPLEXITY) == (ratio, error)
     assert "| `hybrid without mi` | 1; " in page([only])
+    variant = [one.model_copy(update={"left_out": "recall"}) for one in variant if one.row.method == "hybrid"]
+    said = page([Text([*with_default, *variant])])
+    assert f"| real | wiki | wiki | perplexity | hybrid | 2 | {30.5 / 36:.3f} +- {error:.3f} |" in said
+    assert f"| real | wiki | wiki | perplexity | hybrid without recall | 2 | {1 / 36:.3f} +- " in said
 
 
 def test_a_set_is_as_good_as_itself_whatever_another_machine_measured(with_default: list[StudyRow]) -> None:
@@ -89,9 +104,9 @@ def test_a_set_is_as_good_as_itself_whatever_another_machine_measured(with_defau
         if one.row.label == "mi-prun:0" and one.estimator == "reading" and one.seed == 0 and len(one.row.dropped) == 1
     ]
     text = Text([one for one in with_default if one.row.method != "hybrid" and one.seed == 0] + same)
-    assert text.beside_default(1, PERPLEXITY)[0] == pytest.approx(33.1 / 30)  # bi has the lowest
+    assert text.beside_others(DEFAULT, 1, PERPLEXITY)[0] == pytest.approx(33.1 / 30)  # bi has the lowest
     text = Text([one for one in with_default if one.row.method == "mi-prun" and one.seed == 0] + same)
-    assert text.beside_default(1, PERPLEXITY)[0] == 1.0
+    assert text.beside_others(DEFAULT, 1, PERPLEXITY)[0] == 1.0
 
 
 def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_path: Path) -> None:
@@ -104,7 +119,7 @@ def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_pa
     for name in ("books.txt", "chats.txt"):
         assert f"The same sets on {name}, 500 tokens in windows of 50 (dense 100.00):" in said
     assert "| `bi:0` | 110; 1.00 (1.00) | 120; 1.00 (1.00) |" in said
-    assert "| real | wiki | books.txt | perplexity | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
+    assert "| real | wiki | books.txt | perplexity | hybrid | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
     with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
         text.elsewhere(losses_of(with_default, "books.txt")[:-1])
 

@@ -139,7 +139,7 @@ def test_recall_is_left_out_of_what_compares(
     shares: list[float] = []
 
     def asked(context: Context, k: int) -> list[tuple[int, ...]]:
-        shares.append(context.recall_share)
+        shares.append(context.recall)
         return []
 
     shutil.copytree(records, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from bench.studies import set_losses
 from bench.studies.set_losses import Items, losses, read_last_words, read_losses
 from mi_prun.errors import UserError
+from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
-from mi_prun.quality.evaluator import Evaluator
+from mi_prun.quality.evaluator import Dropped, Evaluator
 
 REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
 
@@ -25,6 +27,39 @@ def test_they_are_those_of_the_evaluator() -> None:
     found = dict(losses(model, windows, sets))
     wanted = [loss.ce_nats for loss in Evaluator(model, windows).measure(sets)]
     assert [found[dropped] for dropped in sets] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_only_what_counts_is_measured() -> None:
+    model = load_block_model(open_model(REFERENCE), device=torch.device("cpu"), dtype=torch.float32)
+    windows = torch.randint(5, 4_000, (3, 20), generator=torch.Generator().manual_seed(0))
+    with model.without((3,)) as pruned, torch.inference_mode():
+        logits = pruned(input_ids=windows, use_cache=False).logits
+    wanted = torch.nn.functional.cross_entropy(logits[:, 12:-1].flatten(0, 1), windows[:, 13:].flatten())
+    assert dict(losses(model, windows, [(3,)], 12)) == {(3,): pytest.approx(float(wanted), rel=1e-5)}
+
+
+def test_the_repeated_half_of_each_window_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "numbers.txt"
+    text.write_text(" ".join(str(n * n * 7919 % 9973) for n in range(20_000)))
+    asked: list[tuple[torch.Tensor, int]] = []
+
+    def measured(
+        model: BlockModel, windows: torch.Tensor, sets: Sequence[Dropped], first: int
+    ) -> Iterator[tuple[Dropped, float]]:
+        asked.append((windows, first))
+        return losses(model, windows, sets, first)
+
+    monkeypatch.setattr(set_losses, "losses", measured)
+    settings = ["--text", str(text), "--tokens", "256", "--window", "64", "--dtype", "float32", "--recall"]
+    monkeypatch.setattr(
+        "sys.argv", ["set_losses", str(REFERENCE), *settings, "--drop", "11", "-o", str(tmp_path / "out.jsonl")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        set_losses.main()
+    assert not ended.value.code
+    ((windows, first),) = asked
+    assert first == 32
+    assert torch.equal(windows[:, 32:], windows[:, :32])
 
 
 def test_a_set_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

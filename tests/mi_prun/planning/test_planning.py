@@ -70,6 +70,14 @@ def test_under_a_limit_of_kl_it_is_kl_unless_told(planned: Callable[..., tuple[C
     assert planned(method="tail", max_ppl_increase="20%")[1].settings["criterion"] == "ce"
 
 
+@pytest.mark.parametrize("recall", [0.0, 0.25])
+def test_windows_that_compare_repeat_as_much_as_asked_for(reference_analysis: Analysis, recall: float) -> None:
+    settings = replace(SETTINGS, recall=recall, method="tail")
+    context = make_context(reference_analysis, settings)
+    assert context.recall == recall
+    assert plan_for(context, Amount(num_blocks=1), settings).settings["recall"] == recall
+
+
 def test_a_criterion_that_is_none_is_refused(reference_analysis: Analysis) -> None:
     with pytest.raises(UserError, match="--criterion must be one of ce, kl, got 'mse'"):
         make_context(reference_analysis, replace(SETTINGS, criterion="mse"))

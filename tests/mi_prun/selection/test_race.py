@@ -41,7 +41,7 @@ def test_the_best_by_far_wins_whatever_its_place(context: Context) -> None:
 
 def test_the_ranking_text_is_split_in_two_and_nothing_is_lost(context: Context) -> None:
     ranking = torch.from_numpy(context.analysis.ranking)
-    plain = replace(context, recall_share=0.0)
+    plain = replace(context, recall=0.0)
     confirming = plain.confirming
     assert confirming is not None
     parts = torch.cat([plain.screening.windows.flatten(), confirming.windows.flatten()])
