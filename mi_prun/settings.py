@@ -68,7 +68,7 @@ class PlanSettings:
     seed: int = 0
     device: str | None = None
     criterion: str | None = None
-    recall: float = 1 / 8
+    recall: float = 1 / 16
 
 
 @dataclass(frozen=True)
