@@ -175,11 +175,8 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
 
     judged: list[tuple[str, Text, str, Figure]] = []
     for text in texts:
-        if text.perplexities(DEFAULT, text.ks[0]):
-            judged += [(text.text, text, "perplexity", PERPLEXITY), (text.text, text, "KL", KL)]
-            judged += [(text.text, there, "perplexity", PERPLEXITY) for there in elsewhere.get(text, ())]
-    if not judged:
-        return []
+        judged += [(text.text, text, "perplexity", PERPLEXITY), (text.text, text, "KL", KL)]
+        judged += [(text.text, there, "perplexity", PERPLEXITY) for there in elsewhere.get(text, ())]
     ks = sorted({k for _, there, _, _ in judged for k in there.ks})
     rows = [
         (
@@ -190,6 +187,8 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
         for variant in VARIANTS
         if there.perplexities(variant, ks[0])
     ]
+    if not rows:
+        return []
     return [
         "## The default beside the others",
         "Its mean perplexity, or KL, over the lowest of another method here at the same k, on the same seeds; +- the "

@@ -203,10 +203,9 @@ class Study:
             self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
-            settings = PlanSettings(seed=seed, device=self.options.device)
+            recall = 0.0 if self.options.leave_out == RECALL else self.options.recall
+            settings = PlanSettings(seed=seed, device=self.options.device, recall=recall)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
-            if self.options.leave_out == RECALL:
-                context = replace(context, recall=0.0)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
             measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
 
@@ -469,6 +468,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--leave-out", choices=[*PROPOSERS, RECALL], help="of what `hybrid` has")
+    parser.add_argument("--recall", type=float, default=PlanSettings.recall, help="of `mi-prun plan`; no row says it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")

@@ -199,8 +199,8 @@ def measure_losses(
     ).scoring.tokens
     first = 0
     if options.recall:
-        windows = repeating(windows, 1 / 2, bos=begins_with_bos(tokenizer))
-        first = windows.shape[1] - windows.shape[1] // 2 + int(begins_with_bos(tokenizer))
+        bos, length = begins_with_bos(tokenizer), windows.shape[1]
+        windows, first = repeating(windows, 1 / 2, bos=bos), length - (length - bos) // 2
     digest = tokens_digest(windows)
     known = read_losses(options.output)
     if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):

@@ -89,8 +89,8 @@ class Context:
         """
         windows = torch.from_numpy(self.analysis.ranking).long()
         first = windows[: screening_windows(windows)]
-        bos = self.analysis.record.calibration.bos
-        return self._evaluator("screening", repeating(short_windows(first, bos=bos), self.recall, bos=bos))
+        short = short_windows(first, bos=self.analysis.record.calibration.bos)
+        return self._evaluator("screening", self._recalling(short))
 
     @property
     def screening_share(self) -> float:
@@ -111,8 +111,7 @@ class Context:
         windows = torch.from_numpy(self.analysis.ranking).long()
         if len(windows) < 2:
             return None
-        rest, bos = windows[screening_windows(windows) :], self.analysis.record.calibration.bos
-        return self._evaluator("confirming", repeating(rest, self.recall, bos=bos))
+        return self._evaluator("confirming", self._recalling(windows[screening_windows(windows) :]))
 
     @cached_property
     def held_out(self) -> Evaluator:
@@ -158,6 +157,9 @@ class Context:
         made = [self.__dict__.get(name) for name in ("ranking", "screening", "confirming")]
         spent: float = sum(evaluator.block_tokens for evaluator in made if evaluator is not None)
         return (spent + self.extra.block_tokens) / (self.num_blocks * self.analysis.ranking.size)
+
+    def _recalling(self, windows: Tensor) -> Tensor:
+        return repeating(windows, self.recall, bos=self.analysis.record.calibration.bos)
 
     def _evaluator(self, text: str, windows: Tensor) -> Evaluator:
         return Evaluator(self.model, windows, memory=self.memories.setdefault(text, {}))
