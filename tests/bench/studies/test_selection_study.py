@@ -19,6 +19,7 @@ from bench.studies.selection_study import best_of_all, read_study
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
+from mi_prun.selection import hybrid
 from mi_prun.selection.context import Context
 
 REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
@@ -120,7 +121,9 @@ def test_a_proposer_is_left_out_and_the_rows_say_so(
         raise AssertionError("it proposes all the same")
 
     shutil.copytree(records, tmp_path / "out")
-    monkeypatch.setitem(study.PROPOSERS, "mi", asked)  # put back at the end, though the study takes it out
+    proposers = {**study.PROPOSERS, "mi": asked}  # a copy, as the study takes one out
+    monkeypatch.setattr(study, "PROPOSERS", proposers)
+    monkeypatch.setattr(hybrid, "PROPOSERS", proposers)
     run(text, tmp_path / "out", monkeypatch, "--methods", "hybrid:3", "--leave-out", "mi", "--seed", "0")
     (path,) = (tmp_path / "out").glob("*.jsonl")
     rows = read_study(path)
