@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def healed_table(records: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def cell(judged: dict[str, float] | None) -> str:
+def cell(judged: Mapping[str, float] | None) -> str:
     """Write the figures of one text; a dash where it was not measured."""
     if judged is None:
         return "-"
