@@ -145,7 +145,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
     parts = [
         "# Real models: the figures",
         "Made by `python -m bench.studies.real_report`; do not edit. The records and the commands that make them are "
-        "in `bench/published/real-models/`. What follows from them: [which method to take](which-method.md).",
+        "in `bench/published/real-models/`. What follows from them: [choosing on real models]"
+        "(selection-on-real-models.md).",
         f"![perplexity over dense against k, a line for each method]({PICTURE})",
         "- Perplexity is measured on text that no choice has seen; means over seeds, each with a calibration text of "
         "its own.\n"
