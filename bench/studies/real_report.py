@@ -12,12 +12,12 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
-from bench.studies.selection_study import MI_METHODS, RECALL, StudyRow, read_study
+from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
 from bench.studies.set_losses import LastWords, SetLoss, read_last_words, read_losses
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
@@ -29,7 +29,7 @@ from mi_prun.quality.evaluator import Dropped
 
 BASELINES = ("bi:0", "angular:0")
 DEFAULT = "hybrid"
-VARIANTS = (DEFAULT, f"{DEFAULT} without {RECALL}")
+VARIANTS = (DEFAULT, f"{DEFAULT} --recall 0", f"{DEFAULT} --recall 0.125")
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
@@ -74,9 +74,9 @@ class Text:
         rows = self.by[label, k]
         return rows[min(rows)].row.dropped
 
-    def bar(self, k: int) -> float:
-        """Return the lower mean of the baselines."""
-        return min(self.mean(label, k) for label in BASELINES)
+    def bar(self, k: int, seeds: Iterable[int]) -> float:
+        """Return the lower mean of the baselines over some seeds."""
+        return min(statistics.mean(self.perplexities(label, k)[seed] for seed in seeds) for label in BASELINES)
 
     def best(self, k: int) -> float:
         """Return the lowest mean of all methods."""
@@ -124,10 +124,12 @@ class Text:
         return there
 
     def ratios(self, label: str, k: int) -> tuple[float, float]:
-        """Return a method's mean over that of the better baseline, and its worst single seed over that seed's."""
+        """Return a method's mean over that of the better baseline on its seeds, and its worst single seed over that
+        seed's.
+        """
         own = self.perplexities(label, k)
         better = {seed: min(self.perplexities(name, k)[seed] for name in BASELINES) for seed in own}
-        return self.mean(label, k) / self.bar(k), max(own[seed] / better[seed] for seed in own)
+        return self.mean(label, k) / self.bar(k, own), max(own[seed] / better[seed] for seed in own)
 
 
 Elsewhere = Mapping[Text, Sequence[Text]]  # a study's text -> its choices, judged on each other text
@@ -136,7 +138,12 @@ Elsewhere = Mapping[Text, Sequence[Text]]  # a study's text -> its choices, judg
 def label_of(row: StudyRow) -> str:
     """Return the method, with the estimator that it looks through."""
     named = f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
-    return named + row.without
+    return named + row.variant
+
+
+def is_variant(label: str) -> bool:
+    """Return whether a label is of the default with another setting, or with something left out."""
+    return label.startswith(DEFAULT) and label != DEFAULT
 
 
 def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Elsewhere | None = None) -> str:
@@ -156,8 +163,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "- **Passes**: blocks x tokens that the choice takes, the analysis included, over those of one pass of the "
         "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
         "- A method with an estimator behind its name looks at mutual information with that estimator.\n"
-        "- `hybrid` is the default. `without mi`: mutual information proposed no candidate. `without recall`: no "
-        "window that compares repeats its beginning.",
+        "- `hybrid` is the default, `--recall` its option, by default a sixteenth. `without mi`: mutual information "
+        "proposed no candidate.",
         *default_section(texts, elsewhere),
     ]
     parts += [part for text in texts for part in section(text, counts, elsewhere.get(text, ()))]
@@ -274,7 +281,7 @@ def picture(texts: Sequence[Text]) -> str:
     columns = 2 if len(texts) > 1 else 1
     rows = math.ceil(len(texts) / columns)
     figure, axes = new_figure(4.6 * columns, 3.4 * rows, columns, rows)
-    labels = list(dict.fromkeys(label for text in texts for label in text.labels))
+    labels = list(dict.fromkeys(label for text in texts for label in text.labels if not is_variant(label)))
     panels = axes if isinstance(axes, list) else [axes]
     for panel, text in zip(panels, texts, strict=False):
         shown = [1.0]

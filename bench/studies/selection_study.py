@@ -69,7 +69,6 @@ METHODS = (
     "tail,tail-but-last,random"
 )
 MI_METHODS = ("mi-prun", "mi-optimum")
-RECALL = "recall"
 EXCERPT_CHARACTERS = 3_000
 BATCH_TOKENS = 1_024  # few, so that the progress line moves
 TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
@@ -84,7 +83,8 @@ class StudyRow(Record):
 
     `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
     set of as many blocks on the same evaluation text, where it is known.
-    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`), or RECALL.
+    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`). recall: of `mi-prun plan`, where it was asked
+    for.
     """
 
     schema_version: Literal[1] = 1
@@ -93,6 +93,7 @@ class StudyRow(Record):
     seed: int
     estimator: str = "gaussian"
     left_out: str | None = None
+    recall: float | None = None
     row: Row
     perplexity: float
     kl_nats_per_token: float
@@ -110,12 +111,13 @@ class StudyRow(Record):
     def label(self) -> str:
         """The method; where it looks at mutual information, with an estimator that is not `gaussian`, the first one."""
         named = self.row.method in MI_METHODS and self.estimator != "gaussian"
-        return self.row.label + (f" {self.estimator}" if named else "") + self.without
+        return self.row.label + (f" {self.estimator}" if named else "") + self.variant
 
     @property
-    def without(self) -> str:
-        """Who was left out, in words."""
-        return f" without {self.left_out}" if self.left_out else ""
+    def variant(self) -> str:
+        """What was not as by default, in words."""
+        recall = "" if self.recall is None else f" --recall {self.recall:g}"
+        return recall + (f" without {self.left_out}" if self.left_out else "")
 
 
 class Confirmed(Record):
@@ -196,15 +198,15 @@ class Study:
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
-            alike = (self.options.estimator, self.options.leave_out)
-            known = [row.row for row in self.known if row.seed == seed and (row.estimator, row.left_out) == alike]
+            known = [row.row for row in self.known if row.seed == seed and self.is_alike(row)]
             made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
             self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
-            recall = 0.0 if self.options.leave_out == RECALL else self.options.recall
-            settings = PlanSettings(seed=seed, device=self.options.device, recall=recall)
+            settings = PlanSettings(seed=seed, device=self.options.device)
+            if self.options.recall is not None:
+                settings = replace(settings, recall=self.options.recall)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
             calibrated_on = context.analysis.record.calibration.ranking_tokens
             measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
@@ -222,6 +224,7 @@ class Study:
                     seed=seed,
                     estimator=self.options.estimator,
                     left_out=self.options.leave_out,
+                    recall=self.options.recall,
                     row=row,
                     perplexity=math.exp(loss.ce_nats),
                     kl_nats_per_token=loss.kl_nats,
@@ -244,6 +247,11 @@ class Study:
                 )
 
             compare(context, specs, list(ks), known=known, keep=keep)
+
+    def is_alike(self, row: StudyRow) -> bool:
+        """Return whether a row was made as this run makes rows."""
+        asked = (self.options.estimator, self.options.leave_out, self.options.recall)
+        return (row.estimator, row.left_out, row.recall) == asked
 
     def check_alike(self, seed: int, evaluation_tokens: int) -> None:
         """Refuse rows of the seed that were made with other settings: they are not rows of this study."""
@@ -467,8 +475,8 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True, help="NAME=FILE[,FILE...], or self")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
-    parser.add_argument("--leave-out", choices=[*PROPOSERS, RECALL], help="of what `hybrid` has")
-    parser.add_argument("--recall", type=float, default=PlanSettings.recall, help="of `mi-prun plan`; no row says it")
+    parser.add_argument("--leave-out", choices=[*PROPOSERS], help="of what `hybrid` has")
+    parser.add_argument("--recall", type=float, help="of `mi-prun plan`; default: its default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")
@@ -489,7 +497,7 @@ def main() -> None:
     def run() -> None:
         if options.pair and not options.confirm:
             raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
-        if options.leave_out in PROPOSERS:
+        if options.leave_out:
             PROPOSERS.pop(options.leave_out)  # this process runs one study
         if options.threads:
             torch.set_num_threads(options.threads)

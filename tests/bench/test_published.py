@@ -101,7 +101,6 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("real-models/*.last-words.jsonl", read_last_words_file),
     ("real-models/*.jsonl", read_real_study_file),
     ("real-models/before-runs/*.jsonl", read_study_file),
-    ("real-models/recall-eighth/*.jsonl", read_study_file),
     ("ab/*.jsonl", read_figures_file),
     ("draft/drafts.jsonl", read_figures_file),
     ("draft/*/points.jsonl", read_points_file),

@@ -136,7 +136,7 @@ def test_a_proposer_is_left_out_and_the_rows_say_so(
     assert not any(row.left_out for row in before)
 
 
-def test_recall_is_left_out_of_what_compares(
+def test_recall_of_what_compares_is_said_by_its_rows(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float] = []
@@ -147,10 +147,10 @@ def test_recall_is_left_out_of_what_compares(
 
     shutil.copytree(records, tmp_path / "out")
     monkeypatch.setitem(study.PROPOSERS, "mi", asked)
-    run(text, tmp_path / "out", monkeypatch, "--methods", "hybrid:3", "--leave-out", "recall", "--seed", "0")
+    run(text, tmp_path / "out", monkeypatch, "--methods", "hybrid:3", "--recall", "0.25", "--seed", "0")
     (path,) = (tmp_path / "out").glob("*.jsonl")
-    assert {row.label for row in read_study(path) if row.left_out} == {"hybrid:3 without recall"}
-    assert set(shares) == {0.0}
+    assert {row.label for row in read_study(path) if row.recall is not None} == {"hybrid:3 --recall 0.25"}
+    assert set(shares) == {0.25}
 
 
 def test_a_pair_is_compared_on_the_confirming_text(made: study.Study) -> None:
