@@ -148,13 +148,30 @@ class Items:
         return counts
 
 
-def wanted_sets(options: argparse.Namespace, num_blocks: int) -> list[Dropped]:
+def wanted_sets(options: argparse.Namespace, name: str, num_blocks: int) -> list[Dropped]:
     """Return the sets that are asked for: those of a study, the smallest first, those named, or each single block."""
     if options.sets_of:
-        return sorted({(), *(row.row.dropped for row in read_study(options.sets_of))}, key=lambda one: (len(one), one))
+        return sets_of(options.sets_of, name, num_blocks)
     if options.drop:
         return [parse_blocks(word, num_blocks, "--drop") for word in options.drop]
     return [(), *((block,) for block in range(num_blocks))]
+
+
+def sets_of(path: Path, name: str, num_blocks: int) -> list[Dropped]:
+    """Return the dense model and the sets that a study chose. Raises UserError where they are not of this model."""
+    rows = read_study(path)
+    if not rows:
+        raise UserError(f"--sets-of {path} has no rows; give records of `bench.studies.selection_study`")
+    if other := next((row.model for row in rows if row.model != name), None):
+        raise UserError(
+            f"--sets-of {path} has rows of {other}, not of {name}; give records of {name}, or --name {other}"
+        )
+    sets = {row.row.dropped for row in rows}
+    if (last := max((block for one in sets for block in one), default=0)) >= num_blocks:
+        raise UserError(
+            f"--sets-of {path} drops block {last}, but {name} has blocks 0..{num_blocks - 1}; give its own records"
+        )
+    return sorted({(), *sets}, key=lambda one: (len(one), one))
 
 
 def measure_last_words(
@@ -244,9 +261,9 @@ def main() -> None:
 
     def run() -> None:
         folder = open_model(options.model)
-        model = load_on(folder, options.device, options.dtype)
         name = options.name or folder.path.resolve().name
-        sets = wanted_sets(options, folder.num_blocks)
+        sets = wanted_sets(options, name, folder.num_blocks)
+        model = load_on(folder, options.device, options.dtype)
         if options.last_words:
             measure_last_words(model, name, folder.tokenizer, sets, options)
         else:

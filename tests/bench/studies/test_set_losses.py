@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.studies import set_losses
-from bench.studies.set_losses import Items, losses, read_last_words, read_losses
+from bench.studies.selection_study import StudyRow
+from bench.studies.set_losses import Items, losses, read_last_words, read_losses, sets_of
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
@@ -128,3 +129,28 @@ def test_a_file_that_has_no_last_words_is_refused_in_one_line(tmp_path: Path, te
     path.write_text(text)
     with pytest.raises(UserError, match=said):
         Items(path, open_model(REFERENCE).tokenizer, 6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "has no rows; give records of"),
+        ([("four", (3,))], "has rows of four, not of reference; give records of reference, or --name four"),
+        ([("reference", (3,)), ("reference", (2, 12))], r"drops block 12, but reference has blocks 0\.\.11; give"),
+    ],
+)
+def test_sets_of_another_study_are_refused(
+    row: Callable[..., StudyRow], tmp_path: Path, rows: list[tuple[str, Dropped]], said: str
+) -> None:
+    path = tmp_path / "study.jsonl"
+    path.write_text("".join(f"{row(dropped=dropped, model=model).model_dump_json()}\n" for model, dropped in rows))
+    with pytest.raises(UserError, match=said):
+        sets_of(path, "reference", 12)
+
+
+def test_sets_of_a_study_come_with_the_dense_model_the_smallest_first(
+    row: Callable[..., StudyRow], tmp_path: Path
+) -> None:
+    path = tmp_path / "study.jsonl"
+    path.write_text("".join(f"{row(dropped=dropped).model_dump_json()}\n" for dropped in ((2, 3), (3,), (1,), (3,))))
+    assert sets_of(path, "four", 4) == [(), (1,), (3,), (2, 3)]
