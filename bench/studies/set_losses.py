@@ -47,16 +47,23 @@ SETS_AT_ONCE = 6
 ROWS = 128  # of logits at a time
 ROWS_AT_ONCE = 16  # of items
 FIELDS = ("context", "continuation")
+OF_TEXT: dict[str, int | bool] = {"recall": False, "tokens": 2_048, "window": 512}  # options, and their defaults
+OF_LAST_WORDS = {"items": 200}
 
 
 class SetLoss(Record):
-    """The cross-entropy of a set, nats a token. text_sha256: of the token ids, as `tokens_digest` gives it."""
+    """The cross-entropy of a set, nats a token.
+
+    text_sha256: of the token ids, as `tokens_digest` gives it. recall: of the second half of each window, which repeats
+    the first.
+    """
 
     model: str
     text: str
     text_sha256: str
     tokens: int
     window_tokens: int
+    recall: bool = False
     dtype: str
     dropped: Dropped
     ce_nats: float
@@ -123,8 +130,11 @@ class Items:
         self.rows: list[tuple[list[int], int]] = []  # tokens, and how many of them are the context
         for number, line in enumerate(list(read_whole_lines(path))[:count], 1):
             item = parse_json(line, f"{path}, line {number}")
-            if not (isinstance(item, dict) and all(isinstance(item.get(field), str) for field in FIELDS)):
-                raise UserError(f"{path}, line {number}: an item has {' and '.join(FIELDS)}, each a string")
+            values = [item.get(field) for field in FIELDS] if isinstance(item, dict) else [None]
+            if not all(isinstance(value, str) and value.strip() for value in values):
+                raise UserError(
+                    f"{path}, line {number}: an item has {' and '.join(FIELDS)}, each a string with words in it"
+                )
             context = tokenizer(item["context"], add_special_tokens=False)["input_ids"]
             whole = tokenizer(f"{item['context']} {item['continuation']}", add_special_tokens=False)["input_ids"]
             self.rows.append((start + whole, len(start) + len(context)))
@@ -174,6 +184,27 @@ def sets_of(path: Path, name: str, num_blocks: int) -> list[Dropped]:
     return sorted({(), *sets}, key=lambda one: (len(one), one))
 
 
+def settle(options: argparse.Namespace) -> None:
+    """Give options their defaults. Raises UserError for one of the other kind of measurement, which would not count."""
+    measured, other = ("--last-words", OF_TEXT) if options.last_words else ("--text", OF_LAST_WORDS)
+    if given := next((name for name in other if getattr(options, name) is not None), None):
+        raise UserError(f"--{given} does not go with {measured}; leave it out")
+    for name, default in {**OF_TEXT, **OF_LAST_WORDS}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    if options.items < 1:
+        raise UserError(f"--items must be 1 or more, got {options.items}")
+
+
+def check_dtype(path: Path, known: Sequence[SetLoss | LastWords], dtype: str) -> None:
+    """Refuse to go on in a dtype that no row has. Raises UserError."""
+    there = sorted({row.dtype for row in known})
+    if known and dtype not in there:
+        raise UserError(
+            f"{path} has rows in {' and '.join(there)}, not in {dtype}; give --dtype {there[0]}, or another file"
+        )
+
+
 def measure_last_words(
     model: BlockModel, name: str, tokenizer: Any, sets: Sequence[Dropped], options: argparse.Namespace
 ) -> None:
@@ -182,6 +213,7 @@ def measure_last_words(
     known = read_last_words(options.output)
     if other := next((row for row in known if (row.model, row.items_sha256) != (name, items.digest)), None):
         raise UserError(f"{options.output} has rows of {other.model} on other items; give another file")
+    check_dtype(options.output, known, options.dtype)
     left = [one for one in sets if one not in {row.dropped for row in known}]
     for start in range(0, len(left), SETS_AT_ONCE):
         some = left[start : start + SETS_AT_ONCE]
@@ -222,6 +254,7 @@ def measure_losses(
     known = read_losses(options.output)
     if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):
         raise UserError(f"{options.output} has rows of {other.model} on other text; give another file")
+    check_dtype(options.output, known, options.dtype)
     measured = {row.dropped for row in known}
     for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured], first):
         row = SetLoss(
@@ -230,6 +263,7 @@ def measure_losses(
             text_sha256=digest,
             tokens=windows.numel(),
             window_tokens=options.window,
+            recall=options.recall,
             dtype=options.dtype,
             dropped=dropped,
             ce_nats=ce_nats,
@@ -245,21 +279,25 @@ def main() -> None:
     measured_on = parser.add_mutually_exclusive_group(required=True)
     measured_on.add_argument("--text")
     measured_on.add_argument("--last-words", type=Path, metavar="FILE", help="JSON lines of context and continuation")
-    parser.add_argument("--items", type=int, default=200, help="of --last-words")
+    parser.add_argument("--items", type=int, help="of --last-words; default: 200")
     parser.add_argument(
-        "--recall", action="store_true", help="of --text: repeat each window's first half, and measure that"
+        "--recall",
+        action="store_true",
+        default=None,
+        help="of --text: repeat each window's first half, and measure that",
     )
     without = parser.add_mutually_exclusive_group()
     without.add_argument("--sets-of", type=Path, metavar="FILE", help="records of `bench.studies.selection_study`")
     without.add_argument("--drop", action="append", help="blocks, as 3,5-7; default: the dense model and each block")
-    parser.add_argument("--tokens", type=int, default=2_048)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--tokens", type=int, help="of --text; default: 2,048")
+    parser.add_argument("--window", type=int, help="of --text; default: 512")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
 
     def run() -> None:
+        settle(options)
         folder = open_model(options.model)
         name = options.name or folder.path.resolve().name
         sets = wanted_sets(options, name, folder.num_blocks)

@@ -11,7 +11,7 @@ import torch
 
 from bench.studies import set_losses
 from bench.studies.selection_study import StudyRow
-from bench.studies.set_losses import Items, losses, read_last_words, read_losses, sets_of
+from bench.studies.set_losses import Items, LastWords, check_dtype, losses, read_last_words, read_losses, sets_of
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
@@ -61,6 +61,8 @@ def test_the_repeated_half_of_each_window_is_measured(tmp_path: Path, monkeypatc
     ((windows, first),) = asked
     assert first == 32
     assert torch.equal(windows[:, 32:], windows[:, :32])
+    (row,) = read_losses(tmp_path / "out.jsonl")
+    assert row.recall
 
 
 def test_a_set_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +83,7 @@ def test_a_set_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: 
     assert run("2,3", "4") == 0
     assert out.read_text().startswith(first)
     assert [row.dropped for row in read_losses(out)] == [(3,), (2, 3), (4,)]
+    assert {row.recall for row in read_losses(out)} == {False}
     text.write_text("Something else. " * 3_000)
     assert run("3") != 0
 
@@ -119,9 +122,17 @@ def test_last_words_are_those_that_the_model_goes_on_with(tmp_path: Path, monkey
     ("text", "said"),
     [
         ("", "has no items; give JSON lines of context and continuation"),
-        ('{"context": "It was"}\n', "line 1: an item has context and continuation, each a string"),
-        ('{"context": "It was", "continuation": 3}\n', "line 1: an item has context and continuation, each a string"),
-        ("[1]\n", "line 1: an item has context and continuation, each a string"),
+        ('{"context": "It was"}\n', "line 1: an item has context and continuation, each a string with words in it"),
+        (
+            '{"context": "It was", "continuation": 3}\n',
+            "line 1: an item has context and continuation, each a string with words in it",
+        ),
+        (
+            '{"context": "", "continuation": "dark"}\n',
+            "line 1: an item has context and continuation, each a string with",
+        ),
+        ('{"context": "It was", "continuation": " "}\n', "line 1: an item has context and continuation, each a string"),
+        ("[1]\n", "line 1: an item has context and continuation, each a string with words in it"),
     ],
 )
 def test_a_file_that_has_no_last_words_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -154,3 +165,40 @@ def test_sets_of_a_study_come_with_the_dense_model_the_smallest_first(
     path = tmp_path / "study.jsonl"
     path.write_text("".join(f"{row(dropped=dropped).model_dump_json()}\n" for dropped in ((2, 3), (3,), (1,), (3,))))
     assert sets_of(path, "four", 4) == [(), (1,), (3,), (2, 3)]
+
+
+def test_a_file_of_one_dtype_is_not_gone_on_with_in_another(tmp_path: Path) -> None:
+    """One that has both already is: its rows say so."""
+    own, other = (
+        LastWords(model="m", text="t", items_sha256="", items=1, dtype=dtype, dropped=(), foretold=0)
+        for dtype in ("float32", "bfloat16")
+    )
+    path = tmp_path / "out.jsonl"
+    for known in ([], [own], [own, other]):
+        check_dtype(path, known, "float32")
+    with pytest.raises(UserError, match="has rows in bfloat16, not in float32; give --dtype bfloat16, or another file"):
+        check_dtype(path, [other], "float32")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--last-words", "x", "--recall"], "--recall does not go with --last-words; leave it out"),
+        (["--last-words", "x", "--tokens", "64"], "--tokens does not go with --last-words; leave it out"),
+        (["--last-words", "x", "--window", "64"], "--window does not go with --last-words; leave it out"),
+        (["--text", "x", "--items", "5"], "--items does not go with --text; leave it out"),
+        (["--last-words", "x", "--items", "0"], "--items must be 1 or more, got 0"),
+    ],
+)
+def test_options_that_would_not_count_are_refused_in_one_line(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["set_losses", str(REFERENCE), *words, "-o", str(tmp_path / "out.jsonl")])
+    with pytest.raises(SystemExit) as ended:
+        set_losses.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {said}"]
