@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
-from bench.studies.selection_study import MI_METHODS, StudyRow, read_study
+from bench.studies.selection_study import StudyRow, read_study
 from bench.studies.set_losses import LastWords, SetLoss, read_last_words, read_losses
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
@@ -47,7 +47,7 @@ class Text:
         self.tokens, self.window = rows[0].evaluation_tokens, rows[0].window_tokens
         self.by: dict[tuple[str, int], dict[int, StudyRow]] = defaultdict(dict)
         for row in rows:
-            self.by[label_of(row), len(row.row.dropped)][row.seed] = row
+            self.by[row.label, len(row.row.dropped)][row.seed] = row
         self.labels = list(dict.fromkeys(label for label, _ in self.by))
         self.ks = sorted({k for _, k in self.by})
         self.seeds = sorted({row.seed for row in rows})
@@ -73,6 +73,11 @@ class Text:
         """Return the set that a method chose on its first seed."""
         rows = self.by[label, k]
         return rows[min(rows)].row.dropped
+
+    def seeds_of(self, label: str) -> str:
+        """Return how many seeds a method has, from the fewest to the most over k; nothing where it has no row."""
+        counts = {len(own) for k in self.ks if (own := self.perplexities(label, k))}
+        return "-".join(str(count) for count in sorted(counts) if count in (min(counts), max(counts)))
 
     def bar(self, k: int, seeds: Iterable[int]) -> float:
         """Return the lower mean of the baselines over some seeds."""
@@ -135,12 +140,6 @@ class Text:
 Elsewhere = Mapping[Text, Sequence[Text]]  # a study's text -> its choices, judged on each other text
 
 
-def label_of(row: StudyRow) -> str:
-    """Return the method, with the estimator that it looks through."""
-    named = f"{row.row.label} {row.estimator}" if row.row.method in MI_METHODS else row.row.label
-    return named + row.variant
-
-
 def is_variant(label: str) -> bool:
     """Return whether a label is of the default with another setting, or with something left out."""
     return label.startswith(DEFAULT) and label != DEFAULT
@@ -188,12 +187,12 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
     ks = sorted({k for _, there, _, _ in judged for k in there.ks})
     rows = [
         (
-            *(there.model, chosen_on, there.text, name, variant, str(len(there.perplexities(variant, ks[0])))),
+            *(there.model, chosen_on, there.text, name, variant, seeds),
             *(cell(there, variant, figure, k) for k in ks),
         )
         for chosen_on, there, name, figure in judged
         for variant in VARIANTS
-        if there.perplexities(variant, ks[0])
+        if (seeds := there.seeds_of(variant))
     ]
     if not rows:
         return []
@@ -334,11 +333,23 @@ def read_all_last_words(folder: Path) -> list[LastWords]:
     return [count for path in sorted(folder.glob(f"*{LAST_WORDS}")) for count in read_last_words(path)]
 
 
+def read_losses_elsewhere(path: Path) -> list[SetLoss]:
+    """Read what sets lose on another text. Raises UserError where there is no row, or one of recall: no plain text."""
+    losses = read_losses(path)
+    if not losses or any(loss.recall for loss in losses):
+        there = "rows of --recall" if losses else "no rows"
+        raise UserError(
+            f"{path} has {there}; make it again with `bench.studies.set_losses --sets-of`, without --recall"
+        )
+    return losses
+
+
 def read_elsewhere(folder: Path, texts: Sequence[Text]) -> Elsewhere:
     """Read what the sets of a study lose on other texts, where that was measured."""
     return {
         text: [
-            text.elsewhere(read_losses(path)) for path in sorted(folder.glob(f"{text.model}.{text.text}-on-*{LOSSES}"))
+            text.elsewhere(read_losses_elsewhere(path))
+            for path in sorted(folder.glob(f"{text.model}.{text.text}-on-*{LOSSES}"))
         ]
         for text in texts
     }

@@ -30,7 +30,7 @@ PERPLEXITIES = {"bi": (30.0, 50.0), "angular": (36.0, 42.0), "mi-prun": (33.0, 3
 @pytest.fixture
 def rows(row: Callable[..., StudyRow]) -> list[StudyRow]:
     def made(method: str, seed: int, k: int, perplexity: float, estimator: str = "reading") -> StudyRow:
-        first = [*PERPLEXITIES].index(method) + (estimator == "gaussian")  # each has sets of its own
+        first = [*PERPLEXITIES].index(method) + (estimator == "ksg")  # each has sets of its own
         return row(
             method, seed, perplexity, (*range(first, first + k),), num_blocks=9, model="real", text="wiki",
             estimator=estimator, dense_perplexity=20, window_tokens=100,
@@ -42,7 +42,7 @@ def rows(row: Callable[..., StudyRow]) -> list[StudyRow]:
         for seed in (0, 1)
         for k in (1, 2)
     ]
-    return [*choices, made("mi-prun", 0, 1, 90.0, estimator="gaussian")]
+    return [*choices, made("mi-prun", 0, 1, 90.0, estimator="ksg")]
 
 
 @pytest.fixture
@@ -97,6 +97,26 @@ def test_the_default_is_held_against_the_best_other_on_its_seeds(with_default: l
     assert f"| real | wiki | wiki | perplexity | hybrid --recall 0 | 2 | {1 / 36:.3f} +- " in said
 
 
+def test_the_default_has_its_row_where_it_lacks_the_smallest_k(with_default: list[StudyRow]) -> None:
+    def without(*left_out: tuple[int, int]) -> str:
+        """left_out: seed and k."""
+        return page(
+            [
+                Text(
+                    [
+                        one
+                        for one in with_default
+                        if one.row.method != "hybrid" or (one.seed, len(one.row.dropped)) not in left_out
+                    ]
+                )
+            ]
+        )
+
+    assert "| real | wiki | wiki | perplexity | hybrid | 2 | - | **1.264 +- " in without((0, 1), (1, 1))
+    assert "| real | wiki | wiki | perplexity | hybrid | 1-2 | " in without((0, 1))
+    assert "| hybrid | " not in without((0, 1), (1, 1), (0, 2), (1, 2))
+
+
 def test_a_set_is_as_good_as_itself_whatever_another_machine_measured(with_default: list[StudyRow]) -> None:
     same = [
         one.model_copy(
@@ -124,6 +144,11 @@ def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_pa
     assert "| real | wiki | books.txt | perplexity | hybrid | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
     with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
         text.elsewhere(losses_of(with_default, "books.txt")[:-1])
+    path = tmp_path / "real.wiki-on-books.losses.jsonl"
+    for loss, there in ((losses_of(with_default, "books.txt")[0], "rows of --recall"), (None, "no rows")):
+        path.write_text("" if loss is None else loss.model_copy(update={"recall": True}).model_dump_json() + "\n")
+        with pytest.raises(UserError, match=f"{path.name} has {there}; make it again with"):
+            read_elsewhere(tmp_path, [text])
 
 
 def test_the_bar_is_the_lower_mean_and_the_worst_seed_is_against_that_seeds_better_one(rows: list[StudyRow]) -> None:
@@ -131,14 +156,14 @@ def test_the_bar_is_the_lower_mean_and_the_worst_seed_is_against_that_seeds_bett
     assert text.bar(1, (0, 1)) == 39.0  # angular's mean; bi's is 40
     assert text.bar(1, (0,)) == 30.0
     assert text.ratios("mi-prun:0 reading", 1) == (36.0 / 39.0, 33.0 / 30.0)
-    assert text.ratios("mi-prun:0 gaussian", 1) == (90.0 / 30.0, 90.0 / 30.0)  # it has the first seed alone
-    assert text.labels == ["bi:0", "angular:0", "mi-prun:0 reading", "mi-prun:0 gaussian"]
+    assert text.ratios("mi-prun:0 ksg", 1) == (90.0 / 30.0, 90.0 / 30.0)  # it has the first seed alone
+    assert text.labels == ["bi:0", "angular:0", "mi-prun:0 reading", "mi-prun:0 ksg"]
 
 
 def test_the_page_has_every_cell_and_says_where_there_is_none(rows: list[StudyRow]) -> None:
     said = page([Text(rows)])
     assert "| `mi-prun:0 reading` | 36; 0.92 (1.10) | 72; 0.92 (1.10) |" in said
-    assert "| `mi-prun:0 gaussian` | 90; 3.00 (3.00) | - |" in said
+    assert "| `mi-prun:0 ksg` | 90; 3.00 (3.00) | - |" in said
     assert "Dense perplexity 20.00 on 1,000 tokens, windows of 100; 2 seeds." in said
     assert "| `bi:0` | 0 | 0 1 |" in said
 
@@ -160,7 +185,7 @@ def test_what_sets_foretell_stands_beside_where_it_was_counted(rows: list[StudyR
 def test_the_picture_has_a_line_for_each_method(rows: list[StudyRow]) -> None:
     drawn = picture([Text(rows)])
     assert drawn == picture([Text(rows)])
-    for label in ("bi:0", "mi-prun:0 gaussian", "real, wiki"):
+    for label in ("bi:0", "mi-prun:0 ksg", "real, wiki"):
         assert label in drawn
 
 
@@ -172,8 +197,8 @@ def test_the_picture_leaves_out_the_default_with_other_settings(with_default: li
 
 def test_a_method_of_one_text_alone_is_in_the_legend_too(rows: list[StudyRow]) -> None:
     """The first panel does not have it."""
-    few = [one for one in rows if one.estimator != "gaussian" and one.row.method != "mi-prun"]
-    assert "mi-prun:0 gaussian" in picture([Text(few), Text(rows)])
+    few = [one for one in rows if one.estimator != "ksg" and one.row.method != "mi-prun"]
+    assert "mi-prun:0 ksg" in picture([Text(few), Text(rows)])
 
 
 def test_records_without_a_baseline_are_refused(rows: list[StudyRow], tmp_path: Path) -> None:
