@@ -33,7 +33,7 @@ from mi_prun.plan.ratio import parse_ratios
 from mi_prun.planning.planning import make_context
 from mi_prun.quality.quality import protocol
 from mi_prun.selection.context import Context
-from mi_prun.selection.methods import METHODS, choose, method_named
+from mi_prun.selection.methods import METHODS, check_rerank, choose, method_named
 from mi_prun.settings import AnalyzeSettings, PlanSettings
 from mi_prun.text.text_source import text_digest
 from mi_prun.text.weighted_source import parse_sources
@@ -43,15 +43,19 @@ ROWS_NAME = "rows.jsonl"
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """Parse `hybrid,mi-prun:0,bi`. A plain name takes the method's own number of sets."""
+    """Parse `hybrid,mi-prun:0,bi`. A plain name takes the method's own number of sets.
+
+    Raises UserError for a method or a number of sets that cannot be.
+    """
     specs = []
     for word in text.split(","):
         name, colon, number = word.strip().partition(":")
         if colon and not number.isdecimal():
             raise UserError(f"--methods {text!r}: {word.strip()!r} must be NAME or NAME:N, N a whole number")
-        method = method_named(name)
-        default = None if method.grows else method.rerank
-        specs.append(MethodSpec(name=name, rerank=int(number) if colon else default))
+        method = method_named(name, f"--methods {text!r}: NAME")
+        rerank = int(number) if colon else None if method.grows else method.rerank
+        check_rerank(rerank, f"--methods {text!r}: N")
+        specs.append(MethodSpec(name=name, rerank=rerank))
     return list(dict.fromkeys(specs))
 
 

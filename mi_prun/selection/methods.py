@@ -110,10 +110,10 @@ def check_possible(config: Config, method: str, wanted: int | tuple[int, ...] | 
         check_reducible(config, blocks, [name for name, other in METHODS.items() if other.runs])
 
 
-def method_named(name: str) -> Method:
-    """Return a method by its name. Raises UserError for an unknown one."""
+def method_named(name: str, said: str = "--method") -> Method:
+    """Return a method by its name. Raises UserError for an unknown one. said: what the user gave it by."""
     if name not in METHODS:
-        raise UserError(f"--method must be one of {', '.join(METHODS)}, got {name!r}")
+        raise UserError(f"{said} must be one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name]
 
 
@@ -169,7 +169,7 @@ def check_choice(num_blocks: int, k: int, rerank: int) -> None:
     check_rerank(rerank)
 
 
-def check_rerank(rerank: int | None) -> None:
-    """Raise UserError for a number of sets to compare that cannot be."""
+def check_rerank(rerank: int | None, said: str = "--rerank") -> None:
+    """Raise UserError for a number of sets to compare that cannot be. said: what the user gave it by."""
     if rerank is not None and not 0 <= rerank <= MOST_ASKED_FOR:
-        raise UserError(f"--rerank must be in 0..{MOST_ASKED_FOR}, got {rerank}")
+        raise UserError(f"{said} must be in 0..{MOST_ASKED_FOR}, got {rerank}")

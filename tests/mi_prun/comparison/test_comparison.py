@@ -128,7 +128,8 @@ def test_bad_words_are_one_line(
     tmp_path: Path, reference: Path, harbour: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for methods, ratios, said in (
-        ("magic", ".1", "--method must be one of hybrid"),
+        ("magic", ".1", "--methods 'magic': NAME must be one of hybrid"),
+        ("bi,hybrid:10001", ".1", "--methods 'bi,hybrid:10001': N must be in 0..10000, got 10001"),
         ("bi:many", ".1", "must be NAME or NAME:N"),
         ("bi", "half", "--ratios 'half' must be numbers between 0 and 1"),
         ("bi", ".25,1.5", "--ratios must be in (0, 1), got 1.5"),
