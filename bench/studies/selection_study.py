@@ -62,6 +62,7 @@ from mi_prun.selection.methods import choose
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
 from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
 from mi_prun.text.calibration import CalibrationDescription, load_mixture, tokens_digest
+from mi_prun.text.recall import check_recall
 from mi_prun.text.text_source import text_source
 
 METHODS = (
@@ -194,7 +195,7 @@ class Study:
     def run(self) -> None:
         """Choose by every method at every k and seed, and append what is missing to the records."""
         evaluation = Evaluator(self.model, self.evaluation_windows(), batch_tokens=BATCH_TOKENS)
-        ks = range(self.options.least_blocks, (self.options.most_blocks or self.model.num_blocks // 2) + 1)
+        ks = range(self.options.least_blocks, self.options.most_blocks + 1)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
@@ -468,6 +469,28 @@ def confirmed_path(records: Path) -> Path:
     return records.with_suffix(".confirmed.json")
 
 
+def settle(options: argparse.Namespace, num_blocks: int) -> None:
+    """Give `--most-blocks` its default. Raises UserError for options that no study can be made with."""
+    if options.pair and not options.confirm:
+        raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
+    for name in ("recall", "leave_out"):
+        if options.confirm and getattr(options, name) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with --confirm, which chooses nothing; leave it out"
+            )
+    if options.seed is not None and not 0 <= options.seed < options.seeds:
+        raise UserError(f"--seed must be in 0..{options.seeds - 1}, as --seeds is {options.seeds}, got {options.seed}")
+    if options.recall is not None:
+        check_recall(options.recall)
+    least, most = options.least_blocks, num_blocks // 2 if options.most_blocks is None else options.most_blocks
+    if not 1 <= least <= most < num_blocks:
+        raise UserError(
+            f"--least-blocks to --most-blocks must be within 1..{num_blocks - 1} of {num_blocks} blocks, "
+            f"got {least} to {most}"
+        )
+    options.most_blocks = most
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -495,13 +518,12 @@ def main() -> None:
     options = parser.parse_args()
 
     def run() -> None:
-        if options.pair and not options.confirm:
-            raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
+        folder = open_model(options.model)
+        settle(options, folder.num_blocks)
         if options.leave_out:
             PROPOSERS.pop(options.leave_out)  # this process runs one study
         if options.threads:
             torch.set_num_threads(options.threads)
-        folder = open_model(options.model)
         Path(options.output).mkdir(parents=True, exist_ok=True)
         for text in options.text:
             name, _, sources = text.partition("=")

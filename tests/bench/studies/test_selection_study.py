@@ -230,16 +230,32 @@ def test_a_text_of_two_kinds_is_evaluated_on_both(made: study.Study, text: Path,
     assert [sum(word in row for row in rows) for word in ("ship", "bird")] == [8, 8]
 
 
-def test_a_pair_without_a_text_to_compare_it_on_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--pair 2,3 2,4", "--pair needs --confirm TOKENS"),
+        ("--seed 3", "--seed must be in 0..2, as --seeds is 3, got 3"),
+        ("--seed -1 --seeds 1", "--seed must be in 0..0, as --seeds is 1, got -1"),
+        ("--recall 0.6", "--recall is the share of a window that repeats its beginning, 0 to 0.5, got 0.6"),
+        ("--least-blocks 0", "--least-blocks to --most-blocks must be within 1..11 of 12 blocks, got 0 to 6"),
+        ("--most-blocks 0", "must be within 1..11 of 12 blocks, got 1 to 0"),
+        ("--most-blocks 12", "must be within 1..11 of 12 blocks, got 1 to 12"),
+        ("--confirm 512 --recall 0", "--recall does not go with --confirm, which chooses nothing; leave it out"),
+        ("--confirm 512 --leave-out mi", "--leave-out does not go with --confirm, which chooses nothing; leave it out"),
+    ],
+)
+def test_what_no_study_is_made_with_is_refused_before_it_begins(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else the whole study would begin."""
-    words = ["--text", "self", "--pair", "2,3", "2,4", "-o", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words])
+    arguments = ["--text", "self", *words.split(), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *arguments])
     with pytest.raises(SystemExit) as ended:
         study.main()
     assert ended.value.code == 2
-    assert "error: --pair needs --confirm TOKENS" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert "mi" in study.PROPOSERS
     assert not (tmp_path / "out").exists()
 
 
