@@ -43,7 +43,8 @@ class Artefact(Record):
             raise UserError(f"{origin} is not JSON: {error}") from error
         if not isinstance(data, dict) or data.get("mi_prun_schema") != cls.schema_name:
             schema = data.get("mi_prun_schema") if isinstance(data, dict) else type(data).__name__
-            raise UserError(f"{origin} is not a {cls.schema_name} file (found {schema!r})")
+            article = "an" if cls.schema_name[0] in "aeiou" else "a"
+            raise UserError(f"{origin} is not {article} {cls.schema_name} file (found {schema!r})")
         if data.get("schema_version") != cls.schema_latest:
             raise UserError(
                 f"{origin} has schema version {data.get('schema_version')!r}, this release reads {cls.schema_latest}; "

@@ -51,8 +51,9 @@ def plan(chosen: Plan, output: Path | None) -> None:
         )
     if "limit" in chosen.settings:
         more = chosen.settings["cost_of_one_block_more"]
+        blocks_cost = "1 block costs" if len(chosen.dropped) == 1 else f"{len(chosen.dropped)} blocks cost"
         print(
-            f"limit: {chosen.settings['limit']}: {len(chosen.dropped)} blocks cost {chosen.settings['cost']}; "
+            f"limit: {chosen.settings['limit']}: {blocks_cost} {chosen.settings['cost']}; "
             + (f"one more would cost {more}, over it" if more else "no more can go")
         )
     if chosen.quality is not None:

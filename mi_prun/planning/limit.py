@@ -25,7 +25,7 @@ class Limit:
 
     def text(self, value: float) -> str:
         """Return a cost in the limit's own words."""
-        return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4f} nats/token"
+        return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4g} nats/token"
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ def parse_limit(max_ppl_increase: str | None, max_kl: float | None) -> Limit | N
         except ValueError as error:
             raise UserError(f"--max-ppl-increase must be like 10% or 0.1, got {max_ppl_increase!r}") from error
         if not (math.isfinite(value) and value > 0):
-            raise UserError(f"--max-ppl-increase must be over 0, got {max_ppl_increase}")
+            raise UserError(f"--max-ppl-increase must be over 0 and finite, got {max_ppl_increase}")
+        if value >= 1 and not text.endswith("%"):  # a share that large is seldom meant
+            raise UserError(f"--max-ppl-increase {text} is {value:.0%}; write {text}% or {value / 100:g}")
         return Limit("perplexity", value)
     if max_kl is not None:
         if not (math.isfinite(max_kl) and max_kl > 0):
-            raise UserError(f"--max-kl must be over 0 nats per token, got {max_kl}")
+            raise UserError(f"--max-kl must be over 0 and finite, in nats per token, got {max_kl}")
         return Limit("kl", max_kl)
     return None
 
@@ -95,7 +97,7 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
         else:
             high = k
     if high in unknown:
-        raise UserError(f"{low} blocks cost {limit.text(costs[low])}, within the limit; of {high} {unknown[high]}")
+        raise UserError(f"dropping {low} costs {limit.text(costs[low])}, within the limit; of {high} {unknown[high]}")
     return Within(choices[low], costs[low], costs.get(low + 1), context.passes - before)
 
 

@@ -40,6 +40,14 @@ def test_what_is_not_right_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_analysis_is_told_so_with_the_right_article():
+    class Answer(Artefact):
+        schema_name: ClassVar[str] = "answer"
+
+    with pytest.raises(UserError, match=r"^x is not an answer file .found None"):
+        Answer.parse("{}", origin="x")
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*: No such file"):
         Thing.read(tmp_path / "none.json")

@@ -99,7 +99,7 @@ def test_what_cannot_be_measured_is_no_answer_only_where_it_is_the_next(
     if largest < 3:
         assert len(most_blocks(context, Limit("kl", 1.0), "exhaustive", None).choice.dropped) == largest
     else:
-        said = r"3 blocks cost KL 0\.5000 nats/token, within the limit; of 4 exhaustive: too many sets of 4"
+        said = r"dropping 3 costs KL 0\.5 nats/token, within the limit; of 4 exhaustive: too many sets of 4"
         with pytest.raises(UserError, match=said):
             most_blocks(context, Limit("kl", 1.0), "exhaustive", None)
 
@@ -118,7 +118,7 @@ def test_everything_but_one_block_may_go_where_the_limit_is_wide(context: Contex
 
 
 def test_a_limit_that_one_block_passes_is_refused(context: Context) -> None:
-    with pytest.raises(UserError, match=r"already one block costs KL .* over the limit of KL 0\.0000 nats/token"):
+    with pytest.raises(UserError, match=r"already one block costs KL .* over the limit of KL 1e-09 nats/token"):
         most_blocks(context.fresh(), Limit("kl", 1e-9), "bi", 0)
 
 
@@ -137,9 +137,12 @@ def test_a_plan_says_the_limit_and_what_one_block_more_would_cost(
     )
     summary.plan(plan.model_copy(update={"settings": plan.settings | {"cost_of_one_block_more": None}}), None)
     assert f"cost {plan.settings['cost']}; no more can go\n" in capsys.readouterr().out
+    one = {"dropped": plan.dropped[:1]}
+    summary.plan(plan.model_copy(update=one), None)
+    assert f": 1 block costs {plan.settings['cost']}; one more" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.1", 0.1), (" 2.5 % ", 0.025)])
+@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.1", 0.1), (" 2.5 % ", 0.025), ("150%", 1.5)])
 def test_percent_or_share(text: str, value: float) -> None:
     limit = parse_limit(text, None)
     assert limit is not None
@@ -150,10 +153,13 @@ def test_percent_or_share(text: str, value: float) -> None:
     ("ppl", "kl", "said"),
     [
         ("much", None, "must be like 10% or 0.1, got 'much'"),
-        ("-3%", None, "must be over 0, got -3%"),
-        ("nan", None, "must be over 0, got nan"),
+        ("-3%", None, "must be over 0 and finite, got -3%"),
+        ("nan", None, "must be over 0 and finite, got nan"),
+        ("inf", None, "must be over 0 and finite, got inf"),
+        ("10", None, "--max-ppl-increase 10 is 1000%; write 10% or 0.1"),
+        ("1", None, "--max-ppl-increase 1 is 100%; write 1% or 0.01"),
         (None, 0.0, "--max-kl must be over 0"),
-        (None, math.inf, "--max-kl must be over 0"),
+        (None, math.inf, "--max-kl must be over 0 and finite, in nats per token, got inf"),
     ],
 )
 def test_limits_that_are_none_are_refused(ppl: str | None, kl: float | None, said: str) -> None:
