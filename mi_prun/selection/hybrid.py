@@ -113,6 +113,8 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
     gram, evaluator = gram_of(context), context.screening
     count = min(count, math.comb(context.num_blocks, k))
     ranked = ranked_sets(context, gram, k, count)
+    if count == 1:
+        return ranked[:1]  # nothing beside it would be kept
     first = max(1, round(FIRST_SHARE * count))
     chosen = list(dict.fromkeys([ranked[0], *proposed_sets(context, k), *ranked[1:]]))[:first]
     near = baselines.windows(context.num_blocks, k)

@@ -264,6 +264,14 @@ def test_more_blocks_take_more_rounds(make_context: MakeContext, monkeypatch: py
         assert len(visited) == len(set(visited)) == rounds
 
 
+@pytest.mark.parametrize("rerank", [0, 1])
+def test_of_one_candidate_only_the_gram_is_measured(make_context: MakeContext, rerank: int) -> None:
+    own, of_gram = make_context(idle=IDLE), make_context(idle=IDLE)
+    choice = choose(own, "hybrid", 3, rerank)
+    assert choice.dropped == ranked_sets(of_gram, gram_of(of_gram), 3, 1)[0]
+    assert choice.forward_passes == own.passes == of_gram.passes
+
+
 def test_low_sets_are_those_of_the_quadratic_of_the_gram(make_context: MakeContext) -> None:
     own = make_context()
     gram = gram_of(own)
