@@ -63,7 +63,7 @@ Recall = Annotated[
     float,
     typer.Option(
         help="the share of each window that sets are compared on which repeats the window's beginning; 0: perplexity "
-        "alone decides"
+        "alone decides. It counts for hybrid and for a method with --rerank N, not for greedy-loss and exhaustive"
     ),
 ]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]

@@ -123,8 +123,7 @@ def _plan(
         method=settings.method,
         settings={
             "rerank": choice.candidates,
-            "criterion": context.criterion,
-            "recall": context.recall,
+            **context.measured_with,
             "seed": settings.seed,
             "estimator": record.estimator,
             "projection": record.projection,

@@ -36,11 +36,12 @@ class Ledger:
     """A count of what was run beyond the analysis and the evaluators.
 
     block_tokens: one for each block run over one token; a backward counts as two forwards. paid: the names of what was
-    derived and is counted.
+    derived and is counted. compared: whether anything was compared by the criterion.
     """
 
     block_tokens: float = 0.0
     paid: set[str] = field(default_factory=set)
+    compared: bool = False
 
     def first(self, name: str) -> bool:
         """Return whether `name` is to be counted now: what serves every number of blocks is paid for once."""
@@ -130,6 +131,7 @@ class Context:
 
     def value(self, loss: Loss) -> float:
         """Return the criterion of a measured loss, in nats."""
+        self.extra.compared = True
         value: float = loss.kl_nats if self.criterion == "kl" else loss.ce_nats
         return value
 
@@ -146,10 +148,21 @@ class Context:
 
     def values(self, by_window: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (sets,) to compare sets by: the criterion less its noise. by_window: losses (sets, windows, 2)."""
+        self.extra.compared = True
         values: NDArray[np.float64] = (
             by_window[..., 0].mean(1) if self.criterion == "kl" else shrunk_cross_entropy(by_window)
         )
         return values
+
+    @property
+    def measured_with(self) -> dict[str, str | float]:
+        """The criterion and the recall that this context has measured with; neither where it has not."""
+        measured: dict[str, str | float] = {}
+        if self.extra.compared:
+            measured["criterion"] = self.criterion
+        if "screening" in self.__dict__:  # what is measured on the rest was measured there first
+            measured["recall"] = self.recall
+        return measured
 
     @property
     def passes(self) -> float:

@@ -31,12 +31,16 @@ def planned(
     memories: dict[str, Memory] = {}  # what was measured serves every test
 
     def make(
-        criterion: str | None = None, source: str = "text.txt", method: str = "exhaustive", **amount: object
+        criterion: str | None = None,
+        source: str = "text.txt",
+        method: str = "exhaustive",
+        rerank: int | None = None,
+        **amount: object,
     ) -> tuple[Context, Plan]:
         calibration = reference_analysis.record.calibration.model_copy(update={"source": source})
         assert isinstance(calibration, CalibrationDescription)
         record = reference_analysis.record.model_copy(update={"calibration": calibration})
-        settings = replace(SETTINGS, criterion=criterion, method=method)
+        settings = replace(SETTINGS, criterion=criterion, method=method, rerank=rerank)
         context = replace(
             make_context(replace(reference_analysis, record=record), settings, lambda: model), memories=memories
         )
@@ -65,17 +69,49 @@ def test_the_two_criteria_do_not_take_the_same_set(planned: Callable[..., tuple[
 
 
 def test_under_a_limit_of_kl_it_is_kl_unless_told(planned: Callable[..., tuple[Context, Plan]]) -> None:
-    assert planned(method="tail", max_kl=0.2)[1].settings["criterion"] == "kl"
-    assert planned("ce", method="tail", max_kl=0.2)[1].settings["criterion"] == "ce"
-    assert planned(method="tail", max_ppl_increase="20%")[1].settings["criterion"] == "ce"
+    bi = {"method": "bi", "rerank": 2}
+    assert planned(**bi, max_kl=0.2)[1].settings["criterion"] == "kl"
+    assert planned("ce", **bi, max_kl=0.2)[1].settings["criterion"] == "ce"
+    assert planned(**bi, max_ppl_increase="20%")[1].settings["criterion"] == "ce"
 
 
 @pytest.mark.parametrize("recall", [0.0, 0.25])
-def test_windows_that_compare_repeat_as_much_as_asked_for(reference_analysis: Analysis, recall: float) -> None:
-    settings = replace(SETTINGS, recall=recall, method="tail")
-    context = make_context(reference_analysis, settings)
+def test_windows_that_compare_repeat_as_much_as_asked_for(
+    reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel], recall: float
+) -> None:
+    settings = replace(SETTINGS, recall=recall, method="bi", rerank=2)
+    context = make_context(reference_analysis, settings, lambda: load(reference))
     assert context.recall == recall
     assert plan_for(context, Amount(num_blocks=1), settings).settings["recall"] == recall
+
+
+@pytest.mark.parametrize(
+    ("method", "rerank", "said"),
+    [
+        ("tail", 0, set()),
+        ("tail", 2, set()),  # it has one set
+        ("bi", 0, set()),
+        ("bi", 2, {"criterion", "recall"}),
+        ("hybrid", 3, {"criterion", "recall"}),
+        ("hybrid", 0, {"recall"}),  # its quadratic is measured, of the KL
+        ("cbo", 0, {"recall"}),
+        ("segment-loss", 0, {"criterion", "recall"}),
+        ("greedy-loss", None, {"criterion"}),
+        ("exhaustive", 8, {"criterion"}),
+    ],
+)
+def test_a_plan_says_the_criterion_and_the_recall_that_it_was_measured_with(
+    reference_analysis: Analysis,
+    reference: Path,
+    load: Callable[[Path], BlockModel],
+    method: str,
+    rerank: int | None,
+    said: set[str],
+) -> None:
+    settings = replace(SETTINGS, method=method, rerank=rerank)
+    context = make_context(reference_analysis, settings, lambda: load(reference))
+    plan = plan_for(context, Amount(num_blocks=1), settings)
+    assert plan.settings.keys() & {"criterion", "recall"} == said
 
 
 def test_a_criterion_that_is_none_is_refused(reference_analysis: Analysis) -> None:
