@@ -29,10 +29,10 @@ from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.context import Context
 from mi_prun.selection.hybrid import ROUNDS, few_windows, gram_of, ranked_sets
 from mi_prun.selection.methods import METHODS
-from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import energy
 from mi_prun.selection.race import first_windows
 from mi_prun.selection.surrogate import corrected, neighbours

@@ -13,8 +13,8 @@ import numpy as np
 
 from mi_prun.console import progress
 from mi_prun.errors import UserError
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.context import Context
-from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import low_states
 
 EXHAUSTIVE_LIMIT = 5_000

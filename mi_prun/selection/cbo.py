@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mi_prun.console import progress
 from mi_prun.model.block_model import BlockModel, hooked_states
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.context import Context
-from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import low_states
 from mi_prun.selection.race import first_windows
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mi_prun.selection.objective import Costs, Dropped, objective, runs
+from mi_prun.quality.evaluator import Dropped
+from mi_prun.selection.objective import Costs, objective, runs
 
 SHORTLIST = 8
 

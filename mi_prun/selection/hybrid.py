@@ -20,13 +20,13 @@ import math
 import numpy as np
 
 from mi_prun.console import progress
-from mi_prun.quality.evaluator import Evaluator
+from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.selection import baselines
 from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
 from mi_prun.selection.logit_gram import LogitGram, all_singles, logit_gram
-from mi_prun.selection.objective import Dropped, best_sets
+from mi_prun.selection.objective import best_sets
 from mi_prun.selection.quadratic import low_states
 from mi_prun.selection.race import first_windows, share_of
 from mi_prun.selection.surrogate import corrected, neighbours

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mi_prun.quality.evaluator import Evaluator, Loss
-from mi_prun.selection.objective import Dropped
+from mi_prun.quality.evaluator import Dropped, Evaluator, Loss
 
 GRAM_ROWS = 32  # at least, in a chunk
 GRAM_BYTES = 64 * 2**20  # most bytes of logit changes in memory at a time

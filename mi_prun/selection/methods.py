@@ -10,13 +10,14 @@ from mi_prun.analysis.analysis import Analysis
 from mi_prun.architecture.architecture import Config, check_reducible, num_blocks
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Objective
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection import baselines
 from mi_prun.selection.budget import most_passes
 from mi_prun.selection.cbo import cbo, cbo_fisher
 from mi_prun.selection.context import Context
 from mi_prun.selection.fast_block_select import fast_block_select
 from mi_prun.selection.hybrid import beyond_few, gram_only, hybrid
-from mi_prun.selection.objective import Dropped, best_sets, objective
+from mi_prun.selection.objective import best_sets, objective
 from mi_prun.selection.race import race
 from mi_prun.selection.segment_loss import segment_loss
 

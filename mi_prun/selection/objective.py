@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from mi_prun.quality.evaluator import Dropped
+
 Costs = NDArray[np.float64]
-Dropped = tuple[int, ...]
 
 
 def runs(dropped: Iterable[int]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mi_prun.selection.objective import Dropped
+from mi_prun.quality.evaluator import Dropped
 
 ENUMERABLE = 300_000
 CHUNK = 100_000

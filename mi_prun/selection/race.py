@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mi_prun.console import progress
-from mi_prun.quality.evaluator import Loss, block_runs
+from mi_prun.quality.evaluator import Dropped, Loss, block_runs
 from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
-from mi_prun.selection.objective import Dropped
 
 # Shares of the screening text.
 FIRST_SHARE = 1 / 4  # for every candidate

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from mi_prun.console import progress
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.context import Context
-from mi_prun.selection.objective import Costs, Dropped, best_sets
+from mi_prun.selection.objective import Costs, best_sets
 from mi_prun.selection.race import first_windows
 
 

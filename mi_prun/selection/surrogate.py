@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection.logit_gram import LogitGram, membership
-from mi_prun.selection.objective import Dropped
 
 NOISE = 0.01  # variance of a measurement, over the mean variance of the residual
 

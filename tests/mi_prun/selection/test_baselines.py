@@ -14,10 +14,11 @@ from mi_prun.analysis.analysis import Analysis
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.planning.planning import make_context, make_plan, plan_by_hand
+from mi_prun.quality.evaluator import Dropped
 from mi_prun.selection import baselines
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import METHODS, Propose, choose, method_named
-from mi_prun.selection.objective import Dropped, objective
+from mi_prun.selection.objective import objective
 from mi_prun.selection.race import race, ranking_losses
 from mi_prun.settings import PlanSettings
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mi_prun.quality.evaluator import Loss
+from mi_prun.quality.evaluator import Dropped, Loss
 from mi_prun.selection.logit_gram import LogitGram
-from mi_prun.selection.objective import Dropped
 from mi_prun.selection.quadratic import energy, low_states
 from mi_prun.selection.surrogate import corrected, neighbours
 
