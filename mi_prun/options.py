@@ -29,7 +29,11 @@ Calibration = Annotated[
 ]
 Tokens = Annotated[
     int,
-    typer.Option("--tokens", help="tokens that boundary states are taken from; 16 times as many serve to rank sets"),
+    typer.Option(
+        "--tokens",
+        help="tokens that boundary states are taken from; 16 times as many serve to rank sets; for a large model on a "
+        "CPU fewer do",
+    ),
 ]
 Estimator = Annotated[str, typer.Option(help="estimator of mutual information: reading, gaussian, ksg or renyi")]
 Projection = Annotated[
@@ -56,14 +60,15 @@ CriterionName = Annotated[
     typer.Option(
         "--criterion",
         help="the loss that sets are compared by: ce (on the text), kl (to the dense model); default: ce, but kl on "
-        "text sampled from the model and with --max-kl",
+        "text sampled from the model, with --max-kl, and for a large model on a CPU, which is ranked on less text",
     ),
 ]
 Recall = Annotated[
     float,
     typer.Option(
         help="the share of each window that sets are compared on which repeats the window's beginning; 0: perplexity "
-        "alone decides. It counts for hybrid and for a method with --rerank N, not for greedy-loss and exhaustive"
+        "alone decides. It counts where sets are re-ranked (hybrid, NAME with --rerank N), not for greedy-loss and "
+        "exhaustive"
     ),
 ]
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
