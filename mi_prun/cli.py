@@ -302,6 +302,7 @@ def prune(
 
 
 @app.command()
+@kept("nothing was written")
 def heal(
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", help="a folder made by `mi-prun prune` or `apply`")],
     output: Output,
@@ -339,6 +340,19 @@ def heal(
         raise UserError("--fit is the closed form alone: without --no-fit, --tokens and --minutes")
     if train == "none":
         raise UserError("--train must be lora or all; --fit is the closed form alone")
+    given = {
+        "--train": train != HEAL.train,
+        "--rank": rank != HEAL.rank,
+        "--learning-rate": learning_rate is not None,
+        "--temperature": temperature != HEAL.temperature,
+        "--ce-share": ce_share != HEAL.ce_share,
+        "--checkpoint-blocks": checkpoint_blocks,
+        "--train-dtype": train_dtype is not None,
+    }
+    if fit and (unused := [option for option, is_given in given.items() if is_given]):
+        raise UserError(f"--fit trains nothing: leave out {', '.join(unused)}")
+    if train == "all" and rank != HEAL.rank:
+        raise UserError("--train all has no rank: leave out --rank, or take --train lora")
     if tokens is not None and minutes is not None:
         raise UserError("give --tokens or --minutes, not both")
     count = None if tokens is None else parse_tokens(tokens)

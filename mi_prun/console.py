@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mi_prun.errors import UserError, first_line
 
@@ -171,17 +171,30 @@ def new_app(purpose: str) -> Typer:
 
 def run_app(app: Typer) -> int:
     """Run a typer application as `run_command` runs a command. A wrong option is one line too."""
-    from typer import Abort
     from typer.exceptions import TyperException
+    from typer.main import get_command
+
+    command, interrupts = get_command(app), list[KeyboardInterrupt]()
+    invoke = command.invoke
+
+    def invoke_noting(ctx: Any) -> Any:
+        """Keep a Ctrl-C with its notes: typer makes a bare exit status of it."""
+        try:
+            return invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            interrupts.append(interrupt)
+            raise
+
+    command.invoke = invoke_noting  # type: ignore[method-assign]
 
     def call() -> None:
         try:
-            status = app(standalone_mode=False)
-            if isinstance(status, int) and status:  # typer gives an exit status back instead of raising it
-                raise SystemExit(status)
-        except Abort as error:  # what typer makes of Ctrl-C
-            raise KeyboardInterrupt from error
+            status = command(standalone_mode=False)
         except TyperException as error:
             raise UserError(error.format_message()) from error
+        if interrupts:
+            raise interrupts[0]
+        if isinstance(status, int) and status:  # typer gives an exit status back instead of raising it
+            raise SystemExit(status)
 
     return run_command(call)

@@ -166,7 +166,10 @@ def new_file(path: Path) -> Iterator[Path]:
     partial = partial_sibling(path)
     try:
         with one_line_os_errors(path):
+            partial.touch()
+            rights = partial.stat().st_mode
             yield partial
+            partial.chmod(rights)  # the user's usual ones: safetensors' own let nobody else read it
             sync(partial)
             partial.replace(path)
             sync(path.absolute().parent)

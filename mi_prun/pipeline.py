@@ -22,6 +22,8 @@ from mi_prun.plan.ratio import Amount
 from mi_prun.planning.by_hand import plan_dropping
 from mi_prun.planning.limit import parse_limit
 from mi_prun.planning.planning import check_settings, make_context, plan_for
+from mi_prun.recovery.heal import check_healable
+from mi_prun.recovery.heal import check_settings as check_heal_settings
 from mi_prun.recovery.heal import heal as heal_model
 from mi_prun.recovery.healing_text import SampledText
 from mi_prun.selection.methods import check_possible
@@ -54,6 +56,9 @@ def prune(
     """
     check_output(out, force=force)  # before a model is fetched
     dense = open_model(reference)
+    if heal is not None:
+        check_heal_settings(heal)
+        check_healable(dense)
     blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     sampled = None

@@ -132,5 +132,14 @@ class HealSettings:
         """The learning rate."""
         return LEARNING_RATES[self.train] if self.learning_rate is None else self.learning_rate
 
+    def windows_at_once(self, window_tokens: int) -> int:
+        """Return how many windows are run at once."""
+        return max(1, self.forward_tokens // window_tokens)
 
+    def fit_windows(self, window_tokens: int) -> int:
+        """Return how many windows the closed form sees."""
+        return max(1, self.fit_tokens // window_tokens)
+
+
+MOST_MINUTES = 1_000_000
 LEARNING_RATES = {"lora": 1e-3, "all": 3e-4, "none": 0.0}

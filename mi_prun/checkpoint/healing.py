@@ -71,6 +71,11 @@ class Healing(Record):
     quality: tuple[HealedQuality, ...] = ()
     tasks: tuple[AskedTask, ...] = ()
 
+    @property
+    def seen_tokens(self) -> int:
+        """Return how many tokens it was healed on: trained on, else those of the closed form alone."""
+        return self.tokens or self.fit_tokens
+
 
 @dataclass(frozen=True)
 class Healed:

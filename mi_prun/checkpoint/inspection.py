@@ -73,8 +73,8 @@ def describe_healing(healing: Healing | None) -> list[str]:
     if healing is None:
         return []
     lines = [
-        f"healed       {healing.method}; {healing.tokens:,} tokens of {healing.text}, {healing.seconds:.0f} s, seed "
-        f"{healing.seed}"
+        f"healed       {healing.method}; {healing.seen_tokens:,} tokens of {healing.text}, {healing.seconds:.0f} s, "
+        f"seed {healing.seed}"
     ]
     lines += [
         f"             perplexity dense {kind.dense_perplexity:.4g}, pruned {kind.pruned_perplexity:.4g}, healed "

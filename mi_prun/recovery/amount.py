@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 
 from mi_prun.errors import UserError
-from mi_prun.settings import HealSettings
+from mi_prun.settings import MOST_MINUTES, HealSettings
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 MINUTES = {"s": 1 / 60, "min": 1.0, "h": 60.0}
+MOST_TOKENS = 1e15
+LONGEST_SHOWN = 100
 
 
 def parse_tokens(text: str) -> int:
@@ -19,10 +21,10 @@ def parse_tokens(text: str) -> int:
     1500000
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
-    tokens = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if tokens < 1:
-        raise UserError(f"--tokens must be a number of at least 1, like 500k or 1M, got {text!r}")
-    return tokens
+    tokens = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise UserError(f"--tokens must be a number of at least 1, like 500k or 1M, got {text[:LONGEST_SHOWN]!r}")
+    return round(tokens)
 
 
 def parse_heal(text: str, settings: HealSettings) -> HealSettings:
@@ -30,11 +32,14 @@ def parse_heal(text: str, settings: HealSettings) -> HealSettings:
     if text == "fit":
         return replace(settings, train="none", tokens=None, minutes=None)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip().lower())
-    if match:
-        return replace(settings, tokens=None, minutes=float(match[1]) * MINUTES[match[2]])
+    if match and 0 < (minutes := float(match[1]) * MINUTES[match[2]]) < MOST_MINUTES:
+        return replace(settings, tokens=None, minutes=minutes)
     try:
+        if text.strip().endswith("m"):  # minutes may be meant
+            raise UserError("10m is no time")
         return replace(settings, tokens=parse_tokens(text), minutes=None)
     except UserError as error:
         raise UserError(
-            f"--heal must be `fit`, a time like 10min or 1h, or tokens like 500k or 1M, got {text!r}"
+            "--heal must be `fit`, a time over 0 like 10min or 1h, or tokens like 500k or 1M, got "
+            f"{text[:LONGEST_SHOWN]!r}"
         ) from error

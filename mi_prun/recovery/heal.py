@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,13 +42,18 @@ from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.streamed_fit import STORED, fit_streamed
 from mi_prun.recovery.training import ALONE, Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
-from mi_prun.settings import LEARNING_RATES, SELF, HealSettings, check_seed
+from mi_prun.settings import LEARNING_RATES, MOST_MINUTES, SELF, HealSettings, check_seed
 from mi_prun.text.calibration import tokens_digest
-from mi_prun.text.text_source import text_digest
+from mi_prun.text.text_source import text_digest, text_source
 from mi_prun.text.weighted_source import parse_sources
 
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
 LEAST_WINDOW = 8
+# Settings that a training alone has.
+OF_TRAINING = {
+    "learning_rate", "warm_up", "batch_tokens", "temperature", "ce_share", "checkpoint_blocks", "train_dtype", "tokens",
+    "minutes", "validation_tokens",
+}  # fmt: skip
 
 
 def heal_folder(
@@ -60,10 +65,12 @@ def heal_folder(
     manifest = read_manifest(pruned)
     if manifest.healing is not None:
         raise UserError(
-            f"{pruned} is healed already ({manifest.healing.method}, {manifest.healing.tokens:,} tokens); heal the "
-            "pruned folder that it was made of"
+            f"{pruned} is healed already ({manifest.healing.method}, {manifest.healing.seen_tokens:,} tokens); heal "
+            "the pruned folder that it was made of"
         )
-    check_apart(pruned, out)
+    check_apart(pruned, out, "pruned")
+    if adapter is not None:
+        check_adapter_apart(adapter, pruned)
     plan = manifest.plan
     try:
         dense = open_model(model or plan.dense.name)
@@ -108,6 +115,7 @@ def heal(
     check_output(out, force=force)
     check_apart(dense.path, out)
     if adapter is not None:
+        check_adapter_apart(adapter, dense.path, out)
         check_output(adapter, force=force, folder=False)
     plan.check_belongs_to(dense.identity)
     family = dense.family
@@ -116,6 +124,9 @@ def heal(
         check_room(dense, plan, out)
     window = min(settings.window_tokens, dense.context_tokens())
     dense.check_window(window)
+    for source in parse_sources(settings.sources):
+        if source.name != SELF:
+            text_source(source.name)  # one that is missing is refused before a model is loaded
     if settings.stream_blocks:
         return _heal_streamed(
             dense, plan, out, settings, window, adapter, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
@@ -123,14 +134,7 @@ def heal(
         )  # fmt: skip
     start, used = time.monotonic(), dict[str, str | int | float | bool | None](window_tokens=window)
     path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
-
-    def forgotten() -> bool:
-        if force:
-            path.unlink(missing_ok=True)
-        return force
-
-    ranks.from_first(forgotten)
-    saved = load_state(path, fingerprint) if settings.train != "none" else None
+    saved = None if force else load_state(path, fingerprint)
     with one_line_memory_errors(), one_line_os_errors(out):
         place = pick_device(local_device(settings.device))
         home = torch.device("cpu") if ranks.sharded else place
@@ -154,7 +158,7 @@ def heal(
             text.check_tokens(settings.tokens, window)
         if len(text.gate) == 1 and ranks.first:
             _say_one_kind(text)
-        gate = Judge(weights, text.gate, max(1, settings.forward_tokens // window))
+        gate = Judge(weights, text.gate, settings.windows_at_once(window))
         begun = time.monotonic()
         before = ranks.from_first(gate.measure, runs_model=True)
         task = ChoiceTask(weights, dense.tokenizer)
@@ -165,16 +169,21 @@ def heal(
         fitted = prepare(weights, text, settings, saved, window, shown=ranks.first)
         ranks.same(own.own for own in weights.own.values())
         taught = Progress(fit_tokens=fitted, seconds=time.monotonic() - start)
+        if force and ranks.first:
+            path.unlink(missing_ok=True)
         if settings.train != "none":
             training = Training(
                 weights, text, Judge(weights, text.validation, gate.batch), settings,
                 path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught, ranks=ranks,
             )  # fmt: skip
             taught = _train(training, saved)
-            used |= {
-                "train_dtype": str(training.dtype).removeprefix("torch."),
-                "batch_tokens": training.step_tokens,
-            }
+            if taught.tokens:
+                used |= {
+                    "train_dtype": str(training.dtype).removeprefix("torch."),
+                    "batch_tokens": training.step_tokens,
+                }
+            else:
+                settings = untrained(settings, taught, shown=ranks.first)
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
@@ -232,13 +241,13 @@ def _heal_streamed(
         )  # fmt: skip
         if len(text.gate) == 1:
             _say_one_kind(text)
-        tokens = text.windows(0, max(1, settings.fit_tokens // window))
+        tokens = text.windows(0, settings.fit_windows(window))
         judged_tokens = sum(kind.tokens.numel() for kind in text.gate)
         total = (tokens.numel() + judged_tokens) * dense.num_blocks
         with progress("closed form, block by block", total, "block-tokens") as advance:
             made = fit_streamed(
                 streamed, plan.dropped, tokens, text.gate, ridge=settings.ridge,
-                batch_windows=max(1, settings.forward_tokens // window), advance=advance,
+                batch_windows=settings.windows_at_once(window), advance=advance,
             )  # fmt: skip
     _say_before(made.before)
     _say_fits(made.fits)
@@ -326,7 +335,7 @@ def prepare(
         for name, tensor in saved.groups[OWN].items():
             weights.give(name, tensor.to(weights.shared(name)))
     elif settings.fit:
-        fitted = _fit(weights, text, settings, max(1, settings.fit_tokens // window), shown=shown)
+        fitted = _fit(weights, text, settings, settings.fit_windows(window), shown=shown)
     if settings.train == "all":
         parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
         if shown:
@@ -352,7 +361,7 @@ def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, wind
                 weights,
                 tokens,
                 ridge=settings.ridge,
-                batch_windows=max(1, settings.forward_tokens // tokens.shape[1]),
+                batch_windows=settings.windows_at_once(tokens.shape[1]),
                 advance=advance,
             )
     except UserError as error:
@@ -430,8 +439,8 @@ def check_settings(settings: HealSettings) -> None:
     for option, value in whole.items():
         if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")
-    if settings.minutes is not None and not 0 < settings.minutes < 1e6:
-        raise UserError(f"--minutes must be over 0, got {settings.minutes}")
+    if settings.minutes is not None and not 0 < settings.minutes < MOST_MINUTES:
+        raise UserError(f"--minutes must be over 0 and under {MOST_MINUTES:,}, got {settings.minutes}")
     if settings.window_tokens < LEAST_WINDOW:
         raise UserError(f"--window must be at least {LEAST_WINDOW}, got {settings.window_tokens}")
     if not 0 < settings.temperature < 100:
@@ -445,6 +454,13 @@ def check_settings(settings: HealSettings) -> None:
     sources = parse_sources(settings.sources)
     if settings.stream_blocks and SELF in [source.name for source in sources]:
         raise UserError("--stream-blocks needs --calibration TEXT: sampling text needs the whole model in memory")
+
+
+def check_adapter_apart(adapter: Path, *folders: Path) -> None:
+    """Refuse an adapter file that is or lies in one of the folders: it would be taken for their weights."""
+    for folder in folders:
+        if adapter.absolute().resolve().is_relative_to(folder.absolute().resolve()):
+            raise UserError(f"--adapter {adapter} is or lies in {folder}; name a file in another place")
 
 
 def check_healable(dense: ModelFolder) -> None:
@@ -486,11 +502,28 @@ def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | No
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def untrained(settings: HealSettings, taught: Progress, *, shown: bool) -> HealSettings:
+    """Return the settings of a healing whose time was over before its first step: the closed form's alone.
+
+    Raises UserError where there was no closed form.
+    """
+    said = f"--minutes {settings.minutes:g} were over before the first step of the training"
+    if not taught.fit_tokens:
+        raise UserError(f"{said}: nothing was healed; give more")
+    if shown:
+        say(f"{said}: what is written is the closed form's; give more for a training")
+    return replace(settings, train="none")
+
+
 def recorded(settings: HealSettings) -> dict[str, str | int | float | bool | None]:
-    """The settings that a manifest records, beside what it has fields for."""
+    """The settings that a manifest records, beside what it has fields for. What was not used is left out."""
     left_out = {"sources", "seed", "device", "save_minutes", "forward_tokens"}
-    fields = {name: value for name, value in asdict(settings).items() if name not in left_out}
-    return fields | {"learning_rate": settings.rate}
+    if settings.train == "none":
+        left_out |= OF_TRAINING
+    if settings.train != "lora":
+        left_out |= {"rank"}
+    said = asdict(settings) | {"learning_rate": settings.rate}
+    return {name: value for name, value in said.items() if name not in left_out}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ from mi_prun.text.text_source import text_source
 from mi_prun.text.weighted_source import WeightedSource, names_of, turns
 
 PASSAGE_MARGIN = 1.3  # a passage has about so many times the tokens of a window
-PROBE_CHARACTERS = 100_000
+LONG_PASSAGES = 4  # a passage of fewer tokens is read so many times as far
+PROBE_CHARACTERS, PROBES = 100_000, 16
 LEAST_CHARACTERS, SPARE = 1 << 24, 2.0  # read of a source: so many, and so many times what the tokens take
 PASSAGES_AT_ONCE = 256
 LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
@@ -117,7 +118,7 @@ class HealingText:
         """How often the windows asked for so far go through the source that ended first; 1 where none has ended."""
         asked = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
         times = [n / len(s.windows) for n, s in zip(asked, self.supplies, strict=True) if s.ended and s.windows]
-        return max(1.0, *times, 1.0)
+        return max([1.0, *times])
 
     def check_tokens(self, tokens: int, window_tokens: int) -> None:
         """Raises UserError where a source is shorter than its share of `tokens`."""
@@ -195,7 +196,7 @@ def _read(
     named = text_source(source.name, seed=seed, tokenizer=tokenizer)
     bos = begins_with_bos(tokenizer)
     body = window_tokens - int(bos)
-    text, per_token = "", 0.0
+    per_token = 0.0
     pieces: list[str] = []
     size, most = 0, float(LEAST_CHARACTERS)
     for document in named.open():
@@ -207,32 +208,41 @@ def _read(
         if size >= most:
             break
     text = "\n".join(pieces)
-    per_token = per_token or _characters_per_token(text, tokenizer)
-    length = math.ceil(PASSAGE_MARGIN * body * per_token)
-    cut = len(text) - math.ceil(held_out * 1.5 + 1) * length  # some passages give no window
+    length = math.ceil(PASSAGE_MARGIN * body * _characters_per_token(text, tokenizer))
+    cut = len(text) - math.ceil(held_out * 1.5 + 1) * length  # the last passages may be too short
 
-    def ids_of(passages: Sequence[str]) -> Tensor:
-        """(n, body): the beginning of each passage that is long enough."""
-        ids = tokenizer(list(passages), add_special_tokens=False, verbose=False)["input_ids"] if passages else []
-        rows = torch.tensor([row[:body] for row in ids if len(row) >= body], dtype=torch.long).view(-1, body)
-        return with_bos(rows, tokenizer) if bos else rows
+    def windows_at(starts: Sequence[int], end: int) -> Tensor:
+        """(n, window_tokens): one from each place. Where characters are many a token, it reaches into the next passage,
+        but not beyond `end`.
+        """
+        rows: dict[int, list[int]] = {}
+        for reach in (length, LONG_PASSAGES * length):
+            left = [start for start in starts if start not in rows]
+            passages = [text[start : min(start + reach, end)] for start in left]
+            ids = tokenizer(passages, add_special_tokens=False, verbose=False)["input_ids"] if left else []
+            rows |= {start: row[:body] for start, row in zip(left, ids, strict=True) if len(row) >= body}
+        made = torch.tensor([rows[start] for start in starts if start in rows], dtype=torch.long).view(-1, body)
+        return with_bos(made, tokenizer) if bos else made
 
-    judged = ids_of([text[start : start + length] for start in range(max(0, cut), len(text), length)])[:held_out]
-    if cut < length or len(judged) < held_out:
+    judged = windows_at(range(max(0, cut), len(text), length), len(text))[:held_out]
+    order = np.random.default_rng(seed).permutation(max(0, cut) // length)
+
+    def more(place: int) -> Tensor:
+        return windows_at([int(number) * length for number in order[place : place + PASSAGES_AT_ONCE]], cut)
+
+    supply = Supply(named.name, source.weight, judged, more)
+    if len(judged) < held_out or supply.window(0) is None:
         raise UserError(
             f"--calibration {named.name} has {len(text):,} characters; {held_out} windows of {window_tokens} tokens "
             "are held out of it and something must be left to heal on: give more text or a smaller --window"
         )
-    order = np.random.default_rng(seed).permutation(cut // length)
-
-    def more(place: int) -> Tensor:
-        starts = [int(number) * length for number in order[place : place + PASSAGES_AT_ONCE]]
-        return ids_of([text[start : start + length] for start in starts])
-
-    return Supply(named.name, source.weight, judged, more)
+    return supply
 
 
 def _characters_per_token(text: str, tokenizer: Any) -> float:
-    probe = text[:PROBE_CHARACTERS]
-    ids = tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]
-    return max(1.0, len(probe) / max(1, len(ids)))
+    """The mean over probes from all over the text."""
+    size = PROBE_CHARACTERS // PROBES
+    step = max(size, len(text) // PROBES)
+    probes = [text[start : start + size] for start in range(0, max(1, len(text)), step)]
+    ids = tokenizer(probes, add_special_tokens=False, verbose=False)["input_ids"]
+    return max(1.0, sum(map(len, probes)) / max(1, sum(map(len, ids))))

@@ -107,7 +107,7 @@ class Training:
         self._saved = time.monotonic()
         window = text.validation[0].tokens.shape[1]
         self.step_windows = step_windows(settings.batch_tokens, window, weights.model.device, ranks.size)
-        self.micro_windows = min(self.step_windows, max(1, settings.forward_tokens // window))
+        self.micro_windows = min(self.step_windows, settings.windows_at_once(window))
         self.step_tokens = self.step_windows * window
         if self.step_windows < ranks.size:
             raise UserError(
@@ -178,7 +178,8 @@ class Training:
     def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.share_done)
-        tokens = self.text.windows(self.progress.step * self.step_windows, self.step_windows)
+        window = self.step_tokens // self.step_windows  # a run that goes on may have other steps: as many processes
+        tokens = self.text.windows(self.progress.tokens // window, self.step_windows)
         total = 0.0
         for part in torch.split(self.ranks.share(tokens), self.micro_windows):
             total += self._backward(part, len(part) / len(tokens))

@@ -28,7 +28,7 @@ T = TypeVar("T")
 SCREENING_SHARE, SCREENING_TOKENS = 1 / 4, 8_192
 MUCH = 1.25  # over its usual share
 SCREENING_WINDOWS = 16
-LEAST_SCREENING_TOKENS = 64  # in a window; in a shorter one most tokens have little before them
+LEAST_SCREENING_TOKENS = 256  # in a window; in a shorter one what a set makes of a long context is not seen
 
 
 @dataclass

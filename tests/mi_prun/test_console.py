@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mi_prun import console
-from mi_prun.console import kept, progress, progress_line, run_command
+from mi_prun.console import kept, new_app, progress, progress_line, run_app, run_command
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,22 @@ def test_torch_is_asked_for_large_pages() -> None:
     small_pages = (64 << 20) // 4096
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(said) < small_pages / 4
+
+
+@pytest.mark.usefixtures("no_signals")
+def test_an_interrupted_application_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app", "work"])
+    app = new_app("An application.")
+
+    @app.command()
+    @kept("the rows are kept in out")
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    @app.command()
+    def other() -> None: ...
+
+    assert run_app(app) == 130
+    assert capsys.readouterr().err == "interrupted; the rows are kept in out\n"

@@ -7,7 +7,15 @@ import pytest
 
 from mi_prun import files
 from mi_prun.errors import UserError
-from mi_prun.files import check_output, new_folder, remove_abandoned_files, scratch_folder, sha256_of, write_text
+from mi_prun.files import (
+    check_output,
+    new_file,
+    new_folder,
+    remove_abandoned_files,
+    scratch_folder,
+    sha256_of,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -167,3 +175,13 @@ def test_files_that_a_kill_left_are_removed_once_they_are_old(tmp_path):
         os.utime(path, None if path == young else (0, 0))
     remove_abandoned_files(tmp_path / "state")
     assert names(tmp_path) == [".other.partial-0", ".state.partial-1"]
+
+
+def test_a_file_has_the_rights_that_the_user_gives(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "plain").touch()
+    with new_file(tmp_path / "made") as partial:
+        save_file({"a": torch.zeros(1)}, partial)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -27,7 +27,12 @@ def test_heal_of_prune(text, wanted):
     assert (settings.train, settings.tokens, settings.minutes) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "ten", "-1M", "10 weeks", "0"])
+@pytest.mark.parametrize("text", ["", "ten", "-1M", "10 weeks", "0", "0min", "99999999h", "10m", "9" * 400])
 def test_what_is_no_length_is_refused(text):
     with pytest.raises(UserError, match="must be"):
         parse_heal(text, HealSettings())
+
+
+def test_a_number_that_is_too_long_is_refused():
+    with pytest.raises(UserError, match=r"--tokens must be a number .*, got '9{100}'"):
+        parse_tokens("9" * 400)

@@ -74,7 +74,9 @@ def test_card_and_inspect_say_how_it_was_healed(fitted):
     assert "nothing was retrained" not in card
     assert "## Healing" in card
     assert "manual.txt, held-out part" in card
-    assert "healed       fit; 0 tokens of manual.txt (3), harbour.txt (1)" in describe(out)
+    assert f"healed       fit; {fitted[0].healing.fit_tokens:,} tokens of manual.txt (3), harbour.txt (1)" in describe(
+        out
+    )
 
 
 def test_a_healed_folder_is_not_healed_again(fitted, tmp_path, heal_settings):
@@ -105,6 +107,35 @@ def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, heal_sett
     with pytest.raises(UserError, match=r"does not help: on .*, held-out part|the loss is NaN or Inf"):
         heal_folder(pruned_reference, tmp_path / "healed", harmful)
     assert not (tmp_path / "healed").exists()
+
+
+def test_a_time_that_is_over_before_the_first_step(pruned_reference, tmp_path, heal_settings, monkeypatch, capsys):
+    from mi_prun.recovery.training import Training
+
+    monkeypatch.setattr(Training, "share_done", 1.0)
+    settings = replace(heal_settings, tokens=None, minutes=0.5)
+    with pytest.raises(UserError, match=r"--minutes 0.5 were over before the first step of the training: nothing was"):
+        heal_folder(pruned_reference, tmp_path / "healed", replace(settings, fit=False))
+    assert not any(tmp_path.iterdir())
+    healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing
+    assert (healing.method, healing.tokens) == ("fit", 0)
+    assert "what is written is the closed form's" in capsys.readouterr().err
+    assert not healing.settings.keys() & {"rank", "learning_rate", "minutes"}
+
+
+def test_the_closed_form_leaves_the_state_of_a_training_alone(pruned_reference, tmp_path, heal_settings):
+    from mi_prun.recovery.training_state import Progress, save_state
+
+    path = state_path(tmp_path / "healed")
+    save_state(path, "another", Progress(step=3), {})
+    settings = replace(heal_settings, train="none", tokens=None)
+    with pytest.raises(UserError, match="is the state of an interrupted healing with other settings"):
+        heal_folder(pruned_reference, tmp_path / "healed", settings)
+    with pytest.raises(UserError, match="no such file"):
+        heal_folder(pruned_reference, tmp_path / "healed", replace(settings, sources=("nowhere.txt",)), force=True)
+    assert path.is_file()
+    heal_folder(pruned_reference, tmp_path / "healed", settings, force=True)
+    assert not path.exists()
 
 
 def test_nan_in_the_loss_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):

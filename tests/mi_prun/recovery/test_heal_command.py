@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path
         (("--tokens", "1k", "--minutes", "3"), "--tokens or --minutes, not both"),
         (("--tokens", "many"), "--tokens must be a number"),
         (("--train", "none"), "--train must be lora or all"),
+        (("--fit", "--rank", "8", "--ce-share", "1"), "--fit trains nothing: leave out --rank, --ce-share"),
+        (("--train", "all", "--rank", "8"), "--train all has no rank"),
     ],
 )
 def test_options_that_do_not_go_together(run: Run, pruned_reference: Path, tmp_path: Path, words, message) -> None:
@@ -74,9 +77,26 @@ def test_options_that_do_not_go_together(run: Run, pruned_reference: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(("--heal", "soon"), "--heal must be"), (("--heal", "-1min"), "--heal must be")],
+    [
+        (("--heal", "soon"), "--heal must be"),
+        (("--heal", "-1min"), "--heal must be"),
+        (("--heal", "10m"), "like 10min"),
+    ],
 )
 def test_prune_refuses_before_it_looks_at_a_model(run: Run, tmp_path: Path, words, message) -> None:
     status, _, err = run("prune", "no/such-model", "--ratio", 0.25, "-o", tmp_path / "healed", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
+
+
+@pytest.mark.parametrize("place", ["healed/model.safetensors", "healed", "pruned/learned.safetensors", "pruned"])
+def test_an_adapter_never_lies_among_weights(run: Run, pruned_reference: Path, tmp_path: Path, place: str) -> None:
+    pruned = tmp_path / "pruned"
+    shutil.copytree(pruned_reference, pruned)
+    before = {path.name: path.stat().st_mtime_ns for path in pruned.iterdir()}
+    words = ("-o", tmp_path / "healed", "--fit", "--adapter", tmp_path / place, "--force")
+    status, _, err = run("heal", pruned, *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "name a file in another place" in err
+    assert {path.name: path.stat().st_mtime_ns for path in pruned.iterdir()} == before
+    assert not (tmp_path / "healed").exists()

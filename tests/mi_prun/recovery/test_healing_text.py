@@ -71,6 +71,24 @@ def test_a_text_that_has_nothing_left_beside_what_is_held_out(tmp_path, tokenize
         load([str(short), str(short).replace("short", "other")], tokenizer)
 
 
+def test_text_that_becomes_wordier_keeps_its_passages(manual, tmp_path, tokenizer):
+    """Half of it has many tokens for its characters, half has few; windows come from both."""
+    prose = manual.read_text()
+    half = len(prose) // 2
+    text = tmp_path / "both.txt"
+    text.write_text("".join(f"{ord(letter):x} {letter} | " for letter in prose[: half // 4]) + prose[half:])
+    windows = load([str(text), str(manual)], tokenizer, tokens=None)
+    supply = windows.supplies[0]
+    while supply.window(len(supply.windows)) is not None:
+        pass
+    passages = len(text.read_text()) / (1.3 * 32 * _characters(text.read_text(), tokenizer))
+    assert len(supply.windows) > 0.8 * passages - 1.5 * 12 - 1
+
+
+def _characters(text, tokenizer):
+    return len(text) / len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def test_text_that_an_analysis_has_sampled_is_not_sampled_again(tokenizer):
     ids = torch.arange(2 * 130 * 20).view(2, 20, 130)
     text = load(["self"], tokenizer, tokens=1_024, sampled=SampledText(ids[0], ids[1]))

@@ -70,21 +70,22 @@ def test_one_window_is_enough(context: Context) -> None:
 
 
 def test_of_short_windows_the_first_are_of_different_passages() -> None:
-    windows = torch.arange(4 * 256).view(4, 256)
+    windows = torch.arange(4 * 1024).view(4, 1024)
     cut = short_windows(windows)
-    assert cut.shape == (16, 64)
-    assert torch.equal(cut[:4], windows[:, :64])
-    assert torch.equal(cut[4:8], windows[:, 64:128])
+    assert cut.shape == (16, 256)
+    assert torch.equal(cut[:4], windows[:, :256])
+    assert torch.equal(cut[4:8], windows[:, 256:512])
     assert torch.equal(cut.sort(dim=0).values.flatten(), windows.flatten())  # nothing is lost
-    assert torch.equal(short_windows(windows[:, :100]), windows[:, :100])  # too short to be cut
+    assert short_windows(windows[:, :512]).shape == (8, 256)  # too short to be cut again
+    assert torch.equal(short_windows(windows[:, :511]), windows[:, :511])
 
 
 def test_each_short_window_begins_as_the_long_one_did() -> None:
-    windows = torch.arange(4 * 257).view(4, 257)
+    windows = torch.arange(4 * 1025).view(4, 1025)
     cut = short_windows(windows, bos=True)
-    assert cut.shape == (16, 65)
+    assert cut.shape == (16, 257)
     assert torch.equal(cut[:, 0], windows[:, 0].repeat(4))
-    assert torch.equal(cut[:4, 1:], windows[:, 1:65])
+    assert torch.equal(cut[:4, 1:], windows[:, 1:257])
     assert torch.equal(cut[:, 1:].sort(dim=0).values.flatten(), windows[:, 1:].flatten())
 
 
@@ -133,8 +134,8 @@ def test_who_is_clearly_behind_does_not_go_through_all_of_the_text(context: Cont
 
 
 def test_long_windows_are_looked_at_as_often(context: Context) -> None:
-    """Eight of them are left to go through: after the first two it is clear, with what the screening text said."""
-    ranking = context.analysis.ranking.reshape(4, 256).repeat(3, 0)
+    """Six of them are left to go through: after the first two it is clear, with what the screening text said."""
+    ranking = context.analysis.ranking.reshape(2, 512).repeat(6, 0)
     fresh = Context(replace(context.analysis, ranking=ranking), context.open_model)
     confirming = fresh.confirming
     assert confirming is not None
