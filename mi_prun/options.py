@@ -60,7 +60,7 @@ CriterionName = Annotated[
     typer.Option(
         "--criterion",
         help="the loss that sets are compared by: ce (on the text), kl (to the dense model); default: ce, but kl on "
-        "text sampled from the model, with --max-kl, and for a large model on a CPU, which is ranked on less text",
+        "text sampled from the model and with --max-kl",
     ),
 ]
 Recall = Annotated[

@@ -56,8 +56,8 @@ class PlanSettings:
     method `mi-prun` with 0 is the paper's. None takes the method's own number.
     quality: measure the choice on held-out text.
     model: where the dense model is, if it is not where the analysis was made of it.
-    criterion: the loss that sets are compared by, ce or kl. None takes ce, but kl under a limit of KL, on little text,
-    and on text sampled from the model, where both have the same expectation less a constant.
+    criterion: the loss that sets are compared by, ce or kl. None takes ce, but kl under a limit of KL and on text
+    sampled from the model, where both have the same expectation less a constant.
     recall: the share of each window that sets are compared on which repeats the window's beginning (`text/recall.py`).
     """
 

@@ -56,7 +56,7 @@ from mi_prun.plan.ratio import parse_blocks
 from mi_prun.planning.planning import make_context
 from mi_prun.quality.evaluator import Dropped, Evaluator
 from mi_prun.selection.baselines import EXHAUSTIVE_LIMIT, all_sets
-from mi_prun.selection.context import Context
+from mi_prun.selection.context import CRITERIA, Context
 from mi_prun.selection.hybrid import PROPOSERS
 from mi_prun.selection.methods import choose
 from mi_prun.selection.race import LEAST_WINDOWS, clearly_behind
@@ -84,8 +84,8 @@ class StudyRow(Record):
 
     `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
     set of as many blocks on the same evaluation text, where it is known.
-    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`). recall: of `mi-prun plan`, where it was asked
-    for.
+    left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`). recall, criterion: of `mi-prun plan`, where
+    they were asked for.
     """
 
     schema_version: Literal[1] = 1
@@ -95,6 +95,7 @@ class StudyRow(Record):
     estimator: str = "gaussian"
     left_out: str | None = None
     recall: float | None = None
+    criterion: str | None = None
     row: Row
     perplexity: float
     kl_nats_per_token: float
@@ -117,8 +118,9 @@ class StudyRow(Record):
     @property
     def variant(self) -> str:
         """What was not as by default, in words."""
+        criterion = "" if self.criterion is None else f" --criterion {self.criterion}"
         recall = "" if self.recall is None else f" --recall {self.recall:g}"
-        return recall + (f" without {self.left_out}" if self.left_out else "")
+        return criterion + recall + (f" without {self.left_out}" if self.left_out else "")
 
 
 class Confirmed(Record):
@@ -205,7 +207,7 @@ class Study:
             self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
-            settings = PlanSettings(seed=seed, device=self.options.device)
+            settings = PlanSettings(seed=seed, device=self.options.device, criterion=self.options.criterion)
             if self.options.recall is not None:
                 settings = replace(settings, recall=self.options.recall)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
@@ -226,6 +228,7 @@ class Study:
                     estimator=self.options.estimator,
                     left_out=self.options.leave_out,
                     recall=self.options.recall,
+                    criterion=self.options.criterion,
                     row=row,
                     perplexity=math.exp(loss.ce_nats),
                     kl_nats_per_token=loss.kl_nats,
@@ -251,8 +254,8 @@ class Study:
 
     def is_alike(self, row: StudyRow) -> bool:
         """Return whether a row was made as this run makes rows."""
-        asked = (self.options.estimator, self.options.leave_out, self.options.recall)
-        return (row.estimator, row.left_out, row.recall) == asked
+        asked = (self.options.estimator, self.options.leave_out, self.options.recall, self.options.criterion)
+        return (row.estimator, row.left_out, row.recall, row.criterion) == asked
 
     def check_alike(self, seed: int, evaluation_tokens: int) -> None:
         """Refuse rows of the seed that were made with other settings: they are not rows of this study."""
@@ -473,7 +476,7 @@ def settle(options: argparse.Namespace, num_blocks: int) -> None:
     """Give `--most-blocks` its default. Raises UserError for options that no study can be made with."""
     if options.pair and not options.confirm:
         raise UserError("--pair needs --confirm TOKENS: how much of the confirming text the two are compared on")
-    for name in ("recall", "leave_out"):
+    for name in ("recall", "criterion", "leave_out"):
         if options.confirm and getattr(options, name) is not None:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with --confirm, which chooses nothing; leave it out"
@@ -500,6 +503,7 @@ def main() -> None:
     parser.add_argument("--estimator", default=AnalyzeSettings.estimator)
     parser.add_argument("--leave-out", choices=[*PROPOSERS], help="of what `hybrid` has")
     parser.add_argument("--recall", type=float, help="of `mi-prun plan`; default: its default")
+    parser.add_argument("--criterion", choices=CRITERIA, help="of `mi-prun plan`; default: its default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, help="this one of them alone, as a process of its own")
     parser.add_argument("--tokens", type=int, default=AnalyzeSettings.scoring_tokens, help="of `analyze`")

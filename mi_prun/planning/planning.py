@@ -44,10 +44,7 @@ def make_context(
         return load_on(dense or _dense_of(analysis), settings.device)
 
     short = with_short_ranking(analysis, pick_device(settings.device))
-    criterion = _criterion(settings)
-    if criterion is None and short is not analysis:
-        criterion = "kl"  # no noise of labels: on little text it tells more than the cross-entropy
-    return Context(short, load or load_dense, settings.seed, criterion, settings.recall)
+    return Context(short, load or load_dense, settings.seed, _criterion(settings), settings.recall)
 
 
 def _dense_of(analysis: Analysis) -> ModelFolder:
