@@ -31,6 +31,9 @@ BASELINES = ("bi:0", "angular:0")
 DEFAULT = "hybrid"
 BY_KL = f"{DEFAULT} --criterion kl"
 VARIANTS = (DEFAULT, BY_KL, f"{BY_KL} --recall 0", f"{BY_KL} --recall 0.125")
+PUBLISHED, MINIMUM = "mi-prun:0 reading", "mi-optimum:0 reading"  # Fast-Block-Select, and the exact minimum of J
+MOST_MEAN, MOST_SINGLE = 1.02, 1.5  # the bar of this project for PUBLISHED
+EQUAL = 1.0005  # as good: the same set on two machines differs by less
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
 PICTURE = "real-models.svg"
@@ -165,10 +168,45 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "- A method with an estimator behind its name looks at mutual information with that estimator.\n"
         "- `hybrid` is the default: `--criterion ce`, `--recall 0.0625`. `without mi`: mutual information "
         "proposed no candidate.",
+        *bar_section(texts),
         *default_section(texts, elsewhere),
     ]
     parts += [part for text in texts for part in section(text, counts, elsewhere.get(text, ()))]
     return "\n\n".join(parts) + "\n"
+
+
+def bar_section(texts: Sequence[Text]) -> list[str]:
+    """Return the parts of the page about the scores that measure nothing, held against the bar."""
+    there = [text for text in texts if {PUBLISHED, MINIMUM} <= {*text.labels}]
+    ks = sorted({k for text in there for k in text.ks})
+
+    def cell(text: Text, k: int) -> str:
+        if not text.perplexities(PUBLISHED, k):
+            return "-"
+        mean, worst = text.ratios(PUBLISHED, k)
+        said = f"{mean:.3f} ({worst:.2f})"
+        return f"**{said}**" if mean > MOST_MEAN or worst > MOST_SINGLE else said
+
+    def minimum(text: Text, k: int) -> str:
+        if not text.perplexities(PUBLISHED, k):
+            return "-"
+        ratio = text.mean(MINIMUM, k) / text.mean(PUBLISHED, k)
+        return f"**{ratio:.3f}**" if ratio > EQUAL else f"{ratio:.3f}"
+
+    def by_text(cell: Callable[[Text, int], str]) -> str:
+        rows = [(text.model, text.text, str(len(text.seeds)), *(cell(text, k) for k in ks)) for text in there]
+        return table(("model", "text", "seeds", *(f"k={k}" for k in ks)), rows)
+
+    if not there:
+        return []
+    return [
+        "## Scores that measure nothing",
+        f"`mi-prun --rerank 0` (Fast-Block-Select) against the bar. Bold: over {MOST_MEAN} in the mean, or over "
+        f"{MOST_SINGLE} on a single seed.",
+        by_text(cell),
+        "The exact minimum of J (`mi-optimum`) over Fast-Block-Select's set, means over seeds. Bold: behind.",
+        by_text(minimum),
+    ]
 
 
 def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
