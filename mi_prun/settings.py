@@ -68,7 +68,7 @@ class PlanSettings:
     seed: int = 0
     device: str | None = None
     criterion: str | None = None
-    recall: float = 1 / 16
+    recall: float = 1 / 32
 
 
 @dataclass(frozen=True)
