@@ -19,7 +19,7 @@ from typing import Any
 from bench.records.schema import read_lines
 from bench.records.task_schema import TaskRecord
 from bench.records.task_summary import MeanRow, TaskRow, mean_rows, model_key, task_rows
-from bench.studies.heal_study import cell, read_records
+from bench.studies.heal_study import cell, read_records, said_blocks
 from bench.studies.selection_report import report_options
 from mi_prun.checkpoint.card import table
 from mi_prun.console import run_command
@@ -54,13 +54,17 @@ class Case:
         healing: Mapping[str, Any] = self.record["healing"]
         return healing
 
+    def setting(self, name: str) -> Any:
+        """Return a setting; None for one that the healing did not use, which newer records leave out."""
+        return self.healing["settings"].get(name)
+
     @property
     def settings(self) -> str:
         """What is told of the settings: step and rate of a training, and a rank or a seed that is not the default."""
         chosen = self.healing["settings"]
         said = [f"seed {self.healing['seed']}"] if self.healing["seed"] != HealSettings.seed else []
         if self.healing["tokens"]:
-            said += [f"rank {chosen['rank']}"] if chosen["rank"] != HealSettings.rank else []
+            said += [f"rank {self.setting('rank')}"] if self.setting("rank") not in (None, HealSettings.rank) else []
             said += [f"{chosen['batch_tokens']:,} a step", f"{chosen['learning_rate']:g}", chosen["train_dtype"]]
         return ", ".join(said)
 
@@ -99,11 +103,6 @@ def grouped(cases: Sequence[Case], key: Callable[[Case], Hashable]) -> list[list
     for case in cases:
         groups[key(case)].append(case)
     return list(groups.values())
-
-
-def said_blocks(dropped: Dropped) -> str:
-    """Say blocks for a heading or a cell."""
-    return ", ".join(map(str, dropped))
 
 
 def page(cases: Sequence[Case], tasks: Mapping[str, Sequence[TaskRecord]]) -> str:
@@ -152,8 +151,8 @@ def seeds_section(cases: Sequence[Case]) -> list[str]:
     """Return the parts about how much seeds scatter; none where each healing was done once."""
 
     def key(case: Case) -> Hashable:
-        chosen = case.healing["settings"]
-        return case.file, case.model, case.dropped, case.record["case"], chosen["rank"], chosen["learning_rate"]
+        settings = (case.setting("rank"), case.setting("learning_rate"))
+        return case.file, case.model, case.dropped, case.record["case"], *settings
 
     def scatter(group: Sequence[Case], text: str) -> str:
         closed = [case.judged[text]["gap_closed"] for case in group]
@@ -181,10 +180,9 @@ def sets_section(cases: Sequence[Case]) -> list[str]:
     """Return the parts about sets of as many blocks, healed alike; none where there is one set of each size."""
 
     def key(case: Case) -> Hashable:
-        chosen = case.healing["settings"]
         return (
             *(case.model, len(case.dropped), case.record["case"], case.healing["seed"]),
-            *(chosen["rank"], chosen["learning_rate"], chosen["batch_tokens"]),
+            *(case.setting("rank"), case.setting("learning_rate"), case.setting("batch_tokens")),
         )
 
     groups = [group for group in grouped(cases, key) if len({case.dropped for case in group}) > 1]

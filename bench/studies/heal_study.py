@@ -105,7 +105,7 @@ def healed_table(records: Sequence[dict[str, Any]]) -> str:
         [
             (
                 record["model"],
-                ", ".join(map(str, record["dropped"])),
+                said_blocks(record["dropped"]),
                 record["healing"]["method"],
                 f"{record['healing']['tokens']:,}",
                 f"{record['healing']['seconds']:.0f}",
@@ -114,6 +114,11 @@ def healed_table(records: Sequence[dict[str, Any]]) -> str:
             for record in healed
         ],
     )
+
+
+def said_blocks(dropped: Sequence[int]) -> str:
+    """Say blocks for a heading or a cell."""
+    return ", ".join(map(str, dropped))
 
 
 def cell(judged: Mapping[str, float] | None) -> str:

@@ -26,12 +26,14 @@ from mi_prun.errors import UserError
 from mi_prun.figure import new_figure, svg_of
 from mi_prun.files import write_text
 from mi_prun.quality.evaluator import Dropped
+from mi_prun.settings import PlanSettings
 
 BASELINES = ("bi:0", "angular:0")
 DEFAULT = "hybrid"
 BY_KL = f"{DEFAULT} --criterion kl"
 VARIANTS = (
-    *(DEFAULT, f"{DEFAULT} --recall 0.0625"),
+    DEFAULT,
+    f"{DEFAULT} --recall 0.0625",
     *(f"{BY_KL} --recall {recall}" for recall in ("0", "0.0625", "0.125")),
 )
 PUBLISHED, MINIMUM = "mi-prun:0 reading", "mi-optimum:0 reading"  # Fast-Block-Select, and the exact minimum of J
@@ -169,8 +171,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "- **Passes**: blocks x tokens that the choice takes, the analysis included, over those of one pass of the "
         "dense model over the ranking text. Seconds are those of the choice; other work ran on the machine.\n"
         "- A method with an estimator behind its name looks at mutual information with that estimator.\n"
-        "- `hybrid` is the default: `--criterion ce`, `--recall 0.03125`. `without mi`: mutual information "
-        "proposed no candidate.",
+        f"- `hybrid` is the default: `--criterion ce`, `--recall {PlanSettings.recall:g}`. `without mi`: mutual "
+        "information proposed no candidate.",
         *bar_section(texts),
         *default_section(texts, elsewhere),
     ]
@@ -242,7 +244,7 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
         "## The default beside the others",
         "Its mean perplexity, or KL, over the lowest of another method here at the same k, on the same seeds; +- the "
         "standard error of the mean difference over seeds. Bold: behind by more than that, or by anything where there "
-        "is one seed. On a CPU the default compares its candidates by KL.",
+        "is one seed.",
         table(("model", "chosen on", "judged on", "by", "method", "seeds", *(f"k={k}" for k in ks)), rows),
     ]
 

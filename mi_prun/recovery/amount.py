@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 
@@ -34,12 +35,9 @@ def parse_heal(text: str, settings: HealSettings) -> HealSettings:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip().lower())
     if match and 0 < (minutes := float(match[1]) * MINUTES[match[2]]) < MOST_MINUTES:
         return replace(settings, tokens=None, minutes=minutes)
-    try:
-        if text.strip().endswith("m"):  # minutes may be meant
-            raise UserError("10m is no time")
-        return replace(settings, tokens=parse_tokens(text), minutes=None)
-    except UserError as error:
-        raise UserError(
-            "--heal must be `fit`, a time over 0 like 10min or 1h, or tokens like 500k or 1M, got "
-            f"{text[:LONGEST_SHOWN]!r}"
-        ) from error
+    if not text.strip().endswith("m"):  # 10m may be minutes or tokens
+        with contextlib.suppress(UserError):
+            return replace(settings, tokens=parse_tokens(text), minutes=None)
+    raise UserError(
+        f"--heal must be `fit`, a time over 0 like 10min or 1h, or tokens like 500k or 1M, got {text[:LONGEST_SHOWN]!r}"
+    )

@@ -124,9 +124,6 @@ def heal(
         check_room(dense, plan, out)
     window = min(settings.window_tokens, dense.context_tokens())
     dense.check_window(window)
-    for source in parse_sources(settings.sources):
-        if source.name != SELF:
-            text_source(source.name)  # one that is missing is refused before a model is loaded
     if settings.stream_blocks:
         return _heal_streamed(
             dense, plan, out, settings, window, adapter, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
@@ -451,9 +448,12 @@ def check_settings(settings: HealSettings) -> None:
         raise UserError(f"--train-dtype must be float32 or bfloat16, got {settings.train_dtype!r}")
     if settings.learning_rate is not None and not 0 < settings.learning_rate < 1:
         raise UserError(f"--learning-rate must be over 0 and under 1, got {settings.learning_rate}")
-    sources = parse_sources(settings.sources)
-    if settings.stream_blocks and SELF in [source.name for source in sources]:
+    names = [source.name for source in parse_sources(settings.sources)]
+    if settings.stream_blocks and SELF in names:
         raise UserError("--stream-blocks needs --calibration TEXT: sampling text needs the whole model in memory")
+    for name in names:
+        if name != SELF:
+            text_source(name)  # one that is missing is refused here
 
 
 def check_adapter_apart(adapter: Path, *folders: Path) -> None:

@@ -45,6 +45,15 @@ def test_a_row_says_what_the_record_says() -> None:
     assert "stay the best" not in text
 
 
+def test_records_that_leave_out_what_was_not_used_are_read() -> None:
+    fit, whole = record("fit", [3]), record("all:32k", [3])
+    fit["healing"]["settings"] = {"fit": True}
+    del whole["healing"]["settings"]["rank"]
+    first, second = lines_of(page([Case("one", fit), Case("one", whole)], {}), "model without 3")
+    assert first == "| `fit` | 0 | 1.0; 7.4; **2.7** (50%) | 1.00 -> 0.50 |  | 61 | EPYC | one |"
+    assert "| 512 a step, 0.001, float32 |" in second
+
+
 def test_seeds_are_taken_together_and_other_settings_are_not() -> None:
     closed = ((0.4, 0, 32), (0.5, 1, 32), (0.6, 2, 32), (0.9, 0, 64))
     cases = [Case("one", record("lora:32k", [3], share, seed, rank=rank)) for share, seed, rank in closed]
