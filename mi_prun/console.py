@@ -110,13 +110,16 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def kept(words: str) -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM inside end in `interrupted; WORDS`: what was kept of the work, and how it goes on."""
+def kept(words: str | Callable[[], str]) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM inside end in `interrupted; WORDS`: what was kept of the work, and how it goes on.
+
+    words: a function is asked at the interrupt, where they depend on how far the work was.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
         if not getattr(error, "__notes__", None):  # the innermost knows best
-            error.add_note(words)
+            error.add_note(words if isinstance(words, str) else words())
         raise
 
 

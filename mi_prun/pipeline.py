@@ -21,7 +21,7 @@ from mi_prun.plan.plan import Plan
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.by_hand import plan_dropping
 from mi_prun.planning.limit import parse_limit
-from mi_prun.planning.planning import check_settings, make_context, plan_for
+from mi_prun.planning.planning import check_by_hand, check_settings, make_context, plan_for
 from mi_prun.recovery.heal import check_healable
 from mi_prun.recovery.heal import check_settings as check_heal_settings
 from mi_prun.recovery.heal import heal as heal_model
@@ -114,6 +114,8 @@ def check_prunable(
     check_quantization_beside(dense)
     check_settings(plan_settings)
     blocks = amount.blocks(dense.identity)
+    if isinstance(blocks, tuple):
+        check_by_hand(plan_settings)
     if blocks is None:
         parse_limit(amount.max_ppl_increase, amount.max_kl)
     if not write_settings.assume_uniform:

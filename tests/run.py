@@ -129,7 +129,7 @@ def numeric() -> list[Part]:
         for threads in ("1", "2")
         if (capability, threads) != (capabilities[-1], "1")
     ]
-    return [Part("numeric", commands)]
+    return [Part(f"numeric {first + 1}", commands[first::2]) for first in range(min(2, len(commands)))]
 
 
 def main() -> int:

@@ -71,6 +71,13 @@ def check_settings(settings: PlanSettings) -> None:
     _criterion(settings)
 
 
+def check_by_hand(settings: PlanSettings) -> None:
+    """Refuse settings of a choice where the user named the blocks: they would be ignored."""
+    options, default = ("method", "rerank", "criterion", "recall"), PlanSettings()
+    if given := [f"--{name}" for name in options if getattr(settings, name) != getattr(default, name)]:
+        raise UserError(f"--drop names the blocks, nothing is chosen: leave out {', '.join(given)}")
+
+
 def _criterion(settings: PlanSettings) -> Criterion | None:
     criterion = next((known for known in CRITERIA if known == settings.criterion), None)
     if criterion is None and settings.criterion is not None:
@@ -82,6 +89,7 @@ def plan_for(context: Context, amount: Amount, settings: PlanSettings) -> Plan:
     """Return the plan for the amount that the user asked for."""
     wanted = amount.blocks(context.analysis.record.dense)
     if isinstance(wanted, tuple):
+        check_by_hand(settings)
         return plan_by_hand(context, wanted, settings)
     if wanted is not None:
         return make_plan(context, wanted, settings)

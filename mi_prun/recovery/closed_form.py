@@ -50,6 +50,14 @@ def dropped_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def fitted_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
+    """The dropped runs that a block stands before. Raises UserError where there is none."""
+    runs = [run for run in dropped_runs(dropped) if run[0] > 0]
+    if not runs:
+        raise UserError("the closed form refits what stands before a dropped run, and the only run begins at block 0")
+    return runs
+
+
 def refitted(weights: SharedWeights) -> list[str]:
     """The names of what `refit` may give the student; none for a family that it does not know."""
     matrices = (_output_matrix(weights, start - 1) for start, _ in dropped_runs(weights.dropped) if start > 0)
@@ -84,9 +92,7 @@ def refit(
 
     Raises UserError where no run has a block with such a matrix before it.
     """
-    runs = [run for run in dropped_runs(weights.dropped) if run[0] > 0]
-    if not runs:
-        raise UserError("the closed form refits what stands before a dropped run, and the only run begins at block 0")
+    runs = fitted_runs(weights.dropped)
     dense = [weights.embed(tokens) for tokens in torch.split(windows, batch_windows)]
     ours = list(dense)
     shared = min(weights.dropped) > 0  # what stands before the first run is the same in both

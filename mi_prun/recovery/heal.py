@@ -138,6 +138,8 @@ def heal(
         model = load() if load else load_block_model(dense, device=home, dtype=pick_dtype(place, settings.dtype))
         weights = SharedWeights(model, plan.dropped, family.block_prefix)
         names = file_names(weights, dense, family)
+        if settings.train == "lora":
+            weights.adaptable(settings.rank)  # before the long work: what cannot be adapted is refused
         if ranks.sharded:
             weights.shard(place, refitted(weights))
         text = load_healing_text(
@@ -285,10 +287,7 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
             say(f"going on from step {step.step:,}, {step.tokens:,} tokens ({training.path.name})")
     before = training.progress.tokens
     with (
-        kept(
-            "nothing was written; the same command goes on from the state saved last, every "
-            f"{training.settings.save_minutes:g} minutes"
-        ),
+        kept(lambda: _kept_of(training)),
         progress(
             "healing",
             1 - training.share_done,
@@ -301,6 +300,14 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
     if training.ranks.first and (times := training.text.times_through) > 1:
         say(f"the text was too short: the training went through a source of it {times:.1f} times; give more text")
     return progress_made
+
+
+def _kept_of(training: Training) -> str:
+    """Say what an interrupt leaves of a training."""
+    every = f"every {training.settings.save_minutes:g} minutes"
+    if training.path.exists():
+        return f"nothing was written; the same command goes on from the state saved last, {every}"
+    return f"nothing was written, and no state was saved yet ({every} one is): the same command begins anew"
 
 
 class NoBetterError(UserError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -105,16 +106,31 @@ class SharedWeights:
             self.give(name, self.current(name).detach().to(dtype, copy=True), trained=True)
 
     def adapt(self, rank: int, alpha: float, seed: int) -> None:
-        """Put LoRA on every linear layer of the blocks that may be trained. Raises UserError where the rank does not
-        fit a matrix.
+        """Put LoRA on every linear layer of the blocks that may be trained. Raises UserError as `adaptable` does."""
+        targets = self.adaptable(rank)
+        from peft import LoraConfig, inject_adapter_in_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
+            inject_adapter_in_model(config, cast("Any", self.model.model))
+        for path, name in targets.items():
+            layer = self.model.model.get_submodule(path)
+            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):  # type: ignore[union-attr]
+                parameter.data = parameter.data.float()
+            self.adapters[name] = layer
+        self._enable(False)
+
+    def adaptable(self, rank: int) -> dict[str, str]:
+        """Return each linear layer that LoRA goes on: its path in the model -> the name of its weight.
+
+        Raises UserError without peft, where there is no such layer, or where the rank does not fit a matrix.
         """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
+        if find_spec("peft") is None:
+            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit")
         from transformers.pytorch_utils import Conv1D
 
-        targets: dict[str, str] = {}  # the layer's path in the model -> the name of its weight
+        targets: dict[str, str] = {}
         paths = {id(module): path for path, module in self.model.model.named_modules()}
         for name in self.names(self.trained_blocks):
             module, leaf = self._homes[name]
@@ -128,16 +144,7 @@ class SharedWeights:
             targets[paths[id(module)]] = name
         if not targets:
             raise UserError("no linear layer is left to put adapters on; take --train all")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
-            inject_adapter_in_model(config, cast("Any", self.model.model))
-        for path, name in targets.items():
-            layer = self.model.model.get_submodule(path)
-            for parameter in (*layer.lora_A.parameters(), *layer.lora_B.parameters()):  # type: ignore[union-attr]
-                parameter.data = parameter.data.float()
-            self.adapters[name] = layer
-        self._enable(False)
+        return targets
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

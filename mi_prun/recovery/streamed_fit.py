@@ -17,7 +17,7 @@ from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.architecture.architecture import renamed
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
-from mi_prun.recovery.closed_form import Refit, dropped_runs, output_matrix, refit_block
+from mi_prun.recovery.closed_form import Refit, fitted_runs, output_matrix, refit_block
 from mi_prun.recovery.distillation import losses
 from mi_prun.recovery.judge import Judged, judged
 from mi_prun.recovery.shared_weights import SharedWeights
@@ -62,9 +62,7 @@ def fit_streamed(
     Raises UserError as `closed_form.refit` does.
     """
     folder = streamed.folder
-    runs = {end: start for start, end in dropped_runs(dropped) if start > 0}
-    if not runs:
-        raise UserError("the closed form refits what stands before a dropped run, and the only run begins at block 0")
+    runs = {end: start for start, end in fitted_runs(dropped)}
     batches = list(torch.split(windows, batch_windows))
     judging = [list(torch.split(kind.tokens, batch_windows)) for kind in kinds]
     last_fitted, gone = {start - 1 for start in runs.values()}, set(dropped)

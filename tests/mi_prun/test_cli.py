@@ -91,7 +91,8 @@ def test_from_a_model_to_a_checkpoint(
 def test_each_way_to_say_how_much(
     run: Run, reference_analysis_folder: Path, tmp_path: Path, option: list[str], dropped: int
 ) -> None:
-    words = [reference_analysis_folder, *option, "-o", tmp_path / "plan.json", "--rerank", "0", "--no-quality"]
+    rerank = [] if "--drop" in option else ["--rerank", "0"]
+    words = [reference_analysis_folder, *option, "-o", tmp_path / "plan.json", *rerank, "--no-quality"]
     status, _, err = run("plan", *words)
     assert (status, err) == (0, "")
     assert len(Plan.read(tmp_path / "plan.json").dropped) == dropped

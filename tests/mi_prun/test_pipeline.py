@@ -185,6 +185,11 @@ def bad_field(model: Path) -> None:
         (None, {"plan": PlanSettings(criterion="mse")}, "--criterion must be one of"),
         (None, {"plan": PlanSettings(rerank=-1)}, "--rerank must be in"),
         (None, {"plan": PlanSettings(recall=0.6)}, "--recall is the share of a window"),
+        (
+            None,
+            {"amount": Amount(drop="1"), "plan": PlanSettings(method="bi", recall=0.1)},
+            "--drop names the blocks, nothing is chosen: leave out --method, --recall",
+        ),
         (None, {"estimator": "magic"}, "--estimator must be one of"),
         (None, {"projection": 10_000, "estimator": "ksg"}, "needs at least"),
     ],

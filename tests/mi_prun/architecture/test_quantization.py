@@ -227,6 +227,7 @@ def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_loads(
     verify(tmp_path / "pruned")
 
 
+@pytest.mark.long  # each time: test_loader starts stock vLLM on a written FP8 checkpoint
 @pytest.mark.engine
 @pytest.mark.parametrize(("kind", "tolerance"), [("float", 1e-4), ("int", 0.3)])
 def test_a_pruned_w8a8_checkpoint_of_compressed_tensors_runs_on_stock_vllm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,8 @@ from mi_prun.settings import PlanSettings
 
 @pytest.fixture(scope="module")
 def context(reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]) -> Context:
-    model = load(reference)
-    return Context(reference_analysis, lambda: model)
+    model, few = load(reference), replace(reference_analysis, ranking=reference_analysis.ranking[:8])
+    return Context(few, lambda: model)
 
 
 @pytest.mark.parametrize("kind", ["perplexity", "kl"])

@@ -28,6 +28,7 @@ def planned(
     reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]
 ) -> Callable[..., tuple[Context, Plan]]:
     model = load(reference)
+    short = replace(reference_analysis, ranking=reference_analysis.ranking[:4])  # windows; a set of two is a second
     memories: dict[str, Memory] = {}  # what was measured serves every test
 
     def make(
@@ -41,9 +42,7 @@ def planned(
         assert isinstance(calibration, CalibrationDescription)
         record = reference_analysis.record.model_copy(update={"calibration": calibration})
         settings = replace(SETTINGS, criterion=criterion, method=method, rerank=rerank)
-        context = replace(
-            make_context(replace(reference_analysis, record=record), settings, lambda: model), memories=memories
-        )
+        context = replace(make_context(replace(short, record=record), settings, lambda: model), memories=memories)
         return context, plan_for(context, Amount(**amount), settings)  # type: ignore[arg-type]
 
     return make
@@ -61,6 +60,11 @@ def test_sets_are_compared_by_the_criterion(
     every = list(combinations(range(12), 2))
     losses = [(loss.kl_nats if used == "kl" else loss.ce_nats) for loss in context.ranking.measure(every)]
     assert plan.dropped == every[losses.index(min(losses))]
+
+
+def test_named_blocks_go_without_settings_of_a_choice(planned: Callable[..., tuple[Context, Plan]]) -> None:
+    with pytest.raises(UserError, match=r"--drop names .* leave out --method, --rerank, --criterion"):
+        planned("kl", method="bi", rerank=2, drop="1")
 
 
 def test_the_two_criteria_do_not_take_the_same_set(planned: Callable[..., tuple[Context, Plan]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -34,11 +35,17 @@ def manual(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def heal_settings(manual: Path, harbour: Path) -> HealSettings:
+    """Just enough to be better than without; on a slow processor each thousand tokens is seconds."""
     return HealSettings(
         sources=(f"{manual}=3", str(harbour)), tokens=1_024, window_tokens=32, batch_tokens=256, forward_tokens=128,
-        fit_tokens=4_096, gate_tokens=2_048, validation_tokens=512, rank=4, device="cpu",
-        train_dtype="float32",
+        fit_tokens=1_024, gate_tokens=512, validation_tokens=256, rank=4, device="cpu", train_dtype="float32",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def more_settings(heal_settings: HealSettings) -> HealSettings:
+    """Enough for one way of healing to be clearly better than another."""
+    return replace(heal_settings, fit_tokens=4_096, gate_tokens=2_048, validation_tokens=512)
 
 
 @pytest.fixture

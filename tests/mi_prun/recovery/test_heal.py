@@ -13,6 +13,7 @@ from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.quality import compare_models
+from mi_prun.recovery import heal
 from mi_prun.recovery.heal import heal_folder
 from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.training_state import state_path
@@ -20,13 +21,13 @@ from mi_prun.text.weighted_source import parse_sources
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory, pruned_reference, heal_settings):
+def fitted(tmp_path_factory, pruned_reference, more_settings):
     out = tmp_path_factory.mktemp("fitted") / "healed"
-    return heal_folder(pruned_reference, out, replace(heal_settings, train="none", tokens=None)), out
+    return heal_folder(pruned_reference, out, replace(more_settings, train="none", tokens=None)), out
 
 
 def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
-    fitted, pruned_reference, reference, heal_settings, load
+    fitted, pruned_reference, reference, more_settings, load
 ):
     manifest, out = fitted
     verify(out)
@@ -39,8 +40,8 @@ def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
 
     # Measured again, from the folder, as stock transformers reads it.
     text = load_healing_text(
-        parse_sources(heal_settings.sources), tokenizer(reference), window_tokens=32, tokens=4_096,
-        validation_tokens=heal_settings.validation_tokens, gate_tokens=heal_settings.gate_tokens, seed=0, model=None,
+        parse_sources(more_settings.sources), tokenizer(reference), window_tokens=32, tokens=4_096,
+        validation_tokens=more_settings.validation_tokens, gate_tokens=more_settings.gate_tokens, seed=0, model=None,
     )  # fmt: skip
     dense_ce, ce, kl = compare_models(load(reference), load(out), text.gate[0].tokens)
     said = manifest.healing.quality[0]
@@ -92,10 +93,10 @@ def test_manifests_without_healing_are_read(pruned_reference):
 
 
 @pytest.mark.parametrize(("train", "rate"), [("lora", 1e-3), ("all", 1e-4)])
-def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, heal_settings, train, rate):
-    settings = replace(heal_settings, train=train, tokens=8_192, learning_rate=rate)
+def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, more_settings, train, rate):
+    settings = replace(more_settings, train=train, tokens=4_096, learning_rate=rate)
     healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing
-    assert (healing.method, healing.tokens) == (f"fit + {train}", 8_192)
+    assert (healing.method, healing.tokens) == (f"fit + {train}", 4_096)
     kl = [sum(kind.healed_kl_nats for kind in each.quality) for each in (healing, fitted[0].healing)]
     assert kl[0] < kl[1]
     verify(tmp_path / "healed")
@@ -170,6 +171,31 @@ def test_settings_that_do_not_fit_are_one_line(pruned_reference, tmp_path, heal_
     assert not any(tmp_path.glob("healed*"))
 
 
+def test_a_rank_that_does_not_fit_is_refused_before_the_long_work(
+    pruned_reference, tmp_path, heal_settings, monkeypatch
+):
+    monkeypatch.setattr(heal, "load_healing_text", lambda *args, **kwargs: pytest.fail("text was read"))
+    with pytest.raises(UserError, match="--rank 1000 is larger than a matrix"):
+        heal_folder(pruned_reference, tmp_path / "healed", replace(heal_settings, rank=1_000))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_interrupt_says_whether_a_state_is_there(pruned_reference, tmp_path, heal_settings, monkeypatch, saved):
+    from mi_prun.recovery.training import Training
+
+    def interrupted(training, advance):
+        if saved:
+            training.save()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+    (said,) = raised.value.__notes__
+    assert ("goes on from the state saved last" in said) is saved
+    assert ("the same command begins anew" in said) is not saved
+
+
 def test_dense_model_that_moved_or_changed(prune, tiny, tmp_path, heal_settings):
     dense = tiny("llama")
     pruned = prune(dense, tmp_path / "pruned", (2,))
@@ -206,7 +232,6 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
     pruned_reference, tmp_path, heal_settings, monkeypatch
 ):
     from mi_prun.checkpoint import checkpoint
-    from mi_prun.recovery import heal
 
     def loaded(*args, **options):
         raise AssertionError("the model is loaded")
