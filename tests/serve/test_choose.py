@@ -12,7 +12,7 @@ import pytest
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
-from serve.server import choose
+from serve.server import choose, say_slow
 
 
 def flags(**given: Any) -> Namespace:
@@ -52,6 +52,26 @@ def test_a_dense_model_is_left_to_vllm(reference: Path) -> None:
     args = flags()
     choose(served_model(str(reference)), args)
     assert args == flags()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slow", "cpu", "said"),
+    [
+        ("auto", True, True, True),
+        ("float32", True, True, False),
+        ("auto", False, True, False),
+        ("auto", True, False, False),
+    ],
+)
+def test_a_processor_that_multiplies_bfloat16_slowly_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: str, slow: bool, cpu: bool, said: bool
+) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr("mi_prun.model.loading.lacks_bfloat16", lambda: slow)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: cpu)
+    say_slow(Namespace(dtype=dtype))
+    assert ("with --dtype float32 a prompt takes a fraction" in capsys.readouterr().err) is said
 
 
 def test_a_written_folder_is_loaded_by_us_unless_the_user_wants_another_way(pruned: Path) -> None:
