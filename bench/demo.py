@@ -93,10 +93,11 @@ class Progress:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        left = sum(seconds for step, seconds in STEPS.items() if step not in self.taken)
+        done = sum(STEPS[step] for step in self.taken)
+        left = (sum(STEPS.values()) - done) * (sum(self.taken.values()) / done if done else 1.0)
         print(
-            f"\n=== {len(self.taken) + 1} of {len(STEPS)}: {name}; {self.seconds:.0f} s so far, about {left} s left "
-            "on two idle cores",
+            f"\n=== {len(self.taken) + 1} of {len(STEPS)}: {name}; {self.seconds:.0f} s so far, about {left:.0f} s "
+            f"left {'at this pace' if done else 'on two idle cores of a server'}",
             flush=True,
         )
         begun = time.monotonic()

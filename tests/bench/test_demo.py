@@ -45,6 +45,14 @@ def test_steps_say_what_is_done_and_left(capsys: pytest.CaptureFixture[str]) -> 
     assert list(progress.taken) == list(demo.STEPS)
 
 
+def test_what_is_left_is_told_by_how_fast_it_went_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    (first, seconds), *others = demo.STEPS.items()
+    with Progress(taken={first: 2.5 * seconds}).step(others[0][0]):
+        pass
+    left = 2.5 * sum(seconds for _, seconds in others)
+    assert f"about {left:.0f} s left at this pace" in capsys.readouterr().out
+
+
 def test_the_table_has_a_row_for_each_model() -> None:
     points = read_lines(PUBLISHED, "points.jsonl", PointRecord)
     labels = list(dict.fromkeys(point.arm.label for point in points))
