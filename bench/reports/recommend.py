@@ -104,7 +104,7 @@ def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()
         raise UserError(f"run {run.name} did not measure quality; --max-ppl-increase cannot be decided")
     fit = [row for row in rows if not misses(row, limits)]
     if fit:
-        row = max(fit, key=lambda row: row.x_output_tokens_per_s) if limits.ppl_increase is not None else least(fit)
+        row = fastest(fit) if limits.ppl_increase is not None else least(fit)
         why = f"{reason(fit, limits)}: {figures(row, rows[0])}{doubt(row, limits)}"
     else:
         row = min(rows, key=lambda row: (sum(amount for _, amount in misses(row, limits)), row.x_perplexity or 0.0))
@@ -147,6 +147,14 @@ def misses(row: FlatRow, limits: TradeoffLimits) -> list[tuple[str, float]]:
         words = f"weights of {row.weight_bytes / GIB:.2f} GiB, {room / GIB:.2f} GiB of room"
         missed.append((words, (row.weight_bytes - room) / room))
     return missed
+
+
+def fastest(rows: Sequence[FlatRow]) -> FlatRow:
+    """Return the fastest model; of those with its blocks, the one with the least loss: healing changes no speed, and
+    what is measured between them is noise.
+    """
+    first = max(rows, key=lambda row: row.x_output_tokens_per_s)
+    return least([row for row in rows if row.dropped == first.dropped])
 
 
 def least(rows: Sequence[FlatRow]) -> FlatRow:
