@@ -92,7 +92,7 @@ def test_manifests_without_healing_are_read(pruned_reference):
     assert Manifest.parse(json.dumps(written), origin="older").healing is None
 
 
-@pytest.mark.parametrize(("train", "rate"), [("lora", 1e-3), ("all", 1e-4)])
+@pytest.mark.parametrize(("train", "rate"), [("lora", 1e-3), pytest.param("all", 1e-4, marks=pytest.mark.long)])
 def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, more_settings, train, rate):
     settings = replace(more_settings, train=train, tokens=4_096, learning_rate=rate)
     healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing

@@ -41,7 +41,7 @@ def share_of_greedy(own: Context) -> float:
     return hybrid.passes / greedy.passes
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("qwen2", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10)])
 def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_blocks_a_tenth(
     tiny: Callable[..., Path],
@@ -55,7 +55,9 @@ def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_bloc
     assert share_of_greedy(context_of(model, num_blocks)) <= most
 
 
-@pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10), (26, 1 / 10)])
+@pytest.mark.parametrize(
+    ("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10), pytest.param(26, 1 / 10, marks=pytest.mark.long)]
+)
 def test_on_a_short_text_too(
     tiny: Callable[..., Path],
     load: Callable[[Path], BlockModel],
