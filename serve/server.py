@@ -80,8 +80,8 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
     try:
         args = parse_arguments(arguments)
         choose(served, args)
-        say_slow(args)
         check_adapters(served, args)
+        say_slow(args)
         setattr(module, "build_app", with_pruning)  # noqa: B010 - what run_server looks up when it builds the app
         uvloop.run(module.run_server(args))
     except Exception as error:

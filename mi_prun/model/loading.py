@@ -54,7 +54,7 @@ def multiplies_bfloat16() -> bool:
 
     Intel's AVX512_BF16 has half the rate of its float32: a Xeon whose host hides AMX does 150 against 250 GFLOP/s.
     """
-    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    has = _capabilities()
     by_vectors = has.get("avx512_bf16") and not str(has.get("cpu_name", "")).startswith("Intel")
     return bool(has.get("amx_bf16") or by_vectors)
 
@@ -63,8 +63,13 @@ def lacks_bfloat16() -> bool:
     """Tell whether this processor has no fast product of bfloat16: x86 without AVX-512. Torch then takes six times as
     long for one as in float32.
     """
-    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has = _capabilities()
     return has.get("architecture") == "x86_64" and not has.get("avx512_f")
+
+
+def _capabilities() -> dict[str, Any]:
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    return has
 
 
 def load_on(folder: ModelFolder, device: str | None = None, dtype: str | None = None) -> BlockModel:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -126,8 +125,10 @@ class SharedWeights:
 
         Raises UserError without peft, where there is no such layer, or where the rank does not fit a matrix.
         """
-        if find_spec("peft") is None:
-            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit")
+        try:
+            import peft  # noqa: F401 - one that is there may still be of no use
+        except ImportError as error:
+            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
         from transformers.pytorch_utils import Conv1D
 
         targets: dict[str, str] = {}

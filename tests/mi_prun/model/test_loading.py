@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
+from mi_prun.model.loading import lacks_bfloat16, load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import open_model
 from mi_prun.model.weight_files import INDEX_NAME
 
@@ -255,3 +255,17 @@ def test_a_padding_id_that_the_model_has_no_use_for_is_no_fault(tiny: Callable[.
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"pad_token_id": 97}))
     assert load(path).num_blocks == 6
+
+
+@pytest.mark.parametrize(
+    ("has", "lacks"),
+    [
+        ({}, False),
+        ({"architecture": "aarch64"}, False),
+        ({"architecture": "x86_64", "avx512_f": True}, False),
+        ({"architecture": "x86_64", "avx512_f": False}, True),
+    ],
+)
+def test_a_processor_without_a_fast_product_of_bfloat16_is_known(monkeypatch, has, lacks):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert lacks_bfloat16() is lacks
