@@ -27,7 +27,8 @@ from mi_prun.version import __version__
 
 JSON_NAME = "analysis.json"
 ARRAYS_NAME = "analysis.safetensors"
-ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", "scoring", "ranking", "held_out")
+WINDOWS = ("scoring", "ranking", "held_out")
+ARRAYS = ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle", *WINDOWS)
 
 
 class AnalysisRecord(Artefact):
@@ -126,8 +127,24 @@ def read_analysis(path: Path) -> Analysis:
         known = {name: arrays[name] for name in ARRAYS}
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path / ARRAYS_NAME} cannot be read: {error}") from error
-    size = record.dense.num_blocks + 1
-    for name in ("segment_cost_nats", "segment_mi_nats", "pair_angle"):
-        if known[name].shape != (size, size):
-            raise UserError(f"{path / ARRAYS_NAME}: {name} has shape {known[name].shape}, expected {(size, size)}")
+    for name, shape in _shapes(record).items():
+        values = known[name]
+        if values.shape != shape:
+            raise UserError(f"{path / ARRAYS_NAME}: {name} has shape {values.shape}, expected {shape}; analyze again")
+        kind = np.int32 if name in WINDOWS else np.float64
+        if values.dtype != kind or not np.isfinite(values).all() or (name in WINDOWS and (values < 0).any()):
+            raise UserError(
+                f"{path / ARRAYS_NAME}: {name} ({values.dtype}) is to be finite numbers of {np.dtype(kind)}"
+                f"{', none below 0' if name in WINDOWS else ''}; analyze again"
+            )
     return Analysis(record, **known)
+
+
+def _shapes(record: AnalysisRecord) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of the ARRAYS by the record."""
+    blocks, text = record.dense.num_blocks, record.calibration
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(ARRAYS, (blocks + 1, blocks + 1)) | {"block_cosine": (blocks,)}
+    tokens = (text.scoring_tokens, text.ranking_tokens, text.held_out_tokens)
+    return shapes | {
+        name: (count // text.window_tokens, text.window_tokens) for name, count in zip(WINDOWS, tokens, strict=True)
+    }

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from mi_prun.analysis.analysis import Analysis
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
@@ -60,6 +62,8 @@ def _dense_of(analysis: Analysis) -> ModelFolder:
 def _check_analyzed(analysis: Analysis, dense: ModelFolder) -> None:
     if not dense.identity.same_model(analysis.record.dense):
         raise UserError(f"the analysis was made of {analysis.record.dense.name}; {dense.name} is another model")
+    for windows in (analysis.scoring, analysis.ranking, analysis.held_out):
+        dense.check_tokens(torch.from_numpy(windows))
 
 
 def check_settings(settings: PlanSettings) -> None:

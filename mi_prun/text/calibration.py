@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mi_prun.artefact import Record
@@ -60,7 +61,7 @@ class CalibrationDescription(Record):
     """
 
     source: str
-    window_tokens: int
+    window_tokens: int = Field(gt=0)
     scoring_tokens: int
     ranking_tokens: int
     held_out_tokens: int

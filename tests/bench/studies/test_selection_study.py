@@ -136,6 +136,7 @@ def test_a_proposer_is_left_out_and_the_rows_say_so(
     assert not any(row.left_out for row in before)
 
 
+@pytest.mark.long
 def test_recall_of_what_compares_is_said_by_its_rows(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +199,7 @@ def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monk
     assert group.rank("tail:0", 2) == 4
 
 
+@pytest.mark.long
 def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
     """By the plain way: every set on every window."""
     evaluator = Evaluator(made.model, made.evaluation_windows())
@@ -282,6 +284,7 @@ def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) 
         made.windows("confirming", 10_000_000)
 
 
+@pytest.mark.long
 def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     made: study.Study, records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

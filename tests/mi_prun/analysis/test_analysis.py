@@ -9,17 +9,21 @@ import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mi_prun.analysis.analysis import Analysis, AnalysisRecord, read_analysis
 from mi_prun.analysis.analyze import analyze
 from mi_prun.analysis.estimators import make_estimator
 from mi_prun.analysis.mutual_information import DPI_TOLERANCE_NATS
 from mi_prun.errors import UserError
+from mi_prun.files import sha256_of
 from mi_prun.model.model_folder import open_model
-from mi_prun.settings import SELF, AnalyzeSettings
+from mi_prun.planning.planning import make_context
+from mi_prun.settings import SELF, AnalyzeSettings, PlanSettings
 
 
 def test_it_holds_what_the_pass_saw(reference_analysis: Analysis, reference: Path) -> None:
@@ -69,6 +73,35 @@ def test_a_changed_analysis_is_refused(reference_analysis_folder: Path, tmp_path
     (copy / "analysis.json").unlink()
     with pytest.raises(UserError, match="is not an analysis folder"):
         read_analysis(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("block_cosine", lambda cosine: cosine[:-1], r"block_cosine has shape \(11,\), expected \(12,\)"),
+        ("ranking", lambda windows: windows.ravel(), r"ranking has shape \(1024,\), expected \(16, 64\)"),
+        ("scoring", lambda windows: windows.astype(np.int64), r"scoring \(int64\) is to be .* of int32, none below 0"),
+        ("held_out", lambda windows: -windows - 1, r"held_out \(int32\) is to be .* of int32, none below 0"),
+        ("pair_angle", lambda angle: angle * np.nan, r"pair_angle \(float64\) is to be finite numbers of float64"),
+        ("held_out", lambda windows: windows + 10**6, r"token 1\d{6} of its tokenizer .* has 4096 rows"),
+        (None, {"window_tokens": 0}, "field calibration.window_tokens: Input should be greater than 0"),
+    ],
+)
+def test_one_made_by_hand_is_refused_in_one_line(
+    reference_analysis_folder: Path, tmp_path: Path, name: str | None, change: Any, said: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(reference_analysis_folder, copy)
+    record = json.loads((copy / "analysis.json").read_text())
+    if name is None:
+        record["calibration"] |= change
+    else:
+        arrays = load_file(copy / "analysis.safetensors")
+        save_file(arrays | {name: np.ascontiguousarray(change(arrays[name]))}, copy / "analysis.safetensors")
+        record["fingerprint"] = sha256_of(copy / "analysis.safetensors")
+    (copy / "analysis.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=said):
+        make_context(read_analysis(copy), PlanSettings()).model  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_ksg_is_the_published_estimate_in_as_many_dimensions_as_by_default(dims:
     assert estimates[2] > estimates[1] + 0.1 > estimates[0] + 0.2
 
 
-@pytest.mark.parametrize("dims", [1, 2, 4, 8])
+@pytest.mark.parametrize("dims", [1, *(pytest.param(dims, marks=pytest.mark.long) for dims in (2, 4)), 8])
 @pytest.mark.parametrize("rho", [0.0, 0.4, 0.8, 0.95])
 def test_renyi_gives_the_analytic_value(rho: float, dims: int) -> None:
     """It is `-dims/2 log(1 - rho^2 a b / ((1 + a)(1 + b)))` (a = 4 / w^2, w the kernel width)."""

@@ -74,6 +74,7 @@ def test_a_fault_ends_all_ranks_and_leaves_nothing(tmp_path: Path, reference: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_other_commands_run_alone(tmp_path: Path, reference: Path) -> None:
     done = torchrun("prune", str(reference), "--ratio", "0.25", "-o", str(tmp_path / "p"))
     assert done.returncode != 0

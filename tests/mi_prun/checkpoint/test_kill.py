@@ -102,7 +102,7 @@ def test_kill_at_random_moments(dense, tmp_path, replaces):
     assert all(name.startswith(".out.partial-") for name in hidden)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupt_leaves_nothing_behind(dense, tmp_path, number):
     """Through the command itself, whose SIGTERM unwinds as Ctrl-C does."""
     place = tmp_path / "place"

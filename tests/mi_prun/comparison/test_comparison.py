@@ -61,7 +61,7 @@ def test_the_model_is_opened_once_and_on_the_device_asked_for(
 ) -> None:
     asked, load = [], comparison.load_on
     monkeypatch.setattr(comparison, "load_on", lambda dense, *on: asked.append(on) or load(dense, *on))
-    assert compare(reference, harbour, tmp_path / "out", "hybrid:2", ".08") == 0
+    assert compare(reference, harbour, tmp_path / "out", "bi", ".08") == 0
     assert asked == [("cpu", None)]
 
 

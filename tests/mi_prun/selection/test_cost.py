@@ -42,7 +42,7 @@ def share_of_greedy(own: Context) -> float:
 
 
 @pytest.mark.parametrize("model_type", ["llama", pytest.param("qwen2", marks=pytest.mark.long)])
-@pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), (24, 1 / 10)])
+@pytest.mark.parametrize(("num_blocks", "most"), [(12, 1 / 3), pytest.param(24, 1 / 10, marks=pytest.mark.long)])
 def test_a_quarter_of_the_blocks_costs_a_third_of_greedy_search_and_of_many_blocks_a_tenth(
     tiny: Callable[..., Path],
     load: Callable[[Path], BlockModel],

@@ -237,7 +237,9 @@ def test_200_streaming_clients(proxy: Any) -> None:
     assert wrong == []
     assert served >= 400
     (half_served, half), (end_served, end) = rss[len(rss) // 2], rss[-1]
-    assert end - half < max(1e6, 2000 * (end_served - half_served))  # a tenth of an answer's own bytes for each
+    tenth = 2_000  # of an answer's own bytes; the allocator's noise is up to 3 MB
+    assert end - half < max(3e6, tenth * (end_served - half_served))
+    assert 10 * tenth * (end_served - half_served) > 3e6  # so answers that were kept would be seen
 
 
 def test_sigterm_lets_what_is_in_flight_end(shared_fakes: list[Any], start_proxy: Callable[..., Any]) -> None:
