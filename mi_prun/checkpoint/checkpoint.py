@@ -125,11 +125,14 @@ def kept_tensors(dense: ModelFolder, plan: Plan, healed: Shard | None = None) ->
     return copies
 
 
-def check_apart(source: Path, out: Path, kind: str = "dense") -> None:
-    """Refuse an output that is the folder `source` of a model, holds it or lies in it: it is never touched."""
+def check_apart(source: Path, out: Path, kind: str = "dense", named: str = "output") -> None:
+    """Refuse an output that is the folder `source` of a model, holds it or lies in it: it is never touched.
+
+    kind: of the model. named: what the output is, in the message.
+    """
     home, target = source.resolve(), out.absolute().resolve()
     if home == target or home.is_relative_to(target) or target.is_relative_to(home):
-        raise UserError(f"output {out} is, holds or lies in the {kind} model's folder {source}; choose another place")
+        raise UserError(f"{named} {out} is, holds or lies in the {kind} model's folder {source}; choose another place")
 
 
 def _names_of(dense: ModelFolder) -> tuple[str, str]:

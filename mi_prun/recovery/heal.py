@@ -70,7 +70,7 @@ def heal_folder(
         )
     check_apart(pruned, out, "pruned")
     if adapter is not None:
-        check_adapter_apart(adapter, pruned)
+        check_apart(pruned, adapter, "pruned", "--adapter")
     plan = manifest.plan
     try:
         dense = open_model(model or plan.dense.name)
@@ -115,7 +115,8 @@ def heal(
     check_output(out, force=force)
     check_apart(dense.path, out)
     if adapter is not None:
-        check_adapter_apart(adapter, dense.path, out)
+        check_apart(dense.path, adapter, named="--adapter")
+        check_apart(out, adapter, "healed", "--adapter")
         check_output(adapter, force=force, folder=False)
     plan.check_belongs_to(dense.identity)
     family = dense.family
@@ -461,13 +462,6 @@ def check_settings(settings: HealSettings) -> None:
     for name in names:
         if name != SELF:
             text_source(name)  # one that is missing is refused here
-
-
-def check_adapter_apart(adapter: Path, *folders: Path) -> None:
-    """Refuse an adapter file that is or lies in one of the folders: it would be taken for their weights."""
-    for folder in folders:
-        if adapter.absolute().resolve().is_relative_to(folder.absolute().resolve()):
-            raise UserError(f"--adapter {adapter} is or lies in {folder}; name a file in another place")
 
 
 def check_healable(dense: ModelFolder) -> None:

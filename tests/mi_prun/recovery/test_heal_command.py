@@ -97,6 +97,6 @@ def test_an_adapter_never_lies_among_weights(run: Run, pruned_reference: Path, t
     words = ("-o", tmp_path / "healed", "--fit", "--adapter", tmp_path / place, "--force")
     status, _, err = run("heal", pruned, *words)
     assert (status, err.count("\n")) == (2, 1)
-    assert "name a file in another place" in err
+    assert "choose another place" in err
     assert {path.name: path.stat().st_mtime_ns for path in pruned.iterdir()} == before
     assert not (tmp_path / "healed").exists()
