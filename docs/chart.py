@@ -2,7 +2,7 @@
 
     python docs/chart.py -o docs/gain-and-loss.svg
 
-The left half reads a sweep's folder (speed). The right half reads the selection study's records of one model and text.
+The left half reads a sweep's folder (speed). The right half reads the records of healing one model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 from bench.records.results import read_results
-from bench.studies.selection_group import Group
-from bench.studies.selection_report import read_groups
+from bench.studies.heal_study import read_records
 
 INK, GREY, BLUE, ORANGE = "#1f2328", "#8c959f", "#0969da", "#bc4c00"
 STYLE = {
@@ -34,14 +33,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-# Methods of the right half, as the study labels them, and their words.
-METHODS = {
-    "hybrid": "MI-PRUN, default",
-    "greedy-loss:0": "greedy search (SLEB)",
-    "bi:0": "cosine (ShortGPT)",
-    "mi-prun:0": "MI only, as published",
-    "tail-but-last:0": "last blocks",
-}
+SETS = {(12, 13, 14): "a tenth", tuple(range(13, 19)): "a fifth"}  # of SmolLM2's blocks
 
 
 def draw_speed(axes: Any, folder: Path, model: str) -> None:
@@ -58,24 +50,19 @@ def draw_speed(axes: Any, folder: Path, model: str) -> None:
     finish(axes, f"Gained: tokens/s\n{model}", max(speeds) * 1.3)
 
 
-def draw_quality(axes: Any, group: Group, k: int, model: str) -> None:
-    """Draw perplexity without k blocks, one bar for each method, and what each method costs in forward passes."""
-    rows = [("dense", group.dense_perplexity, None)]
-    for label, words in METHODS.items():
-        cell = group.cells[label, k]
-        mean = sum(group.perplexity(row) for row in cell) / len(cell)
-        rows.append((words, mean, group.passes(label, k)))
-    values = [value for _, value, _ in rows]
-    colours = [GREY, BLUE] + [ORANGE] * (len(rows) - 2)
-    bars = axes.barh([words for words, _, _ in rows], values, color=colours, height=0.62)
-    for bar, (_, value, passes) in zip(bars, rows, strict=True):
-        cost = "" if passes is None else f"  ({passes:.0f} passes)" if passes >= 1 else "  (under 1 pass)"
-        axes.text(value, bar.get_y() + bar.get_height() / 2, f" {value:.1f}{cost}", va="center")
-    finish(
-        axes,
-        f"Lost: perplexity without {k} of {group.num_blocks} blocks (cost of choosing)\n{model}",
-        max(values) * 1.45,
-    )
+def draw_quality(axes: Any, records: Path, case: str, text: str, model: str) -> None:
+    """Draw perplexity without each set of blocks, before and after a healing: the newest record of each set."""
+    newest = {tuple(r["dropped"]): r for r in read_records(records) if r["case"] == case and "judged" in r}
+    judged = {blocks: newest[blocks]["judged"][text] for blocks in sorted(newest, key=len) if blocks in SETS}
+    rows = [("dense", next(iter(judged.values()))["dense"], GREY)]
+    for blocks, perplexity in judged.items():
+        rows += [(f"without {SETS[blocks]}", perplexity["pruned"], ORANGE), ("healed", perplexity["healed"], BLUE)]
+    bars = axes.barh(range(len(rows)), [value for _, value, _ in rows], color=[c for *_, c in rows], height=0.62)
+    axes.set_yticks(range(len(rows)), [words for words, *_ in rows])
+    for bar, (words, value, _) in zip(bars, rows, strict=True):
+        ratio = "" if words == "dense" else f"  {value / rows[0][1]:.2f}x"
+        axes.text(value, bar.get_y() + bar.get_height() / 2, f" {value:.1f}{ratio}", va="center")
+    finish(axes, f"Lost: perplexity on WikiText-2, and after ten minutes of healing\n{model}", 1.3 * rows[-2][1])
 
 
 def finish(axes: Any, title: str, limit: float) -> None:
@@ -92,19 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", type=Path, default=Path("bench/published/sweep/llama-3.1-8b"))
     parser.add_argument("--speed-words", default="Llama-3.1-8B's shape on one H100, 1 request in flight")
-    parser.add_argument("--quality", type=Path, default=Path("bench/published/selection"))
-    parser.add_argument("--quality-model", default="wiki-24")
-    parser.add_argument("--quality-text", default="wiki")
-    parser.add_argument("--quality-words", default="a 24-block Qwen3 trained for this project, Wikipedia")
-    parser.add_argument("-k", type=int, default=6, help="blocks dropped in the right half")
+    parser.add_argument("--quality", type=Path, default=Path("bench/published/recovery/smollm2.jsonl"))
+    parser.add_argument("--quality-case", default="all:10min")
+    parser.add_argument("--quality-text", default="wiki.test.raw")
+    parser.add_argument("--quality-words", default="SmolLM2-135M-Instruct, 30 blocks, healed on two cores of a CPU")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    groups = read_groups(options.quality)
-    group = next(g for g in groups if (g.model, g.text) == (options.quality_model, options.quality_text))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11.6, 3.1), width_ratios=(1, 1.35), facecolor="white")
         draw_speed(left, options.speed, options.speed_words)
-        draw_quality(right, group, options.k, options.quality_words)
+        draw_quality(right, options.quality, options.quality_case, options.quality_text, options.quality_words)
         figure.tight_layout(w_pad=3)
         figure.savefig(options.output, metadata={"Date": None})
 

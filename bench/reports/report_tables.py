@@ -257,7 +257,7 @@ def _reached(roof: Roofline | None) -> Cell:
 
 def drafts_table(run: Run) -> Table | None:
     """Show the arms whose answers are the dense model's, drafted by the kept blocks, in every closed loop; None where
-    there is none. Below what was measured stands what the plan foretold, where it was made for a draft.
+    there is none. Below what was measured stands what the plan predicted, where it was made for a draft.
     """
     loads = [load for load in run.loads if load.concurrency]
     points = [(load, point) for load in loads for point in run.under(load) if point.arm.kind == "draft"]
@@ -277,13 +277,13 @@ def drafts_table(run: Run) -> Table | None:
         "Foretold: by the acceptance and the cost of a step that the plan measured, for one request at a time, without "
         "an engine's own work."
     )
-    foretold = any(any(_foretold(point)) for _, point in points)
-    return Table("As a draft", head, rows, note if foretold else "") if rows else None
+    predicted = any(any(_predicted(point)) for _, point in points)
+    return Table("As a draft", head, rows, note if predicted else "") if rows else None
 
 
 def _drafted(point: PointRecord) -> tuple[Cell, ...]:
     accepted, speed = point.acceptance, _against(point)
-    rate, length, speedup = _foretold(point)
+    rate, length, speedup = _predicted(point)
     return (
         Cell(number(point.arm.draft_tokens, "d")),
         Cell(number(accepted.rate if accepted else None, ".1%"), rate),
@@ -292,17 +292,17 @@ def _drafted(point: PointRecord) -> tuple[Cell, ...]:
     )
 
 
-def _foretold(point: PointRecord) -> tuple[str, str, str]:
-    """What the plan foretold of share accepted, yield and speed-up, for as many tokens as were drafted at a time."""
+def _predicted(point: PointRecord) -> tuple[str, str, str]:
+    """What the plan predicted of share accepted, yield and speed-up, for as many tokens as were drafted at a time."""
     said = point.selection.settings if point.selection else {}
     acceptance, cost, tokens = said.get("acceptance_greedy"), said.get("relative_cost"), point.arm.draft_tokens
     if not isinstance(acceptance, float) or not isinstance(cost, float) or tokens is None:
         return "", "", ""
     length = expected_length(acceptance, tokens)
     return (
-        f"foretold {(length - 1) / tokens:.1%}",
-        f"foretold {length:.2f}",
-        f"foretold {expected_speedup(acceptance, cost, tokens):.2f}",
+        f"predicted {(length - 1) / tokens:.1%}",
+        f"predicted {length:.2f}",
+        f"predicted {expected_speedup(acceptance, cost, tokens):.2f}",
     )
 
 

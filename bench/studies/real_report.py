@@ -313,7 +313,7 @@ def _last_words(text: Text, counts: Sequence[LastWords]) -> list[str]:
         return "-" if count is None else f"{count.foretold / count.items:.1%}"
 
     dense = by_set[()]
-    said = f"Last words foretold, of {dense.items} of {dense.text}, by the sets of the first seed (dense "
+    said = f"Last words guessed, of {dense.items} of {dense.text}, by the sets of the first seed (dense "
     return [f"{said}{dense.foretold / dense.items:.1%}):", _by_k(text, cell)]
 
 

@@ -1,6 +1,6 @@
 """Recall: does a model still find again what a window said before?
 
-Some blocks of a real model copy: what followed a word earlier in the text is foretold where the word comes again
+Some blocks of a real model copy: what followed a word earlier in the text is predicted where the word comes again
 (induction heads; Olsson et al. 2022, arXiv 2209.11895). Ordinary passages ask for it too seldom to show in a mean loss.
 Tasks ask for it all the time. A window whose end repeats its beginning asks for it at each token of its end.
 """

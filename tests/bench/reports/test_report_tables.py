@@ -208,16 +208,16 @@ def test_a_draft_in_every_closed_loop(point: Point) -> None:
     assert [row[1].text for row in table.rows] == [points[0].load.label, points[2].load.label]
 
 
-def test_what_a_plan_foretold_stands_below_what_was_measured(point: Point) -> None:
+def test_what_a_plan_predicted_stands_below_what_was_measured(point: Point) -> None:
     """Half of the tokens accepted, a step at half the cost; 4 tokens at a time, whatever the plan says is best."""
     said = {"for": "draft", "draft_tokens": 1, "acceptance_greedy": 0.5, "relative_cost": 0.5}
     table = drafts_table(Run("run-1", (point(), draft(point, selection=Selection(plan_sha256="0", settings=said)))))
     assert table is not None
     length = 1 + 0.5 + 0.25 + 0.125 + 0.0625
     assert [cell.more.splitlines()[-1:] for cell in table.rows[0][3:]] == [
-        [f"foretold {0.9375 / 4:.1%}"],
-        [f"foretold {length:.2f}"],
-        [f"foretold {length / 3:.2f}"],
+        [f"predicted {0.9375 / 4:.1%}"],
+        [f"predicted {length:.2f}"],
+        [f"predicted {length / 3:.2f}"],
     ]
 
 

@@ -200,7 +200,7 @@ def test_what_sets_foretell_stands_beside_where_it_was_counted(rows: list[StudyR
         )  # fmt: skip
         append_line(path, count.model_dump_json())
     said = page([Text(rows)], read_all_last_words(tmp_path))
-    assert "Last words foretold, of 40 of lambada.jsonl, by the sets of the first seed (dense 75.0%):" in said
+    assert "Last words guessed, of 40 of lambada.jsonl, by the sets of the first seed (dense 75.0%):" in said
     assert "| `bi:0` | 50.0% | - |" in said
 
 
