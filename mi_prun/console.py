@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -126,8 +127,9 @@ def kept(words: str | Callable[[], str]) -> Iterator[None]:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command and return its exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
 
-    SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is removed. Torch is asked for large pages: a
-    fresh tensor is then not faulted in 4 KiB at a time, which took a training 7 % of its time.
+    A name too long for a file is one line too. SIGTERM unwinds the stack as Ctrl-C does, so that half-written output is
+    removed. Torch is asked for large pages: a fresh tensor is then not faulted in 4 KiB at a time, which took a
+    training 7 % of its time.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
 
@@ -148,6 +150,11 @@ def run_command(command: Callable[[], object]) -> int:
             f"error: the accelerator's memory is full ({first_line(error)}); take a shorter --window, or --device cpu",
             file=sys.stderr,
         )
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print("; ".join(["interrupted", *getattr(interrupt, "__notes__", ())]), file=sys.stderr)

@@ -115,7 +115,7 @@ def check_prunable(
     check_settings(plan_settings)
     blocks = amount.blocks(dense.identity)
     if isinstance(blocks, tuple):
-        check_by_hand(plan_settings)
+        check_by_hand(plan_settings, analyze_settings)
     if blocks is None:
         parse_limit(amount.max_ppl_increase, amount.max_kl)
     if not write_settings.assume_uniform:

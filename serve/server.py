@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mi_prun.console import say
-from mi_prun.errors import UserError
+from mi_prun.errors import UserError, first_line
 from serve.adapters import check_adapters
 from serve.served_model import ServedModel
 from vllm_ext.names import LOAD_FORMAT, SERVER_PID
@@ -37,6 +37,8 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        except (TypeError, UnicodeError) as error:
+            raise UserError(f"--host {host!r} is no address: {first_line(error)}") from error
 
 
 def parse_arguments(arguments: list[str]) -> Any:

@@ -25,7 +25,7 @@ from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.text.calibration import Calibration, load_mixture, windows_for
-from mi_prun.text.weighted_source import parse_sources
+from mi_prun.text.weighted_source import check_sources
 
 
 def analyze(
@@ -130,7 +130,7 @@ def make_analysis(
 def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     """Refuse what cannot be analyzed before weights are loaded and text is read or sampled."""
     check_settings(settings)
-    sampled = SELF in [source.name for source in parse_sources(settings.sources)]
+    sampled = SELF in check_sources(settings.sources)
     if dense.num_blocks < 2:
         raise UserError(f"{dense.name} has one block; there is none to drop")
     dense.check_window(settings.window_tokens)

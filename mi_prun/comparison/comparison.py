@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from mi_prun.analysis.analysis import Analysis, read_analysis
-from mi_prun.analysis.analyze import analyze, check_settings
+from mi_prun.analysis.analyze import analyze, check_analyzable
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import quality_svg, segments_svg
 from mi_prun.comparison.comparison_row import COMPUTED, MethodSpec, Row
@@ -54,7 +54,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
             raise UserError(f"--methods {text!r}: {word.strip()!r} must be NAME or NAME:N, N a whole number")
         method = method_named(name, f"--methods {text!r}: NAME")
         rerank = int(number) if colon else None if method.grows else method.rerank
-        check_rerank(rerank, f"--methods {text!r}: N")
+        check_rerank(rerank, f"--methods {text!r}: N", name)
         specs.append(MethodSpec(name=name, rerank=rerank))
     return list(dict.fromkeys(specs))
 
@@ -68,8 +68,7 @@ def compare_model(
     used again, and so are rows that this release made.
     """
     ks = parse_ratios(ratios, dense.num_blocks)
-    check_settings(settings)
-    dense.check_window(settings.window_tokens)
+    check_analyzable(dense, settings)
     left_out = [reason for k in ks for spec in specs if (reason := too_many(spec, dense.num_blocks, k))]
     if len(left_out) == len(ks) * len(specs):
         raise UserError(f"nothing is left to compare: {'; '.join(left_out)}")

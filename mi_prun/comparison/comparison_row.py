@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from mi_prun.artefact import Record
 from mi_prun.quality.evaluator import Dropped
 
@@ -40,14 +42,14 @@ class Row(Record):
     method: str
     rerank: int | None
     seed: int
-    num_blocks: int
+    num_blocks: int = Field(gt=0)
     dropped: Dropped
     candidates: int
     selection_passes: float
     analysis_passes: float
     seconds: float
-    dense_perplexity: float
-    perplexity: float
+    dense_perplexity: float = Field(gt=0)
+    perplexity: float = Field(gt=0)
     kl_nats_per_token: float
     objective_nats: float
     objective_gap_nats: float

@@ -62,6 +62,8 @@ class ModelIdentity(Record):
     def _sizes(self) -> ModelIdentity:
         if not 1 <= self.num_blocks == len(self.block_parameters) or sum(self.block_parameters) > self.num_parameters:
             raise ValueError("block_parameters must list one number a block, together no more than num_parameters")
+        if min(self.block_parameters) < 1:
+            raise ValueError("block_parameters must be 1 or more each")
         if self.parts is not None and len(self.parts.block_sha256) != self.num_blocks:
             raise ValueError("block_sha256 must list one digest a block")
         return self

@@ -15,6 +15,7 @@ from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import quality_of
 from mi_prun.settings import AnalyzeSettings, check_seed
 from mi_prun.text.calibration import load_mixture
+from mi_prun.text.weighted_source import check_sources
 
 
 def plan_dropping(
@@ -36,6 +37,7 @@ def plan_dropping(
     plan = Plan(dense=dense.identity, dropped=dropped, kept=kept, method="by-hand", settings={})
     if not quality:
         return plan
+    check_sources(settings.sources)
     window = settings.window_tokens or dense.context_tokens()
     model = load() if load is not None else load_on(dense, settings.device, settings.dtype)
     calibration = load_mixture(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mi_prun.errors import UserError
-from mi_prun.quality.evaluator import Dropped
+from mi_prun.quality.evaluator import Dropped, NotFiniteError
 from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import Choice, choose
@@ -67,6 +67,7 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
 
     It is the largest k if the cost grows with k. If the cost falls again beyond k + 1, that is not looked for: each k
     is a search of its own.
+    A k that breaks the model is over the limit.
     Raises UserError if one block is too much, or if k holds and k + 1 is too many sets to measure.
     """
     before = context.passes
@@ -92,6 +93,8 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
             holds = within(k)
         except TooManySetsError as error:
             holds, unknown[k] = False, error
+        except NotFiniteError:  # broken without so many: over any limit
+            holds = False
         if holds:
             low, step = k, step * 2
         else:

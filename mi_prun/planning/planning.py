@@ -21,7 +21,7 @@ from mi_prun.planning.limit import most_blocks, parse_limit
 from mi_prun.quality.quality import quality_of
 from mi_prun.selection.context import CRITERIA, Context, Criterion
 from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
-from mi_prun.settings import PlanSettings, check_seed
+from mi_prun.settings import AnalyzeSettings, PlanSettings, check_seed
 from mi_prun.text.recall import check_recall
 
 
@@ -69,16 +69,20 @@ def _check_analyzed(analysis: Analysis, dense: ModelFolder) -> None:
 def check_settings(settings: PlanSettings) -> None:
     """Refuse settings that no plan can be made with, before anything is computed."""
     method_named(settings.method)
-    check_rerank(settings.rerank)
+    check_rerank(settings.rerank, method=settings.method)
     check_seed(settings.seed)
     check_recall(settings.recall)
     _criterion(settings)
 
 
-def check_by_hand(settings: PlanSettings) -> None:
+def check_by_hand(settings: PlanSettings, analyze: AnalyzeSettings | None = None) -> None:
     """Refuse settings of a choice where the user named the blocks: they would be ignored."""
-    options, default = ("method", "rerank", "criterion", "recall"), PlanSettings()
-    if given := [f"--{name}" for name in options if getattr(settings, name) != getattr(default, name)]:
+    options: list[tuple[object, object, str]] = [
+        (settings, PlanSettings(), name) for name in ("method", "rerank", "criterion", "recall")
+    ]
+    if analyze is not None:
+        options += [(analyze, AnalyzeSettings(), name) for name in ("estimator", "projection", "noise")]
+    if given := [f"--{name}" for own, default, name in options if getattr(own, name) != getattr(default, name)]:
         raise UserError(f"--drop names the blocks, nothing is chosen: leave out {', '.join(given)}")
 
 

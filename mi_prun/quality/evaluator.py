@@ -37,6 +37,10 @@ BATCH_TOKENS = 4_096
 ACCELERATOR_BATCH_BYTES, MOST_BATCH_TOKENS = 64 * 2**20, 32_768
 
 
+class NotFiniteError(UserError):
+    """A loss that is not finite, or over MOST_NATS: the model is broken, or broken without these blocks."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """Mean losses over the predicted tokens, in nats. kl_nats: KL(dense || pruned). ce_nats: the cross-entropy."""
@@ -143,7 +147,7 @@ class Evaluator:
             self.memory[dropped] = losses[i] if before is None else np.concatenate([before, losses[i]])
 
     @torch.inference_mode()
-    def not_finite(self, dropped: Dropped, windows: slice) -> UserError:
+    def not_finite(self, dropped: Dropped, windows: slice) -> NotFiniteError:
         """Return the error for a set whose losses are NaN or Inf. It says whether the dense model itself is broken."""
         of_dense = (
             log_p
@@ -151,7 +155,7 @@ class Evaluator:
             for log_p, _, _ in self.log_probabilities(tokens, [])
         )
         which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
-        return UserError(
+        return NotFiniteError(
             f"the model {which} gives logits that are not finite, or loses over {MOST_NATS} nats a token; `--method "
             "mi-prun --rerank 0 --no-quality` measures none"
         )

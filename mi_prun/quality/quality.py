@@ -18,7 +18,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, load_on, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Quality
-from mi_prun.quality.evaluator import Dropped, Evaluator
+from mi_prun.quality.evaluator import MOST_NATS, Dropped, Evaluator, NotFiniteError
 from mi_prun.text.calibration import Calibration, load_calibration
 
 HELD_OUT_TOKENS = 8_192
@@ -118,4 +118,10 @@ def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tu
             sums += torch.tensor([float(term.sum(dtype=torch.float64)) for term in terms], dtype=torch.float64)
             advance(window.numel())
     dense_ce, pruned_ce, kl_nats = (sums / (windows.shape[0] * (windows.shape[1] - 1))).tolist()
+    for which, nats in (("dense", dense_ce), ("pruned", pruned_ce), ("pruned", kl_nats)):
+        if not abs(nats) < MOST_NATS:  # NaN is not
+            raise NotFiniteError(
+                f"the {which} model gives logits that are not finite, or loses over {MOST_NATS} nats a token: its "
+                "quality cannot be measured"
+            )
     return dense_ce, pruned_ce, kl_nats

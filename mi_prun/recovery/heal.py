@@ -44,8 +44,8 @@ from mi_prun.recovery.training import ALONE, Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
 from mi_prun.settings import LEARNING_RATES, MOST_MINUTES, SELF, HealSettings, check_seed
 from mi_prun.text.calibration import tokens_digest
-from mi_prun.text.text_source import text_digest, text_source
-from mi_prun.text.weighted_source import parse_sources
+from mi_prun.text.text_source import text_digest
+from mi_prun.text.weighted_source import check_sources, parse_sources
 
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
 LEAST_WINDOW = 8
@@ -456,12 +456,8 @@ def check_settings(settings: HealSettings) -> None:
         raise UserError(f"--train-dtype must be float32 or bfloat16, got {settings.train_dtype!r}")
     if settings.learning_rate is not None and not 0 < settings.learning_rate < 1:
         raise UserError(f"--learning-rate must be over 0 and under 1, got {settings.learning_rate}")
-    names = [source.name for source in parse_sources(settings.sources)]
-    if settings.stream_blocks and SELF in names:
+    if SELF in check_sources(settings.sources) and settings.stream_blocks:
         raise UserError("--stream-blocks needs --calibration TEXT: sampling text needs the whole model in memory")
-    for name in names:
-        if name != SELF:
-            text_source(name)  # one that is missing is refused here
 
 
 def check_healable(dense: ModelFolder) -> None:

@@ -36,6 +36,7 @@ class Method:
     grows: whether more are compared where more than a quarter of the blocks go, or more than six. There are more sets
     then, and each is cheaper to measure.
     needs_analysis: whether the one pass of `mi-prun analyze` is a part of its cost.
+    single: whether it proposes one set, so that there is nothing to compare.
     runs: (L, k) -> the sets that it may take, of a method that drops neighbours. Such a set can keep the order of kinds
     where blocks alternate.
     """
@@ -44,6 +45,7 @@ class Method:
     rerank: int = 0
     needs_analysis: bool = False
     grows: bool = False
+    single: bool = False
     runs: Callable[[int, int], list[Dropped]] | None = None
 
     def candidates(self, num_blocks: int, k: int) -> int:
@@ -88,11 +90,11 @@ METHODS: dict[str, Method] = {
     "segment-loss": Method(segment_loss, rerank=8),
     "bi": Method(baselines.bi, needs_analysis=True),
     "angular": Method(baselines.angular, needs_analysis=True, runs=baselines.windows),
-    "tail": Method(baselines.tail, runs=baselines.last),
-    "tail-but-last": Method(baselines.tail_but_last, runs=baselines.last_but_one),
-    "random": Method(baselines.random),
-    "greedy-loss": Method(baselines.greedy_loss),
-    "exhaustive": Method(baselines.exhaustive),
+    "tail": Method(baselines.tail, single=True, runs=baselines.last),
+    "tail-but-last": Method(baselines.tail_but_last, single=True, runs=baselines.last_but_one),
+    "random": Method(baselines.random, single=True),
+    "greedy-loss": Method(baselines.greedy_loss, single=True),
+    "exhaustive": Method(baselines.exhaustive, single=True),
 }
 
 
@@ -170,7 +172,11 @@ def check_choice(num_blocks: int, k: int, rerank: int) -> None:
     check_rerank(rerank)
 
 
-def check_rerank(rerank: int | None, said: str = "--rerank") -> None:
+def check_rerank(rerank: int | None, said: str = "--rerank", method: str | None = None) -> None:
     """Raise UserError for a number of sets to compare that cannot be. said: what the user gave it by."""
     if rerank is not None and not 0 <= rerank <= MOST_ASKED_FOR:
         raise UserError(f"{said} must be in 0..{MOST_ASKED_FOR}, got {rerank}")
+    if rerank and method is not None and METHODS[method].single:
+        raise UserError(
+            f"{said} {rerank}: the method {method} proposes one set, so there is none to compare; leave it out"
+        )

@@ -86,7 +86,10 @@ def path_and_field(source: str) -> tuple[Path, str | None]:
 def text_digest(source: str) -> str:
     """Return what tells one text from another: a file's content, wherever it lies, and the field; else the name."""
     path, field = path_and_field(source)
-    return f"{sha256_of(path)} {field or ''}" if path.is_file() else source
+    try:
+        return f"{sha256_of(path)} {field or ''}" if path.is_file() else source
+    except OSError as error:
+        raise UserError(f"calibration text {source}: cannot be read: {error.strerror}") from error
 
 
 def _file(path: Path, field: str | None, tokenizer: Any) -> TextSource:

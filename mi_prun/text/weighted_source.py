@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mi_prun.errors import UserError
-from mi_prun.text.text_source import path_and_field
+from mi_prun.settings import SELF
+from mi_prun.text.text_source import path_and_field, text_source
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ def parse_sources(texts: Sequence[str]) -> tuple[WeightedSource, ...]:
     if len({source.name for source in sources}) < len(sources):
         raise UserError("--calibration names a text twice; give it a weight instead: TEXT=2")
     return tuple(sources)
+
+
+def check_sources(texts: Sequence[str]) -> list[str]:
+    """Return the names of sources. Raises UserError for one that cannot be read, before a model is loaded."""
+    names = [source.name for source in parse_sources(texts)]
+    for name in names:
+        if name != SELF:
+            text_source(name)
+    return names
 
 
 def names_of(sources: Sequence[tuple[str, float]]) -> str:

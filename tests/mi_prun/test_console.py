@@ -96,6 +96,12 @@ def test_nothing_is_said_of_what_has_an_error_or_ends_well(capsys: pytest.Captur
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("no_signals")
+def test_a_name_too_long_for_a_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: Path("n" * 300).stat()) == 2
+    assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="large pages are Linux's")
 def test_torch_is_asked_for_large_pages() -> None:
     """A large tensor then costs less than a fault for every page of 4 KiB, where the system gives large ones."""

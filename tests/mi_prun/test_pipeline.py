@@ -190,6 +190,18 @@ def bad_field(model: Path) -> None:
             {"amount": Amount(drop="1"), "plan": PlanSettings(method="bi", recall=0.1)},
             "--drop names the blocks, nothing is chosen: leave out --method, --recall",
         ),
+        (
+            None,
+            {"amount": Amount(drop="1"), "plan": PlanSettings(), "estimator": "ksg", "noise": 0.5},
+            "--drop names the blocks, nothing is chosen: leave out --estimator, --noise",
+        ),
+        (None, {"plan": PlanSettings(method="tail", rerank=24)}, "--rerank 24: the method tail proposes one set"),
+        (None, {"sources": ("gone.txt",)}, "gone.txt: no such file"),
+        (
+            None,
+            {"sources": ("gone.txt",), "amount": Amount(drop="1"), "plan": PlanSettings()},
+            "gone.txt: no such file",
+        ),
         (None, {"estimator": "magic"}, "--estimator must be one of"),
         (None, {"projection": 10_000, "estimator": "ksg"}, "needs at least"),
     ],

@@ -11,15 +11,18 @@ from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.model.identity import config_digest, structure_digest
 from mi_prun.model.model_folder import open_model, read_config
+from serve.ab.arms.supervisor import adapter_of
 from serve.ab.config import ArmConfig
 
 
 def digest_of(arm: ArmConfig) -> str:
-    """Return a digest of an arm: where it is, how it is started, its plan, and the content of a model folder.
+    """Return a digest of an arm: where it is, its flags, its plan and adapter, and the content of a model folder.
 
     What changes behind a URL or a hub id is not seen.
     """
-    target = (arm.url, arm.upstream_model, arm.model, arm.plan and sha256_of(arm.plan), arm.flags)
+    target: tuple[object, ...] = (arm.url, arm.upstream_model, arm.model, arm.plan and sha256_of(arm.plan), arm.flags)
+    if (adapter := adapter_of(arm)) is not None and adapter.is_file():
+        target += (sha256_of(adapter),)
     content = _content(Path(arm.model)) if arm.model and Path(arm.model).is_dir() else []
     return sha256(json.dumps([target, content]).encode()).hexdigest()
 

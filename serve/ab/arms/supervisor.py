@@ -73,6 +73,16 @@ def model_of(arm: ArmConfig) -> str:
     return Plan.read(arm.plan).dense.name
 
 
+def adapter_of(arm: ArmConfig) -> Path | None:
+    """Return the file of what was healed that the arm's flags name (`--adapter FILE`)."""
+    flags = list(arm.flags)
+    for place, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name == "--adapter" and (equals or place + 1 < len(flags)):
+            return Path(value if equals else flags[place + 1])
+    return None
+
+
 def check_engines(config: Config) -> None:
     """Check all models and plans before the first engine is started. Raises UserError."""
     from mi_prun.plan.plan import Plan
@@ -92,7 +102,13 @@ def check_engines(config: Config) -> None:
                 served_model(model, dummy=load_format(list(arm.flags)) == "dummy")
             elif Path(model).exists():
                 with tempfile.TemporaryDirectory(prefix="mi-prun-ab-") as scratch:
-                    planned_model(model, arm.plan, Path(scratch), assume_uniform="--assume-uniform" in words)
+                    planned_model(
+                        model,
+                        arm.plan,
+                        Path(scratch),
+                        adapter=adapter_of(arm),
+                        assume_uniform="--assume-uniform" in words,
+                    )
             else:
                 Plan.read(arm.plan)
         except UserError as error:

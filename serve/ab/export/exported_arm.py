@@ -23,6 +23,7 @@ REFUSED = {
     "served_model_name": "model_name says it",
     "load_format": "it follows from the model",
     "api_key": "a key belongs into a Secret, not into a manifest",
+    "adapter": "it is a file of this machine: write the healed folder (`mi-prun apply --adapter`), and name that",
     "hf_token": "a token belongs into a Secret, not into a manifest",
 }
 # Which devices of this machine an arm has here: a pod has others, by the numbers that the cluster gives them.

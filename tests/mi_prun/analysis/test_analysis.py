@@ -84,7 +84,16 @@ def test_a_changed_analysis_is_refused(reference_analysis_folder: Path, tmp_path
         ("held_out", lambda windows: -windows - 1, r"held_out \(int32\) is to be .* of int32, none below 0"),
         ("pair_angle", lambda angle: angle * np.nan, r"pair_angle \(float64\) is to be finite numbers of float64"),
         ("held_out", lambda windows: windows + 10**6, r"token 1\d{6} of its tokenizer .* has 4096 rows"),
-        (None, {"window_tokens": 0}, "field calibration.window_tokens: Input should be greater than 0"),
+        (
+            None,
+            {"calibration": {"window_tokens": 0}},
+            "field calibration.window_tokens: Input should be greater than 0",
+        ),
+        (
+            None,
+            {"dense": {"num_parameters": 0, "block_parameters": [0] * 12}},
+            "block_parameters must be 1 or more each",
+        ),
     ],
 )
 def test_one_made_by_hand_is_refused_in_one_line(
@@ -94,7 +103,8 @@ def test_one_made_by_hand_is_refused_in_one_line(
     shutil.copytree(reference_analysis_folder, copy)
     record = json.loads((copy / "analysis.json").read_text())
     if name is None:
-        record["calibration"] |= change
+        for part, fields in change.items():
+            record[part] |= fields
     else:
         arrays = load_file(copy / "analysis.safetensors")
         save_file(arrays | {name: np.ascontiguousarray(change(arrays[name]))}, copy / "analysis.safetensors")

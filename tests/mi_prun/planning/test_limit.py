@@ -18,6 +18,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.plan.ratio import Amount
 from mi_prun.planning.limit import Limit, cost_of, most_blocks, parse_limit
 from mi_prun.planning.planning import plan_for
+from mi_prun.quality.evaluator import NotFiniteError
 from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import choose
@@ -103,6 +104,19 @@ def test_what_cannot_be_measured_is_no_answer_only_where_it_is_the_next(
         said = r"dropping 3 costs KL 0\.5 nats/token, within the limit; of 4 exhaustive: too many sets of 4"
         with pytest.raises(UserError, match=said):
             most_blocks(context, Limit("kl", 1.0), "exhaustive", None)
+
+
+def test_more_blocks_that_break_the_model_are_over_any_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(context: Any, limit: Limit, dropped: tuple[int, ...]) -> float:
+        if len(dropped) > 2:
+            raise NotFiniteError("the model gives logits that are not finite")
+        return 0.5
+
+    context: Any = SimpleNamespace(num_blocks=11, passes=0.0)
+    monkeypatch.setattr("mi_prun.planning.limit.choose", lambda c, m, k, n: SimpleNamespace(dropped=tuple(range(k))))
+    monkeypatch.setattr("mi_prun.planning.limit.cost_of", cost)
+    within = most_blocks(context, Limit("kl", 1.0), "stub", None)
+    assert (within.choice.dropped, within.next_cost) == ((0, 1), None)
 
 
 def test_the_cost_is_that_of_the_text_as_it_is(context: Context) -> None:

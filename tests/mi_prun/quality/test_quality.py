@@ -65,6 +65,19 @@ def test_models_of_different_vocabularies_are_not_compared(tiny: Callable[..., P
         compare_models(one, other, torch.zeros(1, 8, dtype=torch.long))
 
 
+def test_a_model_that_gives_nan_is_refused_by_its_name(tiny: Callable[..., Path]) -> None:
+    one, other = (
+        load_block_model(open_model(tiny("llama", folder=name)), device=torch.device("cpu"), dtype=torch.float32)
+        for name in ("one", "other")
+    )
+    torch.nn.init.constant_(other.model.get_output_embeddings().weight, torch.nan)
+    windows = torch.zeros(1, 8, dtype=torch.long)
+    with pytest.raises(UserError, match="the pruned model gives logits that are not finite"):
+        compare_models(one, other, windows)
+    with pytest.raises(UserError, match="the dense model gives logits that are not finite"):
+        compare_models(other, one, windows)
+
+
 def test_windows_beyond_the_learned_positions_are_refused(tiny: Callable[..., Path]) -> None:
     dense = open_model(tiny("opt", ffn_dim=48, word_embed_proj_dim=32))
     with pytest.raises(UserError, match="--window must be at most 64"):

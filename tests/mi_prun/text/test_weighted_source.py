@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, turns
+from mi_prun.text.weighted_source import WeightedSource, check_sources, names_of, parse_sources, turns
 
 
 def test_a_text_has_weight_one_or_the_one_that_stands_behind_it() -> None:
@@ -26,6 +26,13 @@ def test_a_file_whose_name_has_an_equals_sign_is_one_text(tmp_path: Path) -> Non
 def test_a_weight_that_is_no_number_over_zero_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="the weight must be a number over 0"):
         parse_sources([text])
+
+
+def test_a_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "there.txt").write_text("Three ships.")
+    assert check_sources([f"{tmp_path / 'there.txt'}=2", "self"]) == [str(tmp_path / "there.txt"), "self"]
+    with pytest.raises(UserError, match=r"gone\.txt: no such file"):
+        check_sources([str(tmp_path / "there.txt"), "gone.txt"])
 
 
 def test_a_text_named_twice_is_refused() -> None:

@@ -31,6 +31,15 @@ def test_what_makes_an_arm_another_one(reference: Path, prune: Callable[..., Pat
     assert len(set(digests)) == len(arms)
     assert [digest_of(arm) for arm in arms] == digests
 
+    adapter = tmp_path / "learned"
+    healed = [
+        ArmConfig(plan=plans[0], flags=flags) for flags in (("--adapter", str(adapter)), (f"--adapter={adapter}",))
+    ]
+    adapter.write_bytes(b"one")
+    learned = [digest_of(arm) for arm in healed]
+    adapter.write_bytes(b"other")
+    assert not set(learned) & {digest_of(arm) for arm in healed}
+
     served = tmp_path / "served"
     shutil.copytree(tmp_path / "pruned-2", served)
     before = digest_of(ArmConfig(model=str(served)))

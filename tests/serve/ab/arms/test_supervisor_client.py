@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, alive, free_port
 from serve.ab.arms.arm_identity import digest_of
@@ -176,12 +177,19 @@ def check(arms: dict[str, Any]) -> None:
     check_engines(Config.model_validate({"arms": arms, "model_name": "m"}))
 
 
-def test_models_plans_and_flags_are_checked_before_an_engine_is_started(tmp_path: Path, reference: Path) -> None:
+def test_models_plans_and_flags_are_checked_before_an_engine_is_started(
+    tmp_path: Path, reference: Path, prune: Callable[..., Path]
+) -> None:
     with pytest.raises(UserError, match=r"arm p: .*typo\.json"):
         check({"p": {"model": "owner/name", "plan": str(tmp_path / "typo.json")}})
     for flag in ("--served_model_name", "--api_key", "--api-key=secret", "--port=1"):
         with pytest.raises(UserError, match="is set by mi-prun-ab itself"):
             check({"p": {"model": str(reference), "flags": [flag, "x"]}})
+    plan, learned = tmp_path / "plan.json", tmp_path / "learned"
+    read_manifest(prune(reference, tmp_path / "pruned", [3])).plan.write(plan)
+    learned.write_text("no tensors")
+    with pytest.raises(UserError, match=r"arm p: .*learned"):
+        check({"p": {"model": str(reference), "plan": str(plan), "flags": ["--adapter", str(learned)]}})
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "config.json").write_bytes((reference / "config.json").read_bytes())
     with pytest.raises(UserError, match="has no weights"):

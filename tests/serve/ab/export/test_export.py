@@ -330,6 +330,11 @@ def test_the_cluster_places_gpus(target: str, tmp_path: Path) -> None:
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["-tp", "2"]}}, "is no flag in full"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--port", "2"]}}, "--port cannot be exported"),
         (
+            "ray-serve",
+            {"dense": {"model": "o/n", "flags": ["--adapter=a"]}},
+            "--adapter cannot be exported: it is a file",
+        ),
+        (
             "kubernetes",
             {"dense": {"model": "o/n", "env": {"HF_TOKEN": "secret-key"}}},
             "env HF_TOKEN looks like a secret",
