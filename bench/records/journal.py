@@ -135,8 +135,3 @@ class Journal:
 
     def _keep(self, record: RoundRecord) -> None:
         self._rounds.setdefault((record.load, record.number), {})[record.arm] = record
-
-
-def read_rounds(folder: Path) -> list[RoundRecord]:
-    """Read the rounds of a results folder, in order."""
-    return read_lines(folder, ROUNDS_NAME, RoundRecord)

@@ -9,7 +9,8 @@ the same. Answers to tasks are pairs, item by item.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from statistics import mean, variance
@@ -125,10 +126,11 @@ def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
 
 
 def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
-    """Yield points of the same kind of model, method, number of blocks and way of healing, under the same load."""
+    """Yield points of models that are compared with each other, under the same load."""
+    name = _naming(a.arms, b.arms)
 
     def key(arm: MeasuredArm, load: Workload) -> tuple[object, ...]:
-        return *_place(arm), workload_key(load)
+        return *name(arm), workload_key(load)
 
     theirs = {key(point.arm, point.load): point for point in b.points}
     for load in a.loads:
@@ -137,8 +139,25 @@ def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
                 yield point, other
 
 
+def _naming(a: Iterable[MeasuredArm], b: Iterable[MeasuredArm]) -> Callable[[MeasuredArm], tuple[object, ...]]:
+    """Return what gives a model of one side the name by which it is compared with one of the other.
+
+    It is the model's place; with its label where one side has several models there, as of two specs of one method.
+    """
+    shared: set[tuple[object, ...]] = set()
+    for side in (a, b):
+        held = Counter(place for place, _ in {(_place(arm), arm.label) for arm in side})
+        shared |= {place for place, models in held.items() if models > 1}
+
+    def name(arm: MeasuredArm) -> tuple[object, ...]:
+        place = _place(arm)
+        return (*place, arm.label) if place in shared else place
+
+    return name
+
+
 def _place(arm: MeasuredArm) -> tuple[object, ...]:
-    """Return what a model of one run is compared by with that of another: not its very blocks, text or tokens."""
+    """Return kind, method, number of blocks and way of healing: not a model's very blocks, text or tokens."""
     return arm.kind, arm.blocks.method, len(arm.blocks.dropped), arm.healing and arm.healing.method
 
 
@@ -261,8 +280,10 @@ def _with_interval(
 
 
 def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChange]:
+    name = _naming((record.arm for record in a), (record.arm for record in b))
+
     def key(record: TaskRecord) -> tuple[object, ...]:
-        return *_place(record.arm), record.score.task
+        return *name(record.arm), record.score.task
 
     theirs = {key(record): record for record in b}
     for place, record in {key(record): record for record in a}.items():

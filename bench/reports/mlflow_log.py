@@ -81,12 +81,13 @@ def _log(
         return 0
     from mlflow.entities import Metric, Param
 
-    made = client.create_run(experiment, run_name=key, tags={KEY: quoted, **tags}).info.run_id
+    made = client.create_run(experiment, run_name=key, tags=tags).info.run_id
     now = int(time.time() * 1000)
     client.log_batch(
         made,
         metrics=[Metric(name.replace(",", ""), value, now, 0) for name, value in metrics.items()],  # commas are refused
         params=[Param(name, value) for name, value in parameters.items()],
     )
+    client.set_tag(made, KEY, quoted)  # not before its figures are there: the next call leaves it alone
     client.set_terminated(made)
     return 1

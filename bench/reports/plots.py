@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import html
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bench.records.flat_rows import perplexity_of, row_of
@@ -100,9 +102,10 @@ def pareto_svg(run: Run) -> str:
     axes.axvline(1, color=INK, alpha=0.3, lw=1, ls=DASHED)
     axes.plot(1, 1, color=DENSE, marker="s", ms=9, zorder=4, ls="")
     axes.annotate("dense", (1, 1), xytext=(0, 10), textcoords="offset points", ha="center", weight="bold", color=INK)
-    methods = list(dict.fromkeys(point.arm.method for point in shown))
-    for place, (method, look) in enumerate(looks(methods).items()):
-        own = [point for point in shown if point.arm.method == method]
+    lines = line_names([point.arm for point in shown])
+    names = list(dict.fromkeys(lines.values()))
+    for place, (name, look) in enumerate(looks(names).items()):
+        own = [point for point in shown if lines[point.arm.label] == name]
         rows = [row_of(point, run.dense) for point in own]
         x = [row.x_output_tokens_per_s for row in rows]
         y = [row.x_perplexity or 0.0 for row in rows]
@@ -114,16 +117,32 @@ def pareto_svg(run: Run) -> str:
                 away = {"xytext": (0, -11), "va": "top"} if place else {"xytext": (0, 9)}
                 axes.annotate(share(row.block_ratio), (px, py), textcoords="offset points", ha="center",
                               weight="bold", color=INK, **away)  # fmt: skip
-        axes.plot(x, y, color=look.colour, marker=look.marker, ms=8, ls="", zorder=3, label=method)
+        axes.plot(x, y, color=look.colour, marker=look.marker, ms=8, ls="", zorder=3, label=name)
     for start, end in healings(shown, run.dense):
         arrow = {"arrowstyle": "->", "color": INK, "alpha": 0.55, "lw": 1.1, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=2)
-    if len(methods) > 1:
+    if len(names) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=10)
     axes.set_xlabel("output tokens/s, × dense  (right: faster)")
     axes.set_ylabel("perplexity, × dense  (down: better)")
     axes.margins(x=0.12, y=0.18)
     return _svg(figure, "Perplexity against output tokens per second, both relative to the dense model", run.name)
+
+
+def line_names(arms: Sequence[MeasuredArm]) -> dict[str, str]:
+    """Return what each arm's line is called, by its label: its method.
+
+    Where several models of a method drop as many blocks, as those of two of its specs do, the folder is named beside
+    it, but for what a sweep's folder says of the blocks and the weights.
+    """
+    held = Counter((arm.method, len(arm.blocks.dropped)) for arm in arms)
+    several = {arm.blocks.method for arm in arms if held[arm.method, len(arm.blocks.dropped)] > 1}
+
+    def name(arm: MeasuredArm) -> str:
+        end = rf"-{len(arm.blocks.dropped)}(-healed-[0-9a-f]+)?-{arm.weights}$"
+        return f"{arm.method}, {re.sub(end, '', Path(arm.model).name)}"
+
+    return {arm.label: name(arm) if arm.blocks.method in several else arm.method for arm in arms}
 
 
 def healings(

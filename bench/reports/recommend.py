@@ -89,7 +89,7 @@ def parse_limits(max_ppl_increase: str | None, min_speedup: float | None, memory
     return TradeoffLimits(
         allowed.value if allowed else None,
         min_speedup,
-        parse_size(memory, "--memory", "24GiB or 500MB", needs_unit=True) if memory else None,
+        parse_size(memory, "--memory", "24GiB or 500MB", needs_unit=True) if memory is not None else None,
     )
 
 

@@ -56,7 +56,8 @@ def healed_folders(
         if not is_pruned(folder) or Manifest.read(folder / MANIFEST_NAME).plan != plan:
             say(f"{dense.name}: healing {path.stem}")
             try:
-                heal(dense, plan, folder, settings, virtual=virtual, sampled=sampled)
+                # A folder that is there is of a plan made again: its name says the blocks, not all of the plan.
+                heal(dense, plan, folder, settings, virtual=virtual, sampled=sampled, force=is_pruned(folder))
             except NoBetterError as error:
                 say(f"{path.stem}: {error}")
                 write_text(refused, f"{error}\n")

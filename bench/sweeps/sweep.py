@@ -120,7 +120,7 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
         path = out / "plans" / f"{choice.file_name}.json"
         checkpoint = out / "checkpoints" / f"{choice.file_name}-{weights}"
         plan = Plan.read(path) if path.is_file() else None
-        if plan is None or not _chosen_by(plan, analysis):
+        if plan is None or not _chosen_by(plan, analysis, base.seed):
             say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
             plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
             plan.write(path)
@@ -131,14 +131,23 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     return checkpoints, plans
 
 
-def _chosen_by(plan: Plan, analysis: Analysis) -> bool:
-    """Tell whether this release chose the plan, by this analysis. Another release may choose other blocks."""
-    return plan.tool_version == __version__ and plan.settings.get("analysis") == analysis.record.fingerprint
+def _chosen_by(plan: Plan, analysis: Analysis, seed: int) -> bool:
+    """Tell whether this release chose the plan, by this analysis and seed. Another release may choose other blocks.
+
+    A short text has the same analysis for every seed.
+    """
+    by = plan.settings.get("analysis"), plan.settings.get("seed")
+    return plan.tool_version == __version__ and by == (analysis.record.fingerprint, seed)
 
 
 def prepare_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     """Prepare a sweep of a shape. The folders are named, not written. Raises UserError for what does not go with it."""
+    default = SweepSettings()
     unfit = {
+        "--methods": settings.methods != default.methods,
+        "--calibration": settings.analyze.sources != default.analyze.sources,
+        "--tokens": settings.analyze.scoring_tokens != default.analyze.scoring_tokens,
+        "--no-virtual": settings.materialise,
         "--draft": settings.draft,
         "--quality-text": settings.quality_text,
         "--text": settings.measure.loads.text,
@@ -146,7 +155,7 @@ def prepare_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
         "--heal": settings.heal,
     }
     if options := [option for option, value in unfit.items() if value]:
-        raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing")
+        raise UserError(f"{options[0]} does not go with --shape: its weights mean nothing; leave it out")
     config = open_shape(name)
     check_config(config)
     count, weights = num_blocks(config), weights_of_config(config)

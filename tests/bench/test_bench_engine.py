@@ -17,8 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.records.journal import read_rounds
-from bench.records.schema import POINTS_NAME, ROUNDS_NAME, read_points
+from bench.records.schema import POINTS_NAME, ROUNDS_NAME, RoundRecord, read_lines, read_points
 from mi_prun.process_group import alive
 
 REFERENCE = Path(__file__).parents[2] / "bench" / "reference"
@@ -79,7 +78,7 @@ def test_a_sweep_with_drafts_goes_on_after_a_kill(
         killed.wait()
     until(lambda: not marked(environment[MARK]), 90)  # its engines end with it
     before = {path: path.stat().st_mtime_ns for path in results.glob("*/**/*")}
-    killed_rounds = read_rounds(results)  # one, or a little more
+    killed_rounds = read_lines(results, ROUNDS_NAME, RoundRecord)  # one, or a little more
     alone = killed_rounds[0]
     assert alone.arm == "dense"
 
@@ -88,7 +87,7 @@ def test_a_sweep_with_drafts_goes_on_after_a_kill(
     assert marked(environment[MARK]) == []
     assert f"going on with run {alone.run}" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/**/*")} == before  # nothing was made twice
-    recorded = read_rounds(results)
+    recorded = read_lines(results, ROUNDS_NAME, RoundRecord)
     assert recorded[: len(killed_rounds)] == killed_rounds
     others = recorded[len(killed_rounds) :]
     # Two rounds of three models, in one process: no round is a pair of the one before the kill. The second is reversed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,3 +236,30 @@ def test_answers_are_paired_item_by_item(tmp_path: Path, task: Callable[..., Tas
     (change,) = against(a, b).beyond_noise
     assert (change.figure, change.change, change.better) == ("task boolq acc", -0.25, False)
     assert "-0.250 [-0.3" in change.line()
+
+
+def with_two_specs(record: Any, spec: str) -> Any:
+    """The same record, of one of two specs of its method: the label says the folder, too."""
+    arm = record.arm.model_copy(update={"label": f"{record.arm.label} ({spec})"})
+    return record.model_copy(update={"arm": arm})
+
+
+def test_models_of_one_method_are_paired_by_their_labels(
+    tmp_path: Path, point: Point, task: Callable[..., TaskRecord], save: Save
+) -> None:
+    """As of --methods hybrid:24,hybrid:0; a third one, in B alone, has no pair."""
+    first, second = with_two_specs(point((3,)), "24"), with_two_specs(faster(point((5,)), 2), "0")
+    asked = [
+        with_two_specs(task((3,), [True] * 40), "24"),
+        with_two_specs(task((5,), [False] * 40), "0"),
+    ]
+    a = save(tmp_path / "a", [point(), first, second], asked)
+    third = with_two_specs(faster(point((6,)), 4), "8")
+    b = save(tmp_path / "b", as_run([point(), second, first, third], "run-2"), [*asked[::-1], task((6,))])
+    changed = against(a, b)
+    assert changed.beyond_noise == []
+    assert changed.notes == ()
+    arms = {"dense", first.arm.label, second.arm.label}
+    assert {change.arm for change in changed.changes} == arms
+    told = [change.arm for change in changed.changes if change.figure.startswith("task ")]
+    assert told == [first.arm.label, second.arm.label]

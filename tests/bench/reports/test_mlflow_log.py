@@ -44,6 +44,23 @@ def test_every_figure_is_logged_once(results: Results, tmp_path: Path, monkeypat
     assert asked.metrics["boolq.acc"] == 0.0
 
 
+def test_a_run_whose_figures_failed_is_logged_by_the_next_call(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "store").as_uri()
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("the line broke")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "log_batch", broken)
+        with pytest.raises(UserError, match="the line broke"):
+            log_results(results, uri)
+    assert log_results(results, uri) == 6
+
+
 def test_a_server_that_is_not_there(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -19,6 +19,7 @@ from bench.reports.plots import (
     curve_groups,
     curves_svg,
     healings,
+    line_names,
     memory_svg,
     pareto_svg,
     roofline_svg,
@@ -117,6 +118,24 @@ def test_healed_models_have_a_curve_and_arrows_that_lead_to_it(healed_sweep: lis
     before = pareto_svg(Run("run-1", tuple(point for point in healed_sweep if point.arm.healing is None)))
     arrow_parts = svg.count("stroke-linecap: round") - before.count("stroke-linecap: round")
     assert arrow_parts == 4  # a shaft and a head each
+
+
+def test_each_spec_of_a_method_has_its_line(point: Point) -> None:
+    def made(dropped: Sequence[int], spec: str, *, healed: bool = False) -> PointRecord:
+        one = point(dropped, healed=healed)
+        folder = f"results/checkpoints/{spec}-{len(dropped)}{'-healed-0123abcd' if healed else ''}-virtual"
+        arm = one.arm.model_copy(update={"label": f"{one.arm.label} ({folder})", "model": folder})
+        return one.model_copy(update={"arm": arm})
+
+    specs = ("hybrid", "hybrid-0")
+    pruned = [made(dropped, spec) for dropped in ((3,), (2, 3)) for spec in specs]
+    healed = made((3,), "hybrid-0", healed=True)
+    assert list(line_names([point.arm for point in (*pruned, healed)]).values()) == [
+        "hybrid, hybrid", "hybrid, hybrid-0", "hybrid, hybrid", "hybrid, hybrid-0", "hybrid healed, hybrid-0",
+    ]  # fmt: skip
+    words = Drawing(pareto_svg(Run("run-1", (point(), *pruned)))).words
+    assert {"hybrid, hybrid", "hybrid, hybrid-0"} <= set(words)
+    assert set(line_names([one.arm for one in pruned[::2]]).values()) == {"hybrid"}  # alone: by its method
 
 
 def test_latency_against_throughput(point: Point) -> None:

@@ -139,6 +139,7 @@ def test_quality_that_was_not_measured(point: Point) -> None:
         (("x", None, None), "--max-ppl-increase must be like 10%"),
         ((None, -1.0, None), "--min-speedup must be over 0, got -1"),
         ((None, None, "24"), "--memory must be like 24GiB or 500MB, got '24'"),
+        ((None, None, ""), "--memory must be like 24GiB or 500MB, got ''"),
         ((None, None, "-2GiB"), "--memory must be like"),
         ((None, None, "GiB"), "--memory must be like"),
     ],

@@ -80,7 +80,8 @@ def shape(
 
     def make(**fields: Any) -> Prepared:
         loads = replace(WorkloadSettings(concurrency=(2,), prompts=8), **fields)
-        return prepare_shape("qwen3-0.6b", tmp_path, replace(small_sweep, measure=MeasureSettings(loads)))
+        settings = SweepSettings(ratios=small_sweep.ratios, measure=MeasureSettings(loads))
+        return prepare_shape("qwen3-0.6b", tmp_path, settings)
 
     return make
 

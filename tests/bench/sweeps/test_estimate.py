@@ -48,7 +48,9 @@ def test_a_models_choosing_takes_longer_the_more_there_is_to_compare(
 
 
 def test_time_grows_with_loads_rounds_and_starts(tmp_path: Path, small_sweep: SweepSettings) -> None:
-    prepared = prepare_shape("qwen3-0.6b", tmp_path, small_sweep)
+    prepared = prepare_shape(
+        "qwen3-0.6b", tmp_path, SweepSettings(ratios=small_sweep.ratios, measure=small_sweep.measure)
+    )
     speed = MachineSpeed(bytes_per_s=1e10, flops_per_s=1e11)
     models, loads = prepared.models.all, prepared.closed
     once = sweep_seconds(models, loads, 1, "together", speed)

@@ -32,6 +32,8 @@ SETTINGS = SweepSettings(
     analyze=AnalyzeSettings(scoring_tokens=64, ranking_tokens=64, held_out_tokens=64, window_tokens=32),
     measure=MeasureSettings(WorkloadSettings(presets=("balanced", "decode-heavy"), rates=(0.5, 2.0)), alive="alone"),
 )
+# Of a shape no block is chosen.
+SHAPE = SweepSettings(ratios=SETTINGS.ratios, measure=SETTINGS.measure)
 
 
 def prompts_from(folder: Path, settings: MeasureSettings) -> MeasureSettings:
@@ -59,12 +61,16 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
         ({"draft": True}, "--draft"),
         ({"quality_text": "x"}, "--quality-text"),
         ({"tasks": asked}, "--tasks"),
+        ({"methods": "nonsense"}, "--methods"),
+        ({"analyze": AnalyzeSettings(sources=("missing.txt",))}, "--calibration"),
+        ({"analyze": AnalyzeSettings(scoring_tokens=-5)}, "--tokens"),
+        ({"materialise": True}, "--no-virtual"),
     ):
-        with pytest.raises(UserError, match=f"{option} does not go with --shape"):
-            prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, **fields))
+        with pytest.raises(UserError, match=f"{option} does not go with --shape: .*; leave it out"):
+            prepare_shape("qwen3-0.6b", tmp_path, replace(SHAPE, **fields))
     monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("M", (), {"available": 2**33}))
     with pytest.raises(UserError, match=r"too little memory for dense: its weights \(14\.96 GiB\)"):
-        prepare_shape("llama-3.1-8b", tmp_path, SETTINGS)
+        prepare_shape("llama-3.1-8b", tmp_path, SHAPE)
 
 
 def test_tasks_that_cannot_be_asked_are_said_first(reference: Path, tmp_path: Path) -> None:
@@ -151,20 +157,20 @@ def test_the_commands_errors(reference: Path, refusal: Callable[..., str], words
 
 
 def test_the_context_is_no_longer_than_need_be(tmp_path: Path, tiny: Callable[..., Path], reference: Path) -> None:
-    flags = prepare_shape("qwen3-0.6b", tmp_path, SETTINGS).settings.serve_flags
+    flags = prepare_shape("qwen3-0.6b", tmp_path, SHAPE).settings.serve_flags
     assert flags == ("--max-model-len", "4096")
     given = replace(SETTINGS.measure, serve_flags=("--max-model-len=512",))
-    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=given)).settings.serve_flags == (
+    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SHAPE, measure=given)).settings.serve_flags == (
         "--max-model-len=512",
     )
     long = replace(SETTINGS.measure, loads=replace(SETTINGS.measure.loads, input_tokens=8000, output_tokens=100))
-    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, measure=long)).settings.serve_flags[-1] == "8100"
+    assert prepare_shape("qwen3-0.6b", tmp_path, replace(SHAPE, measure=long)).settings.serve_flags[-1] == "8100"
     assert prepare_sweep(str(reference), SETTINGS).settings.serve_flags == ()  # 512 tokens are few
 
 
 def test_a_shape_by_its_config(tmp_path: Path, dense: Path) -> None:
     measure = MeasureSettings(WorkloadSettings(input_tokens=8, output_tokens=4), alive="alone")
-    prepared = prepare_shape(str(dense / "config.json"), tmp_path, replace(SETTINGS, measure=measure))
+    prepared = prepare_shape(str(dense / "config.json"), tmp_path, replace(SHAPE, measure=measure))
     assert prepared.models.dense.shape == "config"
     assert [model.arm.blocks.dropped for model in prepared.models.all] == [(), (2,), (1, 3)]
     assert [model.arm.label for model in prepared.models.all] == ["dense", "25.0% dropped", "50.0% dropped"]
@@ -187,6 +193,12 @@ def test_plans_and_checkpoints_are_made_once(reference: Path, tmp_path: Path) ->
     plans[0].write_text(json.dumps(stale))
     pruned_folders(folder, tmp_path, SETTINGS)
     assert Plan.read(plans[0]).settings["analysis"] == Plan.read(plans[1]).settings["analysis"]
+    # So is one of another seed: a short text has one analysis for all of them.
+    stale = json.loads(plans[0].read_text())
+    stale["settings"]["seed"] = 5
+    plans[0].write_text(json.dumps(stale))
+    pruned_folders(folder, tmp_path, SETTINGS)
+    assert Plan.read(plans[0]).settings["seed"] == 0
     # So is one of another release, which may choose other blocks.
     older = json.loads(plans[0].read_text()) | {"tool_version": "0.0.1"}
     plans[0].write_text(json.dumps(older))
@@ -205,12 +217,14 @@ def test_each_pruned_model_is_healed_once(
 
     healed: list[int] = []
 
-    def heal(dense: Any, plan: Plan, out: Path, settings: HealSettings, *, virtual: bool, sampled: Any) -> None:
+    def heal(
+        dense: Any, plan: Plan, out: Path, settings: HealSettings, *, virtual: bool, sampled: Any, force: bool = False
+    ) -> None:
         healed.append(len(plan.dropped))
         if len(plan.dropped) == 6:
             raise recovery.NoBetterError("healing does not help")
         healing = Healing(method="fit", text="self", tokens=0, fit_tokens=64, seconds=1, seed=sampled.healing.shape[0])
-        write_checkpoint(dense, plan, out, virtual=virtual, healed=Healed(healing))
+        write_checkpoint(dense, plan, out, virtual=virtual, force=force, healed=Healed(healing))
 
     monkeypatch.setattr(recovery, "heal", heal)
     folder = open_model(reference)
@@ -227,6 +241,12 @@ def test_each_pruned_model_is_healed_once(
     assert healing.seed == 4  # scoring and ranking windows of the analysis, text of the model's own
     other = healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=1.0), analysis, virtual=True)
     assert other != [made]
+    # A plan made again is healed again, in its place: the folder's name says its blocks, not who chose them.
+    older = Plan.read(plans[0]).model_copy(update={"tool_version": "0.0.1"})
+    older.write(plans[0])
+    assert healed_folders(folder, plans[:1], tmp_path, settings, analysis, virtual=True) == [made]
+    assert read_manifest(made).plan == older
+    assert healed == [3, 6, 3, 3]
 
 
 def test_a_sweep_with_healing_is_described(reference: Path, tmp_path: Path) -> None:
@@ -243,14 +263,14 @@ def test_a_sweep_with_healing_is_described(reference: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="is healed on: the healed models would be judged by what they were taught"):
         prepare_sweep(str(reference), replace(asked, quality_text=str(harbour)))
     with pytest.raises(UserError, match="--heal does not go with --shape"):
-        prepare_shape("qwen3-0.6b", tmp_path, replace(SETTINGS, heal=heal))
+        prepare_shape("qwen3-0.6b", tmp_path, replace(SHAPE, heal=heal))
 
 
 def test_records_of_another_release_are_said_before_the_analysis(reference: Path, tmp_path: Path) -> None:
     (tmp_path / "points.jsonl").write_text('{"schema_version": 1}\n')
     for measure in (
         lambda: sweep(str(reference), tmp_path, SETTINGS),
-        lambda: sweep_shape("qwen3-0.6b", tmp_path, SETTINGS),
+        lambda: sweep_shape("qwen3-0.6b", tmp_path, SHAPE),
     ):
         with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
             measure()
