@@ -33,6 +33,7 @@ from bench.studies.writer import HIDDEN, VOCABULARY, block_shapes, config_of
 from mi_prun.analysis.boundaries import collect, pair_angles, sample_tokens
 from mi_prun.analysis.estimators import make_estimator, projection_for
 from mi_prun.analysis.mutual_information import segment_costs
+from mi_prun.console import run_command
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import pick_device, pick_dtype
 from mi_prun.selection.fast_block_select import fast_block_select
@@ -245,19 +246,23 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4_096)
     parser.add_argument("--stream-gigabytes", type=float, help="measure --stream-blocks on a checkpoint of this size")
     options = parser.parse_args()
-    record: dict[str, Any] = {
-        "bench": "analysis_cost",
-        "date_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": this_machine().model_dump(),
-        "versions": versions(),
-        "commit": commit(),
-        "plan": plan_cost(),
-    }
-    if options.stream_gigabytes:
-        record["stream"] = stream_memory(options.stream_gigabytes)
-    if options.rounds:
-        record["pass"] = pass_cost(options.rounds, options.batch_tokens)
-    print(json.dumps(record))
+
+    def run() -> None:
+        record: dict[str, Any] = {
+            "bench": "analysis_cost",
+            "date_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "machine": this_machine().model_dump(),
+            "versions": versions(),
+            "commit": commit(),
+            "plan": plan_cost(),
+        }
+        if options.stream_gigabytes:
+            record["stream"] = stream_memory(options.stream_gigabytes)
+        if options.rounds:
+            record["pass"] = pass_cost(options.rounds, options.batch_tokens)
+        print(json.dumps(record))
+
+    sys.exit(run_command(run))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 
 A case is METHOD[:LENGTH], METHOD one of fit, lora, all, or lora-alone and all-alone (without the closed form), LENGTH
 tokens (100k) or a time (10min). Each case is one line; those that the file has already are left out, so an interrupted
-study goes on. The healing itself is `mi_prun.recovery`'s; a healing that is no better is a line without figures. At the
-end the file is printed as a table in Markdown.
+study goes on. Lines of another model or of other judged text do not count there, nor do those that say neither. The
+healing itself is `mi_prun.recovery`'s; a healing that is no better is a line without figures. At the end the file is
+printed as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from mi_prun.checkpoint.card import table
 from mi_prun.console import progress, run_command, say
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
-from mi_prun.json_lines import read_whole_lines
+from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.recovery.amount import parse_heal
-from mi_prun.recovery.heal import heal
+from mi_prun.recovery.heal import check_settings, heal
 from mi_prun.settings import HealSettings
-from mi_prun.text.calibration import load_calibration
+from mi_prun.text.calibration import load_calibration, tokens_digest
 
 ALONE = "-alone"
 JUDGED_TOKENS = 1_024  # at once
+FIELDS = {"key", "case", "model", "dropped", "unhealed"}  # of each line
 
 
 def settings_of(case: str, base: HealSettings) -> HealSettings:
@@ -68,6 +70,11 @@ class JudgedModel:
             for text in texts
         }  # fmt: skip
 
+    @property
+    def digests(self) -> dict[str, list[int | str]]:
+        """By text, how many tokens a window has, and the digest of all; as JSON gives them back."""
+        return {name: [windows.shape[1], tokens_digest(windows)] for name, windows in self.windows.items()}
+
     def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:
         """Return log-perplexities by text, in nats."""
         model = load_on(folder)
@@ -92,8 +99,14 @@ def figures(dense: dict[str, float], pruned: dict[str, float], healed: dict[str,
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a study; none where there is no file."""
-    return [json.loads(line) for line in read_whole_lines(path)]
+    """Read the lines of a study; none where there is no file. Raises UserError for one that is no JSON object."""
+    records = []
+    for number, line in enumerate(read_whole_lines(path), 1):
+        record = parse_json(line, f"{path}, line {number}")
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {number} is no JSON object; move the file away")
+        records.append(record)
+    return records
 
 
 def healed_table(records: Sequence[dict[str, Any]]) -> str:
@@ -142,18 +155,24 @@ def study(options: argparse.Namespace) -> None:
         train_dtype=options.train_dtype,
     )  # fmt: skip
     cases = {case: settings_of(case, base) for case in options.case}
+    for settings in cases.values():
+        check_settings(settings)
     names = {"sources": [Path(text).name for text in options.text]}  # a record says nothing of its machine's folders
     keys = {case: f"{case} {list(dropped)} {json.dumps(asdict(settings) | names)}" for case, settings in cases.items()}
     records = read_records(options.output)
-    done = {record["key"] for record in records}
+    if other := next((number for number, record in enumerate(records, 1) if not record.keys() >= FIELDS), None):
+        raise UserError(f"{options.output}, line {other} is not of this study; give another file")
     judged = JudgedModel(folder, options.judge, options.judge_tokens, options.window)
-    known = next((record["unhealed"] for record in records if record["dropped"] == list(dropped)), None)
+    judging = {"weights_sha256": identity.weights_sha256, "judged_on": judged.digests}
+    alike = [record for record in records if judging.items() <= record.items()]
+    done = {record["key"] for record in alike}
+    known = next((record["unhealed"] for record in alike if record["dropped"] == list(dropped)), None)
     dense, pruned = known or [judged.log_perplexities(folder, blocks) for blocks in ((), dropped)]
     for case, settings in cases.items():
         if keys[case] in done:
             continue
         record: dict[str, Any] = {"key": keys[case], "case": case, "model": folder.path.name, "dropped": list(dropped)}
-        record["unhealed"] = [dense, pruned]
+        record |= {**judging, "unhealed": [dense, pruned]}
         with tempfile.TemporaryDirectory() as place:
             kept = options.keep or Path(place)
             kept.mkdir(parents=True, exist_ok=True)

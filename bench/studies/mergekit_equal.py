@@ -17,27 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.console import run_command
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Plan, kept_blocks
+from mi_prun.plan.ratio import parse_blocks
+from mi_prun.selection.objective import runs
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-
-
-def slices_of(kept: tuple[int, ...]) -> list[list[int]]:
-    """Return the runs of kept blocks as [begin, end)."""
-    slices: list[list[int]] = []
-    for block in kept:
-        if slices and slices[-1][1] == block:
-            slices[-1][1] = block + 1
-        else:
-            slices.append([block, block + 1])
-    return slices
 
 
 def recipe(dense: Path, kept: tuple[int, ...]) -> str:
     """Write mergekit's passthrough of the kept slices, as YAML."""
     return "merge_method: passthrough\ndtype: bfloat16\nslices:\n" + "".join(
-        f"- sources:\n  - model: {dense}\n    layer_range: [{begin}, {end}]\n" for begin, end in slices_of(kept)
+        f"- sources:\n  - model: {dense}\n    layer_range: [{begin}, {end}]\n" for begin, end in runs(kept)
     )
 
 
@@ -74,11 +66,16 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, default=REFERENCE, help="a Llama checkpoint in bf16 (default: bundled)")
     parser.add_argument("--drop", default="3,4,8", help="blocks, 0-based (default 3,4,8)")
     arguments = parser.parse_args()
-    dropped = tuple(sorted({int(block) for block in arguments.drop.split(",")}))
-    with tempfile.TemporaryDirectory(prefix="mergekit-") as work:
-        comparison = compare(arguments.dense, dropped, arguments.mergekit, Path(work))
-    print(json.dumps(comparison))
-    sys.exit(1 if comparison["different"] else 0)
+
+    def run() -> None:
+        dropped = parse_blocks(arguments.drop, open_model(arguments.dense).num_blocks)
+        with tempfile.TemporaryDirectory(prefix="mergekit-") as work:
+            comparison = compare(arguments.dense, dropped, arguments.mergekit, Path(work))
+        print(json.dumps(comparison))
+        if comparison["different"]:
+            raise SystemExit(1)
+
+    sys.exit(run_command(run))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,14 +41,14 @@ from torch import Tensor
 from bench.records.machine import commit, this_machine, versions
 from bench.records.schema import Machine
 from mi_prun.analysis.analysis import Analysis, read_analysis
-from mi_prun.analysis.analyze import analyze
+from mi_prun.analysis.analyze import analyze, check_settings
 from mi_prun.artefact import Record
 from mi_prun.comparison.comparison import compare, parse_methods
 from mi_prun.comparison.comparison_row import MethodSpec, Row
 from mi_prun.console import progress, run_command
 from mi_prun.errors import UserError
 from mi_prun.files import append_line, write_text
-from mi_prun.json_lines import read_whole_lines
+from mi_prun.json_lines import Line, read_lines, read_whole_lines
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, open_model
@@ -85,7 +85,8 @@ class StudyRow(Record):
     `row` holds the choice; its own figures are of the ranking's sibling text and are not read here. optimum_: the best
     set of as many blocks on the same evaluation text, where it is known.
     left_out: whose candidates `hybrid` went without (`hybrid.PROPOSERS`). recall, criterion: of `mi-prun plan`, where
-    they were asked for.
+    they were asked for. evaluation_sha256, calibration_sha256: of the token ids, as `tokens_digest` gives it; these,
+    dtype and weights_sha256 (of `ModelIdentity`) are None in rows of a release that did not record them.
     """
 
     schema_version: Literal[1] = 1
@@ -105,6 +106,10 @@ class StudyRow(Record):
     evaluation_tokens: int
     calibration_tokens: int
     window_tokens: int
+    evaluation_sha256: str | None = None
+    calibration_sha256: str | None = None
+    dtype: str | None = None
+    weights_sha256: str | None = None
     machine: Machine
     versions: dict[str, str]
     commit: str | None
@@ -198,24 +203,38 @@ class Study:
         """Choose by every method at every k and seed, and append what is missing to the records."""
         evaluation = Evaluator(self.model, self.evaluation_windows(), batch_tokens=BATCH_TOKENS)
         ks = range(self.options.least_blocks, self.options.most_blocks + 1)
+        evaluated_on = {
+            "evaluation_tokens": evaluation.predicted_tokens,
+            "window_tokens": self.options.window,
+            "evaluation_sha256": tokens_digest(evaluation.windows),
+            "weights_sha256": self.folder.identity.weights_sha256,
+        }
+        self.check_alike(evaluated_on)
         optimum = self.optimum(evaluation, ks)
         dense = evaluation.measure([()])[0]
         for seed in range(self.options.seeds) if self.options.seed is None else [self.options.seed]:
             known = [row.row for row in self.known if row.seed == seed and self.is_alike(row)]
             made = {(row.label, len(row.dropped)) for row in known}
             specs = parse_methods(self.options.methods)
-            self.check_alike(seed, evaluation.predicted_tokens)
             if made >= {(spec.label, k) for spec in specs for k in ks}:
                 continue
             settings = PlanSettings(seed=seed, device=self.options.device, criterion=self.options.criterion)
             if self.options.recall is not None:
                 settings = replace(settings, recall=self.options.recall)
             context = make_context(self.analysis(seed), settings, lambda: self.model, self.folder)
-            calibrated_on = context.analysis.record.calibration.ranking_tokens
+            calibration = context.analysis.record.calibration
+            calibrated_on = {
+                "calibration_tokens": calibration.ranking_tokens,
+                "calibration_sha256": calibration.fingerprint,
+            }
+            self.check_alike(calibrated_on, seed)
             measure_together(context, evaluation, [(s, k) for s in specs for k in ks if (s.label, k) not in made])
 
             def keep(
-                row: Row, seed: int = seed, calibrated_on: int = calibrated_on, there: set[tuple[str, int]] = made
+                row: Row,
+                seed: int = seed,
+                calibrated_on: dict[str, Any] = calibrated_on,
+                there: set[tuple[str, int]] = made,
             ) -> None:
                 if (row.label, len(row.dropped)) in there:  # of another machine's analysis: the same settings
                     return
@@ -235,9 +254,9 @@ class Study:
                     dense_perplexity=math.exp(dense.ce_nats),
                     optimum_perplexity=math.exp(evaluation.measure([best])[0].ce_nats) if best else None,
                     optimum_dropped=best,
-                    evaluation_tokens=evaluation.predicted_tokens,
-                    calibration_tokens=calibrated_on,
-                    window_tokens=self.options.window,
+                    **evaluated_on,
+                    **calibrated_on,
+                    dtype=self.options.dtype,
                     machine=this_machine(),
                     versions=versions(),
                     commit=commit(),
@@ -257,15 +276,20 @@ class Study:
         asked = (self.options.estimator, self.options.leave_out, self.options.recall, self.options.criterion)
         return (row.estimator, row.left_out, row.recall, row.criterion) == asked
 
-    def check_alike(self, seed: int, evaluation_tokens: int) -> None:
-        """Refuse rows of the seed that were made with other settings: they are not rows of this study."""
-        asked = {"window_tokens": self.options.window, "evaluation_tokens": evaluation_tokens}
+    def check_alike(self, asked: dict[str, Any], seed: int | None = None) -> None:
+        """Refuse rows that were made with other settings: they are not rows of this study.
+
+        asked: fields of a row. What a row does not say is not compared; nor is dtype: a study may go on in another.
+        seed: whose rows are compared; None: all. Raises UserError.
+        """
         for row in self.known:
-            made = {name: getattr(row, name) for name in asked}
-            if row.seed == seed and made != asked:
+            if seed not in (None, row.seed):
+                continue
+            made = {name: getattr(row, name) for name in asked if getattr(row, name) not in (None, asked[name])}
+            if made:
                 raise UserError(
-                    f"{self.path} has rows of other settings ({_words(made)}, not {_words(asked)}); "
-                    "give theirs, or another output folder"
+                    f"{self.path} has rows of other settings ({_words(made)}, not "
+                    f"{_words({name: asked[name] for name in made})}); give theirs, or another output folder"
                 )
 
     def optimum(self, evaluation: Evaluator, ks: Iterable[int]) -> dict[int, Dropped]:
@@ -346,7 +370,10 @@ class Study:
                 known.error_nats[key_of(dropped)] = error
 
     def confirmed(self, evaluator: Evaluator) -> Confirmed:
-        """Return what was measured on this very text before; the dense perplexity tells whether it is the same."""
+        """Return what was measured on this very text before; the dense perplexity tells whether it is the same.
+
+        Raises UserError where it is not.
+        """
         path = confirmed_path(self.path)
         new = Confirmed(
             tokens=evaluator.predicted_tokens,
@@ -361,7 +388,10 @@ class Study:
         known = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
         dense = math.exp(evaluator.measure([()])[0].ce_nats)
         if known.tokens != new.tokens or not math.isclose(known.perplexity[""], dense, rel_tol=1e-6):
-            return new
+            raise UserError(
+                f"{path} is of another confirming text or model ({known.tokens} tokens, dense perplexity "
+                f"{known.perplexity['']:.8g}, not {new.tokens} and {dense:.8g}); give its settings, or move it away"
+            )
         update = {name: getattr(known, name) for name in ("perplexity", "in_part", "error_nats")}
         return new.model_copy(update=update)
 
@@ -451,13 +481,19 @@ def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped,
     return left[best], counts
 
 
-def _words(settings: dict[str, int]) -> str:
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in settings.items())
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{str(value)[:12]} {name.replace('_', ' ')}" for name, value in settings.items())
+
+
+def read_rows(path: Path, kind: type[Line]) -> list[Line]:
+    """Read the rows of one file; none where it is missing. Raises UserError for a damaged line, a cut one too."""
+    read_whole_lines(path)  # a row would be appended to a line that is cut short
+    return read_lines(path, kind)
 
 
 def read_study(path: Path) -> list[StudyRow]:
     """Read the records of one file; none where it is missing."""
-    return [StudyRow.model_validate_json(line) for line in read_whole_lines(path)]
+    return read_rows(path, StudyRow)
 
 
 def errors(ce_nats: NDArray[np.float64]) -> list[float]:
@@ -485,6 +521,7 @@ def settle(options: argparse.Namespace, num_blocks: int) -> None:
         raise UserError(f"--seed must be in 0..{options.seeds - 1}, as --seeds is {options.seeds}, got {options.seed}")
     if options.recall is not None:
         check_recall(options.recall)
+    check_settings(AnalyzeSettings(scoring_tokens=options.tokens, window_tokens=options.window))
     least, most = options.least_blocks, num_blocks // 2 if options.most_blocks is None else options.most_blocks
     if not 1 <= least <= most < num_blocks:
         raise UserError(

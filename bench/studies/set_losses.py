@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.studies.selection_study import read_study
+from bench.studies.selection_study import read_rows, read_study
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
@@ -46,6 +46,7 @@ BATCH_TOKENS = 2_048
 SETS_AT_ONCE = 6
 ROWS = 128  # of logits at a time
 ROWS_AT_ONCE = 16  # of items
+LEAST_WINDOW = 5  # BOS, and two halves of two tokens each: the last one is predicted
 FIELDS = ("context", "continuation")
 OF_TEXT: dict[str, int | bool] = {"recall": False, "tokens": 2_048, "window": 512}  # options, and their defaults
 OF_LAST_WORDS = {"items": 200}
@@ -88,12 +89,12 @@ class LastWords(Record):
 
 def read_last_words(path: Path) -> list[LastWords]:
     """Read the records; none where there is no file."""
-    return [LastWords.model_validate_json(line) for line in read_whole_lines(path)]
+    return read_rows(path, LastWords)
 
 
 def read_losses(path: Path) -> list[SetLoss]:
     """Read the records; none where there is no file."""
-    return [SetLoss.model_validate_json(line) for line in read_whole_lines(path)]
+    return read_rows(path, SetLoss)
 
 
 @torch.inference_mode()
@@ -194,6 +195,8 @@ def settle(options: argparse.Namespace) -> None:
             setattr(options, name, default)
     if options.items < 1:
         raise UserError(f"--items must be 1 or more, got {options.items}")
+    if options.window < LEAST_WINDOW:
+        raise UserError(f"--window must be at least {LEAST_WINDOW}, got {options.window}")
 
 
 def check_dtype(path: Path, known: Sequence[SetLoss | LastWords], dtype: str) -> None:
@@ -254,6 +257,11 @@ def measure_losses(
     known = read_losses(options.output)
     if other := next((row for row in known if (row.model, row.text_sha256) != (name, digest)), None):
         raise UserError(f"{options.output} has rows of {other.model} on other text; give another file")
+    if other := next((row for row in known if row.window_tokens != options.window), None):  # no digest tells it
+        raise UserError(
+            f"{options.output} has rows in windows of {other.window_tokens}, not of {options.window}; "
+            f"give --window {other.window_tokens}, or another file"
+        )
     check_dtype(options.output, known, options.dtype)
     measured = {row.dropped for row in known}
     for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured], first):

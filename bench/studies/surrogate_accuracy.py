@@ -109,6 +109,10 @@ def main() -> None:
 
     def run() -> None:
         folder = open_model(options.model)
+        if not 1 <= options.k < folder.num_blocks:
+            raise UserError(
+                f"-k must be in 1..{folder.num_blocks - 1} for a model of {folder.num_blocks} blocks, got {options.k}"
+            )
         settings = AnalyzeSettings(
             sources=(options.calibration,),
             scoring_tokens=options.tokens,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shutil
@@ -26,6 +27,7 @@ from typing import Any
 
 from bench.records.machine import commit, this_machine
 from bench.studies.mergekit_equal import recipe
+from mi_prun.console import run_command
 from mi_prun.files import sync
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
@@ -72,7 +74,7 @@ def block_shapes(block: int) -> dict[str, tuple[int, ...]]:
 
 def make_checkpoint(folder: Path, gigabytes: float) -> int:
     """Write a random checkpoint of about that size; return its number of blocks."""
-    block_bytes = sum(2 * _product(shape) for shape in block_shapes(0).values())
+    block_bytes = sum(2 * math.prod(shape) for shape in block_shapes(0).values())
     blocks = max(DROP_EVERY, round(gigabytes * 1e9 / block_bytes))
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for block in range(blocks):
@@ -85,7 +87,7 @@ def make_checkpoint(folder: Path, gigabytes: float) -> int:
         file = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
         header, position = {}, 0
         for name in names[number * per_shard : (number + 1) * per_shard]:
-            end = position + 2 * _product(shapes[name])
+            end = position + 2 * math.prod(shapes[name])
             header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [position, end]}
             weight_map[name] = file
             position = end
@@ -107,13 +109,6 @@ def config_of(blocks: int) -> dict[str, Any]:
         "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_attention_heads": HIDDEN // 64,
         "num_key_value_heads": KV // 64, "vocab_size": VOCABULARY, "tie_word_embeddings": True, "dtype": "bfloat16",
     }  # fmt: skip
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 def run_apply(dense: Path, plan: Path, out: Path, max_shard_bytes: int) -> dict[str, Any]:
@@ -153,14 +148,18 @@ def main() -> None:
     parser.add_argument("--max-shard-bytes", type=int, default=5_000_000_000)
     parser.add_argument("--mergekit", default=None, metavar="PROGRAM", help="mergekit-yaml of another environment")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="writer-", dir=arguments.folder) as name:
-        print(
-            json.dumps(
-                measure(
-                    Path(name), arguments.gigabytes, arguments.rounds, arguments.max_shard_bytes, arguments.mergekit
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory(prefix="writer-", dir=arguments.folder) as name:
+            print(
+                json.dumps(
+                    measure(
+                        Path(name), arguments.gigabytes, arguments.rounds, arguments.max_shard_bytes, arguments.mergekit
+                    )
                 )
             )
-        )
+
+    sys.exit(run_command(run))
 
 
 def measure(work: Path, gigabytes: float, rounds: int, max_shard_bytes: int, mergekit: str | None) -> dict[str, Any]:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
 
 from bench.studies import heal_study
-from bench.studies.heal_study import figures, healed_table, settings_of
+from bench.studies.heal_study import JudgedModel, figures, healed_table, read_records, settings_of
 from mi_prun.errors import UserError
+from mi_prun.model.model_folder import open_model
 from mi_prun.settings import HealSettings
 
 
@@ -76,3 +78,96 @@ def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, ca
     assert out.read_text().startswith(first)
     assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == ["fit", "lora:512"]
     assert [(tmp_path / "kept" / name / "config.json").is_file() for name in ("fit", "lora-512")] == [True, True]
+
+
+@pytest.fixture
+def quick(reference, tmp_path, monkeypatch):
+    """Run a study whose healing never helps; return its exit status and how often it measured perplexities."""
+
+    def run(judge: Path, *more: str) -> tuple[int, int]:
+        measured = []
+
+        def measure(self, folder, dropped=()):
+            measured.append(dropped)
+            return dict.fromkeys(self.windows, 1.0)
+
+        def heal(*arguments):
+            raise UserError("healing does not help")
+
+        monkeypatch.setattr(JudgedModel, "log_perplexities", measure)
+        monkeypatch.setattr(heal_study, "heal", heal)
+        words = ["heal_study", str(reference), "--drop", "4-5", "--text", str(judge), "--case", "fit", "--window", "32"]
+        monkeypatch.setattr(sys, "argv", [*words, "--judge", str(judge), "-o", str(tmp_path / "heal.jsonl"), *more])
+        with pytest.raises(SystemExit) as end:
+            heal_study.main()
+        return int(end.value.code or 0), len(measured)
+
+    return run
+
+
+@pytest.fixture
+def judge(tmp_path):
+    path = tmp_path / "judge.txt"
+    path.write_text("\n\n\n".join(topics.values()))
+    return path
+
+
+def test_what_was_measured_of_other_judged_text_is_measured_anew(quick, judge, tmp_path):
+    out = tmp_path / "heal.jsonl"
+    assert quick(judge) == (0, 2)  # dense and pruned
+    assert quick(judge) == (0, 0)
+    assert len(read_records(out)) == 1
+    (tmp_path / "other").mkdir()
+    same_name = tmp_path / "other" / "judge.txt"
+    same_name.write_text(judge.read_text()[::-1])
+    other_name = tmp_path / "other.txt"
+    other_name.write_text(judge.read_text())
+    for number, more in enumerate(
+        (["--judge-tokens", "512"], ["--judge", str(same_name)], ["--judge", str(other_name)])
+    ):
+        assert quick(judge, *more) == (0, 2)
+        assert quick(judge, *more) == (0, 0)
+        assert len(read_records(out)) == number + 2
+
+
+def test_windows_of_another_length_are_told_apart_though_their_tokens_are_the_same(reference, tmp_path):
+    text = tmp_path / "judge.txt"
+    text.write_text("The pilot boat met the barque at the harbour mouth. " * 20)  # too short for passages
+    dense = open_model(reference)
+    first, second = (JudgedModel(dense, [str(text)], 64, window).digests["judge.txt"] for window in (32, 16))
+    assert (first[0], second[0]) == (32, 16)
+    assert first[1] == second[1]
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "judged_on"])
+@pytest.mark.parametrize("value", [None, "other"])
+def test_a_line_of_another_model_or_an_older_release_is_kept_and_not_gone_on_with(quick, judge, tmp_path, field, value):
+    out = tmp_path / "heal.jsonl"
+    quick(judge)
+    (record,) = read_records(out)
+    del record[field]
+    out.write_text(json.dumps(record | ({field: value} if value else {})) + "\n")
+    before = out.read_text()
+    assert quick(judge) == (0, 2)
+    assert out.read_text().startswith(before)
+    assert [line["key"] for line in read_records(out)] == [record["key"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1 is not JSON: "),
+        ("[1]", "line 1 is no JSON object; move the file away"),
+        ('{"model": "m"}', "line 1 is not of this study; give another file"),
+    ],
+)
+def test_a_damaged_line_is_refused_in_one_line_before_anything_is_measured(quick, judge, tmp_path, capsys, line, said):
+    (tmp_path / "heal.jsonl").write_text(f"{line}\n")
+    assert quick(judge) == (2, 0)
+    (err,) = capsys.readouterr().err.splitlines()
+    assert said in err
+
+
+def test_a_window_too_short_to_heal_is_refused_before_anything_is_measured(quick, judge, capsys):
+    assert quick(judge, "--window", "0") == (2, 0)
+    assert capsys.readouterr().err.splitlines() == ["error: --window must be at least 8, got 0"]

@@ -242,6 +242,7 @@ def test_a_text_of_two_kinds_is_evaluated_on_both(made: study.Study, text: Path,
         ("--least-blocks 0", "--least-blocks to --most-blocks must be within 1..11 of 12 blocks, got 0 to 6"),
         ("--most-blocks 0", "must be within 1..11 of 12 blocks, got 1 to 0"),
         ("--most-blocks 12", "must be within 1..11 of 12 blocks, got 1 to 12"),
+        ("--window 0", "--window must be over 5 (the first 4 tokens are left out), got 0"),
         ("--confirm 512 --recall 0", "--recall does not go with --confirm, which chooses nothing; leave it out"),
         ("--confirm 512 --leave-out mi", "--leave-out does not go with --confirm, which chooses nothing; leave it out"),
     ],
@@ -275,8 +276,109 @@ def test_rows_of_other_settings_are_not_gone_on_with(
     with pytest.raises(SystemExit) as ended:
         study.main()
     assert ended.value.code == 2
-    assert "has rows of other settings (32 window tokens, 496 evaluation tokens, not 32" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has rows of other settings (496 evaluation tokens, " in line
+    assert "not 248 evaluation tokens, " in line
     assert (out / "reference.harbour.jsonl").read_text() == before
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the study, which must end in one line."""
+    monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seeds", "3"], r"\([0-9a-f]{12} calibration sha256, not [0-9a-f]{12} calibration sha256\)"),
+        (["--ranking-tokens", "256"], r"\(512 calibration tokens, .*, not 256 calibration tokens, "),
+        (["--tokens", "320"], r"\([0-9a-f]{12} calibration sha256, not "),
+    ],
+)
+def test_rows_of_another_calibration_text_are_not_gone_on_with(
+    more: list[str],
+    said: str,
+    records: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(records, out)
+    before = (out / "reference.harbour.jsonl").read_text()
+    monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 12)
+    words = ["--text", f"harbour={text}", "--methods", "bi", "--seeds", "2", "--tokens", "256", "--window", "32"]
+    words += ["--evaluation-tokens", "512", "--ranking-tokens", "512", "--most-blocks", "3", "--seed", "0"]
+    line = refused([*words, *more, "-o", str(out)], monkeypatch, capsys)
+    assert re.search("has rows of other settings " + said, line)
+    assert (out / "reference.harbour.jsonl").read_text() == before
+
+
+def test_rows_of_another_text_or_model_are_not_gone_on_with_whatever_their_seed(
+    made: study.Study, text: Path, tmp_path: Path
+) -> None:
+    made.options.least_blocks, made.options.most_blocks = 1, 2
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text().replace("ships", "birds"))
+    with pytest.raises(
+        UserError, match=r"\([0-9a-f]{12} evaluation sha256, not [0-9a-f]{12} evaluation sha256\); give"
+    ):
+        study.Study(made.folder, "reference", "harbour", [str(other)], made.options).run()
+    with pytest.raises(UserError, match=r"\([0-9a-f]{12} weights sha256, not 000000000000 weights sha256\); give"):
+        made.check_alike({"weights_sha256": "0" * 64})
+    made.check_alike({"calibration_tokens": 1}, seed=2)  # no row is of this one
+
+
+def test_what_older_rows_do_not_say_is_not_compared(made: study.Study) -> None:
+    new = ("evaluation_sha256", "calibration_sha256", "dtype", "weights_sha256")
+    assert {made.known[0].dtype} == {"float32"}
+    fields = [{name: value for name, value in row.model_dump().items() if name not in new} for row in made.known]
+    made.known = [study.StudyRow.model_validate(older) for older in fields]
+    made.check_alike(dict.fromkeys(new, "other"))
+    with pytest.raises(UserError, match=r"\(32 window tokens, not 64 window tokens\)"):
+        made.check_alike({"window_tokens": 64, "weights_sha256": "other"})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "line 2: field model: Field required; move the file away"),
+        ('{"model": ', "line 2: Invalid JSON"),
+        (None, "line is cut short; remove it"),
+    ],
+)
+def test_a_damaged_line_is_refused_in_one_line(records: Path, tmp_path: Path, line: str | None, said: str) -> None:
+    first = (records / "reference.harbour.jsonl").read_text().splitlines()[0]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(first + "\n" + ("{" if line is None else f"{line}\n{first}\n"))
+    with pytest.raises(UserError, match=said) as refusal:
+        read_study(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_another_confirming_text_does_not_take_the_place_of_the_first(
+    made: study.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.path = tmp_path / "reference.harbour.jsonl"  # of no rows: the dense model alone is confirmed
+    path = study.confirmed_path(made.path)
+    made.confirm(512)
+    before = path.read_text()
+    made.confirm(512)
+    assert path.read_text() == before
+    with pytest.raises(UserError, match=r"another confirming text or model \(496 tokens, .* not 248 and .*; give its"):
+        made.confirm(256)
+    windows = made.windows("confirming", 512)
+    monkeypatch.setattr(made, "windows", lambda role, tokens: windows.flip(1))
+    with pytest.raises(UserError, match=r"another confirming text or model \(496 tokens, .* not 496 and .*; give its"):
+        made.confirm(512)
+    assert path.read_text() == before
 
 
 def test_a_text_too_short_for_a_part_of_the_study_is_refused(made: study.Study) -> None:
@@ -322,16 +424,8 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     assert [confirmed["error_nats"][key] for key in whole] == pytest.approx(list(errors), rel=1e-4, abs=1e-9)
     assert max(errors) > 0 or len(whole) == 1
     key = next(key for key in confirmed["perplexity"] if key and key not in confirmed["in_part"])
-    measured = confirmed["perplexity"][key]
-
-    def again() -> float:
-        path.write_text(json.dumps(confirmed))
-        with pytest.raises(SystemExit):
-            study.main()
-        perplexity: float = json.loads(path.read_text())["perplexity"][key]
-        return perplexity
-
     confirmed["perplexity"][key] = 1.0
-    assert again() == 1.0  # what is there is not measured again
-    confirmed["perplexity"][""] *= 2
-    assert again() == pytest.approx(measured, rel=1e-6)  # but it is where the text was another
+    path.write_text(json.dumps(confirmed))
+    with pytest.raises(SystemExit):
+        study.main()
+    assert json.loads(path.read_text())["perplexity"][key] == 1.0  # what is there is not measured again

@@ -88,6 +88,37 @@ def test_a_set_that_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: 
     assert run("3") != 0
 
 
+def test_rows_in_other_windows_are_not_gone_on_with_though_their_tokens_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "ships.txt", tmp_path / "out.jsonl"
+    text.write_text(" ".join(f"In {n} there were {n * n % 97} ships." for n in range(20)))  # too short for passages
+
+    def run(window: int) -> int:
+        words = ["--text", str(text), "--tokens", "64", "--window", str(window), "--dtype", "float32", "-o", str(out)]
+        monkeypatch.setattr("sys.argv", ["set_losses", str(REFERENCE), *words, "--drop=3"])
+        with pytest.raises(SystemExit) as ended:
+            set_losses.main()
+        return int(ended.value.code or 0)
+
+    assert run(32) == 0
+    before = out.read_text()
+    capsys.readouterr()
+    assert run(16) == 2
+    said = "has rows in windows of 32, not of 16; give --window 32, or another file"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {out} {said}"
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize("read", [read_losses, read_last_words])
+def test_a_damaged_line_is_refused_in_one_line(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for line, said in (("{}", "field model: Field required"), ("{", "Invalid JSON")):
+        path.write_text(f"{line}\n")
+        with pytest.raises(UserError, match=rf"rows\.jsonl, line 1: {said}.*; move the file away"):
+            read(path)
+
+
 def test_last_words_are_those_that_the_model_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items that end in what stock transformers says greedily, and items that end in something else."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -188,6 +219,7 @@ def test_a_file_of_one_dtype_is_not_gone_on_with_in_another(tmp_path: Path) -> N
         (["--last-words", "x", "--window", "64"], "--window does not go with --last-words; leave it out"),
         (["--text", "x", "--items", "5"], "--items does not go with --text; leave it out"),
         (["--last-words", "x", "--items", "0"], "--items must be 1 or more, got 0"),
+        (["--text", "x", "--window", "0"], "--window must be at least 5, got 0"),
     ],
 )
 def test_options_that_would_not_count_are_refused_in_one_line(

@@ -51,3 +51,14 @@ def test_the_command_ranks_what_it_did_not_learn_from(
     status, _, err = run(1)
     assert status != 0
     assert err.splitlines()[-1].endswith("0 sets are left to rank, fewer than 24; take a k nearer to L/2")
+
+
+@pytest.mark.parametrize("k", [0, 12])
+def test_a_number_of_blocks_that_cannot_be_dropped_is_refused_before_the_text_is_read(
+    k: int, reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["surrogate_accuracy", str(reference), "--calibration", "none.txt", "-k", str(k)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: -k must be in 1..11 for a model of 12 blocks, got {k}"]
