@@ -209,6 +209,10 @@ def apply(
     check_output(output, force=force)  # before a model is fetched
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
+    if adapter is not None:
+        from mi_prun.recovery.adapter import read_adapter
+
+        read_adapter(adapter, chosen)  # before a model is fetched
     dense = open_dense(model, chosen)
     with contextlib.ExitStack() as stack:
         healed = None
@@ -216,7 +220,7 @@ def apply(
             from mi_prun.recovery.adapter import healed_by, merged_by
 
             healed = (
-                healed_by(adapter, chosen)
+                healed_by(adapter, chosen, dense)
                 if virtual
                 else stack.enter_context(merged_by(adapter, chosen, dense, output))
             )

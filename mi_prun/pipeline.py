@@ -55,9 +55,10 @@ def prune(
     Raises UserError, with nothing written. What can be known before the long pass is refused before it.
     """
     check_output(out, force=force)  # before a model is fetched
-    dense = open_model(reference)
     if heal is not None:
         check_heal_settings(heal)
+    dense = open_model(reference)
+    if heal is not None:
         check_healable(dense)
     blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from mi_prun.errors import UserError
@@ -18,7 +19,8 @@ def parse_size(text: str, option: str, example: str = "5GB or 500MB", *, needs_u
     option: names the option in the error. needs_unit: refuse a bare number.
     """
     size = SIZE.fullmatch(text.strip().upper())
-    num_bytes = round(float(size[1]) * UNITS.get(size[2] or "B", 0)) if size else 0
+    count = float(size[1]) if size else 0.0
+    num_bytes = round(count * UNITS.get(size[2] or "B", 0)) if size and math.isfinite(count) else 0
     if num_bytes < 1 or (needs_unit and size and size[2] is None):
         raise UserError(f"{option} must be like {example}, got {text!r}")
     return num_bytes

@@ -137,16 +137,16 @@ def planned_model(
     adapter: a file of `mi-prun heal --adapter` for that plan; it is merged as the blocks are read.
     """
     read = Plan.read(plan)
-    healed = None
+    if adapter is not None and not adapter.is_file():
+        raise UserError(f"adapter {adapter}: no such file")  # before a model is fetched
+    _check_is_dense(reference, "--plan")
+    dense, healed = open_dense(reference, read), None
     if adapter is not None:
         from mi_prun.recovery.adapter import healed_by  # torch is not loaded for what needs none
 
-        healed = healed_by(adapter, read)
-    _check_is_dense(reference, "--plan")
+        healed = healed_by(adapter, read, dense)
     folder = scratch / "pruned"
-    manifest = write_checkpoint(
-        open_dense(reference, read), read, folder, virtual=True, assume_uniform=assume_uniform, healed=healed
-    )
+    manifest = write_checkpoint(dense, read, folder, virtual=True, assume_uniform=assume_uniform, healed=healed)
     return ServedModel(reference, str(folder), manifest)
 
 

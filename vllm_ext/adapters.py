@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from mi_prun.architecture.architecture import (
     FAMILIES,
@@ -146,7 +146,10 @@ def write_renumbered(adapter: Path, change: Renumbering, out: Path) -> None:
     with safe_open(adapter / WEIGHTS_NAME, framework="pt") as file:
         tensors = {new: file.get_tensor(name) for name, new in change.names.items() if new is not None}
     with one_line_os_errors(out):
-        save_file(tensors, out / WEIGHTS_NAME, {"format": "pt"})
+        try:
+            save_file(tensors, out / WEIGHTS_NAME, {"format": "pt"})
+        except SafetensorError as error:  # its words for a full disk
+            raise UserError(f"cannot write {out / WEIGHTS_NAME}: {error}") from error
     write_text(out / CONFIG_NAME, json.dumps(fields))
 
 

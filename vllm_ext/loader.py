@@ -62,7 +62,9 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
             if target is not None:
                 with fault_reported(f"draft {model_config.model}"):
                     draft.check_no_adapters(vllm_config)
-                    checked_base(folder_of(model_config), entry)
+                    folder = folder_of(model_config)
+                    draft.check_not_healed(folder)
+                    checked_base(folder, entry)
                     return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)
         model: nn.Module = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
@@ -119,14 +121,14 @@ def entry_of(model_config: Any) -> ConfigEntry | None:
 
 def adapter_of(virtual: Path) -> Adapter | None:
     """What healing learned, where a virtual folder holds it."""
-    path = virtual / ADAPTER_NAME
-    return read_adapter(path, read_manifest(virtual).plan) if path.is_file() else None
+    manifest = read_manifest(virtual)
+    return None if manifest.healing is None else read_adapter(virtual / ADAPTER_NAME, manifest.plan)
 
 
 def folder_of(model_config: Any) -> Path:
-    """Return the folder with the config that vLLM read; of a hub id, its small files."""
+    """Return the folder with the config that vLLM read; of a hub id, its small files and what healing learned."""
     path = Path(model_config.model)
-    return path if path.is_dir() else fetch(str(model_config.model), (), revision=model_config.revision)
+    return path if path.is_dir() else fetch(str(model_config.model), (ADAPTER_NAME,), revision=model_config.revision)
 
 
 def missing_blocks(model: nn.Module, num_blocks: int) -> set[int]:

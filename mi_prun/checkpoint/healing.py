@@ -19,9 +19,9 @@ class HealedQuality(Record):
 
     text: str
     predicted_tokens: int
-    dense_perplexity: float
-    pruned_perplexity: float
-    healed_perplexity: float
+    dense_perplexity: float = Field(gt=0)
+    pruned_perplexity: float = Field(gt=0)
+    healed_perplexity: float = Field(gt=0)
     pruned_kl_nats: float
     healed_kl_nats: float
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mi_prun.checkpoint.checkpoint import check_apart
 from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.errors import UserError
 from mi_prun.files import new_file, scratch_folder
@@ -88,22 +89,41 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
         raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
 
 
-def healed_by(path: Path, plan: Plan) -> Healed:
-    """What a virtual folder takes of an adapter file, which must be of its plan."""
-    return Healed(read_adapter(path, plan).healing, adapter=path)
+def healed_by(path: Path, plan: Plan, dense: ModelFolder) -> Healed:
+    """What a virtual folder takes of an adapter file, which must be of its plan and its dense model."""
+    adapter = read_adapter(path, plan)
+    check_fits(path, adapter, dense)
+    return Healed(adapter.healing, adapter=path)
 
 
 @contextlib.contextmanager
 def merged_by(path: Path, plan: Plan, dense: ModelFolder, out: Path) -> Iterator[Healed]:
     """What a whole folder `out` takes of an adapter file: the healed tensors, in a file that goes with the block."""
     adapter = read_adapter(path, plan)
-    unknown = sorted(adapter.names - dense.tensors.keys())
-    if unknown:
-        raise UserError(f"adapter {path} changes {unknown[0]}, which {dense.path} has not")
+    check_apart(dense.path, out)
+    plan.check_belongs_to(dense.identity)
+    check_fits(path, adapter, dense)
     with scratch_folder(out) as folder:
         file = folder / "healed.safetensors"
         write_tensors(file, {name: adapter.merged(name, dense_tensor(dense, name)) for name in adapter.names}, out)
         yield Healed(adapter.healing, read_shard(file))
+
+
+def check_fits(path: Path, adapter: Adapter, dense: ModelFolder) -> None:
+    """Refuse an adapter file with a tensor that the dense model has not, or has in another shape."""
+    for name in sorted(adapter.names):
+        if name not in dense.tensors:
+            raise UserError(f"adapter {path} changes {name}, which {dense.path} has not")
+        there = tuple(dense.tensors[name][1].shape)
+        shapes = [tuple(adapter.own[name].shape)] if name in adapter.own else []
+        if name in adapter.lora_a:
+            a, b = adapter.lora_a[name].shape, adapter.lora_b[name].shape
+            if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+                raise UserError(f"adapter {path}: lora_A {tuple(a)} and lora_B {tuple(b)} of {name} do not go together")
+            shapes.append((a[1], b[0]) if name in adapter.transposed else (b[0], a[1]))
+        for shape in shapes:
+            if shape != there:
+                raise UserError(f"adapter {path} has {name} as {shape}, and {dense.path} has it as {there}")
 
 
 def dense_tensor(dense: ModelFolder, name: str) -> Tensor:
@@ -134,7 +154,7 @@ def read_adapter(path: Path, plan: Plan) -> Adapter:
                 group, _, rest = name.partition("/")
                 groups[group][rest] = file.get_tensor(name)
             healing = Healing.model_validate_json(metadata["healing"])
-            scaling, transposed = json.loads(metadata["scaling"]), tuple(json.loads(metadata["transposed"]))
+            scaling, transposed = float(json.loads(metadata["scaling"])), tuple(json.loads(metadata["transposed"]))
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"adapter {path} cannot be read: {error}") from error
     if groups[LORA_A].keys() != groups[LORA_B].keys():

@@ -38,14 +38,14 @@ class ChoiceTask:
                 self._rows.append((whole, min(len(question), len(whole) - 1)))
         longest = max(len(row) for row, _ in self._rows)
         # Padded behind the end, where a causal model sees nothing of it.
-        self._tokens = torch.tensor([row + [row[-1]] * (longest - len(row)) for row, _ in self._rows])
+        self.tokens = torch.tensor([row + [row[-1]] * (longest - len(row)) for row, _ in self._rows])
         self._before: Tensor | None = None
 
     @torch.no_grad()
     def dense(self) -> list[bool]:
         """Return for each item whether the dense model chooses right."""
         weights = self.weights
-        self._before = weights.run(weights.embed(self._tokens), range(weights.first))
+        self._before = weights.run(weights.embed(self.tokens), range(weights.first))
         return self._right(weights.run(self._before, range(weights.first, weights.model.num_blocks)))
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class ChoiceTask:
         for place in range(0, len(states), ROWS_AT_ONCE):
             part = slice(place, place + ROWS_AT_ONCE)
             logits = self.weights.model.logits(states[part, :-1].to(self.weights.model.dtype)).float()
-            targets = self._tokens[part, 1:, None].to(logits.device)
+            targets = self.tokens[part, 1:, None].to(logits.device)
             said = torch.log_softmax(logits, -1).gather(-1, targets)[..., 0]
             scores += [
                 float(line[question - 1 : len(row) - 1].sum())

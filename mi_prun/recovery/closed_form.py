@@ -21,7 +21,6 @@ from mi_prun.errors import UserError
 from mi_prun.recovery.shared_weights import SharedWeights
 
 OUTPUT_MATRICES = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
-PROBE_TOKENS = 64
 LINEAR_TOLERANCE = {torch.float32: 1e-3}  # of a change of the matrix, in what the block gives
 ROUNDED_TOLERANCE = 0.1
 
@@ -134,6 +133,8 @@ def refit_block(
         handle.remove()
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise UserError(f"block {block} gives NaN or Inf: nothing can be fitted there")
+    if not gram.diagonal().mean() > 0:
+        raise UserError(f"block {block} gives zeros before {name}: nothing can be fitted there")
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge * gram.diagonal().mean() * eye))
     left = float(error) - 2 * float((change * cross).sum()) + float((change * (gram @ change)).sum())
@@ -163,6 +164,8 @@ def _check_linear(
     """Refuse a block whose result does not change with the matrix as `a dW'`: a norm or a factor stands behind it."""
     with weights.student():
         before = weights.run(state, [block])
+    if not before.isfinite().all():
+        raise UserError(f"block {block} gives NaN or Inf: nothing can be fitted there")
     old, had = weights.current(name), weights.own.get(name)
     noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(0)).to(old.device)
     weights.give(name, (old + noise * old.float().std()).to(old.dtype))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,19 +27,18 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.console import kept, progress, say
 from mi_prun.errors import UserError, first_line
-from mi_prun.files import check_output, one_line_os_errors, scratch_folder
+from mi_prun.files import check_output, new_file, one_line_os_errors, scratch_folder
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
-from mi_prun.recovery.adapter import Adapter, write_adapter, write_tensors
+from mi_prun.recovery.adapter import Adapter, dense_tensor, write_adapter, write_tensors
 from mi_prun.recovery.choice_task import ChoiceTask
-from mi_prun.recovery.closed_form import Refit, refit, refitted
+from mi_prun.recovery.closed_form import Refit, fitted_runs, refit, refitted
 from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text
 from mi_prun.recovery.judge import Judge, Judged, compared
-from mi_prun.recovery.sharding import whole
-from mi_prun.recovery.shared_weights import SharedWeights
+from mi_prun.recovery.shared_weights import SharedWeights, check_peft
 from mi_prun.recovery.streamed_fit import STORED, fit_streamed
 from mi_prun.recovery.training import ALONE, Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
@@ -61,7 +61,11 @@ def heal_folder(
     virtual: bool = False, force: bool = False,
 ) -> Manifest:  # fmt: skip
     """Heal a pruned folder, by the dense model that its manifest names, or that `model` names where it has moved."""
+    check_settings(settings)
     check_output(out, force=force)
+    if adapter is not None:
+        check_apart(pruned, adapter, "pruned", "--adapter")
+        _check_adapter(adapter, out, force=force)
     manifest = read_manifest(pruned)
     if manifest.healing is not None:
         raise UserError(
@@ -69,8 +73,6 @@ def heal_folder(
             "the pruned folder that it was made of"
         )
     check_apart(pruned, out, "pruned")
-    if adapter is not None:
-        check_apart(pruned, adapter, "pruned", "--adapter")
     plan = manifest.plan
     try:
         dense = open_model(model or plan.dense.name)
@@ -116,9 +118,12 @@ def heal(
     check_apart(dense.path, out)
     if adapter is not None:
         check_apart(dense.path, adapter, named="--adapter")
-        check_apart(out, adapter, "healed", "--adapter")
-        check_output(adapter, force=force, folder=False)
+        _check_adapter(adapter, out, force=force)
     plan.check_belongs_to(dense.identity)
+    if not plan.dropped:
+        raise UserError("the plan drops no block: there is nothing to heal")
+    if settings.train == "none":
+        fitted_runs(plan.dropped)  # refused where the closed form has nothing to refit
     family = dense.family
     check_healable(dense)
     if not virtual:
@@ -132,7 +137,7 @@ def heal(
         )  # fmt: skip
     start, used = time.monotonic(), dict[str, str | int | float | bool | None](window_tokens=window)
     path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
-    saved = None if force else load_state(path, fingerprint)
+    saved = _state_of(path, fingerprint, force=force)
     with one_line_memory_errors(), one_line_os_errors(out):
         place = pick_device(local_device(settings.device))
         home = torch.device("cpu") if ranks.sharded else place
@@ -147,12 +152,13 @@ def heal(
             parse_sources(settings.sources),
             dense.tokenizer,
             window_tokens=window,
-            tokens=settings.fit_tokens if settings.train == "none" and sampled is None else settings.tokens,
+            tokens=_text_tokens(settings) if sampled is None else settings.tokens,
             validation_tokens=settings.validation_tokens,
             gate_tokens=settings.gate_tokens,
             seed=settings.seed,
             model=model.model,
             sampled=sampled,
+            check=dense.check_tokens,
         )
         if settings.tokens is not None:
             text.check_tokens(settings.tokens, window)
@@ -162,6 +168,7 @@ def heal(
         begun = time.monotonic()
         before = ranks.from_first(gate.measure, runs_model=True)
         task = ChoiceTask(weights, dense.tokenizer)
+        dense.check_tokens(task.tokens)
         answers = ranks.from_first(lambda: [task.dense(), task.student()], runs_model=True)
         gate_seconds = time.monotonic() - begun
         if ranks.first:
@@ -169,7 +176,7 @@ def heal(
         fitted = prepare(weights, text, settings, saved, window, shown=ranks.first)
         ranks.same(own.own for own in weights.own.values())
         taught = Progress(fit_tokens=fitted, seconds=time.monotonic() - start)
-        if force and ranks.first:
+        if saved is None and ranks.first:
             path.unlink(missing_ok=True)
         if settings.train != "none":
             training = Training(
@@ -187,7 +194,7 @@ def heal(
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
-            name: learned.merged(names[name], whole(weights.shared(name).detach()).cpu().to(dtypes[name]))
+            name: learned.merged(names[name], dense_tensor(dense, names[name]))  # as the file has it, not as it was run
             for name in names
             if names[name] in learned.names
         }
@@ -223,6 +230,12 @@ def heal(
     return ranks.from_first(write)
 
 
+def _check_adapter(adapter: Path, out: Path, *, force: bool) -> None:
+    """Refuse a file for what was learned that lies in the healed folder, or would overwrite something."""
+    check_apart(out, adapter, "healed", "--adapter")
+    check_output(adapter, force=force, folder=False)
+
+
 def _heal_streamed(
     dense: ModelFolder, plan: Plan, out: Path, settings: HealSettings, window: int, adapter: Path | None, *,
     virtual: bool, max_shard_bytes: int, force: bool, assume_uniform: bool, ranks: Ranks,
@@ -237,11 +250,11 @@ def _heal_streamed(
         text = load_healing_text(
             parse_sources(settings.sources), dense.tokenizer, window_tokens=window, tokens=settings.fit_tokens,
             validation_tokens=settings.validation_tokens, gate_tokens=settings.gate_tokens, seed=settings.seed,
-            model=None,
+            model=None, check=dense.check_tokens,
         )  # fmt: skip
         if len(text.gate) == 1:
             _say_one_kind(text)
-        tokens = text.windows(0, settings.fit_windows(window))
+        tokens = _fit_text(text, settings, window)
         judged_tokens = sum(kind.tokens.numel() for kind in text.gate)
         total = (tokens.numel() + judged_tokens) * dense.num_blocks
         with progress("closed form, block by block", total, "block-tokens") as advance:
@@ -269,14 +282,15 @@ def _written(
     adapter: Path | None, *, virtual: bool, max_shard_bytes: int, force: bool, assume_uniform: bool,
 ) -> Manifest:  # fmt: skip
     """Write the healed checkpoint, and what was learned into the file `adapter`, where one is named."""
-    with one_line_os_errors(out), _result(out, plan, healing, tensors, learned, virtual=virtual) as made:
-        manifest = write_checkpoint(
+    with contextlib.ExitStack() as stack:
+        if adapter is not None:  # written before the folder is, and put in place after it
+            write_adapter(stack.enter_context(new_file(adapter)), learned, plan, healing)
+        stack.enter_context(one_line_os_errors(out))
+        made = stack.enter_context(_result(out, plan, healing, tensors, learned, virtual=virtual))
+        return write_checkpoint(
             dense, plan, out, virtual=virtual, max_shard_bytes=max_shard_bytes, force=force,
             assume_uniform=assume_uniform, healed=made,
         )  # fmt: skip
-    if adapter is not None:
-        write_adapter(adapter, learned, plan, healing)
-    return manifest
 
 
 def _train(training: Training, saved: SavedState | None) -> Progress:
@@ -298,7 +312,8 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
         ) as advance,
     ):
         progress_made = training.run(advance)
-    if training.ranks.first and (times := training.text.times_through) > 1:
+    trained = math.ceil(training.progress.tokens / training.text.validation[0].tokens.shape[1])
+    if training.ranks.first and (times := training.text.times_through(trained)) > 1:
         say(f"the text was too short: the training went through a source of it {times:.1f} times; give more text")
     return progress_made
 
@@ -340,7 +355,7 @@ def prepare(
         for name, tensor in saved.groups[OWN].items():
             weights.give(name, tensor.to(weights.shared(name)))
     elif settings.fit:
-        fitted = _fit(weights, text, settings, settings.fit_windows(window), shown=shown)
+        fitted = _fit(weights, text, settings, window, shown=shown)
     if settings.train == "all":
         parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
         if shown:
@@ -352,14 +367,37 @@ def prepare(
     return fitted
 
 
-def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, windows: int, *, shown: bool) -> int:
+def _fit_text(text: HealingText, settings: HealSettings, window: int, *, shown: bool = True) -> Tensor:
+    """Return the windows that the closed form is fitted on, each once, where a text is shorter than asked for."""
+    tokens = text.windows(0, settings.fit_windows(window))
+    different: Tensor = torch.unique(tokens, dim=0)
+    if len(different) == len(tokens):
+        return tokens
+    if shown:
+        say(f"closed form: {text.name} has {different.numel():,} of the {settings.fit_tokens:,} tokens")
+    return different
+
+
+def _text_tokens(settings: HealSettings) -> int | None:
+    """Return how many tokens of text must be there; None: as many as time allows."""
+    if settings.train == "none":
+        return settings.fit_tokens
+    return settings.tokens and max(settings.tokens, settings.fit_tokens * settings.fit)
+
+
+def _state_of(path: Path, fingerprint: str, *, force: bool) -> SavedState | None:
+    """Return the state to go on from. force: one of another healing, or that cannot be read, is none."""
+    try:
+        return load_state(path, fingerprint)
+    except UserError:
+        if not force:
+            raise
+        return None
+
+
+def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, window: int, *, shown: bool) -> int:
     """The closed form; returns the tokens fitted on, 0 where it does not fit the family and training follows."""
-    tokens = text.windows(0, windows)
-    different = torch.unique(tokens, dim=0)
-    if len(different) < len(tokens):
-        tokens = different
-        if shown:
-            say(f"closed form: {text.name} has {tokens.numel():,} of the {settings.fit_tokens:,} tokens")
+    tokens = _fit_text(text, settings, window, shown=shown)
     try:
         with progress("closed form", tokens.numel() * max(weights.dropped), "block-tokens", shown=shown) as advance:
             fits = refit(
@@ -433,6 +471,8 @@ def check_settings(settings: HealSettings) -> None:
     check_seed(settings.seed)
     if settings.train not in LEARNING_RATES:
         raise UserError(f"--train must be one of {', '.join(LEARNING_RATES)}, got {settings.train!r}")
+    if settings.train == "lora":
+        check_peft()
     if settings.train == "none":
         if not settings.fit:
             raise UserError("neither the closed form nor a training is asked for: nothing would be healed")

@@ -85,10 +85,14 @@ class HealingText:
     """Windows to heal on in a fixed order, and held-out ones by kind.
 
     validation: by source, in the order given. gate: the same, and one more where there is only one source.
+    check: refuses token ids that the model has no embedding for; all windows to heal on go through it.
     """
 
-    def __init__(self, supplies: Sequence[Supply], validation_share: float) -> None:
+    def __init__(
+        self, supplies: Sequence[Supply], validation_share: float, check: Callable[[Tensor], None] | None = None
+    ) -> None:
         self.supplies = tuple(supplies)
+        self._check = check
         self.validation, self.gate = [], []
         for supply in supplies:
             cut = max(1, round(len(supply.held_out) * validation_share))
@@ -103,7 +107,10 @@ class HealingText:
 
     def windows(self, first: int, count: int) -> Tensor:
         """(count, window_tokens) from window `first` on. A text that has ended begins again."""
-        return torch.stack([self._window(number) for number in range(first, first + count)])
+        windows = torch.stack([self._window(number) for number in range(first, first + count)])
+        if self._check is not None:
+            self._check(windows)
+        return windows
 
     def _window(self, number: int) -> Tensor:
         while len(self._turns) <= number:
@@ -113,10 +120,9 @@ class HealingText:
         window = supply.window(place)
         return supply.windows[place % len(supply.windows)] if window is None else window
 
-    @property
-    def times_through(self) -> float:
-        """How often the windows asked for so far go through the source that ended first; 1 where none has ended."""
-        asked = [sum(1 for source, _ in self._turns if source == i) for i in range(len(self.supplies))]
+    def times_through(self, windows: int) -> float:
+        """How often the first `windows` go through the source that ended first; 1 where none has ended."""
+        asked = [sum(1 for source, _ in self._turns[:windows] if source == i) for i in range(len(self.supplies))]
         times = [n / len(s.windows) for n, s in zip(asked, self.supplies, strict=True) if s.ended and s.windows]
         return max([1.0, *times])
 
@@ -143,11 +149,12 @@ def load_healing_text(
     seed: int,
     model: Any,
     sampled: SampledText | None = None,
+    check: Callable[[Tensor], None] | None = None,
 ) -> HealingText:
     """Read the sources. tokens: how many must be there; None: as many as time allows.
 
     model: for `self`, and for a second kind of text where there is one only. sampled: text of `self` to take where it
-    is enough.
+    is enough. check: see `HealingText`; held-out windows go through it here.
     """
     validation, gate = (windows_for(count, window_tokens) for count in (validation_tokens, gate_tokens))
     total = sum(source.weight for source in sources)
@@ -160,11 +167,14 @@ def load_healing_text(
             supplies.append(there or _sampled(source, tokenizer, window_tokens, share, held_out, seed, model))
         else:
             supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
-    text = HealingText(supplies, validation / (validation + gate))
+    text = HealingText(supplies, validation / (validation + gate), check)
     if len(sources) == 1 and sources[0].name != SELF and model is not None:  # another kind, for the gate alone
         short = min(window_tokens, SELF_GATE_WINDOW)
         more = sample_windows(model, tokenizer, windows=windows_for(gate_tokens, short), window_tokens=short, seed=seed)
         text.gate.append(Windows(more, f"{SELF}, held-out part"))
+    if check is not None:
+        for kind in (*text.validation, *text.gate):
+            check(kind.tokens)
     return text
 
 

@@ -29,11 +29,6 @@ def shard_blocks(model: BlockModel, device: torch.device, left_whole: Iterable[n
     model.model.to(device)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be shared. Where it is, all processes call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def is_shared(tensor: Tensor) -> bool:
     """Tell whether this process holds only a part of a tensor."""
     return isinstance(tensor, DTensor)

@@ -34,6 +34,14 @@ class OwnWeight:
     own: nn.Parameter
 
 
+def check_peft() -> None:
+    """Refuse LoRA where peft cannot be imported."""
+    try:
+        import peft  # noqa: F401 - one that is there may still be of no use
+    except ImportError as error:
+        raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
+
+
 class SharedWeights:
     """A dense model as teacher, and as student what the plan keeps of it. Block indices are the dense model's, 0-based.
 
@@ -125,10 +133,7 @@ class SharedWeights:
 
         Raises UserError without peft, where there is no such layer, or where the rank does not fit a matrix.
         """
-        try:
-            import peft  # noqa: F401 - one that is there may still be of no use
-        except ImportError as error:
-            raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
+        check_peft()
         from transformers.pytorch_utils import Conv1D
 
         targets: dict[str, str] = {}

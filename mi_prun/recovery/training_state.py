@@ -60,7 +60,7 @@ def save_state(path: Path, fingerprint: str, progress: Progress, groups: Mapping
         try:
             save_file(tensors, partial, metadata)
         except SafetensorError as error:  # its words for a full disk
-            raise UserError(f"cannot write {path}: {error}; the state before is still there") from error
+            raise UserError(f"cannot write {path}: {error}; a state saved before is still there") from error
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("selection/*.optimum.json", read_optimum_file),
     ("selection/*.pair.json", read_pair_file),
     ("selection/*.jsonl", read_study_file),
+    ("selection/present/*.jsonl", read_study_file),
     ("real-models/*.losses.jsonl", read_losses_file),
     ("real-models/*.last-words.jsonl", read_last_words_file),
     ("real-models/*.jsonl", read_real_study_file),

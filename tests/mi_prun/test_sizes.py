@@ -24,7 +24,9 @@ def test_bytes_of_a_size(text: str, num_bytes: int) -> None:
     assert parse_size(text, "--size") == num_bytes
 
 
-@pytest.mark.parametrize("text", ["", "0", "0.2", "-5GB", "5X", "GB", "nan", "inf", "1e3", "1_000", "5 G B", "٥GB"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.2", "-5GB", "5X", "GB", "nan", "inf", "1e3", "1_000", "5 G B", "٥GB", "9" * 400]
+)
 def test_what_is_no_size_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match="--size must be like 5GB or 500MB, got "):
         parse_size(text, "--size")

@@ -40,7 +40,7 @@ def test_a_merged_adapter_says_what_the_written_folder_says(
     folder = open_model(dense)
     with merged_by(adapter_file, plan, folder, written) as healed:
         write_checkpoint(folder, plan, written, healed=healed)
-    write_checkpoint(folder, plan, virtual, virtual=True, healed=healed_by(adapter_file, plan))
+    write_checkpoint(folder, plan, virtual, virtual=True, healed=healed_by(adapter_file, plan, folder))
     (tmp_path / "scratch").mkdir()
     planned = Path(planned_model(str(dense), plan_file, tmp_path / "scratch", adapter=adapter_file).folder)
     jobs = [(unhealed, "auto"), (written, "auto"), (written, "mi_prun"), (virtual, "mi_prun"), (planned, "mi_prun")]

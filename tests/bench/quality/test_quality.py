@@ -177,7 +177,7 @@ def test_a_virtual_healed_folder_is_measured_with_what_it_learned(
     own = load_file(dense / "model.safetensors")[NAME] + 1
     write_adapter(tmp_path / "adapter", Adapter({NAME: own}, {}, {}), plan, HEALING)
     healed = tmp_path / "healed"
-    by = healed_by(tmp_path / "adapter", plan)
+    by = healed_by(tmp_path / "adapter", plan, open_model(dense))
     write_checkpoint(open_model(dense), plan, healed, virtual=True, healed=by)
     with quality._whole(str(healed)) as folder:
         tensors = load_file(Path(folder) / "model.safetensors")

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import kept_blocks
-from mi_prun.recovery.adapter import read_adapter
+from mi_prun.recovery.adapter import NOT_SAID, Adapter, healed_by, merged_by, read_adapter, write_adapter
 from mi_prun.recovery.heal import heal_folder
 
 
@@ -45,8 +46,6 @@ def test_an_adapter_of_another_plan_or_model_or_no_adapter(pruned_reference, ref
 
 
 def test_a_transposed_matrix_gets_the_transposed_change():
-    from mi_prun.recovery.adapter import Adapter
-
     a, b = torch.randn(2, 3), torch.randn(5, 2)
     adapter = Adapter({}, {"w": a}, {"w": b}, scaling=2.0, transposed=("w",))
     assert torch.allclose(adapter.merged("w", torch.zeros(3, 5)), 2 * (b @ a).T)
@@ -62,3 +61,48 @@ def test_lora_without_its_other_half(tmp_path, pruned_reference):
     save_file({"lora_A/w": torch.ones(2, 2)}, tmp_path / "adapter", metadata)
     with pytest.raises(UserError, match="not whole"):
         read_adapter(tmp_path / "adapter", plan)
+
+
+def test_what_does_not_fit_the_dense_model_is_one_line(tmp_path, reference, pruned_reference):
+    plan, dense = read_manifest(pruned_reference).plan, open_model(reference)
+    name = "model.layers.3.mlp.down_proj.weight"
+    rows, columns = dense.tensors[name][1].shape
+    a, b = torch.zeros(2, columns), torch.zeros(rows, 2)
+    file, out = tmp_path / "adapter", tmp_path / "out"
+    write_adapter(file, Adapter({}, {name: a}, {name: b}), plan, NOT_SAID)
+    with merged_by(file, plan, dense, out):
+        pass
+    for learned, said in (
+        (Adapter({"model.layers.3.w": a}, {}, {}), "changes model.layers.3.w, which"),
+        (Adapter({name: a}, {}, {}), rf"has {name} as \(2, {columns}\)"),
+        (Adapter({}, {name: a.T}, {name: b}), "do not go together"),
+        (Adapter({}, {name: a[:, 1:]}, {name: b}), rf"has {name} as \({rows}, {columns - 1}\)"),
+    ):
+        write_adapter(file, learned, plan, NOT_SAID)
+        with pytest.raises(UserError, match=said), merged_by(file, plan, dense, out):
+            pass
+        with pytest.raises(UserError, match=said):
+            healed_by(file, plan, dense)
+    with (
+        pytest.raises(UserError, match="lies in the dense model's folder"),
+        merged_by(file, plan, dense, reference / "x"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_dense_model_run_in_fewer_bits_is_healed_from_its_files(prune, random_model, tmp_path, heal_settings):
+    """As on an accelerator: the folder that is written is the dense model's files with the adapter merged."""
+    dense = open_model(random_model("llama"))
+    assert {info.dtype for _, info in dense.tensors.values()} == {"F32"}
+    plan = read_manifest(prune(dense.path, tmp_path / "pruned", [2])).plan
+    settings = replace(heal_settings, dtype="bfloat16", train_dtype=None, fit=False, tokens=256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mi_prun.recovery.heal.check_helps", lambda healing: None)  # random weights: nothing helps
+        heal_folder(tmp_path / "pruned", tmp_path / "healed", settings, adapter=tmp_path / "adapter")
+    with merged_by(tmp_path / "adapter", plan, dense, tmp_path / "merged") as merged:
+        write_checkpoint(dense, plan, tmp_path / "merged", healed=merged)
+    written, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("healed", "merged"))
+    assert written.keys() == wanted.keys()
+    for name, tensor in written.items():
+        assert torch.equal(tensor, wanted[name]), name

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -76,3 +78,13 @@ def test_a_norm_behind_the_mlp_is_refused_in_words(shared, tokens, model_type):
     with pytest.raises(UserError, match=r"a norm or a factor stands behind model\.layers\.1\.mlp\.down_proj\.weight"):
         refit(weights, tokens, ridge=0.1, batch_windows=6)
     assert not weights.own
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, "block 1 gives zeros before"), (math.nan, "block 1 gives NaN or Inf")]
+)
+def test_a_block_with_nothing_to_fit_is_one_line(shared, tokens, value, said):
+    weights = shared((2,))
+    torch.nn.init.constant_(weights.model.blocks[1].mlp.up_proj.weight, value)
+    with pytest.raises(UserError, match=said):
+        refit(weights, tokens, ridge=0.1, batch_windows=4)

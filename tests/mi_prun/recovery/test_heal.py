@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mi_prun.checkpoint.inspection import describe, verify
+from mi_prun.checkpoint.inspection import describe, read_manifest, verify
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
@@ -226,6 +226,51 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, 
     with pytest.raises(UserError, match="No space left on device"):
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
     assert not any(tmp_path.iterdir())
+
+
+def test_an_adapter_that_cannot_be_written_leaves_no_folder(pruned_reference, tmp_path, heal_settings, monkeypatch):
+    def full(*args):
+        raise UserError("cannot write: No space left on device")
+
+    monkeypatch.setattr(heal, "write_adapter", full)
+    settings = replace(heal_settings, train="none", tokens=None)
+    with pytest.raises(UserError, match="No space left on device"):
+        heal_folder(pruned_reference, tmp_path / "healed", settings, adapter=tmp_path / "adapter")
+    assert not any(tmp_path.iterdir())
+
+
+def test_force_goes_on_from_a_state_of_the_same_healing_alone(tmp_path):
+    from mi_prun.recovery.training_state import Progress, save_state
+
+    path = tmp_path / "state"
+    save_state(path, "same", Progress(step=3), {})
+    assert heal._state_of(path, "same", force=True).progress.step == 3
+    assert heal._state_of(path, "another", force=True) is None
+    with pytest.raises(UserError, match="with other settings"):
+        heal._state_of(path, "another", force=False)
+
+
+def test_text_for_the_closed_form_is_asked_for_beside_few_tokens_to_train_on(heal_settings):
+    few = replace(heal_settings, tokens=512, fit_tokens=1_024)
+    assert heal._text_tokens(few) == 1_024
+    assert heal._text_tokens(replace(few, fit=False)) == 512
+    assert heal._text_tokens(replace(few, tokens=4_096)) == 4_096
+    assert heal._text_tokens(replace(few, tokens=None, minutes=1.0)) is None
+    assert heal._text_tokens(replace(few, train="none", tokens=None)) == 1_024
+
+
+def test_a_plan_with_nothing_to_heal_is_refused_before_the_model_is_loaded(
+    reference, pruned_reference, tmp_path, heal_settings, monkeypatch
+):
+    monkeypatch.setattr(heal, "load_block_model", lambda *args, **options: pytest.fail("the model was loaded"))
+    plan = read_manifest(pruned_reference).plan
+    none = plan.model_copy(update={"dropped": (), "kept": tuple(range(12))})
+    with pytest.raises(UserError, match="the plan drops no block"):
+        heal.heal(open_model(reference), none, tmp_path / "healed", heal_settings)
+    first = plan.model_copy(update={"dropped": (0, 1), "kept": tuple(range(2, 12))})
+    fit = replace(heal_settings, train="none", tokens=None)
+    with pytest.raises(UserError, match="the only run begins at block 0"):
+        heal.heal(open_model(reference), first, tmp_path / "healed", fit)
 
 
 def test_a_disk_without_room_is_refused_before_the_model_is_loaded(

@@ -57,6 +57,29 @@ def test_a_text_that_has_ended_begins_again(harbour, manual, tokenizer):
     assert text.windows(2 * count, 1).equal(text.windows(0, 1))
 
 
+def test_only_the_windows_trained_on_count_as_gone_through(harbour, manual, tokenizer):
+    text = load([str(harbour), str(manual)], tokenizer, tokens=None)
+    text.windows(0, 2_500)  # of the closed form
+    assert text.times_through(100) == 1.0
+    assert text.times_through(2_500) == 1_250 / len(text.supplies[0].windows) > 1.0
+
+
+def test_tokens_without_an_embedding_are_refused_where_they_are_asked_for(harbour, manual, tokenizer):
+    def check(tokens):
+        if (tokens >= most).any():
+            raise UserError(f"token {int(tokens.max())}")
+
+    most = 5
+    with pytest.raises(UserError, match="token"):
+        load([str(harbour), str(manual)], tokenizer, check=check)
+    most = 4_096
+    text = load([str(harbour), str(manual)], tokenizer, check=check)
+    text.windows(0, 2)
+    most = 5
+    with pytest.raises(UserError, match="token"):
+        text.windows(0, 2)
+
+
 def test_a_text_that_is_shorter_than_asked_for(harbour, manual, tokenizer):
     text = load([str(harbour), str(manual)], tokenizer)
     text.check_tokens(4_096, 32)

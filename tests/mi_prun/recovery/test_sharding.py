@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mi_prun.recovery.sharding import is_shared, overwrite, whole
+from mi_prun.recovery.sharding import is_shared, overwrite
 
 SCRIPT = """
 import sys
@@ -19,7 +19,7 @@ from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.recovery.closed_form import refitted
 from mi_prun.recovery.shared_weights import SharedWeights
-from mi_prun.recovery.sharding import is_shared, whole
+from mi_prun.recovery.sharding import is_shared
 
 folder = open_model(sys.argv[1])
 tokens = torch.arange(32).view(2, 16)
@@ -39,7 +39,7 @@ with joined(may_shard=True) as ranks, torch.no_grad():
         assert is_shared(tensor) == (name not in left_whole), name
         if is_shared(tensor):
             assert 2 * tensor.to_local().numel() == dense.numel(), name
-        assert torch.equal(whole(tensor.detach()), dense), name
+        assert torch.equal(tensor.detach().full_tensor() if is_shared(tensor) else tensor.detach(), dense), name
     assert torch.equal(student_of(shared), student_of(alone))
     gathered = []
     shared.model.blocks[0].register_forward_pre_hook(lambda *args: gathered.append(args))
@@ -68,9 +68,8 @@ def test_each_process_holds_its_share_and_computes_the_same(tiny, tmp_path):
     assert done.stdout.count("alike") == 2
 
 
-def test_a_tensor_of_one_process_is_whole():
+def test_a_tensor_of_one_process_is_not_shared():
     tensor = torch.ones(2)
-    assert whole(tensor) is tensor
     assert not is_shared(tensor)
     with pytest.raises(TypeError, match="only a shared tensor"):
         overwrite(tensor, tensor)
