@@ -471,8 +471,6 @@ def check_settings(settings: HealSettings) -> None:
     check_seed(settings.seed)
     if settings.train not in LEARNING_RATES:
         raise UserError(f"--train must be one of {', '.join(LEARNING_RATES)}, got {settings.train!r}")
-    if settings.train == "lora":
-        check_peft()
     if settings.train == "none":
         if not settings.fit:
             raise UserError("neither the closed form nor a training is asked for: nothing would be healed")
@@ -498,6 +496,8 @@ def check_settings(settings: HealSettings) -> None:
         raise UserError(f"--learning-rate must be over 0 and under 1, got {settings.learning_rate}")
     if SELF in check_sources(settings.sources) and settings.stream_blocks:
         raise UserError("--stream-blocks needs --calibration TEXT: sampling text needs the whole model in memory")
+    if settings.train == "lora":
+        check_peft()  # last: its import takes seconds
 
 
 def check_healable(dense: ModelFolder) -> None:
