@@ -55,6 +55,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same_bits(pruned_refer
     assert not state.exists()
 
 
+@pytest.mark.long
 def test_whole_training_goes_on_with_the_same_bits(pruned_reference, tmp_path, heal_settings, monkeypatch):
     settings = replace(heal_settings, train="all", save_minutes=0.0, fit_tokens=1_024, learning_rate=1e-4)
     heal_folder(pruned_reference, tmp_path / "whole", settings)
