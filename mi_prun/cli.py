@@ -210,19 +210,17 @@ def apply(
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
     if adapter is not None:
-        from mi_prun.recovery.adapter import read_adapter
+        from mi_prun.recovery.adapter import healed_by, merged_by, read_adapter
 
-        read_adapter(adapter, chosen)  # before a model is fetched
+        learned = read_adapter(adapter, chosen)  # before a model is fetched
     dense = open_dense(model, chosen)
     with contextlib.ExitStack() as stack:
         healed = None
         if adapter is not None:
-            from mi_prun.recovery.adapter import healed_by, merged_by
-
             healed = (
-                healed_by(adapter, chosen, dense)
+                healed_by(adapter, learned, dense)
                 if virtual
-                else stack.enter_context(merged_by(adapter, chosen, dense, output))
+                else stack.enter_context(merged_by(adapter, learned, chosen, dense, output))
             )
         manifest = write_checkpoint(
             dense,

@@ -14,7 +14,7 @@ from mi_prun.errors import UserError
 from mi_prun.model.hub import at_commit, fetch
 from mi_prun.model.model_folder import open_model, read_config, resolve
 from mi_prun.plan.plan import Plan, open_dense
-from vllm_ext.base import check_entry
+from vllm_ext.base import check_entry, check_unhealed_draft
 
 DRAFT_TOKENS = 3  # at a time, where neither the user nor the plan says how many
 
@@ -137,14 +137,13 @@ def planned_model(
     adapter: a file of `mi-prun heal --adapter` for that plan; it is merged as the blocks are read.
     """
     read = Plan.read(plan)
-    if adapter is not None and not adapter.is_file():
-        raise UserError(f"adapter {adapter}: no such file")  # before a model is fetched
-    _check_is_dense(reference, "--plan")
-    dense, healed = open_dense(reference, read), None
     if adapter is not None:
-        from mi_prun.recovery.adapter import healed_by  # torch is not loaded for what needs none
+        from mi_prun.recovery.adapter import healed_by, read_adapter  # torch is not loaded for what needs none
 
-        healed = healed_by(adapter, read, dense)
+        learned = read_adapter(adapter, read)  # before a model is fetched
+    _check_is_dense(reference, "--plan")
+    dense = open_dense(reference, read)
+    healed = None if adapter is None else healed_by(adapter, learned, dense)
     folder = scratch / "pruned"
     manifest = write_checkpoint(dense, read, folder, virtual=True, assume_uniform=assume_uniform, healed=healed)
     return ServedModel(reference, str(folder), manifest)
@@ -163,11 +162,7 @@ def drafted_model(
         raise UserError(f"--draft {draft}: no such file or folder; name a plan.json or a pruned folder")
     if draft.is_dir():
         manifest = read_manifest(draft)
-        if manifest.healing is not None:
-            raise UserError(
-                f"--draft {draft} is healed ({manifest.healing.method}); a draft shares the served model's own blocks, "
-                "so what healing learned would be left out: name the plan, or the pruned folder that was healed"
-            )
+        check_unhealed_draft(f"--draft {draft}", manifest)
         plan, assume_uniform = manifest.plan, assume_uniform or manifest.assume_uniform
     else:
         plan = Plan.read(draft)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from mi_prun.architecture.architecture import (
     FAMILIES,
@@ -136,7 +136,7 @@ def renumbering(adapter: Path, model: PrunedModel) -> Renumbering | None:
 
 def write_renumbered(adapter: Path, change: Renumbering, out: Path) -> None:
     """Write the renumbered adapter into the folder `out`: its config and its tensors, as vLLM reads them."""
-    from safetensors.torch import save_file
+    from mi_prun.recovery.adapter import write_tensors  # torch is not loaded for what needs none
 
     fields = _read_fields(adapter)
     fields.pop(WHOSE, None)
@@ -146,10 +146,7 @@ def write_renumbered(adapter: Path, change: Renumbering, out: Path) -> None:
     with safe_open(adapter / WEIGHTS_NAME, framework="pt") as file:
         tensors = {new: file.get_tensor(name) for name, new in change.names.items() if new is not None}
     with one_line_os_errors(out):
-        try:
-            save_file(tensors, out / WEIGHTS_NAME, {"format": "pt"})
-        except SafetensorError as error:  # its words for a full disk
-            raise UserError(f"cannot write {out / WEIGHTS_NAME}: {error}") from error
+        write_tensors(out / WEIGHTS_NAME, tensors, out, {"format": "pt"})
     write_text(out / CONFIG_NAME, json.dumps(fields))
 
 

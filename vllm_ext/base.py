@@ -44,3 +44,15 @@ def check_entry(folder: Path, entry: ConfigEntry | None, manifest: Manifest) -> 
             f"{folder}: the mi_prun entry of config.json and {MANIFEST_NAME} do not say the same; apply again"
         )
     return entry
+
+
+def check_unhealed_draft(named: str, manifest: Manifest) -> None:
+    """Refuse a healed model as a draft, which shares the served model's own blocks.
+
+    named: what the draft is, in the message.
+    """
+    if manifest.healing is not None:
+        raise UserError(
+            f"{named} is healed ({manifest.healing.method}); a draft shares the served model's own blocks, "
+            "so what healing learned would be left out: name the plan, or the pruned folder that was healed"
+        )

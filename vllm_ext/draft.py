@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,7 +19,6 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import resolve
 from vllm_ext.names import NO_ADAPTERS
@@ -62,15 +60,6 @@ def check_no_adapters(vllm_config: Any) -> None:
     """
     if vllm_config.lora_config is not None:
         raise UserError(NO_ADAPTERS)
-
-
-def check_not_healed(folder: Path) -> None:
-    """Refuse a virtual folder that is healed: a draft shares the served model's own blocks."""
-    if (healing := read_manifest(folder).healing) is not None:
-        raise UserError(
-            f"draft {folder} is healed ({healing.method}); a draft shares the served model's own blocks, so what "
-            "healing learned would be left out: take the pruned folder that was healed"
-        )
 
 
 def is_draft(vllm_config: Any, model_config: Any) -> bool:

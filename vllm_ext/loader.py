@@ -31,7 +31,7 @@ from mi_prun.model.hub import fetch
 from mi_prun.model.model_folder import read_config, resolve
 from mi_prun.recovery.adapter import Adapter, read_adapter
 from vllm_ext import compat, draft, fault
-from vllm_ext.base import checked_base
+from vllm_ext.base import check_unhealed_draft, checked_base
 from vllm_ext.kept_weights import LoadProgress, kept_weights
 from vllm_ext.names import LOAD_FORMAT
 
@@ -63,7 +63,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
                 with fault_reported(f"draft {model_config.model}"):
                     draft.check_no_adapters(vllm_config)
                     folder = folder_of(model_config)
-                    draft.check_not_healed(folder)
+                    check_unhealed_draft(f"draft {folder}", read_manifest(folder))
                     checked_base(folder, entry)
                     return draft.shared_model(vllm_config, model_config, prefix, target, entry.kept)
             logger.warning("The draft is not of the served model %s: it gets weights of its own.", entry.base)

@@ -72,7 +72,7 @@ def _whole(folder: str) -> Iterator[str]:
     from mi_prun.checkpoint.manifest import read_config_entry
     from mi_prun.model.model_folder import read_config
     from mi_prun.plan.plan import open_dense
-    from mi_prun.recovery.adapter import merged_by
+    from mi_prun.recovery.adapter import merged_by, read_adapter
 
     manifest = read_manifest(Path(folder)) if is_pruned(Path(folder)) else None
     entry = read_config_entry(read_config(Path(folder)).get("mi_prun"), origin=folder)
@@ -82,7 +82,8 @@ def _whole(folder: str) -> Iterator[str]:
     dense = open_dense(entry.base, manifest.plan)
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
-        with merged_by(Path(folder) / ADAPTER_NAME, manifest.plan, dense, whole) as healed:
+        file = Path(folder) / ADAPTER_NAME
+        with merged_by(file, read_adapter(file, manifest.plan), manifest.plan, dense, whole) as healed:
             uniform = manifest.assume_uniform
             write_checkpoint(dense, manifest.plan, whole, healed=healed, assume_uniform=uniform)
         yield str(whole)

@@ -274,8 +274,8 @@ def drafts_table(run: Run) -> Table | None:
         ("Speed", "× dense, 95 %"),
     )
     note = (
-        "Foretold: by the acceptance and the cost of a step that the plan measured, for one request at a time, without "
-        "an engine's own work."
+        "Predicted: by the acceptance and the cost of a step that the plan measured, for one request at a time, "
+        "without an engine's own work."
     )
     predicted = any(any(_predicted(point)) for _, point in points)
     return Table("As a draft", head, rows, note if predicted else "") if rows else None

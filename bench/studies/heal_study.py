@@ -72,7 +72,7 @@ class JudgedModel:
 
     @property
     def digests(self) -> dict[str, list[int | str]]:
-        """By text, how many tokens a window has, and the digest of all; as JSON gives them back."""
+        """Return for each text the tokens of a window and the digest of all windows: a list, as JSON gives it back."""
         return {name: [windows.shape[1], tokens_digest(windows)] for name, windows in self.windows.items()}
 
     def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:

@@ -75,31 +75,28 @@ def write_adapter(path: Path, adapter: Adapter, plan: Plan, healing: Healing) ->
         "healing": healing.model_dump_json(),
     }
     with new_file(path) as partial:
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
-        except SafetensorError as error:  # its words for a full disk
-            raise UserError(f"cannot write {path}: {error}; nothing was left behind") from error
+        write_tensors(partial, tensors, path, metadata)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], out: Path) -> None:
-    """Write healed tensors into a file. out: what they are for, to be named where the disk is full."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], out: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors into a safetensors file. out: what they are for, to be named where the disk is full."""
     try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:  # its words for a full disk
         raise UserError(f"cannot write {out}: {error}; nothing was left behind") from error
 
 
-def healed_by(path: Path, plan: Plan, dense: ModelFolder) -> Healed:
-    """What a virtual folder takes of an adapter file, which must be of its plan and its dense model."""
-    adapter = read_adapter(path, plan)
+def healed_by(path: Path, adapter: Adapter, dense: ModelFolder) -> Healed:
+    """Return what a virtual folder takes of the adapter that was read from `path`. It must fit the dense model."""
     check_fits(path, adapter, dense)
     return Healed(adapter.healing, adapter=path)
 
 
 @contextlib.contextmanager
-def merged_by(path: Path, plan: Plan, dense: ModelFolder, out: Path) -> Iterator[Healed]:
-    """What a whole folder `out` takes of an adapter file: the healed tensors, in a file that goes with the block."""
-    adapter = read_adapter(path, plan)
+def merged_by(path: Path, adapter: Adapter, plan: Plan, dense: ModelFolder, out: Path) -> Iterator[Healed]:
+    """Yield what a whole folder `out` takes of the adapter that was read from `path`: the healed tensors, in a file
+    that goes with the block.
+    """
     check_apart(dense.path, out)
     plan.check_belongs_to(dense.identity)
     check_fits(path, adapter, dense)

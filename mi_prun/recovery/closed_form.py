@@ -133,10 +133,11 @@ def refit_block(
         handle.remove()
     if not (gram.isfinite().all() and cross.isfinite().all()):
         raise UserError(f"block {block} gives NaN or Inf: nothing can be fitted there")
-    if not gram.diagonal().mean() > 0:
+    scale = gram.diagonal().mean()
+    if not scale > 0:
         raise UserError(f"block {block} gives zeros before {name}: nothing can be fitted there")
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge * gram.diagonal().mean() * eye))
+    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge * scale * eye))
     left = float(error) - 2 * float((change * cross).sum()) + float((change * (gram @ change)).sum())
     old = weights.current(name)
     weights.give(name, (old.double() + (change if transposed else change.T)).to(old.dtype))

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mi_prun.checkpoint.healing import HealedQuality
 from mi_prun.errors import UserError
+from mi_prun.quality.evaluator import MOST_NATS
 from mi_prun.recovery.distillation import losses
 from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.text.calibration import Windows
-
-MOST_NATS = 700.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.adapter import Adapter, healed_by, merged_by, write_adapter
+from mi_prun.recovery.adapter import Adapter, healed_by, merged_by, read_adapter, write_adapter
 from serve.served_model import planned_model
 
 DROPPED = (1, 2, 4)
@@ -38,9 +38,10 @@ def test_a_merged_adapter_says_what_the_written_folder_says(
     write_adapter(adapter_file, learned(tensors), plan, HEALING)
     written, virtual = tmp_path / "written", tmp_path / "virtual"
     folder = open_model(dense)
-    with merged_by(adapter_file, plan, folder, written) as healed:
+    adapter = read_adapter(adapter_file, plan)
+    with merged_by(adapter_file, adapter, plan, folder, written) as healed:
         write_checkpoint(folder, plan, written, healed=healed)
-    write_checkpoint(folder, plan, virtual, virtual=True, healed=healed_by(adapter_file, plan, folder))
+    write_checkpoint(folder, plan, virtual, virtual=True, healed=healed_by(adapter_file, adapter, folder))
     (tmp_path / "scratch").mkdir()
     planned = Path(planned_model(str(dense), plan_file, tmp_path / "scratch", adapter=adapter_file).folder)
     jobs = [(unhealed, "auto"), (written, "auto"), (written, "mi_prun"), (virtual, "mi_prun"), (planned, "mi_prun")]

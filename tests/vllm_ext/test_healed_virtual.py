@@ -15,9 +15,9 @@ from mi_prun.checkpoint.healing import ADAPTER_NAME
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.adapter import NOT_SAID, Adapter, healed_by, write_adapter
+from mi_prun.recovery.adapter import NOT_SAID, Adapter, healed_by, read_adapter, write_adapter
 from vllm_ext import loader
-from vllm_ext.draft import check_not_healed
+from vllm_ext.base import check_unhealed_draft
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 
@@ -34,7 +34,8 @@ def healed(plain: Path, tmp_path: Path) -> Path:
     own = load_file(dense.path / "model.safetensors")[NAME] + 1
     write_adapter(tmp_path / "adapter", Adapter({NAME: own}, {}, {}), plan, NOT_SAID)
     out = tmp_path / "healed"
-    write_checkpoint(dense, plan, out, virtual=True, healed=healed_by(tmp_path / "adapter", plan, dense))
+    learned = read_adapter(tmp_path / "adapter", plan)
+    write_checkpoint(dense, plan, out, virtual=True, healed=healed_by(tmp_path / "adapter", learned, dense))
     return out
 
 
@@ -61,6 +62,6 @@ def test_of_a_hub_id_what_healing_learned_is_fetched_too(healed: Path, monkeypat
 
 
 def test_it_is_no_draft(plain: Path, healed: Path) -> None:
-    check_not_healed(plain)
+    check_unhealed_draft("draft plain", read_manifest(plain))
     with pytest.raises(UserError, match="a draft shares the served model's own blocks"):
-        check_not_healed(healed)
+        check_unhealed_draft("draft healed", read_manifest(healed))

@@ -11,7 +11,7 @@ from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.model.identity import config_digest, structure_digest
 from mi_prun.model.model_folder import open_model, read_config
-from serve.ab.arms.supervisor import adapter_of
+from serve.ab.arms.supervisor import adapter_file_of
 from serve.ab.config import ArmConfig
 
 
@@ -21,7 +21,7 @@ def digest_of(arm: ArmConfig) -> str:
     What changes behind a URL or a hub id is not seen.
     """
     target: tuple[object, ...] = (arm.url, arm.upstream_model, arm.model, arm.plan and sha256_of(arm.plan), arm.flags)
-    if (adapter := adapter_of(arm)) is not None and adapter.is_file():
+    if (adapter := adapter_file_of(arm)) is not None and adapter.is_file():
         target += (sha256_of(adapter),)
     content = _content(Path(arm.model)) if arm.model and Path(arm.model).is_dir() else []
     return sha256(json.dumps([target, content]).encode()).hexdigest()

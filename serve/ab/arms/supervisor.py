@@ -7,6 +7,7 @@ a line of JSON for each thing that happens.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -73,14 +74,12 @@ def model_of(arm: ArmConfig) -> str:
     return Plan.read(arm.plan).dense.name
 
 
-def adapter_of(arm: ArmConfig) -> Path | None:
-    """Return the file of what was healed that the arm's flags name (`--adapter FILE`)."""
-    flags = list(arm.flags)
-    for place, flag in enumerate(flags):
-        name, equals, value = flag.partition("=")
-        if name == "--adapter" and (equals or place + 1 < len(flags)):
-            return Path(value if equals else flags[place + 1])
-    return None
+def adapter_file_of(arm: ArmConfig) -> Path | None:
+    """Return the file of what was healed that the arm's flags name, as `mi-prun-serve` reads them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, nargs="?")
+    adapter: Path | None = parser.parse_known_args(arm.flags)[0].adapter
+    return adapter
 
 
 def check_engines(config: Config) -> None:
@@ -106,7 +105,7 @@ def check_engines(config: Config) -> None:
                         model,
                         arm.plan,
                         Path(scratch),
-                        adapter=adapter_of(arm),
+                        adapter=adapter_file_of(arm),
                         assume_uniform="--assume-uniform" in words,
                     )
             else:

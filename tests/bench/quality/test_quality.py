@@ -26,7 +26,7 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Quality
-from mi_prun.recovery.adapter import Adapter, healed_by, write_adapter
+from mi_prun.recovery.adapter import Adapter, healed_by, read_adapter, write_adapter
 
 Point = Callable[..., PointRecord]
 NAME = "model.layers.0.mlp.down_proj.weight"
@@ -177,7 +177,7 @@ def test_a_virtual_healed_folder_is_measured_with_what_it_learned(
     own = load_file(dense / "model.safetensors")[NAME] + 1
     write_adapter(tmp_path / "adapter", Adapter({NAME: own}, {}, {}), plan, HEALING)
     healed = tmp_path / "healed"
-    by = healed_by(tmp_path / "adapter", plan, open_model(dense))
+    by = healed_by(tmp_path / "adapter", read_adapter(tmp_path / "adapter", plan), open_model(dense))
     write_checkpoint(open_model(dense), plan, healed, virtual=True, healed=by)
     with quality._whole(str(healed)) as folder:
         tensors = load_file(Path(folder) / "model.safetensors")

@@ -70,22 +70,23 @@ def test_what_does_not_fit_the_dense_model_is_one_line(tmp_path, reference, prun
     a, b = torch.zeros(2, columns), torch.zeros(rows, 2)
     file, out = tmp_path / "adapter", tmp_path / "out"
     write_adapter(file, Adapter({}, {name: a}, {name: b}), plan, NOT_SAID)
-    with merged_by(file, plan, dense, out):
+    with merged_by(file, read_adapter(file, plan), plan, dense, out):
         pass
-    for learned, said in (
+    for made, said in (
         (Adapter({"model.layers.3.w": a}, {}, {}), "changes model.layers.3.w, which"),
         (Adapter({name: a}, {}, {}), rf"has {name} as \(2, {columns}\)"),
         (Adapter({}, {name: a.T}, {name: b}), "do not go together"),
         (Adapter({}, {name: a[:, 1:]}, {name: b}), rf"has {name} as \({rows}, {columns - 1}\)"),
     ):
-        write_adapter(file, learned, plan, NOT_SAID)
-        with pytest.raises(UserError, match=said), merged_by(file, plan, dense, out):
+        write_adapter(file, made, plan, NOT_SAID)
+        learned = read_adapter(file, plan)
+        with pytest.raises(UserError, match=said), merged_by(file, learned, plan, dense, out):
             pass
         with pytest.raises(UserError, match=said):
-            healed_by(file, plan, dense)
+            healed_by(file, learned, dense)
     with (
         pytest.raises(UserError, match="lies in the dense model's folder"),
-        merged_by(file, plan, dense, reference / "x"),
+        merged_by(file, learned, plan, dense, reference / "x"),
     ):
         pass
     assert list(tmp_path.iterdir()) == [file]
@@ -100,7 +101,8 @@ def test_a_dense_model_run_in_fewer_bits_is_healed_from_its_files(prune, random_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mi_prun.recovery.heal.check_helps", lambda healing: None)  # random weights: nothing helps
         heal_folder(tmp_path / "pruned", tmp_path / "healed", settings, adapter=tmp_path / "adapter")
-    with merged_by(tmp_path / "adapter", plan, dense, tmp_path / "merged") as merged:
+    learned = read_adapter(tmp_path / "adapter", plan)
+    with merged_by(tmp_path / "adapter", learned, plan, dense, tmp_path / "merged") as merged:
         write_checkpoint(dense, plan, tmp_path / "merged", healed=merged)
     written, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("healed", "merged"))
     assert written.keys() == wanted.keys()
