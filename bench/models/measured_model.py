@@ -93,7 +93,7 @@ def with_made(models: MeasuredModels, pruned: Sequence[str], drafts: Sequence[Pa
     first, identity = models.all[0], models.identity
     made = [_pruned(name, identity, first.weights) for name in pruned]
     drafted = [_draft(path, identity, first) for path in drafts]
-    return replace(models, all=tuple(_told_apart(_on_the_same_text([first, *made, *drafted]))))
+    return replace(models, all=tuple(told_apart(_on_the_same_text([first, *made, *drafted]))))
 
 
 def _on_the_same_text(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
@@ -222,7 +222,7 @@ def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredMo
     )
 
 
-def _told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
+def told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
     """Give each model a label of its own: rounds, engines and quality go by the label.
 
     Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path.

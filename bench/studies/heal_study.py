@@ -62,6 +62,9 @@ class JudgedModel:
 
     def __init__(self, dense: ModelFolder, texts: Sequence[str], tokens: int, window: int) -> None:
         tokenizer = dense.tokenizer
+        names = [Path(text).name for text in texts]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two texts to judge by are called {twice}: records go by the name, so rename one")
         self.windows = {
             Path(text).name: load_calibration(
                 text, tokenizer, window_tokens=window, scoring_tokens=tokens, ranking_tokens=window,

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.studies.selection_group import Group, Texts, by_model, mean_of_numbers
-from bench.studies.selection_study import Confirmed, StudyRow, confirmed_path, read_study
+from bench.studies.selection_study import Confirmed, StudyRow, read_confirmed, read_study
 from mi_prun.checkpoint.card import table
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
@@ -213,12 +213,6 @@ def _one(group: Group) -> str:
     rows = [(label, *(cell(label, k) for k in group.ks), _figure(group.jaccard(label), ".2f")) for label in order]
     heads = (f"k={k}" + ("" if group.reference(k)[1] else "*") for k in group.ks)
     return table(("method", *heads, "Jaccard"), rows)
-
-
-def read_confirmed(records: Path) -> Confirmed | None:
-    """Read what was measured on the confirming text; None where there is no file."""
-    path = confirmed_path(records)
-    return Confirmed.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_groups(folder: Path) -> list[Group]:

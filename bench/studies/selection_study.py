@@ -46,8 +46,8 @@ from mi_prun.artefact import Record
 from mi_prun.comparison.comparison import compare, parse_methods
 from mi_prun.comparison.comparison_row import MethodSpec, Row
 from mi_prun.console import progress, run_command
-from mi_prun.errors import UserError
-from mi_prun.files import append_line, write_text
+from mi_prun.errors import UserError, first_line
+from mi_prun.files import append_line, read_json_object, write_text
 from mi_prun.json_lines import Line, read_lines, read_whole_lines
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
@@ -299,11 +299,14 @@ class Study:
         best: dict[int, Dropped] = {}
         counts: dict[int, list[int]] = {}
         if path.is_file():
-            kept = json.loads(path.read_text())
+            kept = read_json_object(path, f"no file {path}")
             if kept.get("text_sha256", text) != text:  # older files do not say it
                 raise UserError(f"{path} is of another evaluation text; give its settings, or another output folder")
-            best = {int(k): tuple(dropped) for k, dropped in kept["optimum"].items()}
-            counts = {int(k): sets for k, sets in kept["sets_measured"].items()}
+            try:
+                best = {int(k): tuple(dropped) for k, dropped in kept["optimum"].items()}
+                counts = {int(k): sets for k, sets in kept["sets_measured"].items()}
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path} is no file of this study's optima ({error!r}); move it away") from error
         most = EXHAUSTIVE_LIMIT if self.options.most_sets is None else self.options.most_sets
         missing = [k for k in ks if k not in best and math.comb(self.model.num_blocks, k) <= most]
         for k in missing:
@@ -383,14 +386,15 @@ class Study:
             versions=versions(),
             commit=commit(),
         )
-        if not path.is_file():
+        known = read_confirmed(self.path)
+        if known is None:
             return new
-        known = Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
         dense = math.exp(evaluator.measure([()])[0].ce_nats)
-        if known.tokens != new.tokens or not math.isclose(known.perplexity[""], dense, rel_tol=1e-6):
+        if known.tokens != new.tokens or not math.isclose(known.perplexity.get("", math.nan), dense, rel_tol=1e-6):
             raise UserError(
                 f"{path} is of another confirming text or model ({known.tokens} tokens, dense perplexity "
-                f"{known.perplexity['']:.8g}, not {new.tokens} and {dense:.8g}); give its settings, or move it away"
+                f"{known.perplexity.get('', math.nan):.8g}, not {new.tokens} and {dense:.8g}); give its settings, "
+                "or move it away"
             )
         update = {name: getattr(known, name) for name in ("perplexity", "in_part", "error_nats")}
         return new.model_copy(update=update)
@@ -506,6 +510,20 @@ def errors(ce_nats: NDArray[np.float64]) -> list[float]:
 def confirmed_path(records: Path) -> Path:
     """Return where the confirmed perplexities of a file of records lie."""
     return records.with_suffix(".confirmed.json")
+
+
+def read_confirmed(records: Path) -> Confirmed | None:
+    """Read what was measured on the confirming text; None where there is no file.
+
+    Raises UserError for a damaged one.
+    """
+    path = confirmed_path(records)
+    if not path.is_file():
+        return None
+    try:
+        return Confirmed.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); move it away") from error
 
 
 def settle(options: argparse.Namespace, num_blocks: int) -> None:

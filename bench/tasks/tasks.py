@@ -20,7 +20,13 @@ from typing import Any
 from bench.engines.endpoint import Endpoint, open_endpoint
 from bench.engines.engine import EngineProcess, running
 from bench.engines.flags import check_flags
-from bench.models.measured_model import MeasuredModel, MeasuredModels, context_of, open_measured_model
+from bench.models.measured_model import (
+    MeasuredModel,
+    MeasuredModels,
+    context_of,
+    open_measured_model,
+    told_apart,
+)
 from bench.records.journal import ResultsFolder, results_folder
 from bench.records.machine import commit, environment, this_machine, versions
 from bench.records.schema import DenseModel, Provenance
@@ -166,7 +172,7 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
     if urls and models and len(urls) != len(models):
         raise UserError(f"{len(models)} models and {len(urls)} --url: with both, each endpoint needs its model")
     if not urls:
-        return [_asked(name, None) for name in models]
+        return _told_apart([_asked(name, None) for name in models])
     asked = []
     for number, url in enumerate(urls):
         endpoint = open_endpoint(url)
@@ -178,7 +184,7 @@ def open_asked(models: Sequence[str], urls: Sequence[str]) -> list[Asked]:
                 f"{url} serves {name}: {error}; name its folder or hub id: tasks MODEL --url {url}"
             ) from error
         _check_same(endpoint, asked[-1])
-    return asked
+    return _told_apart(asked)
 
 
 def served_in_turn(models: MeasuredModels) -> list[Asked]:
@@ -189,6 +195,12 @@ def served_in_turn(models: MeasuredModels) -> list[Asked]:
         for model in models.all
         if model.arm.kind != "draft"
     ]
+
+
+def _told_apart(asked: Sequence[Asked]) -> list[Asked]:
+    """Give each pruned model a label of its own: reports and comparisons of runs go by the label."""
+    labelled = iter(told_apart([one.model for one in asked if one.model.arm.kind == "pruned"]))
+    return [replace(one, model=next(labelled)) if one.model.arm.kind == "pruned" else one for one in asked]
 
 
 def _asked(name: str, endpoint: Endpoint | None) -> Asked:

@@ -188,7 +188,8 @@ class Training:
         if not math.isfinite(total) or not math.isfinite(norm):
             raise UserError(
                 f"the loss is NaN or Inf at step {self.progress.step + 1} of healing; nothing is written: take a lower "
-                f"--learning-rate than {self.settings.rate:g} (and --force, which forgets the state so far)"
+                f"--learning-rate of `mi-prun heal` than {self.settings.rate:g} (and --force, which forgets the state "
+                "so far)"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

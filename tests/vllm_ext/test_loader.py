@@ -25,11 +25,10 @@ WIDE = {"hidden_size": 128, "head_dim": 32}
 QUANTISED = "sharded, own head, FP8"
 INTEGERS = "sharded, own head, 8-bit integers"
 SHARDED = WIDE | {"tie_word_embeddings": False, "max_shard_size": "400KB"}
+KINDS_BY_BLOCK = "kinds by block"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     QUANTISED: ("llama", SHARDED | {"intermediate_size": 128}),
-    "kinds by block": ("gemma3_text", WIDE | {"sliding_window": 8, "tie_word_embeddings": True}),
-}
-MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    KINDS_BY_BLOCK: ("gemma3_text", WIDE | {"sliding_window": 8, "tie_word_embeddings": True}),
     "sharded, own head": ("llama", SHARDED),
     "tied": ("qwen2", WIDE | {"tie_word_embeddings": True}),
     "names without a prefix": ("gpt2", {"hidden_size": 128}),
@@ -67,19 +66,34 @@ def bytes_read(folder: Path, log: str) -> list[int]:
     return [int(number.replace(",", "")) for number in found]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param([QUANTISED], id="one"),
+        pytest.param([KINDS_BY_BLOCK], id="another", marks=pytest.mark.long),
+        pytest.param(
+            [*CASES][2:],
+            id="all others",
+            marks=pytest.mark.skipif(
+                not os.environ.get("MI_PRUN_ALL_FAMILIES"), reason="minutes: MI_PRUN_ALL_FAMILIES=1"
+            ),
+        ),
+    ],
+)
 def test_a_virtual_folder_says_what_the_written_one_says(
     in_engine: Callable[..., Any],
     tiny: Callable[..., Path],
     quantise: Callable[..., None],
     prune: Callable[..., Path],
     tmp_path: Path,
+    names: list[str],
 ) -> None:
     """Log-probabilities of stock vLLM on the written checkpoint, of the loader on it, and of the virtual folder.
 
-    That these are the dense model's without the blocks is tested where checkpoints are written. Two families by default
-    (25 s each); more with MI_PRUN_ALL_FAMILIES=1. Last what is spoilt, so that nothing comes after it in the process.
+    That these are the dense model's without the blocks is tested where checkpoints are written. Last what is spoilt, so
+    that nothing comes after it in the process.
     """
-    cases = CASES | (MORE if os.environ.get("MI_PRUN_ALL_FAMILIES") else {})
+    cases = {name: CASES[name] for name in names}
     folders = []
     for number, (case, (model_type, fields)) in enumerate(cases.items()):
         dense = tiny(model_type, folder=f"dense-{number}", **fields)

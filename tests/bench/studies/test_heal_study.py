@@ -33,6 +33,11 @@ def test_what_is_no_case(case):
         settings_of(case, HealSettings())
 
 
+def test_texts_of_one_name_are_refused(reference):
+    with pytest.raises(UserError, match=r"two texts to judge by are called wiki.txt"):
+        JudgedModel(open_model(reference), ["a/wiki.txt", "b/wiki.txt"], 64, 32)
+
+
 def test_share_of_the_gap():
     found = figures({"a": 1.0}, {"a": 3.0}, {"a": 1.5})
     assert found["a"]["gap_closed"] == 0.75

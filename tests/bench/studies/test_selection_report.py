@@ -10,8 +10,8 @@ import pytest
 
 from bench.records.schema import Machine
 from bench.studies.selection_group import Group
-from bench.studies.selection_report import main, page, read_confirmed, read_groups
-from bench.studies.selection_study import Confirmed, StudyRow, confirmed_path
+from bench.studies.selection_report import main, page, read_groups
+from bench.studies.selection_study import Confirmed, StudyRow, confirmed_path, read_confirmed
 from mi_prun.errors import UserError
 
 MACHINE = Machine(cpu="c", cores=2, memory_bytes=1, gpu=None, system="s")
@@ -131,6 +131,9 @@ def test_groups_are_read_the_smallest_models_first(tmp_path: Path, row: MadeRow)
     assert [group.confirmed is not None for group in groups] == [True, False, False]
     assert read_confirmed(path) == confirmed()
     assert read_confirmed(tmp_path / "a.jsonl") is None
+    confirmed_path(path).write_text("{")
+    with pytest.raises(UserError, match=r"confirmed.json cannot be read .*; move it away"):
+        read_confirmed(path)
 
 
 @pytest.fixture

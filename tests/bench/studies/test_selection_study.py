@@ -199,6 +199,15 @@ def test_the_page_ranks_what_the_records_say(records: Path, tmp_path: Path, monk
     assert group.rank("tail:0", 2) == 4
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"optimum": {}}', '{"optimum": [], "sets_measured": {}}'])
+def test_damaged_optima_are_one_line(made: study.Study, tmp_path: Path, damaged: str) -> None:
+    made.path = tmp_path / "reference.harbour.jsonl"
+    (tmp_path / "reference.harbour.optimum.json").write_text(damaged)
+    evaluation = Evaluator(made.model, made.evaluation_windows()[:1])
+    with pytest.raises(UserError, match=r"optimum.json (cannot be read|is not a JSON object|is no file of this study)"):
+        made.optimum(evaluation, [1])
+
+
 @pytest.mark.long
 def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
     """By the plain way: every set on every window."""

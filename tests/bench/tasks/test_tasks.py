@@ -237,6 +237,12 @@ def test_models_and_addresses(tmp_path: Path) -> None:
         open_asked([str(tmp_path / "absent")], [])
 
 
+def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Callable[..., Path]) -> None:
+    first, second = (prune(dense, tmp_path / name, [block]) for name, block in (("first", 1), ("second", 2)))
+    labels = [one.model.arm.label for one in open_asked([str(first), str(dense), str(second)], [])]
+    assert labels == ["by hand 25.0% (first)", "dense", "by hand 25.0% (second)"]
+
+
 def test_an_endpoint_of_no_known_context_takes_the_configs(virtual: Path) -> None:
     from bench.models.measured_model import context_of
     from mi_prun.model.model_folder import read_config

@@ -1,7 +1,10 @@
-"""Windows shared over processes: what one process finds. Real torchrun, gloo."""
+"""Windows shared over processes: what one process finds. Real gloo; real torchrun in the long tests, as each process
+would import everything anew.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from mi_prun.analysis.analysis import read_analysis
+from mi_prun.analysis.analysis import Analysis, read_analysis
 from mi_prun.analysis.analyze import analyze
 from mi_prun.analysis.ranks import Ranks, joined, local_device, world_size
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
+from mi_prun.process_group import free_port
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -28,8 +32,38 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("streamed", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_two_processes_find_what_one_finds(
+def same_figures(shared: Analysis, alone: Analysis) -> None:
+    assert (shared.record.ranks, alone.record.ranks) == (2, 1)
+    for name in ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle"):
+        assert np.allclose(getattr(shared, name), getattr(alone, name), rtol=0, atol=1e-5), name
+    for name in ("scoring", "ranking", "held_out"):
+        assert np.array_equal(getattr(shared, name), getattr(alone, name))
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path, reference: Path, analyze_settings: AnalyzeSettings) -> None:
+    dense, settings = open_model(reference), replace(analyze_settings, ranking_tokens=None)
+    analyze(dense, tmp_path / "alone", settings)
+    fork, port = multiprocessing.get_context("fork"), str(free_port())
+
+    def rank(number: int) -> None:
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        place = {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update(place | {"WORLD_SIZE": "2"})
+        record = analyze(dense, tmp_path / "shared", settings)
+        assert (record is None) == (number > 0)  # rank 0 alone writes
+
+    processes = [fork.Process(target=rank, args=(number,), daemon=True) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    same_figures(read_analysis(tmp_path / "shared"), read_analysis(tmp_path / "alone"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("streamed", [False, True])
+def test_torchrun_finds_what_one_process_finds(
     tmp_path: Path, reference: Path, harbour: Path, analyze_settings: AnalyzeSettings, streamed: bool
 ) -> None:
     options = ["--calibration", str(harbour), "--tokens", "256", "--window", "64", "--device", "cpu"]
@@ -39,12 +73,7 @@ def test_two_processes_find_what_one_finds(
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("segment costs:") == 1  # rank 0 alone speaks
     analyze(open_model(reference), tmp_path / "alone", replace(analyze_settings, ranking_tokens=None))
-    shared, alone = read_analysis(tmp_path / "a"), read_analysis(tmp_path / "alone")
-    assert (shared.record.ranks, alone.record.ranks) == (2, 1)
-    for name in ("segment_cost_nats", "segment_mi_nats", "block_cosine", "pair_angle"):
-        assert np.allclose(getattr(shared, name), getattr(alone, name), rtol=0, atol=1e-5), name
-    for name in ("scoring", "ranking", "held_out"):
-        assert np.array_equal(getattr(shared, name), getattr(alone, name))
+    same_figures(read_analysis(tmp_path / "a"), read_analysis(tmp_path / "alone"))
 
 
 @pytest.mark.long

@@ -100,7 +100,7 @@ def test_windows_that_compare_repeat_as_much_as_asked_for(
         ("cbo", 0, {"recall"}),
         ("segment-loss", 0, {"criterion", "recall"}),
         ("greedy-loss", None, {"criterion"}),
-        ("exhaustive", None, {"criterion"}),
+        pytest.param("exhaustive", None, {"criterion"}, marks=pytest.mark.long),
     ],
 )
 def test_a_plan_says_the_criterion_and_the_recall_that_it_was_measured_with(
