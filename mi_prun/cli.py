@@ -206,7 +206,7 @@ def apply(
     from mi_prun.files import check_output
     from mi_prun.plan.plan import Plan, open_dense
 
-    check_output(output, force=force)  # before a model is fetched
+    check_output(output, force=force, inputs=(plan,) if adapter is None else (plan, adapter))  # before a fetch
     shard_bytes = parse_size(max_shard_size, "--max-shard-size")
     chosen = Plan.read(plan)
     if adapter is not None:

@@ -11,21 +11,23 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mi_prun.errors import UserError
 
 ABANDONED_SECONDS = 10.0  # between a folder's making and its lock
+SPARE_BYTES = 16 << 20  # for headers, index, tokenizer and card, beyond the tensors
 
 
-def check_output(path: Path, *, force: bool = False, folder: bool = True) -> None:
+def check_output(path: Path, *, force: bool = False, folder: bool = True, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output path that would overwrite something, before any work is done.
 
     A folder that exists and is empty is fine. force: let whatever is there be replaced whole, except a folder that
-    holds a `.git`, the working folder or one of its parents. folder: True if a folder is written, False for a file.
+    holds a `.git` or one of the inputs. folder: True if a folder is written, False for a file. inputs: what is read.
     """
+    check_name(path, "output")
     parent = path.absolute().parent
     if parent.exists() and not parent.is_dir():
         raise UserError(f"output {path}: {parent} is a file, not a folder; choose another place")
@@ -40,14 +42,51 @@ def check_output(path: Path, *, force: bool = False, folder: bool = True) -> Non
     if path.is_dir():
         if not folder:
             raise UserError(f"output {path} is a folder; name a file in it, like {path / 'plan.json'}")
+        if os.path.ismount(path) or Path.cwd().is_relative_to(path.resolve()):
+            raise UserError(
+                f"output {path} is a mount point or holds the working folder, so it cannot be replaced whole; name a "
+                f"new folder, like {path / 'model'}"
+            )
         if not any(path.iterdir()):
             return
         if not force:
             raise UserError(f"output {path} exists and is not empty; choose another, or --force to replace it whole")
-        if (path / ".git").exists() or Path.cwd().is_relative_to(path.resolve()):
-            raise UserError(f"output {path} is a repository or holds the working folder; --force will not remove it")
+        if (path / ".git").exists():
+            raise UserError(f"output {path} is a repository; --force will not remove it")
     elif not force:
         raise UserError(f"output {path} exists; choose another, or --force to replace it")
+    for source in inputs:
+        if source.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"output {path} is or holds {source}, which is read; choose another place")
+
+
+def check_name(path: Path, what: str) -> None:
+    """Refuse a name that is no UTF-8: it could not be recorded. what: names it in the message."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {str(path)!r}: its name is not UTF-8; rename it") from error
+
+
+def check_apart(source: Path, out: Path, kind: str = "dense", named: str = "output") -> None:
+    """Refuse an output that is the folder `source` of a model, holds it or lies in it: it is never touched.
+
+    kind: of the model. named: what the output is, in the message.
+    """
+    home, target = source.resolve(), out.absolute().resolve()
+    if home == target or home.is_relative_to(target) or target.is_relative_to(home):
+        raise UserError(f"{named} {out} is, holds or lies in the {kind} model's folder {source}; choose another place")
+
+
+def check_space(out: Path, needed_bytes: int) -> None:
+    """Refuse a disk that cannot hold a folder of so many bytes and its small files."""
+    parent = out.absolute().parent
+    free, needed = shutil.disk_usage(parent).free, needed_bytes + SPARE_BYTES
+    if free < needed:
+        raise UserError(
+            f"output {out} needs {needed / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; make room or choose "
+            "another disk"
+        )
 
 
 def partial_sibling(path: Path) -> Path:
@@ -198,10 +237,16 @@ def append_line(path: Path, line: str) -> None:
 
 @contextlib.contextmanager
 def one_line_os_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the disk (full, read-only, quota) into a UserError."""
+    """Turn errors of the disk (full, read-only, quota) into a UserError. It names what could not be read, where that is
+    no part of the output.
+    """
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, str) and not Path(error.filename).absolute().is_relative_to(
+            path.absolute().parent
+        ):
+            raise UserError(f"{error.filename}: {error.strerror}; {path} was not written") from error
         raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
 
 

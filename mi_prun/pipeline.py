@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mi_prun.analysis.analyze import check_analyzable, make_analysis
 from mi_prun.architecture.architecture import check_config
-from mi_prun.checkpoint.checkpoint import check_apart, write_checkpoint
+from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.manifest import Manifest
-from mi_prun.files import check_output
+from mi_prun.files import check_apart, check_output
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
 from mi_prun.plan.plan import Plan
@@ -28,6 +28,7 @@ from mi_prun.recovery.heal import heal as heal_model
 from mi_prun.recovery.healing_text import SampledText
 from mi_prun.selection.methods import check_possible
 from mi_prun.settings import SELF, AnalyzeSettings, HealSettings, PlanSettings, WriteSettings
+from mi_prun.text.weighted_source import text_files
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def prune(
     heal: make up for the dropped blocks, too.
     Raises UserError, with nothing written. What can be known before the long pass is refused before it.
     """
-    check_output(out, force=force)  # before a model is fetched
+    check_output(out, force=force, inputs=text_files(analyze_settings.sources))  # before a model is fetched
     if heal is not None:
         check_heal_settings(heal)
     dense = open_model(reference)

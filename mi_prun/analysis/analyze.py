@@ -19,13 +19,13 @@ from mi_prun.analysis.ranks import joined, local_device
 from mi_prun.analysis.streamed_model import StreamedModel, collect_streamed
 from mi_prun.console import progress
 from mi_prun.errors import UserError
-from mi_prun.files import check_output
+from mi_prun.files import check_apart, check_output
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.text.calibration import Calibration, load_mixture, windows_for
-from mi_prun.text.weighted_source import check_sources
+from mi_prun.text.weighted_source import check_sources, text_files
 
 
 def analyze(
@@ -40,7 +40,8 @@ def analyze(
 
     Under torchrun the ranks share the windows: rank 0 writes, the others return None. load: see `make_analysis`.
     """
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=text_files(settings.sources))
+    check_apart(dense.path, out)
     analysis = make_analysis(dense, settings, load=load)
     if analysis is None:
         return None

@@ -153,6 +153,8 @@ def reduce_config(
     check_kept(kept, count)
     reduced = {field: value for field, value in config.items() if field != "auto_map"}
     text, text_family = _text(config, family)
+    if family.text is not None and text.get("quantization_config") is not None:
+        raise UserError("text_config has a quantization_config of its own; not supported: prune first, then quantise")
     if not assume_uniform and len(kept) < count:
         check_config(config)
     fields = _reduce_text(text, text_family, kept, count, for_vllm=for_vllm)

@@ -7,7 +7,6 @@ Virtual: it holds the reduced config and the small files. The weights stay in th
 from __future__ import annotations
 
 import json
-import shutil
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mi_prun.checkpoint.manifest import MANIFEST_NAME, FileDigest, Manifest, Wei
 from mi_prun.checkpoint.shard_writer import ShardPlan, TensorCopy, plan_shards, write_shards
 from mi_prun.console import progress
 from mi_prun.errors import UserError
-from mi_prun.files import check_output, new_folder, sync
+from mi_prun.files import check_apart, check_output, check_space, new_folder, sync
 from mi_prun.model.hub import at_commit
 from mi_prun.model.identity import structure_digest
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside
@@ -27,8 +26,6 @@ from mi_prun.model.shard import Shard
 from mi_prun.model.weight_files import INDEX_NAME
 from mi_prun.plan.block_map import svg_map
 from mi_prun.plan.plan import Plan
-
-SPARE_BYTES = 16 << 20  # for headers, index and card, beyond the tensors and the copied files
 
 
 def write_checkpoint(
@@ -68,7 +65,7 @@ def write_checkpoint(
     config["mi_prun"] = config_entry(plan, weights, base)
     shards = [] if virtual else plan_shards(copies, max_shard_bytes)
     beside = companions(dense.path)
-    _check_space(
+    check_space(
         out, sum(shard.num_bytes for shard in shards) + sum((dense.path / name).stat().st_size for name in beside)
     )
 
@@ -125,20 +122,11 @@ def kept_tensors(dense: ModelFolder, plan: Plan, healed: Shard | None = None) ->
     return copies
 
 
-def check_apart(source: Path, out: Path, kind: str = "dense", named: str = "output") -> None:
-    """Refuse an output that is the folder `source` of a model, holds it or lies in it: it is never touched.
-
-    kind: of the model. named: what the output is, in the message.
-    """
-    home, target = source.resolve(), out.absolute().resolve()
-    if home == target or home.is_relative_to(target) or target.is_relative_to(home):
-        raise UserError(f"{named} {out} is, holds or lies in the {kind} model's folder {source}; choose another place")
-
-
 def _names_of(dense: ModelFolder) -> tuple[str, str]:
     """Return the dense model's name and its exact place: a folder's name and path, or a hub id without and with commit.
 
-    A materialised folder may be given away: only its name is written there, not where it was made.
+    A materialised folder may be given away: card and config.json say only the dense model's name. The manifest says
+    where it lay, for `mi-prun heal`.
     """
     if Path(dense.name).is_dir():
         path = dense.path.resolve()
@@ -148,17 +136,7 @@ def _names_of(dense: ModelFolder) -> tuple[str, str]:
 
 def check_room(dense: ModelFolder, plan: Plan, out: Path) -> None:
     """Refuse a disk that cannot hold the kept tensors, before anything is computed that would be lost."""
-    _check_space(out, sum(copy.info.num_bytes for copy in kept_tensors(dense, plan)))
-
-
-def _check_space(out: Path, needed: int) -> None:
-    parent = out.absolute().parent
-    free = shutil.disk_usage(parent).free
-    if free < needed + SPARE_BYTES:
-        raise UserError(
-            f"output {out} needs {(needed + SPARE_BYTES) / 1e9:.2f} GB and {parent} has {free / 1e9:.2f} GB free; "
-            "make room or choose another disk"
-        )
+    check_space(out, sum(copy.info.num_bytes for copy in kept_tensors(dense, plan)))
 
 
 def _index(shards: list[ShardPlan], num_parameters: int) -> bytes:

@@ -14,8 +14,8 @@ from mi_prun.model.weight_files import escapes
 
 PATTERNS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "*.spm", "spiece.model", "sentencepiece*.model",
-    "tekken.json", "bpe.codes", "normalizer.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tiktoken.model", "*.spm", "spiece.model",
+    "sentencepiece*.model", "tekken.json", "bpe.codes", "normalizer.json",
     "chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja",
     "generation_config.json", "processor_config.json", "*preprocessor_config.json",
     "license*", "licence*", "notice*", "copying*", "*use_policy*", "*acceptable_use*",

@@ -131,7 +131,11 @@ def verify(folder: Path) -> None:
     if fault := _first_fault(folder, manifest):
         raise UserError(f"{folder}: {fault}")
     for name, digest in manifest.files.items():
-        if sha256_of(folder / name) != digest.sha256:
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:  # the very fault of a disk that is looked for
+            raise UserError(f"{folder}: {name} cannot be read: {error.strerror}") from error
+        if found != digest.sha256:
             raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs)")
     verify_structure(folder, manifest)
 

@@ -6,9 +6,9 @@ A short `mi_prun` entry stands in `config.json` too (`config_entry`): every vLLM
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from mi_prun.architecture.proof import Proof
 from mi_prun.artefact import Artefact, Record
@@ -53,6 +53,12 @@ class Manifest(Artefact):
     proof: Proof | None = None
     healing: Healing | None = None
     tool_version: str = __version__
+
+    @model_validator(mode="after")
+    def _a_kind_for_each_block(self) -> Self:
+        if self.block_kinds and len(self.block_kinds) != self.plan.dense.num_blocks:
+            raise ValueError(f"block_kinds has {len(self.block_kinds)} entries for {self.plan.dense.num_blocks} blocks")
+        return self
 
 
 def config_entry(plan: Plan, weights: Weights, base: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -27,7 +28,7 @@ from unittest.mock import patch
 from mi_prun.architecture.architecture import check_named
 from mi_prun.console import progress, say
 from mi_prun.errors import UserError
-from mi_prun.files import check_output, new_folder, sync
+from mi_prun.files import check_name, check_output, check_space, new_folder, sync
 from mi_prun.importing.gguf_header import GgufHeader, read_gguf_header
 from mi_prun.model.pretrained import library_errors
 
@@ -39,6 +40,7 @@ BOS_SPLITS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtra
 DIGIT_SPLITS = ("smollm", "refact", "command-r", "starcoder", "codeshell", "exaone", "minerva-7b")
 GPT2_SPLITS = ("gpt-2", "default", "gpt2", "phi-2", "olmo", "jais", "mpt", "jina-es", "jina-de", "trillion", "gigachat")
 ROPE_FACTORS = "rope_freqs.weight"
+GEMMA2_27B_BLOCKS = 46
 HASH_BYTES = 1 << 24
 BF16_BYTES = 2
 LIBRARY_BYTES, UNPACKING_BYTES, ENTRY_BYTES = 600 * 2**20, 10, 1_000  # measured: 135M and 268M parameters
@@ -52,7 +54,8 @@ def import_gguf(path: Path, out: Path, *, force: bool = False) -> GgufHeader:
     Raises UserError for a missing package, a file that is not whole, and a model that would not be the same.
     """
     check_packages()
-    check_output(out, force=force)
+    check_name(path, "file")
+    check_output(out, force=force, inputs=(path,))
     from gguf import GGML_QUANT_SIZES
 
     header = read_gguf_header(path, {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()})
@@ -62,15 +65,16 @@ def import_gguf(path: Path, out: Path, *, force: bool = False) -> GgufHeader:
         f"{path.name}: {header.architecture}, {stored_as(header)}, {parameters:,} parameters; writes "
         f"{BF16_BYTES * parameters / 2**30:.2f} GiB, takes about {memory_bytes(header) / 2**30:.1f} GiB of memory"
     )
-    with _quiet(), _parsed_once():
-        config = read_config(header)
-        tokenizer = read_tokenizer(header)
-        model = read_model(header, config)
+    check_space(out, BF16_BYTES * parameters)
+    with _quiet(), _parsed_once(), _alone(path) as file:
+        config = read_config(header, file)
+        tokenizer = read_tokenizer(header, file)
+        model = read_model(header, config, file)
     if (split := unknown_split(header, tokenizer)) is not None:
         say(f"its tokenizer cuts text into words as {split!r} does, transformers as GPT-2 did: expect a small loss")
     complete_settings(model, header)
     with new_folder(out, force=force) as partial:
-        with _quiet():
+        with _quiet(), library_errors(f"cannot write {out}"):
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         complete_tokenizer(partial, tokenizer, int(config.vocab_size))
@@ -101,7 +105,9 @@ def check_packages() -> None:
 def check_positions(header: GgufHeader) -> None:
     """Refuse scaled rotary positions: transformers reads them as if they were not."""
     prefix = f"{header.architecture}.rope.scaling"
-    kind, factor = header.text(f"{prefix}.type"), header.metadata.get(f"{prefix}.factor", 1.0)
+    kind = header.text(f"{prefix}.type")
+    older = header.metadata.get(f"{header.architecture}.rope.scale_linear", 1.0)
+    factor = header.metadata.get(f"{prefix}.factor", older)
     if kind not in (None, "none") or factor not in (0.0, 1.0):
         raise UserError(
             f"{header.path}: its rotary positions are scaled ({prefix}: {kind or 'factor'} {factor}), which "
@@ -124,18 +130,20 @@ def stored_as(header: GgufHeader) -> str:
     return str(GGMLQuantizationType(max(elements, key=lambda kind: elements[kind])).name)
 
 
-def read_config(header: GgufHeader) -> Any:
-    """The config that transformers makes of the metadata. Raises UserError for an architecture that it, or this
-    project, does not know.
+def read_config(header: GgufHeader, file: Path) -> Any:
+    """The config that transformers makes of the metadata. file: see `_alone`.
+
+    Raises UserError for an architecture that it, or this project, does not know.
     """
     from transformers import AutoConfig
 
     with _one_line(header, "config"):
-        config = AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     try:
         check_named(config.to_dict())
     except UserError as error:
         raise UserError(f"{header.path}: {error}") from error
+    complete_config(config, header)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if embedding is None or not isinstance(tokens, list):
@@ -148,13 +156,21 @@ def read_config(header: GgufHeader) -> Any:
     return config
 
 
-def read_tokenizer(header: GgufHeader) -> Any:
+def complete_config(config: Any, header: GgufHeader) -> None:
+    """Set what no key of GGUF says. Gemma 2 27B scales its queries by another width than its heads have, as llama.cpp
+    does by the number of blocks.
+    """
+    if header.architecture == "gemma2" and header.whole("gemma2.block_count") == GEMMA2_27B_BLOCKS:
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+
+
+def read_tokenizer(header: GgufHeader, file: Path) -> Any:
     """The tokenizer that transformers makes of the metadata, with BOS and digits as the file has them."""
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
     with _one_line(header, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(header.path.parent, gguf_file=header.path.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     kind, split = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre") or "default"
     backend = tokenizer.backend_tokenizer
     if kind == "gpt2" and split in DIGIT_SPLITS:
@@ -181,16 +197,16 @@ def _said(header: GgufHeader, name: str, default: bool) -> bool:
     return value if isinstance(value, bool) else default
 
 
-def read_model(header: GgufHeader, config: Any) -> Any:
+def read_model(header: GgufHeader, config: Any, file: Path) -> Any:
     """The model in bfloat16, on the CPU. Raises UserError where a tensor is missing, or would be left out."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     with _one_line(header, "weights"):
         model, report = AutoModelForCausalLM.from_pretrained(
-            header.path.parent,
+            file.parent,
             config=config,
-            gguf_file=header.path.name,
+            gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
             output_loading_info=True,
@@ -311,6 +327,15 @@ def _cell(value: object) -> str:
 
 def _one_line(header: GgufHeader, part: str) -> AbstractContextManager[None]:
     return library_errors(f"{header.path}: transformers cannot read its {part}")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[Path]:
+    """Yield a link to the file in a folder of its own: transformers prefers a tokenizer that lies beside the file."""
+    with tempfile.TemporaryDirectory() as home:
+        link = Path(home) / "model.gguf"
+        link.symlink_to(path.resolve())
+        yield link
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from mi_prun.architecture.architecture import (
     renamed,
 )
 from mi_prun.errors import UserError
-from mi_prun.files import read_json_object
+from mi_prun.files import check_name, read_json_object
 from mi_prun.model.hub import at_commit, fetch
 from mi_prun.model.identity import ModelIdentity, Parts, Tensors, config_digest, names_digest, weight_digests
 from mi_prun.model.pretrained import pretrained_config, pretrained_tokenizer
@@ -212,6 +212,7 @@ def open_model(reference: str | Path, kept: Sequence[int] | None = None) -> Mode
 def resolve(reference: str | Path, kept: Sequence[int] | None = None) -> Path:
     """Return the local folder of a model named by a path or a hub id. kept: see `open_model`."""
     path = Path(reference)
+    check_name(path, "model")
     if path.is_dir():
         return path
     text = str(reference)

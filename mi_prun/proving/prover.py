@@ -70,7 +70,7 @@ def _tried(config: Config) -> str:
     family = candidate(config)  # looks at what the tiny config leaves out, too: code of its own
     with _refusing(family, "its sizes cannot be read"):
         fields = tiny_fields(config, known_config(config))
-    tiny = tiny_config(config, fields)
+        tiny = tiny_config(config, fields)
     key = json.dumps(tiny, sort_keys=True)
     if key not in _results:
         try:

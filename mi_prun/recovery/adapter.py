@@ -18,10 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mi_prun.checkpoint.checkpoint import check_apart
 from mi_prun.checkpoint.healing import Healed, Healing
 from mi_prun.errors import UserError
-from mi_prun.files import new_file, scratch_folder
+from mi_prun.files import check_apart, new_file, scratch_folder
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan

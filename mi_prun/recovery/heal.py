@@ -21,13 +21,13 @@ from torch import Tensor
 from mi_prun.analysis.ranks import Ranks, joined, local_device
 from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.architecture.architecture import Family
-from mi_prun.checkpoint.checkpoint import check_apart, check_room, write_checkpoint
+from mi_prun.checkpoint.checkpoint import check_room, write_checkpoint
 from mi_prun.checkpoint.healing import AskedTask, Healed, Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.console import kept, progress, say
 from mi_prun.errors import UserError, first_line
-from mi_prun.files import check_output, new_file, one_line_os_errors, scratch_folder
+from mi_prun.files import check_apart, check_output, new_file, one_line_os_errors, scratch_folder
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
@@ -45,7 +45,7 @@ from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_stat
 from mi_prun.settings import LEARNING_RATES, MOST_MINUTES, SELF, HealSettings, check_seed
 from mi_prun.text.calibration import tokens_digest
 from mi_prun.text.text_source import text_digest
-from mi_prun.text.weighted_source import check_sources, parse_sources
+from mi_prun.text.weighted_source import check_sources, parse_sources, text_files
 
 TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
 LEAST_WINDOW = 8
@@ -62,7 +62,7 @@ def heal_folder(
 ) -> Manifest:  # fmt: skip
     """Heal a pruned folder, by the dense model that its manifest names, or that `model` names where it has moved."""
     check_settings(settings)
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=text_files(settings.sources))
     if adapter is not None:
         check_apart(pruned, adapter, "pruned", "--adapter")
         _check_adapter(adapter, out, force=force)

@@ -28,6 +28,12 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
     in packed training.
     """
     start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+    rows = int(model.config.get_text_config().vocab_size)
+    if start is not None and not 0 <= start < rows:
+        raise UserError(
+            f"a sampled text begins with token {start} of the tokenizer, but the embedding has {rows} rows; correct "
+            "bos_token or eos_token, or resize the embedding and train it"
+        )
     device = next(model.parameters()).device
     # The seed must not depend on what else drew numbers before.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -41,7 +47,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
                 tokens = (
                     torch.full((count, 1), start, dtype=torch.long)
                     if start is not None
-                    else torch.randint(model.config.get_text_config().vocab_size, (count, 1))
+                    else torch.randint(rows, (count, 1))
                 ).to(device)
                 done.append(_continue(model, tokens, window_tokens, advance))
     return torch.cat(done).cpu()

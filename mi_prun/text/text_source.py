@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mi_prun.errors import UserError, first_line
-from mi_prun.files import sha256_of
+from mi_prun.files import check_name, sha256_of
 from mi_prun.text.row_text import FILE, Row, row_texts, text_field
 
 HUB = {
@@ -76,6 +76,7 @@ def text_source(source: str, *, seed: int = 0, tokenizer: Any = None) -> TextSou
 def path_and_field(source: str) -> tuple[Path, str | None]:
     """Split `rows.jsonl:FIELD` into the file and the field; of another source the path it would have, and None."""
     path = Path(source)
+    check_name(path, "calibration text")
     try:
         named = None if path.exists() else FILE_AND_FIELD.fullmatch(source)
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mi_prun.errors import UserError
 from mi_prun.settings import SELF
@@ -28,19 +29,30 @@ def parse_sources(texts: Sequence[str]) -> tuple[WeightedSource, ...]:
     sources = []
     for text in texts:
         name, equals, number = text.rpartition("=")
-        if not equals or path_and_field(text)[0].is_file():
+        weight = _weight(number)
+        path, field = path_and_field(text)
+        # `rows.jsonl:FIELD=2` has a weight, `rows.jsonl:a=b` names a field.
+        if not equals or (path.is_file() and (field is None or math.isnan(weight))):
             sources.append(WeightedSource(text))
             continue
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
         if not 0 < weight < math.inf or not name:
             raise UserError(f"--calibration {text}: the weight must be a number over 0, got {number!r}")
         sources.append(WeightedSource(name, weight))
     if len({source.name for source in sources}) < len(sources):
         raise UserError("--calibration names a text twice; give it a weight instead: TEXT=2")
     return tuple(sources)
+
+
+def _weight(number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        return math.nan
+
+
+def text_files(texts: Sequence[str]) -> list[Path]:
+    """Return the files that are read for these sources."""
+    return [path_and_field(source.name)[0] for source in parse_sources(texts) if source.name != SELF]
 
 
 def check_sources(texts: Sequence[str]) -> list[str]:

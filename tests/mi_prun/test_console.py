@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -100,6 +102,17 @@ def test_nothing_is_said_of_what_has_an_error_or_ends_well(capsys: pytest.Captur
 def test_a_name_too_long_for_a_file_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: Path("n" * 300).stat()) == 2
     assert capsys.readouterr().err == f"error: {'n' * 300}: File name too long\n"
+
+
+@pytest.mark.usefixtures("no_signals")
+def test_a_file_that_may_not_be_read_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(code: int) -> None:
+        raise OSError(code, os.strerror(code), "closed/model")
+
+    assert run_command(lambda: refused(errno.EACCES)) == 2
+    assert capsys.readouterr().err == "error: closed/model: Permission denied\n"
+    with pytest.raises(OSError, match="Bad file descriptor"):  # a fault of the program
+        run_command(lambda: refused(errno.EBADF))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="large pages are Linux's")

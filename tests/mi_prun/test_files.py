@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -82,13 +83,45 @@ def test_outputs_that_are_refused(tmp_path, monkeypatch):
         ("file", False, "exists; choose another, or --force"),
         ("full", False, "exists and is not empty"),
         ("link", True, "is a symbolic link"),
-        ("repository", True, "is a repository or holds the working folder"),
+        ("repository", True, "is a repository; --force will not"),
     ]:
         with pytest.raises(UserError, match=message):
             check_output(tmp_path / name, force=force)
     monkeypatch.chdir(tmp_path / "full")
-    with pytest.raises(UserError, match="holds the working folder"):
-        check_output(tmp_path / "full", force=True)
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"holds the working folder, .*; name a new folder, like"):
+            check_output(tmp_path / "full", force=force)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="holds the working folder"):  # rename(2) would refuse it after all the work
+        check_output(Path())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
+    with pytest.raises(UserError, match="is a mount point or"):
+        check_output(tmp_path / "empty")
+
+
+def test_what_is_read_is_never_replaced(tmp_path):
+    (tmp_path / "runs").mkdir()
+    text = tmp_path / "runs/text.txt"
+    text.write_text("text")
+    for out in (text, tmp_path / "runs"):
+        with pytest.raises(UserError, match=r"is or holds .*text\.txt, which is read"):
+            check_output(out, force=True, inputs=[text])
+    check_output(tmp_path / "runs", force=True, inputs=[tmp_path / "other.txt"])
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"output '.*': its name is not UTF-8; rename it"):
+        check_output(Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le")))
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"^/elsewhere/shard: Input/output error; .*out was not written$"),
+        new_folder(tmp_path / "out"),
+    ):
+        raise OSError(errno.EIO, "Input/output error", "/elsewhere/shard")
 
 
 def test_a_target_that_cannot_be_written_is_one_line():

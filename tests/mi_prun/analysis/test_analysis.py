@@ -151,6 +151,20 @@ def test_settings_that_will_not_do_leave_nothing(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_or_a_text_that_is_read_is_never_replaced(
+    tiny: Callable[..., Path], analyze_settings: AnalyzeSettings, tmp_path: Path
+) -> None:
+    dense, text = tiny("llama"), tmp_path / "runs" / "text.txt"
+    text.parent.mkdir()
+    text.write_text("Three ships.")
+    settings = dataclasses.replace(analyze_settings, sources=(str(text),))
+    for out, said in ((dense, "the dense model's folder"), (text.parent, "which is read"), (text, "which is read")):
+        with pytest.raises(UserError, match=said):
+            analyze(open_model(dense), out, settings, force=True)
+    assert (dense / "config.json").is_file()
+    assert text.is_file()
+
+
 def test_too_few_tokens_are_known_before_a_model_is_loaded(
     reference: Path, analyze_settings: AnalyzeSettings, tmp_path: Path
 ) -> None:

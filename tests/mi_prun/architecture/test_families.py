@@ -256,6 +256,13 @@ VISION: dict[str, Any] = {
 }
 
 
+def test_a_quantization_inside_a_nested_text_model_is_refused():
+    """vLLM reads it there; its names of blocks would stay those of the dense model."""
+    text = {"num_hidden_layers": 4, "quantization_config": {"ignore": ["model.language_model.layers.3.mlp.up_proj"]}}
+    with pytest.raises(UserError, match="text_config has a quantization_config of its own"):
+        reduce_config({"model_type": "gemma3", "text_config": text}, [0, 2, 3])
+
+
 def test_a_nested_text_model_is_pruned_and_the_vision_tower_is_not_touched(
     tiny, make_plan, assert_same_as_skipping, tmp_path, small
 ):

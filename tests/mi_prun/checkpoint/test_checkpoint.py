@@ -118,8 +118,8 @@ def test_mixed_dtypes_stay_aligned(tiny, make_plan, tmp_path):
 
 def test_what_comes_along_and_what_stays_behind(tiny, make_plan, tmp_path):
     dense = tiny("llama")
-    along = ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "NOTICE.txt", "USE_POLICY.md",
-             "preprocessor_config.json", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
+    along = ["tokenizer.json", "tokenizer.model", "tiktoken.model", "chat_template.jinja", "LICENSE", "NOTICE.txt",
+             "USE_POLICY.md", "preprocessor_config.json", "additional_chat_templates/tool_use.jinja"]  # fmt: skip
     behind = [
         "modeling_custom.py",
         "README.md",
@@ -267,7 +267,7 @@ def test_a_disk_that_is_read_only_is_one_line(tiny, make_plan, small_disk):
 def test_a_disk_that_fills_up_while_writing_leaves_nothing(tiny, make_plan, small_disk, monkeypatch):
     dense = tiny("llama", intermediate_size=400)
     # Another process may take the room after it was checked.
-    monkeypatch.setattr(checkpoint, "_check_space", lambda out, needed: None)
+    monkeypatch.setattr(checkpoint, "check_space", lambda out, needed: None)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device; nothing was left behind"):
         write_checkpoint(open_model(dense), make_plan(dense, (1,)), small_disk / "out")
     assert not list(small_disk.iterdir())

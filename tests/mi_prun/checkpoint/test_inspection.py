@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from mi_prun.checkpoint import inspection
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.inspection import describe, verify
 from mi_prun.checkpoint.manifest import FileDigest, Manifest
@@ -104,6 +106,15 @@ def test_damage_is_found(pruned, damage, message):
         verify(pruned)
     if "sha256" not in message and "not as it was" not in message:
         assert "not whole" in describe(pruned)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(pruned, monkeypatch):
+    def unreadable(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(inspection, "sha256_of", unreadable)
+    with pytest.raises(UserError, match=r"README\.md cannot be read: Input/output error"):
+        verify(pruned)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,15 @@ def test_round_trip(tmp_path):
     assert Manifest.read(tmp_path / "mi_prun.json") == manifest
 
 
+def test_a_kind_for_each_block_or_none():
+    whole = Manifest(
+        plan=PLAN, weights="virtual", weight_bytes=60, dense_weight_bytes=80, files={}, block_kinds=("a", "b", "a")
+    )
+    damaged = whole.to_json().replace('"b",', "")
+    with pytest.raises(UserError, match=r"^x: field top level: .*block_kinds has 2 entries for 3 blocks$"):
+        Manifest.parse(damaged, origin="x")
+
+
 def test_a_plan_is_no_manifest(tmp_path):
     PLAN.write(tmp_path / "mi_prun.json")
     with pytest.raises(UserError, match=r"is not a manifest file .found 'plan'"):

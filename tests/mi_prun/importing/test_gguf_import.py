@@ -6,12 +6,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mi_prun import files
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.cli import app
 from mi_prun.console import run_app
@@ -107,6 +109,59 @@ def test_a_text_begins_with_bos_where_the_file_says_so(tmp_path: Path, said: dic
     assert begins_with_bos(open_model(again).tokenizer) is begins
 
 
+def test_a_tokenizer_beside_the_file_is_not_taken(tmp_path: Path) -> None:
+    """transformers prefers it to the file's own."""
+    path, out = write_gguf(tmp_path / "tiny.gguf"), tmp_path / "model"
+    import_gguf(path, tmp_path / "alone")
+    other = json.loads((tmp_path / "alone/tokenizer.json").read_text())
+    vocabulary = other["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    import_gguf(path, out)
+    alone, ours = (open_model(folder).tokenizer for folder in (tmp_path / "alone", out))
+    assert ours("a b ab")["input_ids"] == alone("a b ab")["input_ids"]
+    assert ours.chat_template == alone.chat_template is not None
+
+
+def test_the_file_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    path = write_gguf(tmp_path / "models/tiny.gguf")
+    for out in (path, path.parent):
+        with pytest.raises(UserError, match=r"is or holds .*tiny\.gguf, which is read"):
+            import_gguf(path, out, force=True)
+    assert path.is_file()
+
+
+def test_a_disk_without_room_is_refused_before_the_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(gguf_import, "read_config", lambda *args: pytest.fail("read already"))
+    with pytest.raises(UserError, match=r"model needs 0\.02 GB and .* has 0\.00 GB free"):
+        import_gguf(write_gguf(tmp_path / "tiny.gguf"), tmp_path / "model")
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    def full(*args: Any, **more: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(UserError, match=r"cannot write .*model: I/O error: No space left"):
+        import_gguf(write_gguf(tmp_path / "tiny.gguf"), tmp_path / "model")
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize(("blocks", "scalar"), [(46, 144), (42, 256)])
+def test_the_largest_gemma_2_scales_its_queries_by_its_width(blocks: int, scalar: int) -> None:
+    config = SimpleNamespace(hidden_size=4608, num_attention_heads=32, query_pre_attn_scalar=256)
+    header = SimpleNamespace(architecture="gemma2", whole={"gemma2.block_count": blocks}.get)
+    gguf_import.complete_config(config, header)  # type: ignore[arg-type]
+    assert config.query_pre_attn_scalar == scalar
+
+
 def test_two_tokens_end_an_answer(tmp_path: Path) -> None:
     import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=7), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 7]
@@ -150,6 +205,7 @@ def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys:
             r"cannot read its config: .*: ValueError: The hidden size \(66\) is not",
         ),
         ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, "rotary positions are scaled"),
+        ({"llama__rope__scale_linear": 4.0}, "rotary positions are scaled"),
         ({"rope_freqs__weight": np.ones(8, np.float32)}, "rotary positions are scaled"),
         ({"tokenizer__ggml__tokens": None}, "vocabulary|config|transformers"),
         ({"tokenizer__ggml__model": "rwkv"}, "tokenizer"),

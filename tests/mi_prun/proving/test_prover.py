@@ -104,6 +104,11 @@ def test_a_config_of_the_hub_is_proved(model_type):
     assert reduce_config(config, [0, 3]).get("layer_types") == (kinds and [kinds[0], kinds[3]])
 
 
+def test_an_odd_field_is_one_line():
+    with pytest.raises(UserError, match=r"starcoder2.*its sizes cannot be read"):
+        proof_of(hub_config("starcoder2", x={"partial_rotary_factor": "half"}))
+
+
 @pytest.mark.parametrize("model_type", TINY)
 def test_what_is_written_equals_dense_without_those_blocks(
     tiny, make_plan, assert_same_as_skipping, tmp_path, model_type

@@ -276,13 +276,13 @@ def test_a_plan_with_nothing_to_heal_is_refused_before_the_model_is_loaded(
 def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
     pruned_reference, tmp_path, heal_settings, monkeypatch
 ):
-    from mi_prun.checkpoint import checkpoint
+    from mi_prun import files
 
     def loaded(*args, **options):
         raise AssertionError("the model is loaded")
 
     monkeypatch.setattr(heal, "load_block_model", loaded)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
     with pytest.raises(UserError, match=r"output .*healed needs 0\.03 GB and .* has 0\.00 GB free"):
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
     with pytest.raises(AssertionError):  # what was learned takes megabytes

@@ -62,6 +62,12 @@ def test_without_bos_a_text_starts_at_eos_else_anywhere(model: Any) -> None:
     assert len(set(starts.tolist())) > 1
 
 
+def test_a_first_token_without_a_row_is_refused(model: Any) -> None:
+    beyond = SimpleNamespace(bos_token_id=97, eos_token_id=2)
+    with pytest.raises(UserError, match=r"begins with token 97 of the tokenizer, but the embedding has 97 rows"):
+        sample_windows(model, beyond, windows=1, window_tokens=3, seed=0)
+
+
 def test_a_model_that_says_nothing_finite_is_one_line(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
     broken = load(tiny("llama")).model
     with torch.no_grad():

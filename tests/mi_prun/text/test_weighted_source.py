@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.text.weighted_source import WeightedSource, check_sources, names_of, parse_sources, turns
+from mi_prun.text.weighted_source import WeightedSource, check_sources, names_of, parse_sources, text_files, turns
 
 
 def test_a_text_has_weight_one_or_the_one_that_stands_behind_it() -> None:
@@ -20,6 +21,19 @@ def test_a_file_whose_name_has_an_equals_sign_is_one_text(tmp_path: Path) -> Non
     file.write_text("Three ships.")
     assert parse_sources([str(file)]) == (WeightedSource(str(file)),)
     assert parse_sources([f"{file}=2"]) == (WeightedSource(str(file), 2.0),)
+
+
+def test_a_named_field_may_have_a_weight(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"body": "Three ships."}')
+    assert parse_sources([f"{file}:body=2"]) == (WeightedSource(f"{file}:body", 2.0),)
+    assert parse_sources([f"{file}:a=b"]) == (WeightedSource(f"{file}:a=b"),)
+    assert text_files([f"{file}:body=2", "self"]) == [file]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its name is not UTF-8; rename it"):
+        parse_sources([os.fsdecode(os.fsencode(tmp_path) + b"/text\xe8.txt")])
 
 
 @pytest.mark.parametrize("text", ["a.txt=0", "a.txt=-1", "a.txt=nan", "a.txt=inf", "a.txt=x", "a.txt=", "=2"])
