@@ -79,7 +79,9 @@ def sweep(
     rates: Annotated[str, typer.Option(help="requests/s, open loops like .5,1,2; auto: up to saturation; none")] = AUTO,
     prompts: Prompts = None,
     rounds: Rounds = LOADS.rounds,
-    seed: Seed = LOADS.seed,
+    seed: Annotated[
+        int, typer.Option(help="of the prompts, the calibration text, the choice and the healing")
+    ] = LOADS.seed,
     virtual: Annotated[
         bool, typer.Option("--virtual/--no-virtual", help="checkpoints without weights of their own, or whole ones")
     ] = not SWEEP.materialise,
@@ -204,7 +206,9 @@ def draft(
     draft_tokens: Annotated[
         int | None, typer.Option(help="drafted at a time; default: what the plan says, or mi-prun-serve's own")
     ] = None,
-    input_tokens: InputTokens = RUN_WORKLOADS.input_tokens,
+    input_tokens: Annotated[
+        int | None, typer.Option(help=f"tokens in a prompt of --text; default: {RUN_WORKLOADS.input_tokens}")
+    ] = None,
     output_tokens: OutputTokens = RUN_WORKLOADS.output_tokens,
     prompts: Prompts = RUN_WORKLOADS.prompts,
     concurrency: Concurrency = RUN_CONCURRENCY,
@@ -222,6 +226,11 @@ def draft(
 
     if (text is None) == (prompts_from is None):
         raise UserError("give exactly one of --text TEXT and --prompts-from FILE: a draft foresees no random tokens")
+    if prompts_from is not None and input_tokens is not None:
+        raise UserError(
+            "--input-tokens does not go with --prompts-from: its prompts are as long as they are; leave it out"
+        )
+    input_tokens = input_tokens if input_tokens is not None else RUN_WORKLOADS.input_tokens
     loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text, prompts_from)
     settings = measure_settings(loads, engines, serve_flags, again)
     show(run_drafts(dense, drafts, output, settings, draft_tokens))

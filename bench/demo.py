@@ -40,7 +40,7 @@ from bench.tasks.task_table import parse_tasks
 from bench.tasks.tasks import ask, open_asked
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
-from mi_prun.files import write_text
+from mi_prun.files import one_line_os_errors, write_text
 from mi_prun.model.loading import lacks_bfloat16
 
 REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
@@ -124,8 +124,10 @@ def main() -> None:
 def demo() -> None:
     if OUT.is_symlink() or (OUT.exists() and not OUT.is_dir()):
         raise UserError(f"{OUT} is not a folder; move it away, the demo writes there")
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
+    with one_line_os_errors(OUT):
+        if OUT.exists():
+            shutil.rmtree(OUT)
+        OUT.mkdir()
     progress = Progress()
     with progress.step("a model folder"):
         dense = model_folder()
@@ -138,10 +140,15 @@ def demo() -> None:
         command("apply", dense, "demo/plan.json", "-o", "demo/pruned")
     made = ["demo/pruned"]
     with progress.step("heal it"):
-        if run_shown("heal", "demo/pruned", "-o", "demo/healed", *HEAL) == 0:
+        from mi_prun.recovery.heal import NoBetterError
+
+        status = run_shown("heal", "demo/pruned", "-o", "demo/healed", *HEAL)
+        if status == 0:
             made.append("demo/healed")
-        else:
+        elif status == NoBetterError.status:
             print("healing did not help here, as the line above says: the demo goes on without it")
+        else:
+            raise SystemExit(status)
     with progress.step("serve, ask and measure"):
         points, answers = measure(dense, made)
     with progress.step("report"):

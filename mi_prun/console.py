@@ -129,7 +129,7 @@ def kept(words: str | Callable[[], str]) -> Iterator[None]:
 
 
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command and return its exit status: 2 for UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
+    """Run a command and return its exit status: that of a UserError (one line), 130 for Ctrl-C, 143 for SIGTERM.
 
     A file that the user may not read, a bad disk and a name too long for a file are one line too. SIGTERM unwinds the
     stack as Ctrl-C does, so that half-written output is removed. Torch is asked for large pages: a fresh tensor is then
@@ -145,7 +145,7 @@ def run_command(command: Callable[[], object]) -> int:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except RuntimeError as error:
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(error, torch.OutOfMemoryError):

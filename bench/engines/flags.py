@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from mi_prun.errors import UserError
 
-RESERVED_FLAGS = ("--model", "--host", "--port", "--uds", "--config", "--served-model-name", "--api-key", "--plan")
+RESERVED_FLAGS = (
+    "--model", "--host", "--port", "--uds", "--config", "--served-model-name", "--api-key", "--plan",
+    "--draft", "--adapter",
+)  # fmt: skip
+PREFIX_CACHING = ("--enable-prefix-caching", "--no-enable-prefix-caching")
 
 
 def flag_name(word: str) -> str:
@@ -28,6 +32,15 @@ def flag_value(flags: Sequence[str], name: str) -> str | None:
             _, equals, value = flag.partition("=")
             last = value if equals else next(iter(flags[place + 1 : place + 2]), None)
     return last
+
+
+def measured_flags(flags: Sequence[str]) -> tuple[str, ...]:
+    """Return the flags of engines that are measured: without a prefix cache, unless `flags` say.
+
+    Random prompts can be alike, and a pruned engine remembers more of them.
+    """
+    said = any(has_flag(flags, name) for name in PREFIX_CACHING)
+    return (*flags, *(() if said else PREFIX_CACHING[1:]))
 
 
 def check_flags(flags: Sequence[str]) -> None:

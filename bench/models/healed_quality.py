@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 
 from bench.records.schema import HealedBy
 from mi_prun.checkpoint.healing import Healing
@@ -20,6 +22,7 @@ def healed_by(healing: Healing | None) -> HealedBy | None:
         tokens=healing.tokens,
         fit_tokens=healing.fit_tokens,
         seed=healing.seed,
+        settings_sha256=sha256(json.dumps(healing.settings, sort_keys=True).encode()).hexdigest(),
     )
 
 

@@ -10,16 +10,14 @@ prints a Quality as JSON for each PRUNED, in a line of its own. PRUNED is a chec
 from __future__ import annotations
 
 import argparse
-import contextlib
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.models.measured_model import MeasuredModel, MeasuredModels
-from mi_prun.checkpoint.manifest import is_pruned
+from bench.models.whole_folder import whole_folder
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Quality
@@ -63,32 +61,6 @@ def _own_weights(model: MeasuredModel) -> bool:
     return model.arm.weights == "materialized" or model.arm.healing is not None
 
 
-@contextlib.contextmanager
-def _whole(folder: str) -> Iterator[str]:
-    """Yield a checkpoint that has weights: the folder, or a whole one that is made of a virtual healed one."""
-    from mi_prun.checkpoint.checkpoint import write_checkpoint
-    from mi_prun.checkpoint.healing import ADAPTER_NAME
-    from mi_prun.checkpoint.inspection import read_manifest
-    from mi_prun.checkpoint.manifest import read_config_entry
-    from mi_prun.model.model_folder import read_config
-    from mi_prun.plan.plan import open_dense
-    from mi_prun.recovery.adapter import merged_by, read_adapter
-
-    manifest = read_manifest(Path(folder)) if is_pruned(Path(folder)) else None
-    entry = read_config_entry(read_config(Path(folder)).get("mi_prun"), origin=folder)
-    if manifest is None or entry is None or manifest.weights != "virtual":
-        yield folder
-        return
-    dense = open_dense(entry.base, manifest.plan)
-    with tempfile.TemporaryDirectory() as place:
-        whole = Path(place) / "whole"
-        file = Path(folder) / ADAPTER_NAME
-        with merged_by(file, read_adapter(file, manifest.plan), manifest.plan, dense, whole) as healed:
-            uniform = manifest.assume_uniform
-            write_checkpoint(dense, manifest.plan, whole, healed=healed, assume_uniform=uniform)
-        yield str(whole)
-
-
 def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Quality]:
     """Measure each of `pruned`, in order."""
     from mi_prun.model.model_folder import open_model
@@ -99,7 +71,7 @@ def measured(dense: str, text: str, pruned: Sequence[str], seed: int) -> list[Qu
     qualities = {}
     for word in pruned:
         if word not in bypassed:
-            with _whole(word) as folder:
+            with whole_folder(word) as folder:
                 qualities[word] = measure_quality(dense, folder, text, seed=seed)
     if bypassed:
         model, calibration = load_with_held_out(

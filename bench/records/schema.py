@@ -80,13 +80,17 @@ class Blocks(Record):
 
 
 class HealedBy(Record):
-    """How a pruned model was healed: method, text, tokens trained on, tokens of the closed form, seed."""
+    """How a pruned model was healed: method, text, tokens trained on, tokens of the closed form, seed.
+
+    settings_sha256: of its other settings (rank, learning rate, ...); None in records of before.
+    """
 
     method: str
     text: str
     tokens: int
     fit_tokens: int
     seed: int
+    settings_sha256: str | None = None
 
 
 class MeasuredArm(Record):

@@ -72,6 +72,11 @@ class LogprobCheck(Record):
     direct: str  # dtype and device of the other side
     rounding_nats: float = 0.0  # of the model's own type, let pass beside the tolerance
 
+    @property
+    def let_pass_nats(self) -> float:
+        """The largest mean difference that passes."""
+        return self.tolerance_mean_nats + self.rounding_nats
+
 
 class Origin(Record):
     """What a line comes from.

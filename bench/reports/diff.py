@@ -112,7 +112,10 @@ def _other_models(a: Run, b: Run) -> Iterator[str]:
 
 def _healed_on(arm: MeasuredArm) -> str:
     by = arm.healing
-    return "not" if by is None else f"{by.tokens:,} tokens of {by.text}, seed {by.seed}"
+    if by is None:
+        return "not"
+    settings = f", settings {by.settings_sha256[:8]}" if by.settings_sha256 else ""
+    return f"{by.tokens:,} tokens of {by.text}, seed {by.seed}{settings}"
 
 
 def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:

@@ -350,7 +350,8 @@ def _asked_footers(tasks: Sequence[TaskRecord], generations: Sequence[Generation
         if others := other_scores([row.record for row in task_rows(tasks)]):
             footers.append(("Other scores", "; ".join(others)))
         if checks := dict.fromkeys(
-            f"{record.arm.label} {record.logprobs.mean_nats:.4f} (at most {record.logprobs.max_nats:.3f})"
+            f"{record.arm.label} {record.logprobs.mean_nats:.4f} (at most {record.logprobs.max_nats:.3f}; let pass up "
+            f"to {record.logprobs.let_pass_nats:.3g})"
             for record in tasks
             if record.logprobs
         ):
@@ -359,7 +360,7 @@ def _asked_footers(tasks: Sequence[TaskRecord], generations: Sequence[Generation
                 (
                     "Log-probabilities",
                     f"the endpoint's against transformers' ({check.direct}), nats apart on the mean over "
-                    f"{check.tokens} tokens: {', '.join(checks)}; let pass up to {check.tolerance_mean_nats:g}",
+                    f"{check.tokens} tokens: {', '.join(checks)}",
                 )
             )
     if generations:

@@ -15,6 +15,7 @@ from mi_prun.model.model_folder import ModelFolder
 from mi_prun.plan.plan import Plan
 from mi_prun.settings import SELF, HealSettings
 from mi_prun.text.text_source import text_digest
+from mi_prun.version import __version__
 
 
 def check_heal(dense: ModelFolder, settings: SweepSettings) -> None:
@@ -49,7 +50,7 @@ def healed_folders(
         plan = Plan.read(path)
         kind = "virtual" if virtual else "materialized"
         name = f"{path.stem}-healed-{fingerprint_of(plan, settings, sampled)[:8]}-{kind}"
-        folder, refused = out / "checkpoints" / name, out / "checkpoints" / f"{name}.refused.txt"
+        folder, refused = out / "checkpoints" / name, out / "checkpoints" / f"{name}-{__version__}.refused.txt"
         if refused.is_file():
             say(f"{path.stem}: {refused.read_text().strip()}")
             continue

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.engines.device import Device
 from bench.engines.engine import EngineProcess
-from bench.engines.flags import check_flags
+from bench.engines.flags import check_flags, measured_flags
 from bench.engines.fleet import Fleet
 from bench.engines.memory_check import engines_alive
 from bench.load.driver import LoadGenerator, load_generator
@@ -113,7 +113,7 @@ def measure(prepared: Prepared, folder: ResultsFolder, while_served: WhileServed
     points: list[PointRecord] = []
     with (
         load_generator(prepared.device, Prompts(prepared.requests, prepared.pieces)) as generator,
-        Fleet(settings.serve_flags, prepared.alive, prepared.device) as fleet,
+        Fleet(measured_flags(settings.serve_flags), prepared.alive, prepared.device) as fleet,
     ):
         run = _Run(prepared, journal, provenance, generator, fleet, while_served)
         rates = settings.loads.rates
@@ -223,7 +223,7 @@ def provenance_of(prepared: Prepared) -> Provenance:
         "machine": this_machine(),
         "versions": versions(),
         "commit": commit(),
-        "serve_flags": settings.serve_flags,
+        "serve_flags": measured_flags(settings.serve_flags),
         "environment": environment(),
         "seed": settings.loads.seed,
         "engines_alive": prepared.alive,

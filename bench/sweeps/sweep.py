@@ -159,7 +159,7 @@ def prepare_shape(name: str, out: Path, settings: SweepSettings) -> Prepared:
     config = open_shape(name)
     check_config(config)
     count, weights = num_blocks(config), weights_of_config(config)
-    title = name if name in SHAPES else Path(name).resolve().with_suffix("").name
+    title = name if name in SHAPES else Path(name).resolve().name.removesuffix(".json")
     models = [
         _shape_model(title, config, weights, spread(count, k), out)
         for k in (0, *parse_ratios(settings.ratios, count, dense=True))

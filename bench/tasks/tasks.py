@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -66,6 +67,8 @@ def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: T
     Raises UserError before anything is started for a setting, a file, a model or an endpoint that will not do.
     """
     check_tasks(settings)
+    if urls and settings.serve_flags:
+        raise UserError("--serve-flags do not go with --url: the server runs already; leave them out")
     asked = open_asked(models, urls)
     with results_folder(out) as folder:
         return ask(asked, folder, settings)
@@ -78,6 +81,9 @@ def check_tasks(settings: TaskSettings) -> None:
         if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")
     check_flags(settings.serve_flags)
+    tolerance = settings.logprob_tolerance_nats
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UserError(f"--logprob-tolerance must be a number of at least 0 nats, got {tolerance:g}")
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
 

@@ -21,6 +21,10 @@ from mi_prun.console import run_app
         (["sweep", "--dense", "m", "-o", "out", "--materialise"], "--materialise is called --no-virtual"),
         (["run", "--dense", "m", "--pruned", "p", "q", "-o", "out"], "--pruned is gone; name the folders without it"),
         (["draft", "p.json", "--dense", "m", "-o", "out"], "give exactly one of --text TEXT and --prompts-from FILE"),
+        (
+            ["draft", "p.json", "--dense", "m", "--prompts-from", "f", "--input-tokens", "9", "-o", "out"],
+            "--input-tokens does not go with --prompts-from",
+        ),
         (["run", "--dense", "m", "-o", "out"], "PRUNED is missing: name at least one folder"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.engines.flags import RESERVED_FLAGS, check_flags, flag_name, flag_value, has_flag
+from bench.engines.flags import RESERVED_FLAGS, check_flags, flag_name, flag_value, has_flag, measured_flags
 from mi_prun.errors import UserError
 
 
@@ -28,6 +28,12 @@ def test_names() -> None:
     assert flag_name("--max_model_len=a_b") == "--max-model-len"
     assert flag_name("-tp") == "-tp"
     assert flag_name("some_value") == "some_value"
+
+
+def test_engines_that_are_measured_have_no_prefix_cache_unless_it_is_asked_for() -> None:
+    assert measured_flags(("--seed=1",)) == ("--seed=1", "--no-enable-prefix-caching")
+    for flags in (("--enable_prefix_caching",), ("--no-enable-prefix-caching", "--seed=1")):
+        assert measured_flags(flags) == flags
 
 
 @pytest.mark.parametrize("name", RESERVED_FLAGS)

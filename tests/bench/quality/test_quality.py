@@ -134,7 +134,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def bypassed(evaluator: Any, dropped: tuple[int, ...], *, text: str, bos: bool) -> str:
         return f"without {dropped} on {text}, bos {bos}"
 
-    monkeypatch.setattr(quality, "_whole", contextlib.nullcontext)
+    monkeypatch.setattr(quality, "whole_folder", contextlib.nullcontext)
     monkeypatch.setattr(mi_prun.model.model_folder, "open_model", lambda dense: None)
     monkeypatch.setattr(mi_prun.quality.evaluator, "Evaluator", lambda model, tokens: None)
     monkeypatch.setattr(mi_prun.quality.quality, "measure_quality", checkpoint)
@@ -179,14 +179,14 @@ def test_a_virtual_healed_folder_is_measured_with_what_it_learned(
     healed = tmp_path / "healed"
     by = healed_by(tmp_path / "adapter", read_adapter(tmp_path / "adapter", plan), open_model(dense))
     write_checkpoint(open_model(dense), plan, healed, virtual=True, healed=by)
-    with quality._whole(str(healed)) as folder:
+    with quality.whole_folder(str(healed)) as folder:
         tensors = load_file(Path(folder) / "model.safetensors")
     before = load_file(plain / "model.safetensors")
     assert torch.equal(tensors.pop(NAME), own)
     before.pop(NAME)
     assert tensors.keys() == before.keys()
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
-    with quality._whole(str(plain)) as folder:
+    with quality.whole_folder(str(plain)) as folder:
         assert folder == str(plain)
 
     virtual = prune(dense, tmp_path / "virtual", [2], virtual=True)

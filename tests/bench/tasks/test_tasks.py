@@ -144,6 +144,8 @@ def test_another_model_than_the_one_served_is_refused(engine: EngineProcess, ite
     [
         ({"limit": 0}, "--task-limit must be at least 1, got 0"),
         ({"concurrency": 0}, "--concurrency must be at least 1"),
+        ({"logprob_tolerance_nats": float("nan")}, "--logprob-tolerance must be a number of at least 0 nats, got nan"),
+        ({"logprob_tolerance_nats": -0.1}, "--logprob-tolerance must be a number of at least 0 nats"),
         ({"serve_flags": ("--port", "80")}, "--serve-flags may not hold --port"),
         ({"tasks_from": Path("absent")}, "--tasks-from absent: no such folder"),
     ],
@@ -231,6 +233,9 @@ def test_what_was_answered_is_not_asked_again_in_a_sweep(
 def test_models_and_addresses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name a MODEL, or an endpoint"):
         open_asked([], [])
+    flagged = TaskSettings(tuple(parse_tasks("boolq")), serve_flags=("--seed=1",))
+    with pytest.raises(UserError, match="--serve-flags do not go with --url: the server runs already"):
+        run_tasks(["a"], ["http://127.0.0.1:9"], tmp_path / "out", flagged)
     with pytest.raises(UserError, match="2 models and 1 --url"):
         open_asked(["a", "b"], ["http://127.0.0.1:9"])
     with pytest.raises(UserError, match="no such folder"):

@@ -10,6 +10,7 @@ import pytest
 
 from mi_prun.checkpoint.healing import ADAPTER_NAME
 from mi_prun.checkpoint.inspection import read_manifest
+from mi_prun.recovery.heal import NoBetterError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,6 +88,19 @@ def test_prune_refuses_before_it_looks_at_a_model(run: Run, tmp_path: Path, word
     status, _, err = run("prune", "no/such-model", "--ratio", 0.25, "-o", tmp_path / "healed", *words)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err
+
+
+def test_no_better_is_another_status_than_wrong_input(
+    run: Run, pruned_reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a script may go on with the pruned model."""
+
+    def no_better(*args: object, **options: object) -> None:
+        raise NoBetterError("healing (fit) does not help")
+
+    monkeypatch.setattr("mi_prun.recovery.heal.heal_folder", no_better)
+    status, _, err = run("heal", pruned_reference, "-o", tmp_path / "healed", "--fit")
+    assert (status, err) == (3, "error: healing (fit) does not help\n")
 
 
 @pytest.mark.parametrize("place", ["healed/model.safetensors", "healed", "pruned/learned.safetensors", "pruned"])
