@@ -80,6 +80,8 @@ def serve(arguments: list[str]) -> None:
         raise UserError("--adapter does not go with --draft: a draft shares the served model's weights, unhealed")
     if own.adapter and not own.plan:
         raise UserError("--adapter needs --plan: it heals the dense --model without the blocks that a plan drops")
+    if own.assume_uniform and not (own.plan or own.draft):
+        raise UserError("--assume-uniform needs --plan or --draft: a folder that was written says it itself")
     if own.draft_tokens is not None and not own.draft:
         raise UserError("--draft-tokens needs --draft")
     if own.draft_tokens is not None and own.draft_tokens < 1:

@@ -17,7 +17,7 @@ from vllm.logger import init_logger
 
 from mi_prun.errors import UserError
 from vllm_ext import compat
-from vllm_ext.adapters import PrunedModel, open_pruned, renumbering, write_renumbered
+from vllm_ext.adapters import PrunedModel, check_for_dense, open_pruned, renumbering, write_renumbered
 from vllm_ext.loader import entry_of, folder_of
 
 logger = init_logger("vllm.mi_prun.adapters")
@@ -45,6 +45,8 @@ def renumber_adapters() -> None:
     def load_renumbered(self: Any, lora_request: Any) -> Any:
         model: PrunedModel | None = getattr(self, MODEL)
         if model is None:
+            if (of_dense := compat.adapter_folder(lora_request.lora_path)).is_dir():
+                check_for_dense(of_dense)
             return load(self, lora_request)
         if getattr(lora_request, "tensorizer_config_dict", None):
             raise UserError(

@@ -31,6 +31,7 @@ def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess
         (("--model", "owner/name", "--plan", "p", "--draft", "d"), "--plan and --draft exclude each other"),
         (("--model", "owner/name", "--draft", "d", "--adapter", "a"), "--adapter does not go with --draft"),
         (("--model", "owner/name", "--adapter", "a"), "--adapter needs --plan"),
+        (("--model", "owner/name", "--assume-uniform"), "--assume-uniform needs --plan or --draft"),
         (("--model", "owner/name", "--draft-tokens", "2"), "--draft-tokens needs --draft"),
         (("--model", "m", "--draft", "d", "--draft-tokens", "0"), "--draft-tokens must be at least 1, got 0"),
         (("--model", "./nothing", "--plan", "plan.json"), "cannot read plan.json"),

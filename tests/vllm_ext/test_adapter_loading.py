@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,32 @@ def test_a_vllm_that_reads_them_in_another_way_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(compat, "_first_of", lambda names: Module)
     with pytest.raises(UserError, match="reads adapters in another way than this release knows"):
         adapter_loading.renumber_adapters()
+
+
+def test_an_adapter_of_a_pruned_model_is_refused_on_a_dense_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded at run time, too, where `mi-prun-serve` has not looked at it: its blocks would be others."""
+    loaded: list[str] = []
+
+    class Manager:
+        def __init__(self, vllm_config: Any) -> None: ...
+        def _load_adapter(self, lora_request: Any) -> None:
+            loaded.append(lora_request.lora_path)
+
+    monkeypatch.setattr(compat, "lora_manager_class", lambda: Manager)
+    monkeypatch.setattr(compat, "adapter_folder", Path)
+    monkeypatch.setattr(adapter_loading, "pruned_model", lambda model_config: None)
+    adapter_loading.renumber_adapters()
+    manager = Manager(SimpleNamespace(model_config=None))
+    for name, whose in (("own", "pruned"), ("dense", "dense")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"mi_prun_blocks": whose}))
+    with pytest.raises(UserError, match="was trained on a pruned model"):
+        manager._load_adapter(SimpleNamespace(lora_path=str(tmp_path / "own")))
+    for place in (str(tmp_path / "dense"), "owner/adapter"):
+        manager._load_adapter(SimpleNamespace(lora_path=place))
+    assert loaded == [str(tmp_path / "dense"), "owner/adapter"]
 
 
 @pytest.mark.engine

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match, Route
@@ -155,6 +157,13 @@ def create_app(
         routes = [route for route in app.routes if route.matches(request.scope)[0] != Match.NONE]
         methods = {method for route in routes for method in getattr(route, "methods", None) or ()}
         return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(methods))})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        """Refuse a body. What came is not repeated: NaN and halves of characters cannot be written as JSON."""
+        told = [{"type": one["type"], "loc": one["loc"], "msg": one["msg"]} for one in error.errors()]
+        said = json.dumps({"detail": told}, default=str)  # ASCII alone
+        return Response(said, 422, media_type="application/json")
 
     @app.get("/health", responses={503: {"description": "No arm can be sent requests"}})
     async def health() -> Response:

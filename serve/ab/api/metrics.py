@@ -91,7 +91,7 @@ class LiveGauges(Collector):
         yield refused
         packed = CounterMetricFamily(
             f"{PREFIX}_packed_answers",
-            "Answers that the arm compressed, so that they are in no figures.",
+            "Answers that the arm compressed, so that only errors and end-to-end times are known of them.",
             labels=["arm"],
         )
         for arm in arms:

@@ -55,6 +55,11 @@ def export(config: Config, target: str, options: ExportOptions, output: Path, *,
     """
     if not config.model_name:
         raise UserError("model_name is missing: the first arm has no model to take it from (--model-name)")
+    if not options.model_root.startswith("/"):
+        raise UserError(
+            f"--model-root {options.model_root}: it is a folder in the cluster, from / on; elsewhere a model would be "
+            "taken for one of the hub"
+        )
     arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
     check_places(config, options)
     texts = TARGETS[target](config, arms, options)

@@ -140,7 +140,7 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
             raise UserError(f"{origin}: {word!r} is no flag in full (--name or --name=value); write it out")
         flag, equals, text = word[2:].partition("=")
         values = [text] if equals else []
-        while not equals and rest and not rest[0].startswith("--"):
+        while not equals and rest and (not rest[0].startswith("-") or NUMBER.fullmatch(rest[0])):
             values.append(rest.pop(0))
         key = flag.replace("-", "_")
         if key in REFUSED:
@@ -158,12 +158,15 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Read a plain number, true or false, or JSON; anything else is text, a commit of digits too."""
+    """Read a plain number, true or false, or a JSON object; anything else is text, a commit of digits too.
+
+    A JSON list stays text: read, it could not be told from several words.
+    """
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     if NUMBER.fullmatch(text):
         return float(text) if "." in text else int(text)
-    if text.startswith(("[", "{")):
+    if text.startswith("{"):
         with contextlib.suppress(ValueError):
             return json.loads(text)
     return text

@@ -23,7 +23,9 @@ from serve.ab.export.file_text import template, to_yaml
 PORT = 8000
 PATHS = ("/v1", "/tokenize", "/detokenize")
 LARGEST_WEIGHT = 1_000_000  # of a backendRef
+SHARE_ERROR = 1e-3
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 SERVICE_HOST = re.compile(r"([a-z][-a-z0-9]*)(?:\.([a-z0-9][-a-z0-9]*)(?:\.svc(?:\.cluster\.local)?)?)?")
 SECRET = "mi-prun-ab"
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -80,6 +82,14 @@ def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -
 
 def _check(options: ExportOptions) -> None:
     """Check the settings that only Kubernetes has. Raises UserError."""
+    for flag, name in (
+        ("--namespace", options.namespace),
+        ("--claim", options.claim),
+        ("--gateway", options.gateway),
+        ("--gateway-class", options.gateway_class),
+    ):
+        if name and not NAME.fullmatch(name):
+            raise UserError(f"{flag} {name}: a name in Kubernetes has small letters, digits, - and ., at most 253")
     if options.accelerator not in ("", "cpu"):
         raise UserError(
             f"--accelerator {options.accelerator}: Kubernetes takes cpu, or nothing for GPUs; which GPU is a matter of "
@@ -307,7 +317,26 @@ def _backend(arm: ExportedArm, name: str) -> dict[str, Any]:
 
 
 def whole_weights(weights: Mapping[str, float]) -> dict[str, int]:
-    """Return the same proportions in whole numbers up to 1,000,000, for the Gateway API; what is not 0 stays so."""
+    """Return the same proportions in whole numbers up to 1,000,000, for the Gateway API; what is not 0 stays so.
+
+    The smallest numbers that say each share within SHARE_ERROR of itself, else the finest.
+    Raises UserError for a share that is too small for that.
+    """
+    total, top = sum(weights.values()), max(weights.values())
+    for name, weight in weights.items():
+        if 0 < weight * LARGEST_WEIGHT < top / 2:
+            raise UserError(
+                f"arm {name}: its weight is {weight / top:.2g} of the largest one, and the Gateway API goes down to "
+                f"{1 / LARGEST_WEIGHT:g}; take 0, or more"
+            )
+    whole = _small_weights(weights)
+    share = {name: value / sum(whole.values()) for name, value in whole.items()}
+    if all(abs(share[name] * total - weight) <= SHARE_ERROR * weight for name, weight in weights.items()):
+        return whole
+    return {name: max(1, round(weight / top * LARGEST_WEIGHT)) if weight > 0 else 0 for name, weight in weights.items()}
+
+
+def _small_weights(weights: Mapping[str, float]) -> dict[str, int]:
     fractions = {name: Fraction(weight).limit_denominator(10_000) for name, weight in weights.items()}
     common = math.lcm(*(fraction.denominator for fraction in fractions.values()))
     whole = {name: int(fraction * common) for name, fraction in fractions.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mi_prun.console import say
 from serve.ab.config import Config
 from serve.ab.export.exported_arm import ExportedArm, ExportOptions
 from serve.ab.export.file_text import template, to_yaml
@@ -12,11 +13,19 @@ from serve.ab.on_ray.deployment_name import APPLICATION, INGRESS, deployment_of
 
 # Said by Ray, or by serve.yaml outside of the arguments: what changes in them starts every engine anew.
 NOT_ARGUMENTS = {"arms", "split", "host", "port", "state", "shadow"}
+OF_THIS_MACHINE = ("api_keys_file", "admin_key_file", "access_log", "log_folder")
 HEALTH_S = 2.0  # between two looks at an engine; Ray's own 10 s are long where the next arm answers in its place
 
 
 def files(config: Config, arms: Sequence[ExportedArm], options: ExportOptions) -> dict[str, str]:
-    """Return the texts by file name."""
+    """Return the texts by file name. What lies on this machine alone is left out, and said."""
+    for name in OF_THIS_MACHINE:
+        if getattr(config, name) is not None:
+            keys = name.endswith("_file")
+            say(
+                f"{name} {getattr(config, name)} is left out: it is a file of this machine; on Ray "
+                + ("keys come from the nodes' environment" if keys else "the log goes to the replica's standard output")
+            )
     folders = {path for arm in arms for path in (arm.model, arm.plan) if path.startswith("/")}
     return {
         "serve.yaml": to_yaml(application(config, arms, options)),
@@ -46,7 +55,7 @@ def application(config: Config, arms: Sequence[ExportedArm], options: ExportOpti
 
 def arguments(config: Config, arms: Sequence[ExportedArm]) -> dict[str, Any]:
     """Return what of the configuration is no default, with the arms as the cluster has them."""
-    said = config.model_dump(mode="json", exclude_defaults=True, exclude=NOT_ARGUMENTS)
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude=NOT_ARGUMENTS | {*OF_THIS_MACHINE})
     shadow = config.shadow.model_dump(mode="json", exclude_defaults=True, exclude={"share"})
     placed = {}
     for arm in arms:

@@ -15,7 +15,7 @@ from typing import Any
 from mi_prun.errors import UserError
 
 FLUSH_S = 0.2
-MOST_WAITING = 10_000
+MOST_WAITING, MOST_CHARACTERS = 10_000, 2**26  # of lines that wait for the disk
 
 
 class AccessLog:
@@ -29,6 +29,7 @@ class AccessLog:
         self.path = path
         self.lost = 0
         self._lines: deque[str] = deque()
+        self._added = self._taken = 0  # characters; each is changed by one thread at a time
         self._lock = threading.Lock()  # a thread of `run` may still write when the log is closed
         self._closed = False
         self._file = sys.stdout.fileno()
@@ -40,10 +41,12 @@ class AccessLog:
 
     def write(self, **fields: Any) -> None:
         """Add a line, without the fields that are None."""
-        if len(self._lines) >= MOST_WAITING:
+        line = json.dumps({name: value for name, value in fields.items() if value is not None})
+        if len(self._lines) >= MOST_WAITING or self._added - self._taken + len(line) > MOST_CHARACTERS:
             self.lost += 1
             return
-        self._lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}))
+        self._lines.append(line)
+        self._added += len(line)
 
     def flush(self) -> None:
         """Write the lines so far to the file. What cannot be written is counted.
@@ -52,6 +55,7 @@ class AccessLog:
         """
         with self._lock:
             lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            self._taken += sum(map(len, lines))
             if not lines:
                 return
             data = ("\n".join(lines) + "\n").encode()

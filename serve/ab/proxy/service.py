@@ -102,21 +102,21 @@ class Service:
         """End an attempt: its arm, the listeners and the log are told. status: 0 where none came."""
         request, arm = attempt.request, attempt.arm
         arm.request_ended(outcome, status)
-        unread = meter is not None and meter.packed
-        if unread:
+        packed = meter is not None and meter.packed
+        if packed:
             self._count_packed(arm)
         event = Event(
             time=time.time(),
             arm=arm.name,
             assigned_arm=request.assignment.arm,
             reason=request.reason_at(arm),
-            counted=request.counted_at(arm) and not (unread and outcome == "ok"),
+            counted=request.counted_at(arm),
             key_hash=request.assignment.key_hash,
             path=request.parsed.path,
             streamed=request.parsed.streamed,
             status=status,
             outcome=outcome,
-            ttft_s=meter.ttft_s if meter else None,
+            ttft_s=meter.ttft_s if meter and not packed else None,
             itl_s=tuple(meter.itl_s) if meter else (),
             e2e_s=time.monotonic() - attempt.started_s,
             input_tokens=meter.input_tokens if meter else None,
@@ -133,8 +133,8 @@ class Service:
     def _count_packed(self, arm: Arm) -> None:
         if not self.packed[arm.name]:
             logger.warning(
-                "arm %s compresses its answers although `identity` is asked for: they are passed on unread, and are in "
-                "no figures of the experiment",
+                "arm %s compresses its answers although `identity` is asked for: they are passed on unread, and only "
+                "errors and end-to-end times are known of them",
                 arm.name,
             )
         self.packed[arm.name] += 1

@@ -46,6 +46,8 @@ class StreamResponse:
         self.headers = header.for_client(begun.answer.headers, begun.arm.name, reason)
         packed = header.is_packed(self.headers)
         streamed = header.is_event_stream(self.headers) and not packed
+        if streamed:  # an event may be said at its end, of a failure: it has no length that is known now
+            self.headers = [(name, value) for name, value in self.headers if name != b"content-length"]
         self.meter = StreamMeter(streamed, packed=packed, dialect=dialect_of(self.request.parsed.path))
         self._mirror: Mirror | None = None
 

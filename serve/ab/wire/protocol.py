@@ -99,13 +99,15 @@ class OfferlessParser:
 def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """Return a class for `uvicorn.Config(http=...)`.
 
-    It answers 431 to a head that is too large. It ends a connection whose first request, or next one once it has begun,
-    does not come in time (408), and one whose client takes nothing of what it is sent. The body has bounds of its own
-    (`Proxy`, `BoundedBodies`).
+    It answers 431 to a head that is too large. It ends a connection on which as much comes that is no whole head and no
+    body: trailers, or the head of a next request while an answer is under way. It ends one whose first request, or next
+    one once it has begun, does not come in time (408), and one whose client takes nothing of what it is sent. The body
+    has bounds of its own (`Proxy`, `BoundedBodies`).
     """
 
     class BoundedProtocol(HttpToolsProtocol):
         _head_bytes = 0
+        _loose_bytes = 0  # since a head was whole, or a part of a body came
         _head_timer: asyncio.TimerHandle | None = None
         _look_timer: asyncio.TimerHandle | None = None
         _stuck = False
@@ -131,12 +133,16 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._head_timer = self.loop.call_later(limits.request_s, self._too_slow)
             if self._head_timer is not None:
                 self._head_bytes += len(data)
+            self._loose_bytes += len(data)
             super().data_received(data)
             # All that came before the head was whole counts, but not a body that came with its last part.
             if self._head_timer is not None and self._head_bytes > limits.header_bytes:
                 self._refuse_head()
+            elif self._loose_bytes > limits.header_bytes and not self.transport.is_closing():
+                self.transport.abort()
 
         def on_headers_complete(self) -> None:
+            self._loose_bytes = 0
             if self.transport.is_closing() or self.parser.is_offer:
                 return  # what came behind a refused one, or what will be read again
             self._stop_timer()
@@ -151,10 +157,12 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self.cycle.expected_content_length = UntilClose()
 
         def on_body(self, body: bytes) -> None:
+            self._loose_bytes = 0
             if self.cycle is not None and not self.transport.is_closing():
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self._loose_bytes = 0
             if self.cycle is not None and not self.transport.is_closing() and not self.parser.is_offer:
                 super().on_message_complete()
 

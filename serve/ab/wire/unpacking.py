@@ -9,6 +9,7 @@ GZIP = (b"gzip", b"x-gzip")
 DEFLATE = (b"deflate",)
 KNOWN = ("gzip", "deflate")
 GZIP_BITS = 16 + zlib.MAX_WBITS
+MOST_MEMBERS = 64  # each one copies what is behind it: a body of empty ones would hold the proxy up for minutes
 
 
 class UnknownEncodingError(Exception):
@@ -45,9 +46,13 @@ def unpack(body: bytes, encoding: bytes, limit_bytes: int) -> bytes:
 
 
 def _inflate(body: bytes, window_bits: int, limit_bytes: int) -> bytes:
-    """Unpack every member of a body: gzip files may be put one behind the other."""
+    """Unpack every member of a body: gzip files may be put one behind the other, MOST_MEMBERS of them."""
     unpacked = bytearray()
+    members = 0
     while body:
+        members += 1
+        if members > MOST_MEMBERS:
+            raise DamagedBodyError
         member = zlib.decompressobj(window_bits)
         unpacked += member.decompress(body, limit_bytes + 1 - len(unpacked))
         if len(unpacked) > limit_bytes:

@@ -7,6 +7,8 @@ Against aiohttp's client it takes about a third off the processor time of a stre
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections import deque
@@ -108,7 +110,8 @@ class Connection(asyncio.Protocol):
             self._fail("it answered more than it was asked")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if not self.head_done:  # trailers are no headers, whichever way the network cuts the answer
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
@@ -135,6 +138,7 @@ class Connection(asyncio.Protocol):
         return (
             self.message_done
             and self.keep_alive
+            and not self._paused  # who asks on it next would wait for a head that nobody reads
             and not self._lost
             and self.error is None
             and self.transport is not None
@@ -300,8 +304,15 @@ class Upstream:
         except TimeoutError as error:
             raise UpstreamError(f"it did not accept a connection within {self._connect_s:g} s") from error
         except OSError as error:
-            raise UpstreamError(f"it cannot be reached: {error.strerror or error}") from error
+            raise UpstreamError(f"it cannot be reached: {_why(error)}") from error
         return connection
+
+
+def _why(error: OSError) -> str:
+    """Return the reason without the arm's address, which asyncio's own words hold and no client is told."""
+    if isinstance(error, socket.gaierror | ssl.SSLError):
+        return error.strerror or str(error)
+    return os.strerror(error.errno) if error.errno else "none of its addresses takes a connection"
 
 
 def _kept(pool: deque[Connection]) -> Connection | None:

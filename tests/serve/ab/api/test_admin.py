@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,15 @@ def test_live_control(own: Any, admin: dict[str, str]) -> None:
     assert put({"weights": {"other": 1}, "version": 1})[0] == 400
     assert put({"weights": {"dense": "1"}, "version": 1})[0] == 422
     assert put({"weight": {}, "version": 1})[0] == 422
+    for body in (
+        {"version": math.nan},
+        {"version": 1, "weights": {"a": math.inf}},
+        {"version": 1, "why": "\ud800"},
+        {"\ud800": 1},
+    ):
+        status, answer = put(body)  # what cannot be written as JSON is not repeated
+        assert status == 422
+        assert answer["detail"][0].keys() == {"type", "loc", "msg"}
     assert own.experiment()["state"]["version"] == 1
 
     assert own.ask()[1]["x-mi-prun-arm"] == "dense"

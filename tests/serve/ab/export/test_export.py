@@ -197,6 +197,8 @@ def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) ->
         ({"cpu": "four"}, "--cpu four: it is a quantity of Kubernetes above 0"),
         ({"memory": "16GB"}, "--memory 16GB: it is a quantity"),
         ({"memory": "0Gi"}, "--memory 0Gi: it is a quantity"),
+        ({"namespace": "My Space"}, "--namespace My Space: a name in Kubernetes has small letters"),
+        ({"claim": "a/b"}, "--claim a/b: a name in Kubernetes"),
         ({"accelerator": "H100"}, "--accelerator H100: Kubernetes takes cpu, or nothing for GPUs"),
     ],
 )
@@ -343,6 +345,11 @@ def test_the_cluster_places_gpus(target: str, tmp_path: Path) -> None:
         ("ray-serve", {"dense": {"model": "o/n", "env": {"AWS_SECRET_ACCESS_KEY": "secret-key"}}}, "like a secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--hf-token", "secret-key"]}}, "belongs into a Secret"),
         ("ray-serve", {"dense": {"model": "o/n", "flags": ["--tensor-parallel-size", "x"]}}, "must be a number"),
+        (
+            "kubernetes",
+            {"dense": {"model": "o/n", "flags": ["--max-model-len", "4096", "-tp", "2"]}},
+            "'-tp' is no flag in full",
+        ),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--middleware=a", "--middleware", "b"]}}, "there twice"),
         ("kubernetes", {"dense": {"url": "http://vllm:8000", "upstream_model": "o/n"}}, "are the proxy's doing"),
         ("kubernetes", {"dense": {"url": "http://vllm:8000", "api_key_env": "KEY"}}, "are the proxy's doing"),
@@ -411,6 +418,8 @@ def test_a_plan_of_a_hub_model_at_its_commit_is_exported(pruned: Path, tmp_path:
         (["--flag", "False"], ["--no-flag"]),
         (["--seed=00123"], ["--seed=00123"]),
         (["--reasoning-parser="], ["--reasoning-parser="]),
+        (["--allowed-origins", '["https://x"]'], ['--allowed-origins=["https://x"]']),
+        (["--seed", "-1"], ["--seed=-1"]),
         (["--lora-modules", '{"name": "a"}', '{"name": "b"}'], ["--lora-modules", '{"name": "a"}', '{"name": "b"}']),
         (["--flag", "true"], ["--flag"]),
         (["--no-flag"], ["--no-flag"]),
@@ -440,7 +449,9 @@ def test_flags_become_arguments() -> None:
         ({"a": 95, "b": 5}, {"a": 95, "b": 5}),
         ({"a": 0.975, "b": 0.025}, {"a": 39, "b": 1}),
         ({"a": 1.0, "b": 0.0}, {"a": 1, "b": 0}),
-        ({"a": 1e6, "b": 1e-3}, {"a": 1_000_000, "b": 1}),
+        ({"a": 1e6, "b": 1.0}, {"a": 1_000_000, "b": 1}),
+        ({"a": 0.99996, "b": 0.00004}, {"a": 1_000_000, "b": 40}),
+        ({"a": 99.995, "b": 0.005}, {"a": 19_999, "b": 1}),
         ({"a": 1 / 3, "b": 2 / 3}, {"a": 1, "b": 2}),
     ],
 )
@@ -450,6 +461,28 @@ def test_weights_become_whole_numbers(weights: dict[str, float], whole: dict[str
         name: pytest.approx(whole[name] * sum(exported_weights.values()), rel=1e-6) for name in whole
     }
     assert all(0 <= weight <= 1_000_000 for weight in exported_weights.values())
+
+
+def test_a_weight_too_small_for_a_route_is_refused() -> None:
+    with pytest.raises(UserError, match=r"arm b: its weight is 4e-07 of the largest one, .* down to 1e-06; take 0"):
+        whole_weights({"a": 99.99996, "b": 0.00004})
+
+
+def test_files_of_this_machine_do_not_go_to_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(
+        arms={"dense": {"model": "o/n"}}, api_keys_file="api.keys", admin_key_file="admin.key", access_log="ab.log"
+    )
+    text = export(config, "ray-serve", ExportOptions(), tmp_path / "out")["serve.yaml"]
+    assert not any(word in text for word in ("api.keys", "admin.key", "ab.log", "_file", "access_log"))
+    said = capsys.readouterr().err
+    assert "api_keys_file api.keys is left out: it is a file of this machine; on Ray keys come from" in said
+    assert said.count("is left out") == 3
+
+
+def test_a_folder_of_models_in_the_cluster_is_a_whole_path(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model-root models: it is a folder in the cluster, from / on"):
+        export(config, "kubernetes", ExportOptions(model_root="models"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(pruned: Path, tmp_path: Path) -> None:

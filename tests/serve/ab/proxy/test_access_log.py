@@ -36,6 +36,19 @@ def test_lines_that_come_while_others_are_written_are_not_lost(tmp_path: Path, m
     assert lines == [{"number": number} for number in range(9_000)]
 
 
+def test_lines_that_wait_are_bounded_by_their_length_too(tmp_path: Path) -> None:
+    """A prompt may have megabytes, and the disk may stand still."""
+    log = AccessLog(tmp_path / "log")
+    for _ in range(70):
+        log.write(prompt="x" * 2**20)
+    assert log.lost == 7
+    log.flush()
+    log.write(prompt="x" * 2**20)
+    assert log.lost == 7
+    log.close()
+    assert len((tmp_path / "log").read_text().splitlines()) == 64
+
+
 def test_a_thread_that_is_cancelled_before_it_begins_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,16 @@ def test_a_stream_that_breaks_ends_with_an_error_event(dense: Any, event_stream:
     assert dense.outcomes() == [("dense", 200, "disconnected")]
 
 
+def test_a_stream_with_a_length_ends_with_an_error_event_too(dense: Any, event_stream: Any) -> None:
+    """A gateway may know the length: what is said of a failure comes on top of it."""
+    said = event_stream()
+    said["headers"] = (*said["headers"], (b"content-length", b"5000"))
+    dense.say("dense", chunk("a"), UpstreamError("the connection was lost"), **said)
+    response = dense.ask(stream=True)
+    assert "content-length" not in response.headers
+    assert response.parts[1].startswith(ERROR + b"the connection was lost")
+
+
 def test_an_answer_that_is_no_stream_is_cut_off(dense: Any) -> None:
     dense.say("dense", b'{"choices"', UpstreamError("the connection was lost"))
     response = dense.ask()
@@ -284,7 +294,7 @@ def test_an_answer_without_a_body(dense: Any) -> None:
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"Zstd"])
 @pytest.mark.parametrize("kind", [b"application/json", b"text/event-stream"])
-def test_a_compressed_answer_is_passed_on_part_by_part_and_not_judged(
+def test_of_a_compressed_answer_only_its_end_is_known(
     dense: Any, caplog: pytest.LogCaptureFixture, encoding: bytes, kind: bytes
 ) -> None:
     """Although `identity` was asked for: what is in it nobody knows."""
@@ -297,8 +307,7 @@ def test_a_compressed_answer_is_passed_on_part_by_part_and_not_judged(
         assert response.headers["content-encoding"] == encoding.decode()
     assert dense.outcomes() == [("dense", 200, "ok")] * 2
     event = dense.events[0]
-    assert (event.counted, event.output_tokens, event.itl_s) == (False, None, ())
-    assert event.ttft_s is not None
+    assert (event.counted, event.output_tokens, event.itl_s, event.ttft_s) == (True, None, (), None)
     assert dense.service.packed == {"dense": 2}
     assert dense.service.shadow.counts == {}
     assert caplog.text.count("arm dense compresses its answers") == 1
@@ -309,4 +318,7 @@ def test_a_compressed_answer_that_fails_is_counted(dense: Any) -> None:
     response = dense.ask(stream=True)
     assert (response.body, response.whole) == (b"\x1f", False)
     assert dense.outcomes() == [("dense", 200, "disconnected")]
-    assert dense.events[0].counted
+    # As is one that goes well: else a first error would be all that is known of the arm, and drain it.
+    dense.say("dense", b"\x1f", headers=((b"content-encoding", b"gzip"),))
+    dense.ask(stream=True)
+    assert [event.counted for event in dense.events] == [True, True]

@@ -31,6 +31,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.closed = False
+        self.aborted = False
         self.ended = False  # by the server's own doing
 
     def write(self, data: Any) -> None:
@@ -38,6 +39,9 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closed
@@ -81,7 +85,9 @@ def say(*parts: bytes, seen: Seen | None = None, **limits: Any) -> tuple[Seen, T
             protocol.data_received(part)
             await asyncio.sleep(0)
         for _ in range(3):  # an answer may start the next one
-            while protocol.pipeline or (protocol.tasks and protocol.cycle.more_body is False):
+            while not transport.aborted and (
+                protocol.pipeline or (protocol.tasks and protocol.cycle.more_body is False)
+            ):
                 await asyncio.sleep(0)
         transport.ended = transport.closed
         protocol.connection_lost(None)
@@ -130,6 +136,37 @@ def test_an_offer_of_another_protocol_is_ignored(offer: bytes, framed: bytes, cu
     for *_, headers in seen.requests:
         assert not {b"upgrade", b"http2-settings"} & set(headers)
         assert b"pgrade" not in headers.get(b"connection", b"")
+
+
+LONG_LINES = [b"x: %b\r\n" % (b"a" * 1_000)] * 100
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",  # trailers without end
+        HEAD + LENGTH + b"\r\n{GET / HTTP/1.1\r\n",  # what is behind a body that is not whole is that body
+    ],
+)
+def test_what_is_no_body_is_bounded_behind_the_head_too(before: bytes) -> None:
+    _, transport = say(before, *LONG_LINES)
+    assert transport.aborted or b"HTTP/1.1 4" in transport.written
+
+
+def test_a_head_that_comes_while_an_answer_is_under_way_is_bounded() -> None:
+    class Waiting(Seen):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    _, transport = say(b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n", *LONG_LINES, seen=Waiting())
+    assert transport.aborted
+
+
+def test_a_body_in_many_small_chunks_is_not_bounded_so() -> None:
+    chunks = [b"1;" + b"e" * 500 + b"\r\n \r\n"] * 200
+    seen, _ = say(HEAD + b"transfer-encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n")
+    assert [len(body) for _, _, body, _ in seen.requests] == [200]
 
 
 def test_many_offers_at_once_get_as_many_answers() -> None:

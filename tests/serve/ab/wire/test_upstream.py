@@ -179,10 +179,54 @@ def test_a_large_body_is_sent_whole_and_a_head_without_line_ends() -> None:
     run(handler, client)
 
 
+def test_a_connection_whose_answer_was_left_unread_is_not_asked_again() -> None:
+    """It reads no more: who asked on it next would wait for ever."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 80000\r\n\r\n"
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await head_of(reader)
+            writer.write(head + b"x" * 1_000)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(b"x" * 79_000)
+            await writer.drain()
+
+    async def client(upstream: Upstream, url: str) -> None:
+        for _ in range(2):
+            async with asyncio.timeout(2):
+                answer = await upstream.send("GET", f"{url}/x", [])
+            await answer.read()
+            await asyncio.sleep(0.2)
+            answer.close()
+
+    assert run(handler, client) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 10_000])
+def test_trailers_are_no_headers(cut: int) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ncontent-encoding: gzip\r\n\r\n"
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        for at in range(0, len(answer), cut):
+            writer.write(answer[at : at + cut])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async def client(upstream: Upstream, url: str) -> None:
+        got = await upstream.send("GET", f"{url}/x", [])
+        assert await got.read()
+        assert [name for name, _ in got.headers] == [b"transfer-encoding"]
+        got.close()
+
+    run(handler, client)
+
+
 def test_nobody_listens() -> None:
     async def main() -> None:
         async with Upstream(2.0) as upstream:
-            with pytest.raises(UpstreamError, match="cannot be reached"):
+            with pytest.raises(UpstreamError, match=r"^it cannot be reached: Connection refused$"):  # no address
                 await upstream.send("GET", "http://127.0.0.1:9/x", [])
 
     asyncio.run(main())
