@@ -108,6 +108,8 @@ def measure(prepared: Prepared, folder: ResultsFolder, while_served: WhileServed
     journal = Journal(folder, provenance.settings_sha256, labels, again=settings.again)
     if journal.resumed:
         say(f"going on with run {journal.run}: what {folder.path} has of it is not measured again")
+    elif settings.alive is None and not settings.again:
+        _say_other_run(prepared, folder)
     if settings.loads.rounds < FEW_ROUNDS:
         say(f"fewer than {FEW_ROUNDS} rounds: intervals will be wide, or none")
     points: list[PointRecord] = []
@@ -214,6 +216,17 @@ class _Run:
                 self.journal.add_points(
                     points_of(self.journal.run, models.dense, models.all, load, rounds, self.provenance)
                 )
+
+
+def _say_other_run(prepared: Prepared, folder: ResultsFolder) -> None:
+    """Say why a run that is there is not gone on with, where that is the memory that is free now."""
+    other: Alive = "alone" if prepared.alive == "together" else "together"
+    theirs = provenance_of(replace(prepared, alive=other)).settings_sha256
+    if any(record.settings_sha256 == theirs for record in folder.rounds):
+        say(
+            f"a new run begins: by the memory that is free now engines are alive {prepared.alive}, and in the run that "
+            f"{folder.path} has they were alive {other} (--engines {other} goes on with that one)"
+        )
 
 
 def provenance_of(prepared: Prepared) -> Provenance:

@@ -317,7 +317,12 @@ def test_the_commands_run_and_draft(
 
 
 def test_engines_that_do_not_fit_are_refused_before_any_is_started(
-    bench: Bench, tmp_path: Path, dense: Path, prune: Prune, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    tmp_path: Path,
+    dense: Path,
+    prune: Prune,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pruned, out = prune(dense, tmp_path / "p25", [1]), tmp_path / "results"
 
@@ -335,9 +340,11 @@ def test_engines_that_do_not_fit_are_refused_before_any_is_started(
     assert (bench.starts, out.exists()) == ([], False)
     measured(dense, pruned, out, replace(SETTINGS, alive=None))
     assert bench.most_alive == 1
+    assert "a new run begins" not in capsys.readouterr().err
     free(12)
-    measured(dense, pruned, out, replace(SETTINGS, alive=None, again=True))
+    measured(dense, pruned, out, replace(SETTINGS, alive=None))
     assert bench.most_alive == 2
+    assert "(--engines alone goes on with that one)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [POINTS_NAME, ROUNDS_NAME, TASKS_NAME])
