@@ -66,38 +66,40 @@ def sweep(
     output: Results,
     dense: Annotated[str | None, typer.Option(help="the dense model: a folder or a hub id")] = None,
     shape: Annotated[
-        str | None, typer.Option(help="in its place: a config.json, or a name; dummy weights, speed and memory only")
+        str | None, typer.Option(help="in place of --dense: a config.json or a shape's name; dummy weights, no quality")
     ] = None,
     ratios: Annotated[str, typer.Option(help="shares of the blocks to drop; 0 is the dense model")] = SWEEP.ratios,
     methods: Annotated[str, typer.Option(help="see `mi-prun methods`; NAME:N measures N sets")] = SWEEP.methods,
     presets: Annotated[str, typer.Option(help=f"lengths: {', '.join(PRESETS)}")] = ",".join(LOADS.presets),
     input_tokens: InputTokens = None,
     output_tokens: OutputTokens = None,
-    trace: Annotated[Path | None, typer.Option(help="a file of request lengths (JSONL or CSV), beside them")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="a file of request lengths (JSONL or CSV), added to --presets")
+    ] = None,
     text: Text = None,
     concurrency: Concurrency = SWEEP_CONCURRENCY,
     rates: Annotated[str, typer.Option(help="requests/s, open loops like .5,1,2; auto: up to saturation; none")] = AUTO,
     prompts: Prompts = None,
     rounds: Rounds = LOADS.rounds,
     seed: Annotated[
-        int, typer.Option(help="of the prompts, the calibration text, the choice and the healing")
+        int, typer.Option(help="seed of the prompts, the calibration text, the choice and the healing")
     ] = LOADS.seed,
     virtual: Annotated[
         bool, typer.Option("--virtual/--no-virtual", help="checkpoints without weights of their own, or whole ones")
     ] = not SWEEP.materialise,
     draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
     calibration: Calibration = None,
-    tokens: Annotated[int, typer.Option(help="tokens of it that are scored")] = SWEEP.analyze.scoring_tokens,
+    tokens: Annotated[int, typer.Option(help="tokens of --calibration that are scored")] = SWEEP.analyze.scoring_tokens,
     quality_text: QualityText = None,
     heal: Annotated[
         str | None, typer.Option(metavar="10min", help="each pruned model healed, too: `fit`, 10min, 1h, 500k tokens")
     ] = None,
     heal_text: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT[=WEIGHT]", help="to heal on; may be repeated; default: --calibration's"),
+        typer.Option(metavar="TEXT[=WEIGHT]", help="text to heal on; may be repeated; default: --calibration's"),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="NAME,...|default", help="of lm-eval's, which the models are asked, too")
+        str | None, typer.Option(metavar="NAME,...|default", help="lm-eval tasks to run on each model at the end")
     ] = None,
     tasks_from: TasksFrom = None,
     task_limit: TaskLimit = None,
@@ -225,10 +227,12 @@ def draft(
     from bench.sweeps.run import run_drafts
 
     if (text is None) == (prompts_from is None):
-        raise UserError("give exactly one of --text TEXT and --prompts-from FILE: a draft foresees no random tokens")
+        raise UserError(
+            "give exactly one of --text TEXT and --prompts-from FILE: random tokens cannot be predicted by a draft"
+        )
     if prompts_from is not None and input_tokens is not None:
         raise UserError(
-            "--input-tokens does not go with --prompts-from: its prompts are as long as they are; leave it out"
+            "--input-tokens does not go with --prompts-from: its prompts keep their own lengths; leave it out"
         )
     input_tokens = input_tokens if input_tokens is not None else RUN_WORKLOADS.input_tokens
     loads = run_workloads(input_tokens, output_tokens, prompts, concurrency, rounds, seed, text, prompts_from)

@@ -65,7 +65,7 @@ def tasks(
         bool, typer.Option(help="first compare the server's log-probabilities with transformers'")
     ] = True,
     logprob_tolerance: Annotated[
-        float, typer.Option(metavar="NATS", help="mean difference a token that is let pass")
+        float, typer.Option(metavar="NATS", help="largest mean difference per token that passes")
     ] = TOLERANCE_MEAN_NATS,
     prompts: Annotated[
         Path | None, typer.Option(help="prompts to continue for the report, one a line; default: four of our own")

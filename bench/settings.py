@@ -20,7 +20,7 @@ class WorkloadSettings:
     presets: names of PRESETS. input_tokens, output_tokens: lengths in their place. trace: a file of lengths, beside
     them.
 
-    text: prompts are pieces of it, instead of random tokens; a draft foresees nothing of random ones. prompts_from: a
+    text: prompts are pieces of it, instead of random tokens, which no draft can predict. prompts_from: a
     file whose rows are the prompts, in place of it; they have their own lengths.
 
     rates: requests/s, `auto` (shares of what the dense model can give), or none. prompts: in a round; None takes twice

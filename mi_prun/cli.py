@@ -79,7 +79,8 @@ def root(
         raise typer.Exit
     if context.invoked_subcommand not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
-            f"mi-prun {context.invoked_subcommand} runs as one process; only {' and '.join(SHARED)} share their work"
+            f"mi-prun {context.invoked_subcommand} runs as one process; only {' and '.join(SHARED)} share their work: "
+            "start it without torchrun or accelerate"
         )
 
 
@@ -115,7 +116,7 @@ def analyze(
     stream_blocks: StreamBlocks = False,
     force: Force = False,
 ) -> None:
-    """One pass over calibration text; it serves every ratio.
+    """Run one pass over calibration text. The result serves every ratio.
 
     Example: mi-prun analyze meta-llama/Llama-3.1-8B --calibration wikitext -o analysis/
     """
@@ -161,7 +162,7 @@ def plan(
     device: Device = None,
     force: Force = False,
 ) -> None:
-    """Choose the blocks of one ratio: milliseconds, or as many passes as the re-ranking makes.
+    """Choose the blocks to drop: milliseconds if nothing is measured, else as many passes as the candidates need.
 
     Example: mi-prun plan analysis/ --ratio 0.25 -o plan.json
     """
@@ -339,7 +340,7 @@ def heal(
     from mi_prun.recovery.heal import heal_folder
 
     if fit and (no_fit or tokens is not None or minutes is not None):
-        raise UserError("--fit is the closed form alone: without --no-fit, --tokens and --minutes")
+        raise UserError("--fit is the closed form alone: leave out --no-fit, --tokens and --minutes")
     if train == "none":
         raise UserError("--train must be lora or all; --fit is the closed form alone")
     given = {
@@ -399,7 +400,7 @@ def compare(
     seed: Seed = ANALYZE.seed,
     device: Device = None,
 ) -> None:
-    """Methods x ratios on the same held-out text: tables, a plot, and the heat map of segment costs.
+    """Compare methods at each ratio on the same held-out text: tables, a plot, a heat map of segment costs.
 
     Example: mi-prun compare meta-llama/Llama-3.1-8B --ratios .1,.25,.4 --methods hybrid,bi,greedy-loss -o compared/
     """

@@ -66,7 +66,7 @@ CriterionName = Annotated[
 Recall = Annotated[
     float,
     typer.Option(
-        help="the share of each window that sets are compared on which repeats the window's beginning; 0: perplexity "
+        help="share of each window, at its end, that repeats its beginning while sets are compared; 0: perplexity "
         "alone decides. It counts where sets are re-ranked (hybrid, NAME with --rerank N), not for greedy-loss and "
         "exhaustive"
     ),
@@ -74,7 +74,7 @@ Recall = Annotated[
 NoQuality = Annotated[bool, typer.Option("--no-quality", help="do not measure the choice on held-out text")]
 MaxPplIncrease = Annotated[
     str | None,
-    typer.Option(metavar="10%", help="the most blocks that cost no more perplexity than this, in place of a ratio"),
+    typer.Option(metavar="10%", help="drop as many blocks as raise perplexity by at most this (in place of a ratio)"),
 ]
 MaxKl = Annotated[
     float | None,
@@ -105,18 +105,18 @@ Healing = Annotated[
         "--heal", metavar="10min", help="make up for the dropped blocks: `fit`, 10min, 1h, or tokens: 500k, 1M"
     ),
 ]
-HealTokens = Annotated[str | None, typer.Option("--tokens", metavar="1M", help="how many are trained on")]
-HealMinutes = Annotated[float | None, typer.Option(help="how long is healed; default: 10")]
+HealTokens = Annotated[str | None, typer.Option("--tokens", metavar="1M", help="number of tokens to train on")]
+HealMinutes = Annotated[float | None, typer.Option(help="minutes that healing may take; default: 10")]
 Fit = Annotated[bool, typer.Option("--fit", help="the closed form alone: no gradient, a minute or two on a CPU")]
 NoFit = Annotated[bool, typer.Option("--no-fit", help="begin the training without the closed form")]
 Train = Annotated[str, typer.Option(help="lora: adapters on all linear layers; all: the blocks whole")]
-Rank = Annotated[int, typer.Option(help="of LoRA")]
+Rank = Annotated[int, typer.Option(help="rank of the LoRA adapters")]
 LearningRate = Annotated[float | None, typer.Option(help="default: 1e-3 of lora, 3e-4 of all")]
 BatchTokens = Annotated[
     int | None, typer.Option(help="tokens of one step of the optimizer; default: 512 on a CPU, 1,024 on a GPU")
 ]
 HealWindow = Annotated[int, typer.Option("--window", help="tokens in a window")]
-Temperature = Annotated[float, typer.Option(help="of the teacher's and the student's distributions")]
+Temperature = Annotated[float, typer.Option(help="temperature of the teacher's and the student's distributions")]
 CeShare = Annotated[float, typer.Option(help="share of the loss that is cross-entropy on the text itself, 0 to 1")]
 TrainDtype = Annotated[
     str | None,

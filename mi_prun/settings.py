@@ -58,7 +58,7 @@ class PlanSettings:
     model: where the dense model is, if it is not where the analysis was made of it.
     criterion: the loss that sets are compared by, ce or kl. None takes ce, but kl under a limit of KL and on text
     sampled from the model, where both have the same expectation less a constant.
-    recall: the share of each window that sets are compared on which repeats the window's beginning (`text/recall.py`).
+    recall: share of each window, at its end, that repeats its beginning while sets are compared (`text/recall.py`).
     """
 
     method: str = "hybrid"

@@ -39,8 +39,9 @@ class Draft:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """reference: a folder or hub id, as the user named it. folder: what vLLM opens.
+    """A checked model that is about to be served.
 
+    reference: a folder or hub id, as the user named it. folder: what vLLM opens.
     manifest: where it is one of ours. draft: where a pruned model drafts for it.
     """
 

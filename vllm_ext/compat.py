@@ -24,8 +24,8 @@ def vllm_version() -> str:
         except PackageNotFoundError:
             continue
     raise UserError(
-        "vLLM is not installed: without a GPU `make demo` in a checkout installs it, for one this package's "
-        "extra `gpu` does"
+        "vLLM is not installed; in a clone of the repository run pip install '.[gpu]' for a GPU, or "
+        "make .venv/.installed without one"
     )
 
 
@@ -36,7 +36,7 @@ def check_version() -> None:
     number = tuple(int(part) for part in parts[:2] if part.isdecimal())
     if not OLDEST <= number <= NEWEST:
         low, high = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
-        raise UserError(f"vLLM {version} is not supported; supported are {low} to {high}")
+        raise UserError(f"vLLM {version} is not supported; supported are {low} to {high}: install one of these")
 
 
 # Where each version has it, the newest first. `requirements/check_vllm.py` checks these against released versions.

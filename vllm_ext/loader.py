@@ -41,7 +41,7 @@ logger = init_logger("vllm.mi_prun.loader")
 
 @register_model_loader(LOAD_FORMAT)
 class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
-    """reading: what the last load read in this process."""
+    """vLLM's loader for the load format `mi_prun`. reading: what the last load read in this process."""
 
     def __init__(self, load_config: Any) -> None:
         # The parent knows its own formats only.
@@ -74,7 +74,7 @@ class MiPrunLoader(DefaultModelLoader):  # type: ignore[misc]
         return model
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
-        """A dense model comes here too, as the target of a draft."""
+        """Load the weights into `model`. A dense model comes here too, as the target of a draft."""
         self.reading = LoadProgress()
         self.counter_before_loading_weights = time.perf_counter()  # the parent logs how long it took from there
         with fault_reported(f"model {model_config.model}", self.reading):

@@ -1,6 +1,6 @@
 """Take prompts from a text: pieces of it, or the rows of a file, each as a user would send it.
 
-What a draft foresees depends on the text; of random tokens it foresees nothing.
+How much a draft predicts depends on the text. Random tokens cannot be predicted.
 """
 
 from __future__ import annotations

@@ -101,7 +101,10 @@ def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()
     points = [point for point in run.under(run.main) if point.arm.kind != "draft"]
     rows = [row_of(point, run.dense) for point in points]
     if limits.ppl_increase is not None and all(row.x_perplexity is None for row in rows if row.dropped):
-        raise UserError(f"run {run.name} did not measure quality; --max-ppl-increase cannot be decided")
+        raise UserError(
+            f"run {run.name} did not measure quality, which --max-ppl-increase needs; leave that limit out, or measure "
+            "again with --quality-text TEXT"
+        )
     fit = [row for row in rows if not misses(row, limits)]
     if fit:
         row = fastest(fit) if limits.ppl_increase is not None else least(fit)

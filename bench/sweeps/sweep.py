@@ -53,7 +53,7 @@ def prepare_sweep(dense: str, settings: SweepSettings) -> Prepared:
     from mi_prun.selection.methods import check_possible
 
     if settings.draft and settings.measure.loads.text is None:
-        raise UserError("--draft needs --text: a draft foresees nothing of random tokens")
+        raise UserError("--draft needs --text: random tokens cannot be predicted by a draft")
     models = open_dense(dense)
     check_config(models.config)
     assert models.folder is not None

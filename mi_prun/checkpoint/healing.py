@@ -56,8 +56,9 @@ class AskedTask(Record):
 
 
 class Healing(Record):
-    """method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
+    """How a model was healed, as its manifest records it.
 
+    method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
     tokens: that were trained on. fit_tokens: that the closed form saw. seconds: what it took.
     """
 

@@ -126,7 +126,7 @@ def verify(folder: Path) -> None:
     Raises UserError with the first fault.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; only a pruned checkpoint can be verified")
+        raise UserError(f"{folder} is not a folder; --verify reads a pruned checkpoint: name its folder")
     manifest = read_manifest(folder)
     if fault := _first_fault(folder, manifest):
         raise UserError(f"{folder}: {fault}")
@@ -136,7 +136,7 @@ def verify(folder: Path) -> None:
         except OSError as error:  # the very fault of a disk that is looked for
             raise UserError(f"{folder}: {name} cannot be read: {error.strerror}") from error
         if found != digest.sha256:
-            raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs)")
+            raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs); apply the plan again")
     verify_structure(folder, manifest)
 
 

@@ -136,7 +136,9 @@ def draft_for(analysis: Analysis, settings: PlanSettings, purpose: str, amount: 
         raise UserError(f"--for must be draft, got {purpose!r}")
     wanted = amount.blocks(analysis.record.dense) if amount != Amount() else ()
     if wanted != () and not isinstance(wanted, int):
-        raise UserError("--for draft chooses the blocks itself; say how many, or leave that out too")
+        raise UserError(
+            "--for draft chooses the blocks itself; give --ratio, --num-blocks or --param-ratio, or none of them"
+        )
     return plan_draft(analysis, settings, [wanted] if isinstance(wanted, int) else (), print)
 
 

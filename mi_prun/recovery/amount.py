@@ -16,7 +16,7 @@ LONGEST_SHOWN = 100
 
 
 def parse_tokens(text: str) -> int:
-    """`1M`, `500k` or a number.
+    """Return the number of tokens that `1M`, `500k` or a plain number says. Raises UserError for other text.
 
     >>> parse_tokens("1.5M")
     1500000
@@ -31,7 +31,10 @@ def parse_tokens(text: str) -> int:
 
 
 def parse_heal(text: str, settings: HealSettings) -> HealSettings:
-    """`fit`, `10min`, `1h` or `1M` (tokens), of `prune --heal`."""
+    """Return the settings with the length that `--heal` names: `fit`, `10min`, `1h`, `1M` (tokens).
+
+    Raises UserError for any other text.
+    """
     if text == "fit":
         return replace(settings, train="none", tokens=None, minutes=None)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip().lower())

@@ -26,7 +26,7 @@ LEAST_ROWS = 32
 
 @dataclass(frozen=True)
 class Distillation:
-    """temperature: T. ce_share: s, 0 to 1."""
+    """The loss of healing, as the module states it. temperature: T. ce_share: s, 0 to 1."""
 
     temperature: float = 1.0
     ce_share: float = 0.0

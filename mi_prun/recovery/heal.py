@@ -327,7 +327,7 @@ def _kept_of(training: Training) -> str:
 
 
 class NoBetterError(UserError):
-    """The gate's: what was healed is no better than what was pruned."""
+    """The gate refuses a healed model: it is no better than the pruned one."""
 
     status = 3  # it is no wrong input: a script may go on without healing
 

@@ -45,7 +45,7 @@ class SampledText:
 
     @staticmethod
     def of(analysis: Analysis) -> SampledText:
-        """The text of an analysis."""
+        """Return the text that an analysis sampled: scoring and ranking to heal on, held-out to judge on."""
         healing = np.concatenate([analysis.scoring, analysis.ranking])
         return SampledText(torch.from_numpy(healing).long(), torch.from_numpy(analysis.held_out).long())
 
@@ -106,7 +106,7 @@ class HealingText:
         return names_of([(supply.name, supply.weight) for supply in self.supplies])
 
     def windows(self, first: int, count: int) -> Tensor:
-        """(count, window_tokens) from window `first` on. A text that has ended begins again."""
+        """Return `count` windows from window `first` on: (count, window_tokens). A text that has ended begins again."""
         windows = torch.stack([self._window(number) for number in range(first, first + count)])
         if self._check is not None:
             self._check(windows)

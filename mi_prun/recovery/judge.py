@@ -37,7 +37,7 @@ class Judge:
 
     @torch.no_grad()
     def measure(self) -> list[Judged]:
-        """One entry a kind."""
+        """Measure the student on every kind of text; return one `Judged` for each, in order."""
         if not self._states:
             self._states = [
                 [self._dense(tokens) for tokens in torch.split(kind.tokens, self.batch)] for kind in self.kinds

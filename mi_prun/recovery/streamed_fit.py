@@ -28,7 +28,10 @@ AFTER_IT = (1,)  # what a model of one block is said to drop: a block that it ha
 
 @dataclass(frozen=True)
 class StreamedFit:
-    """tensors: the refitted matrices, by their names in the dense model's files. before, after: by kind of text."""
+    """The result of `fit_streamed`.
+
+    tensors: the refitted matrices, by their names in the dense model's files. before, after: by kind of text.
+    """
 
     tensors: dict[str, Tensor]
     fits: list[Refit]

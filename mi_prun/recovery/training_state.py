@@ -25,8 +25,9 @@ OWN, TRAINED, BEST, MOMENTS = "own", "trained", "best", "optimizer"
 
 @dataclass(frozen=True)
 class Progress:
-    """tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
+    """How far a training has come.
 
+    tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
     fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far, of the state after step
     `best_step`. checked: validations made.
     """

@@ -192,7 +192,7 @@ def short_windows(windows: Tensor, *, bos: bool = False) -> Tensor:
     """
     head, text = windows[:, : int(bos)], windows[:, int(bos) :]
     pieces, length = 1, text.shape[1]
-    while pieces * len(text) < SCREENING_WINDOWS and length >= 2 * LEAST_SCREENING_TOKENS:
+    while pieces * len(text) < SCREENING_WINDOWS and length // 2 + int(bos) >= LEAST_SCREENING_TOKENS:
         pieces, length = 2 * pieces, length // 2
     cut = torch.split(text[:, : pieces * length], length, dim=1)
     return torch.cat([head.repeat(pieces, 1), torch.cat(cut)], dim=1)

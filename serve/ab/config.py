@@ -183,7 +183,9 @@ class Config(Record):
     def _arm_names(cls, arms: dict[str, ArmConfig]) -> dict[str, ArmConfig]:
         for name in arms:
             if not ARM_NAME.fullmatch(name):
-                raise ValueError(f"arm name {name!r}: letters, digits, - and _, at most 32")
+                raise ValueError(
+                    f"arm name {name!r} must be 1 to 32 letters, digits, - or _, and begin with a letter or digit"
+                )
         return arms
 
     @field_validator("guardrails")
@@ -211,14 +213,17 @@ class Config(Record):
             raise ValueError("model_name is missing: the first arm has no model to take it from (--model-name)")
         for name in self.names:
             if "@" in name or any(ord(sign) < 0x21 or ord(sign) > 0x7E for sign in name):
-                raise ValueError(f"model_name {name!r}: printable ASCII without spaces and @")
+                raise ValueError(f"model_name {name!r} must be printable ASCII without spaces and @")
         if "" in self.model_aliases:
             raise ValueError("model_aliases: a name must not be empty")
         for origin in self.cors_origins:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_origins: {origin!r} must be http://HOST[:PORT], https://HOST[:PORT] or *")
         if not NAME.fullmatch(self.experiment):
-            raise ValueError(f"experiment {self.experiment!r}: letters, digits, -, _ and ., at most 64")
+            raise ValueError(
+                f"experiment {self.experiment!r} must be 1 to 64 letters, digits, -, _ or ., and begin with a letter "
+                "or digit"
+            )
         if self.control not in self.arms:
             raise ValueError(f"control {self.control!r} is no arm (arms: {', '.join(self.arms)})")
         check_weights(self.split, self.arms)

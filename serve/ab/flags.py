@@ -30,18 +30,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what clients ask for (default: the first arm's model, or what its URL serves)",
     )
-    add("--experiment", metavar="NAME", help="what assignments are drawn by; another name is another draw")
-    add("--shadow-share", type=float, metavar="SHARE", help="of the requests that are mirrored to another arm, 0..1")
+    add("--experiment", metavar="NAME", help="name that the random assignment depends on; another name assigns anew")
+    add("--shadow-share", type=float, metavar="SHARE", help="share of requests mirrored to another arm, 0..1")
     add("--guardrail", action="append", metavar="RULE", help="such as 'error_rate<1%%'; repeatable")
     add("--host", help="address to listen on (default: 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default: 8080)")
-    add("--state", type=Path, metavar="FILE", help="what survives a restart (default: mi-prun-ab.sqlite)")
+    add(
+        "--state", type=Path, metavar="FILE", help="split and figures, kept over a restart (default: mi-prun-ab.sqlite)"
+    )
     add("--access-log", type=Path, metavar="FILE", help="JSON lines (default: standard output)")
     add("--log-prompts", action="store_true", default=None, help="write prompts into the access log")
     add("--log-folder", type=Path, metavar="FOLDER", help="where the engines' own output goes")
     add("--api-keys-file", type=Path, metavar="FILE", help="one key on each line")
     add("--admin-key-file", type=Path, metavar="FILE", help="the key of the admin routes and of operators")
-    add("--drain-seconds", type=float, metavar="S", help="what is in flight may take at SIGTERM (default: 30)")
+    add("--drain-seconds", type=float, metavar="S", help="seconds for requests in flight at SIGTERM (default: 30)")
 
 
 def config_of(flags: argparse.Namespace, engine_flags: list[str]) -> Config:

@@ -85,7 +85,7 @@ def test_a_wrong_version_or_port_is_said_before_the_hub_is_asked(
         with pytest.raises(BlockingIOError):
             hub.accept()
     said = {
-        "version": "error: vLLM 0.24.0 is not supported; supported are 0.25 to 0.33",
+        "version": "error: vLLM 0.24.0 is not supported; supported are 0.25 to 0.33: install one of these",
         "port": "error: cannot listen",
     }
     assert done.returncode == 2

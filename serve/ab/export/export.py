@@ -57,8 +57,8 @@ def export(config: Config, target: str, options: ExportOptions, output: Path, *,
         raise UserError("model_name is missing: the first arm has no model to take it from (--model-name)")
     if not options.model_root.startswith("/"):
         raise UserError(
-            f"--model-root {options.model_root}: it is a folder in the cluster, from / on; elsewhere a model would be "
-            "taken for one of the hub"
+            "--model-root must be an absolute path in the cluster, like /models, got "
+            f"{options.model_root}: a relative path would be read as a hub id"
         )
     arms = [exported(name, arm, config.weights[name], options) for name, arm in config.arms.items()]
     check_places(config, options)

@@ -90,10 +90,13 @@ def parse_guardrail(text: str) -> GuardrailRule:
         )
     if unit == "%":
         if quantity not in SHARES:
-            raise UserError(f"guardrail {text!r}: % is of a share ({', '.join(SHARES)}); for a ratio write 1.2x")
+            raise UserError(
+                f"guardrail {text!r}: % goes with shares only ({', '.join(SHARES)}); for a ratio to the control write "
+                "1.2x"
+            )
         bound /= 100
     if unit == "x" and quantity in MIRRORED:
-        raise UserError(f"guardrail {text!r}: {quantity} is of both arms already; x is of every other quantity")
+        raise UserError(f"guardrail {text!r}: {quantity} already compares two arms; give a number without x")
     if quantity in SHARES and unit != "x" and not 0 <= bound <= 1:
         raise UserError(f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %)")
     return GuardrailRule(text.strip(), quantity, below, bound, relative=unit == "x")

@@ -51,7 +51,7 @@ def test_what_can_be_known_to_be_wrong_is_said_first(
     for fields, said in (
         ({"methods": "magic"}, "magic"),
         ({"ratios": "2"}, "--ratios"),
-        ({"draft": True}, "--draft needs --text: a draft foresees nothing of random tokens"),
+        ({"draft": True}, "--draft needs --text: random tokens cannot be predicted by a draft"),
         ({"measure": MeasureSettings(WorkloadSettings(presets=("prefill-heavy",)))}, "a context of 512; ask for less"),
     ):
         with pytest.raises(UserError, match=said):

@@ -480,7 +480,9 @@ def test_files_of_this_machine_do_not_go_to_ray(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_folder_of_models_in_the_cluster_is_a_whole_path(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--model-root models: it is a folder in the cluster, from / on"):
+    with pytest.raises(
+        UserError, match="--model-root must be an absolute path in the cluster, like /models, got models"
+    ):
         export(config, "kubernetes", ExportOptions(model_root="models"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
