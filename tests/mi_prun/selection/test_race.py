@@ -82,6 +82,8 @@ def test_of_short_windows_the_first_are_of_different_passages() -> None:
 
 def test_each_short_window_begins_as_the_long_one_did() -> None:
     windows = torch.arange(4 * 1025).view(4, 1025)
+    with_bos = torch.arange(4 * 512).view(4, 512)
+    assert short_windows(with_bos, bos=True).shape == short_windows(with_bos).shape == (8, 256)
     cut = short_windows(windows, bos=True)
     assert cut.shape == (16, 257)
     assert torch.equal(cut[:, 0], windows[:, 0].repeat(4))
