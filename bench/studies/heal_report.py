@@ -8,6 +8,7 @@ A line of `bench.studies.heal_study` is a row of the table of its model and set 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from collections import defaultdict
@@ -67,6 +68,11 @@ class Case:
             said += [f"rank {self.setting('rank')}"] if self.setting("rank") not in (None, HealSettings.rank) else []
             said += [f"{chosen['batch_tokens']:,} a step", f"{chosen['learning_rate']:g}", chosen["train_dtype"]]
         return ", ".join(said)
+
+    def alike(self) -> tuple[Hashable, ...]:
+        """Return what two healings must agree in to be held against each other, beside blocks, case and seed."""
+        settings = ("rank", "learning_rate", "batch_tokens", "train_dtype", "window_tokens")
+        return *(self.setting(name) for name in settings), json.dumps(self.record.get("judged_on"))
 
     @property
     def judged(self) -> Mapping[str, Mapping[str, float]]:
@@ -151,11 +157,12 @@ def seeds_section(cases: Sequence[Case]) -> list[str]:
     """Return the parts about how much seeds scatter; none where each healing was done once."""
 
     def key(case: Case) -> Hashable:
-        settings = (case.setting("rank"), case.setting("learning_rate"))
-        return case.file, case.model, case.dropped, case.record["case"], *settings
+        return case.file, case.model, case.dropped, case.record["case"], *case.alike()
 
     def scatter(group: Sequence[Case], text: str) -> str:
-        closed = [case.judged[text]["gap_closed"] for case in group]
+        closed = [judged["gap_closed"] for case in group if (judged := case.judged.get(text)) is not None]
+        if len(closed) < 2:
+            return "-"
         return f"{statistics.mean(closed):.1%} +- {statistics.stdev(closed):.1%}"
 
     groups = [group for group in grouped(cases, key) if len({case.healing["seed"] for case in group}) > 1]
@@ -164,7 +171,12 @@ def seeds_section(cases: Sequence[Case]) -> list[str]:
     texts = list(dict.fromkeys(name for group in groups for name in group[0].judged))
     rows = [
         (
-            *(group[0].model, said_blocks(group[0].dropped), f"`{group[0].record['case']}`", str(len(group))),
+            *(
+                group[0].model,
+                said_blocks(group[0].dropped),
+                f"`{group[0].record['case']}`",
+                str(len({case.healing["seed"] for case in group})),
+            ),
             *(scatter(group, text) for text in texts),
         )
         for group in groups
@@ -182,7 +194,7 @@ def sets_section(cases: Sequence[Case]) -> list[str]:
     def key(case: Case) -> Hashable:
         return (
             *(case.model, len(case.dropped), case.record["case"], case.healing["seed"]),
-            *(case.setting("rank"), case.setting("learning_rate"), case.setting("batch_tokens")),
+            *case.alike(),
         )
 
     groups = [group for group in grouped(cases, key) if len({case.dropped for case in group}) > 1]
@@ -192,7 +204,10 @@ def sets_section(cases: Sequence[Case]) -> list[str]:
     rows = [
         (
             *(case.model, said_blocks(case.dropped), f"`{case.record['case']}`", f"{case.healing['tokens']:,}"),
-            *("{pruned:.1f} -> **{healed:.1f}**".format(**case.judged[text]) for text in texts),
+            *(
+                "{pruned:.1f} -> **{healed:.1f}**".format(**judged) if (judged := case.judged.get(text)) else "-"
+                for text in texts
+            ),
         )
         for group in groups
         for case in group

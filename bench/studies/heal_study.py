@@ -25,6 +25,7 @@ from typing import Any
 
 from bench.records.machine import commit, this_machine, versions
 from mi_prun.checkpoint.card import table
+from mi_prun.checkpoint.manifest import is_pruned
 from mi_prun.console import progress, run_command, say
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
@@ -35,7 +36,7 @@ from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.recovery.amount import parse_heal
-from mi_prun.recovery.heal import check_settings, heal
+from mi_prun.recovery.heal import NoBetterError, check_settings, heal
 from mi_prun.settings import HealSettings
 from mi_prun.text.calibration import load_calibration, tokens_digest
 
@@ -60,7 +61,10 @@ def settings_of(case: str, base: HealSettings) -> HealSettings:
 class JudgedModel:
     """Perplexity of a folder on the texts to judge by, cut once."""
 
-    def __init__(self, dense: ModelFolder, texts: Sequence[str], tokens: int, window: int) -> None:
+    def __init__(
+        self, dense: ModelFolder, texts: Sequence[str], tokens: int, window: int, device: str | None = None
+    ) -> None:
+        self.device = device
         tokenizer = dense.tokenizer
         names = [Path(text).name for text in texts]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -80,7 +84,7 @@ class JudgedModel:
 
     def log_perplexities(self, folder: ModelFolder, dropped: tuple[int, ...] = ()) -> dict[str, float]:
         """Return log-perplexities by text, in nats."""
-        model = load_on(folder)
+        model = load_on(folder, self.device)
         with progress("judging", sum(windows.numel() for windows in self.windows.values()), "tokens") as advance:
             return {
                 name: Evaluator(model, windows, batch_tokens=JUDGED_TOKENS).measure([dropped], advance)[0].ce_nats
@@ -89,13 +93,15 @@ class JudgedModel:
 
 
 def figures(dense: dict[str, float], pruned: dict[str, float], healed: dict[str, float]) -> dict[str, Any]:
-    """Perplexities by text, and the share of the gap in log-perplexity that was closed."""
+    """Perplexities by text, and the share of the gap in log-perplexity that was closed; None where there is no gap."""
     return {
         name: {
             "dense": round(math.exp(dense[name]), 3),
             "pruned": round(math.exp(pruned[name]), 3),
             "healed": round(math.exp(healed[name]), 3),
-            "gap_closed": round((pruned[name] - healed[name]) / (pruned[name] - dense[name]), 4),
+            "gap_closed": round((pruned[name] - healed[name]) / gap, 4)
+            if (gap := pruned[name] - dense[name])
+            else None,
         }
         for name in dense
     }
@@ -137,11 +143,12 @@ def said_blocks(dropped: Sequence[int]) -> str:
     return ", ".join(map(str, dropped))
 
 
-def cell(judged: Mapping[str, float] | None) -> str:
-    """Write the figures of one text; a dash where it was not measured."""
+def cell(judged: Mapping[str, float | None] | None) -> str:
+    """Write the figures of one text; a dash where it was not measured, or where there was no gap to close."""
     if judged is None:
         return "-"
-    return "{dense:.1f}; {pruned:.1f}; **{healed:.1f}** ({gap_closed:.0%})".format(**judged)
+    dense, pruned, healed, closed = (judged[name] for name in ("dense", "pruned", "healed", "gap_closed"))
+    return f"{dense:.1f}; {pruned:.1f}; **{healed:.1f}** ({'-' if closed is None else f'{closed:.0%}'})"
 
 
 def study(options: argparse.Namespace) -> None:
@@ -165,7 +172,7 @@ def study(options: argparse.Namespace) -> None:
     records = read_records(options.output)
     if other := next((number for number, record in enumerate(records, 1) if not record.keys() >= FIELDS), None):
         raise UserError(f"{options.output}, line {other} is not of this study; give another file")
-    judged = JudgedModel(folder, options.judge, options.judge_tokens, options.window)
+    judged = JudgedModel(folder, options.judge, options.judge_tokens, options.window, options.device)
     judging = {"weights_sha256": identity.weights_sha256, "judged_on": judged.digests}
     alike = [record for record in records if judging.items() <= record.items()]
     done = {record["key"] for record in alike}
@@ -179,10 +186,12 @@ def study(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as place:
             kept = options.keep or Path(place)
             kept.mkdir(parents=True, exist_ok=True)
-            before, out = os.times().user, kept / case.replace(":", "-")
+            name = f"{case.replace(':', '-')}-without-{'-'.join(map(str, dropped))}-seed-{options.seed}"
+            before, out = os.times().user, kept / name
             try:
-                manifest = heal(folder, plan, out, settings)
-            except UserError as error:
+                # A folder that is there was killed before its line was written.
+                manifest = heal(folder, plan, out, settings, force=is_pruned(out))
+            except NoBetterError as error:
                 record["refused"] = str(error)
             else:
                 healing = manifest.healing

@@ -88,6 +88,11 @@ class Text:
         counts = {len(own) for k in self.ks if (own := self.perplexities(label, k))}
         return "-".join(str(count) for count in sorted(counts) if count in (min(counts), max(counts)))
 
+    def shared_seeds(self, labels: Sequence[str]) -> set[int]:
+        """Return the seeds that each of the methods has."""
+        own = [{seed for k in self.ks for seed in self.by.get((label, k), {})} for label in labels]
+        return set.intersection(*own) if own else set()
+
     def bar(self, k: int, seeds: Iterable[int]) -> float:
         """Return the lower mean of the baselines over some seeds."""
         return min(statistics.mean(self.perplexities(label, k)[seed] for seed in seeds) for label in BASELINES)
@@ -163,8 +168,8 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "in `bench/published/real-models/`. What follows from them: [choosing on real models]"
         "(selection-on-real-models.md).",
         f"![perplexity over dense against k, a line for each method]({PICTURE})",
-        "- Perplexity is measured on text that no choice has seen; means over seeds, each with a calibration text of "
-        "its own.\n"
+        "- Perplexity is measured on text that no choice has seen; means over a method's own seeds, each with a "
+        "calibration text of its own. The figure has the seeds that all its methods have.\n"
         "- **bar**: the mean over that of the better of `bi` and `angular` at this k; in brackets the worst single "
         "seed over the better of both on that seed.\n"
         "- **KL**: of the dense from the pruned distribution, nats a token.\n"
@@ -289,17 +294,23 @@ def section(text: Text, counts: Sequence[LastWords], elsewhere: Sequence[Text]) 
         _by_k(text, cost),
         *_last_words(text, counts),
         "Sets of the first seed:",
-        _by_k(text, chosen),
+        _by_k(text, chosen, seeds=False),
     ]
 
 
-def _by_k(text: Text, cell: Callable[[str, int], str]) -> str:
-    """Write a table: a row for each method, a column for each k; a dash where a method has no rows there."""
+def _by_k(text: Text, cell: Callable[[str, int], str], *, seeds: bool = True) -> str:
+    """Write a table: a row for each method, a column for each k; a dash where a method has no rows there.
+
+    seeds: say how many seeds each method has.
+    """
     rows = [
-        (f"`{label}`", *(cell(label, k) if text.perplexities(label, k) else "-" for k in text.ks))
+        (
+            *((f"`{label}`", text.seeds_of(label)) if seeds else (f"`{label}`",)),
+            *(cell(label, k) if text.perplexities(label, k) else "-" for k in text.ks),
+        )
         for label in text.labels
     ]
-    return table(("method", *(f"k={k}" for k in text.ks)), rows)
+    return table((*(("method", "seeds") if seeds else ("method",)), *(f"k={k}" for k in text.ks)), rows)
 
 
 def _last_words(text: Text, counts: Sequence[LastWords]) -> list[str]:
@@ -314,7 +325,7 @@ def _last_words(text: Text, counts: Sequence[LastWords]) -> list[str]:
 
     dense = by_set[()]
     said = f"Last words guessed, of {dense.items} of {dense.text}, by the sets of the first seed (dense "
-    return [f"{said}{dense.foretold / dense.items:.1%}):", _by_k(text, cell)]
+    return [f"{said}{dense.foretold / dense.items:.1%}):", _by_k(text, cell, seeds=False)]
 
 
 def picture(texts: Sequence[Text]) -> str:
@@ -328,8 +339,13 @@ def picture(texts: Sequence[Text]) -> str:
     panels = axes if isinstance(axes, list) else [axes]
     for panel, text in zip(panels, texts, strict=False):
         shown = [1.0]
+        seeds = text.shared_seeds([label for label in labels if label in text.labels])
         for number, label in enumerate(labels):
-            points = [(k, text.mean(label, k) / text.dense) for k in text.ks if text.perplexities(label, k)]
+            points = [
+                (k, statistics.mean(own) / text.dense)
+                for k in text.ks
+                if (own := [one for seed, one in text.perplexities(label, k).items() if seed in seeds])
+            ]
             if not points:
                 continue
             shown += [y for k, y in points if y * text.dense <= FAR_OFF * text.best(k)]

@@ -76,6 +76,7 @@ TEXT_SEEDS = {"evaluation": 10_000, "confirming": 10_001}
 ROLE_SHARES = (0.5, 0.1)  # of the excerpts, to confirm and to evaluate; the seeds share the rest
 Role = Literal["evaluation", "confirming"] | int  # an int is a seed
 CONFIRMING_SHARE = 1 / 8  # of the confirming text, for sets that are clearly behind by then
+UNMEASURED = ("mi-prun", "mi-optimum", "bi", "angular", "tail", "tail-but-last", "random")  # without re-ranking
 OPTIMUM_SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of the evaluation text
 
 
@@ -452,7 +453,11 @@ def measure_together(context: Context, evaluation: Evaluator, wanted: Iterable[t
     """Measure in one walk what the methods that measure nothing choose: sets that begin alike share their first states,
     and all share the dense model.
     """
-    sets = {choose(context.fresh(), spec.name, k, 0).dropped for spec, k in wanted if spec.rerank == 0}
+    sets = {
+        choose(context.fresh(), spec.name, k, 0).dropped
+        for spec, k in wanted
+        if spec.rerank == 0 and spec.name in UNMEASURED
+    }
     if sets:
         tokens = evaluation.windows.numel() + context.held_out.windows.numel()
         with progress("measuring", len(sets) * tokens, "tokens x sets") as advance:
@@ -474,10 +479,10 @@ def best_of_all(evaluator: Evaluator, sets: Sequence[Dropped]) -> tuple[Dropped,
     with progress("optimum", len(left), "sets") as advance:
         for share in OPTIMUM_SHARES:
             counts.append(len(left))
-            windows = max(2, round(share * len(evaluator.windows)))
+            windows = min(len(evaluator.windows), max(LEAST_WINDOWS, round(share * len(evaluator.windows))))
             ce = evaluator.by_window(left, windows=windows)[:, :, 1]
             best = int(ce.mean(1).argmin())
-            if share < 1:
+            if share < 1 and windows > 1:  # one window tells no error
                 behind = clearly_behind([ce])
                 advance(int(behind.sum()))
                 left = [dropped for dropped, left_out in zip(left, behind, strict=True) if not left_out]

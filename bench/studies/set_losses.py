@@ -37,7 +37,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.ratio import parse_blocks
-from mi_prun.quality.evaluator import Dropped, Evaluator
+from mi_prun.quality.evaluator import Dropped, Evaluator, NotFiniteError
 from mi_prun.text.calibration import begins_with_bos, load_calibration, start_tokens, tokens_digest
 from mi_prun.text.recall import repeating
 
@@ -265,6 +265,10 @@ def measure_losses(
     check_dtype(options.output, known, options.dtype)
     measured = {row.dropped for row in known}
     for dropped, ce_nats in losses(model, windows, [one for one in sets if one not in measured], first):
+        if not math.isfinite(ce_nats):
+            raise NotFiniteError(
+                f"{name} without blocks {list(dropped)} gives losses that are not finite; leave that set out"
+            )
         row = SetLoss(
             model=name,
             text=Path(options.text).name,

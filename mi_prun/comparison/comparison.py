@@ -192,6 +192,7 @@ def write_comparison(context: Context, rows: Sequence[Row], folder: Path, left_o
 def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()) -> str:
     """Return a table, the best perplexity first for each number of blocks. left_out: methods without a row, and why."""
     record, calibration = context.analysis.record, context.analysis.record.calibration
+    ranking_tokens = context.analysis.ranking.size  # a CPU ranks on less text than the analysis has
     cells = [
         (
             f"{len(row.dropped)} ({row.block_ratio:.1%})",
@@ -216,7 +217,7 @@ def markdown(context: Context, rows: Sequence[Row], left_out: Sequence[str] = ()
         f"Text: {calibration.source}, held-out part of {calibration.held_out_tokens:,} tokens, "
         f"{protocol(calibration.window_tokens, calibration.bos)}; dense perplexity {dense}. `NAME:N`: N sets compared "
         "by their measured loss (0: none). Passes: blocks x tokens evaluated for the choice, the analysis included "
-        f"where it is used, over those of one pass of the dense model over {calibration.ranking_tokens:,} tokens, as "
+        f"where it is used, over those of one pass of the dense model over {ranking_tokens:,} tokens, as "
         "if the method had been alone. Seconds: what a method before it has measured is not measured again.\n\n"
         + table(header, cells)
         + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")

@@ -32,10 +32,15 @@ class Amount:
         return None if self.drop is None else parse_blocks(self.drop, dense.num_blocks)
 
 
+def nearest(ratio: float, num_blocks: int) -> int:
+    """Return ratio * L as a whole number; a half is rounded up."""
+    return math.floor(ratio * num_blocks + 0.5)
+
+
 def blocks_for_ratio(ratio: float, num_blocks: int, option: str = "--ratio") -> int:
     """Return k = round(ratio * L). A ratio that rounds to no block or to all blocks is refused."""
     check_ratio(ratio, option)
-    k = math.floor(ratio * num_blocks + 0.5)
+    k = nearest(ratio, num_blocks)
     if k == 0 or k == num_blocks:
         what = "no block" if k == 0 else "all blocks"
         raise UserError(

@@ -21,7 +21,7 @@ from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.plan.plan import Plan
-from mi_prun.plan.ratio import Amount
+from mi_prun.plan.ratio import Amount, nearest
 from mi_prun.planning.draft_gain import best_tokens, expected_speedup
 from mi_prun.planning.planning import held_out_quality, make_context, make_plan
 from mi_prun.quality.evaluator import Dropped, Evaluator
@@ -151,7 +151,7 @@ def plan_draft(
     Raises UserError if no draft is expected to be faster than the dense model alone and no `ks` are asked for.
     """
     count = analysis.num_blocks
-    wanted = sorted({k for k in ks or (round(ratio * count) for ratio in RATIOS) if 1 <= k < count})
+    wanted = sorted({k for k in ks or (nearest(ratio, count) for ratio in RATIOS) if 1 <= k < count})
     context = make_context(analysis, settings)
     plans = {plan.dropped: plan for plan in (make_plan(context, k, replace(settings, quality=False)) for k in wanted)}
     sets = list(plans)

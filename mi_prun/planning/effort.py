@@ -8,6 +8,7 @@ but not down to any: what a set of blocks does to the use of a long context is n
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -29,13 +30,17 @@ def ranking_tokens(parameters: int, device: torch.device, there: int) -> int:
 def with_short_ranking(analysis: Analysis, device: torch.device) -> Analysis:
     """Return the analysis with as much of its ranking text as the device measures in minutes.
 
-    Fewer windows than LEAST_WINDOWS are cut: the first piece of each of more windows is taken. A window begins with BOS
-    where the model wants one, and so does its first piece.
+    Fewer windows than LEAST_WINDOWS are cut, where there are more of them to take the first pieces of. A window begins
+    with BOS where the model wants one, and so does its first piece.
     """
     length = analysis.ranking.shape[1]
     tokens = ranking_tokens(analysis.record.dense.num_parameters, device, analysis.ranking.size)
     if tokens == analysis.ranking.size:
         return analysis
-    while tokens // length < LEAST_WINDOWS and length >= 2 * SHORTEST_WINDOW:
+    rows = len(analysis.ranking)
+    while tokens // length < LEAST_WINDOWS and length >= 2 * SHORTEST_WINDOW and rows * (length // 2) >= tokens:
         length //= 2
-    return dataclasses.replace(analysis, ranking=analysis.ranking[: max(1, tokens // length), :length])
+    count = tokens // length
+    if count < LEAST_WINDOWS:  # few windows are counted up: a fraction of one is much
+        count = math.ceil(tokens / length)
+    return dataclasses.replace(analysis, ranking=analysis.ranking[:count, :length])

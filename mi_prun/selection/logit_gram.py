@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mi_prun.quality.evaluator import Dropped, Evaluator, Loss
+from mi_prun.quality.evaluator import STATE_BYTES, Dropped, Evaluator, Loss
 
-GRAM_ROWS = 32  # at least, in a chunk
-GRAM_BYTES = 64 * 2**20  # most bytes of logit changes in memory at a time
+GRAM_ROWS = 32  # at least, in a chunk, however many blocks and words there are
+GRAM_BYTES = 64 * 2**20  # of logit changes in memory at a time, where GRAM_ROWS allow it
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,13 @@ def logit_gram(
     kl = torch.zeros(count, dtype=torch.float64, device=device)
     ce = torch.zeros(count + 1, dtype=torch.float64, device=device)
     rows = 0
-    for tokens in torch.split(evaluator.windows[:windows], evaluator.batch):
+    window_bytes = (count + 1) * evaluator.windows.shape[1] * evaluator.model.hidden_size * 4
+    batch = max(1, min(evaluator.batch, STATE_BYTES // window_bytes))
+    for tokens in torch.split(evaluator.windows[:windows], batch):
         for log_p, target, removed in evaluator.log_probabilities(tokens, singles, GRAM_BYTES // count, GRAM_ROWS):
-            change = torch.stack(list(removed)) - log_p  # (L, rows, vocabulary)
+            change = log_p.new_empty(count, *log_p.shape)  # (L, rows, vocabulary)
+            for each, log_q in zip(change, removed, strict=True):
+                torch.sub(log_q, log_p, out=each)
             p = log_p.exp()
             mean = (change * p).sum(-1, keepdim=True)  # -KL of each row
             aim = target[None, :, None].expand(count, -1, 1)

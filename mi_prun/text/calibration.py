@@ -28,7 +28,7 @@ from mi_prun.artefact import Record
 from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.settings import SELF
-from mi_prun.text.self_text import sample_windows
+from mi_prun.text.self_text import sample_windows, start_of_sampled
 from mi_prun.text.text_source import TextSource, text_source
 from mi_prun.text.weighted_source import WeightedSource, names_of, parse_sources, turns
 
@@ -108,7 +108,7 @@ def load_calibration(
         if model is None:
             raise ValueError("sampling text from the model needs the model")
         tokens = sample_windows(model, tokenizer, windows=sum(wanted), window_tokens=window_tokens, seed=seed)
-        counts, name, bos = wanted, SELF, tokenizer.bos_token_id is not None
+        counts, name, bos = wanted, SELF, start_of_sampled(tokenizer) is not None
     else:
         text = text_source(source, seed=seed, tokenizer=tokenizer)
         bos = begins_with_bos(tokenizer)

@@ -20,6 +20,11 @@ CPU_CACHE_BYTES = 2 << 30
 ACCELERATOR_TOKENS = 131_072
 
 
+def start_of_sampled(tokenizer: Any) -> int | None:
+    """Return the token, no text itself, that a sampled text begins with: BOS, else EOS; None where there is none."""
+    return next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
+
+
 @torch.inference_mode()
 def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Tensor:
     """Sample token ids (windows, window_tokens) from the model, at temperature 1 from the whole distribution.
@@ -27,7 +32,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
     A window starts at BOS, else EOS, else a token drawn by the seed. After the end of a text the next one follows, as
     in packed training.
     """
-    start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), None)
+    start = start_of_sampled(tokenizer)
     rows = int(model.config.get_text_config().vocab_size)
     if start is not None and not 0 <= start < rows:
         raise UserError(

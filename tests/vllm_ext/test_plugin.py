@@ -78,8 +78,8 @@ def test_a_version_outside_the_range_is_one_line_and_no_loader(
     register_loader()
     said = capsys.readouterr().err
     assert said == (
-        f"mi-prun: vLLM {found} is not supported; supported are 0.25 to 0.33: install one of these; load format mi_prun "
-        "is not available\n"
+        f"mi-prun: vLLM {found} is not supported; supported are 0.25 to 0.33: install one of these; load format "
+        "mi_prun is not available\n"
     )
     assert "vllm_ext.loader" not in sys.modules
 

@@ -74,6 +74,19 @@ def test_sets_of_one_size_that_were_healed_alike_stand_together() -> None:
     ]
 
 
+def test_groups_judged_on_other_texts_have_a_dash() -> None:
+    other = record("fit", [3], seed=1)
+    other["judged"] = {"other.txt": next(iter(other["judged"].values()))}
+    cases = [record("fit", [3]), other, record("fit", [4]), record("fit", [4], seed=1)]
+    text = page([Case("one", case) for case in cases], {})
+    assert "## Over seeds" in text
+    alike = [record("lora", [3], train_dtype="bfloat16"), record("lora", [4], train_dtype="float32")]
+    assert "healed alike" not in page([Case("one", case) for case in alike], {})
+    again = [record("fit", [3]), record("fit", [3]), record("fit", [3], seed=1)]
+    (row,) = lines_of(page([Case("one", case) for case in again], {}), "Over seeds")
+    assert "| 2 |" in row  # seeds, not lines
+
+
 def test_tasks_are_beside_the_dense_model(task: Callable[..., TaskRecord]) -> None:
     right = [True, True, False, False]
     records = [

@@ -8,9 +8,10 @@ from pydoc_data.topics import topics
 import pytest
 
 from bench.studies import heal_study
-from bench.studies.heal_study import JudgedModel, figures, healed_table, read_records, settings_of
+from bench.studies.heal_study import JudgedModel, cell, figures, healed_table, read_records, settings_of
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
+from mi_prun.recovery.heal import NoBetterError
 from mi_prun.settings import HealSettings
 
 
@@ -82,22 +83,26 @@ def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, ca
     assert run("fit", "lora:512") == 0
     assert out.read_text().startswith(first)
     assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == ["fit", "lora:512"]
-    assert [(tmp_path / "kept" / name / "config.json").is_file() for name in ("fit", "lora-512")] == [True, True]
+    names = [f"{case}-without-4-5-seed-0" for case in ("fit", "lora-512")]
+    assert [(tmp_path / "kept" / name / "config.json").is_file() for name in names] == [True, True]
+
+
+HELPS_NOT = NoBetterError("healing does not help")
 
 
 @pytest.fixture
 def quick(reference, tmp_path, monkeypatch):
     """Run a study whose healing never helps; return its exit status and how often it measured perplexities."""
 
-    def run(judge: Path, *more: str) -> tuple[int, int]:
+    def run(judge: Path, *more: str, error: UserError = HELPS_NOT) -> tuple[int, int]:
         measured = []
 
         def measure(self, folder, dropped=()):
             measured.append(dropped)
             return dict.fromkeys(self.windows, 1.0)
 
-        def heal(*arguments):
-            raise UserError("healing does not help")
+        def heal(*arguments, **options):
+            raise error
 
         monkeypatch.setattr(JudgedModel, "log_perplexities", measure)
         monkeypatch.setattr(heal_study, "heal", heal)
@@ -127,12 +132,40 @@ def test_what_was_measured_of_other_judged_text_is_measured_anew(quick, judge, t
     same_name.write_text(judge.read_text()[::-1])
     other_name = tmp_path / "other.txt"
     other_name.write_text(judge.read_text())
-    for number, more in enumerate(
-        (["--judge-tokens", "512"], ["--judge", str(same_name)], ["--judge", str(other_name)])
+    for number, (one, *more) in enumerate(
+        ((judge, "--judge-tokens", "512"), (same_name,), (judge, "--judge", str(other_name)))
     ):
-        assert quick(judge, *more) == (0, 2)
-        assert quick(judge, *more) == (0, 0)
+        assert quick(one, *more) == (0, 2)
+        assert quick(one, *more) == (0, 0)
         assert len(read_records(out)) == number + 2
+
+
+def test_an_error_ends_the_study_and_is_no_result(quick, judge, tmp_path, capsys):
+    """A wrong setting, or a text too short, says nothing about healing."""
+    assert quick(judge, error=UserError("the text is too short"))[0] == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: the text is too short"
+    assert read_records(tmp_path / "heal.jsonl") == []
+    assert quick(judge)[0] == 0
+    assert [record["refused"] for record in read_records(tmp_path / "heal.jsonl")] == ["healing does not help"]
+
+
+def test_without_a_gap_there_is_no_share_of_it():
+    made = figures({"a": 1.0}, {"a": 1.0}, {"a": 0.9})
+    assert made["a"]["gap_closed"] is None
+    assert cell(made["a"]) == "2.7; 2.7; **2.5** (-)"
+
+
+def test_models_are_judged_on_the_device_that_is_named(reference, judge, monkeypatch):
+    asked = []
+
+    def load(folder, device):
+        asked.append(device)
+        raise UserError("loaded")
+
+    monkeypatch.setattr(heal_study, "load_on", load)
+    with pytest.raises(UserError, match="loaded"):
+        JudgedModel(open_model(reference), [str(judge)], 64, 32, "cpu").log_perplexities(open_model(reference))
+    assert asked == ["cpu"]
 
 
 def test_windows_of_another_length_are_told_apart_though_their_tokens_are_the_same(reference, tmp_path):

@@ -88,7 +88,7 @@ def test_the_default_is_held_against_the_best_other_on_its_seeds(with_default: l
     variant = [one.model_copy(update={"left_out": "mi", "perplexity": 1.0}) for one in with_default]
     only = Text([*with_default, *(one for one in variant if one.row.method == "hybrid")])
     assert only.beside_others(DEFAULT, 1, PERPLEXITY) == (ratio, error)
-    assert "| `hybrid without mi` | 1; " in page([only])
+    assert "| `hybrid without mi` | 2 | 1; " in page([only])
     variant = [
         one.model_copy(update={"left_out": None, "criterion": "kl", "recall": 0.0})
         for one in variant
@@ -142,7 +142,7 @@ def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_pa
     said = page([text], elsewhere=elsewhere)
     for name in ("books.txt", "chats.txt"):
         assert f"The same sets on {name}, 500 tokens in windows of 50 (dense 100.00):" in said
-    assert "| `bi:0` | 110; 1.00 (1.00) | 120; 1.00 (1.00) |" in said
+    assert "| `bi:0` | 2 | 110; 1.00 (1.00) | 120; 1.00 (1.00) |" in said
     assert "| real | wiki | books.txt | perplexity | hybrid | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
     with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
         text.elsewhere(losses_of(with_default, "books.txt")[:-1])
@@ -184,8 +184,8 @@ def test_the_published_way_is_held_against_the_bar(rows: list[StudyRow]) -> None
 
 def test_the_page_has_every_cell_and_says_where_there_is_none(rows: list[StudyRow]) -> None:
     said = page([Text(rows)])
-    assert "| `mi-prun:0 reading` | 36; 0.92 (1.10) | 72; 0.92 (1.10) |" in said
-    assert "| `mi-prun:0 ksg` | 90; 3.00 (3.00) | - |" in said
+    assert "| `mi-prun:0 reading` | 2 | 36; 0.92 (1.10) | 72; 0.92 (1.10) |" in said
+    assert "| `mi-prun:0 ksg` | 1 | 90; 3.00 (3.00) | - |" in said
     assert "Dense perplexity 20.00 on 1,000 tokens, windows of 100; 2 seeds." in said
     assert "| `bi:0` | 0 | 0 1 |" in said
 
@@ -209,6 +209,16 @@ def test_the_picture_has_a_line_for_each_method(rows: list[StudyRow]) -> None:
     assert drawn == picture([Text(rows)])
     for label in ("bi:0", "mi-prun:0 ksg", "real, wiki"):
         assert label in drawn
+
+
+def test_the_picture_compares_methods_on_the_same_seeds(rows: list[StudyRow]) -> None:
+    """A mean over one seed beside a mean over three would be another text."""
+    first = min(one.seed for one in rows)
+    label = next(one for one in rows if one.row.method == "mi-prun").label
+    some = [one for one in rows if one.label != label or one.seed == first]
+    assert len(some) < len(rows)
+    assert picture([Text(some)]) == picture([Text([one for one in rows if one.seed == first])])
+    assert Text(rows).shared_seeds([]) == set()
 
 
 def test_the_picture_leaves_out_the_default_with_other_settings(with_default: list[StudyRow]) -> None:

@@ -10,6 +10,7 @@ import shutil
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bench.studies.selection_study as study
@@ -218,6 +219,23 @@ def test_the_race_finds_the_least_loss_of_all_sets(made: study.Study) -> None:
     assert best == min(zip(losses, sets, strict=True), key=lambda pair: pair[0].ce_nats)[1]
     assert counts[0] == 15
     assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(("windows", "asked"), [(16, [8, 8, 8, 16]), (1, [1] * 4)])
+def test_the_optimum_is_looked_for_on_windows_enough_to_know_the_error(windows: int, asked: list[int]) -> None:
+    class Stub:
+        def __init__(self) -> None:
+            self.windows, self.asked = np.zeros((windows, 4)), list[int]()
+
+        def by_window(self, sets: list[tuple[int, ...]], windows: int) -> object:
+            self.asked.append(windows)
+            losses = np.random.default_rng(0).normal(size=(len(sets), windows, 2))
+            losses[sets.index((1,))] -= 9
+            return losses
+
+    stub = Stub()
+    assert best_of_all(stub, [(0,), (1,), (2,)])[0] == (1,)  # type: ignore[arg-type]
+    assert stub.asked == asked[: len(stub.asked)]
 
 
 def test_excerpts_of_different_seeds_share_nothing(made: study.Study, tmp_path: Path) -> None:

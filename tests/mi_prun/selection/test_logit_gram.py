@@ -46,6 +46,22 @@ def test_the_gram_is_the_mean_covariance_of_the_changes_under_the_dense_model(mo
     assert gram.dense.ce_nats == pytest.approx(Evaluator(model, WINDOWS).measure([()])[0].ce_nats, abs=1e-5)
 
 
+def test_few_states_at_a_time_give_the_same_gram(model: BlockModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = logit_gram(Evaluator(model, WINDOWS))
+    batches: list[int] = []
+    final_states = Evaluator.final_states
+
+    def counted(self: Evaluator, tokens: torch.Tensor, sets: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        batches.append(len(tokens))
+        return final_states(self, tokens, sets)
+
+    monkeypatch.setattr(Evaluator, "final_states", counted)
+    monkeypatch.setattr("mi_prun.selection.logit_gram.STATE_BYTES", 7 * 16 * 32 * 4)  # of one window
+    parts = logit_gram(Evaluator(model, WINDOWS))
+    assert batches == [1, 1, 1]
+    assert np.allclose(parts.gram, whole.gram, rtol=1e-5, atol=1e-7)
+
+
 def test_where_blocks_do_little_the_quadratic_is_the_kl_of_any_set(model: BlockModel) -> None:
     with torch.no_grad():
         for block in model.blocks:

@@ -12,7 +12,7 @@ import torch
 
 from mi_prun.errors import UserError
 from mi_prun.text import self_text
-from mi_prun.text.self_text import kv_elements, rows_at_once, sample_windows
+from mi_prun.text.self_text import kv_elements, rows_at_once, sample_windows, start_of_sampled
 
 pytestmark = pytest.mark.numeric
 
@@ -66,6 +66,12 @@ def test_a_first_token_without_a_row_is_refused(model: Any) -> None:
     beyond = SimpleNamespace(bos_token_id=97, eos_token_id=2)
     with pytest.raises(UserError, match=r"begins with token 97 of the tokenizer, but the embedding has 97 rows"):
         sample_windows(model, beyond, windows=1, window_tokens=3, seed=0)
+
+
+def test_the_token_that_a_sampled_text_begins_with_is_no_text() -> None:
+    assert start_of_sampled(TOKENIZER) == 1
+    assert start_of_sampled(SimpleNamespace(bos_token_id=None, eos_token_id=2)) == 2
+    assert start_of_sampled(SimpleNamespace(bos_token_id=None, eos_token_id=None)) is None
 
 
 def test_a_model_that_says_nothing_finite_is_one_line(tiny: Callable[..., Path], load: Callable[[Path], Any]) -> None:
