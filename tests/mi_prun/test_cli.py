@@ -117,7 +117,7 @@ def test_a_plan_for_a_draft_is_written_if_one_pays(
     status, out, err = run("plan", *words)
     assert [line.partition(" ")[0] for line in out.splitlines() if "blocks dropped: accepts" in line] == [
         "6",
-        "4",
+        "5",
         "3",
         "2",
     ]

@@ -74,14 +74,14 @@ def test_the_plan_says_how_many_tokens_and_why(
     )
     fixed_cost(monkeypatch, 1.0, 0.0)
     plan = draft_for(reference_analysis, SETTINGS, "draft", Amount())
-    assert len(plan.dropped) == 6  # half the cost, three of four accepted: the best of 2, 3, 4 and 6 blocks
+    assert len(plan.dropped) == 6  # half the cost, three of four accepted: the best of 2, 3, 5 and 6 blocks
     assert plan.settings["for"] == "draft"
     assert plan.settings["draft_tokens"] == best_tokens(0.75, 0.5)
     assert plan.settings["expected_speedup"] == pytest.approx(
         expected_speedup(0.75, 0.5, best_tokens(0.75, 0.5)), abs=1e-4
     )
     said = capsys.readouterr().out.splitlines()
-    assert sorted(int(line.split()[0]) for line in said) == [2, 3, 4, 6]
+    assert sorted(int(line.split()[0]) for line in said) == [2, 3, 5, 6]
 
 
 def test_one_ratio_only(reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_none_pays(reference_analysis: Analysis, monkeypatch: pytest.MonkeyPatch
         match=r"no draft pays: the best, \d+ of 12 blocks dropped and 1 tokens at a time, .* 0\.\d\dx; serve the",
     ):
         plan_draft(reference_analysis, SETTINGS, (), said.append)
-    assert sorted(len(choice.dropped) for choice in said) == [2, 3, 4, 6]
+    assert sorted(len(choice.dropped) for choice in said) == [2, 3, 5, 6]
 
 
 def test_a_draft_that_is_asked_for_is_planned_though_it_does_not_pay(
