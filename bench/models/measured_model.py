@@ -223,7 +223,7 @@ def _draft(path: Path, dense: ModelIdentity, first: MeasuredModel) -> MeasuredMo
 
 
 def told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
-    """Give each model a label of its own: rounds, engines and quality go by the label.
+    """Give each pruned or drafted model a label of its own: rounds, engines and quality go by the label.
 
     Labels that stand twice get the folder's name behind them, or the blocks; those that still do, the whole path.
     """
@@ -232,7 +232,7 @@ def told_apart(models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
         labels = [model.arm.label for model in labelled]
         twice = {label for label in labels if labels.count(label) > 1}
         for i, model in enumerate(labelled):
-            if model.arm.label in twice:
+            if model.arm.kind != "dense" and model.arm.label in twice:
                 label = f"{models[i].arm.label} ({name_of(model)})"
                 labelled[i] = replace(model, arm=model.arm.model_copy(update={"label": label}))
     return labelled

@@ -14,20 +14,19 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
 from bench.engines.endpoint import Endpoint
-from bench.models.whole_folder import whole_folder
+from bench.models.whole_folder import virtual_parts, whole_folder
 from bench.records.task_schema import TOLERANCE_MEAN_NATS, LogprobCheck
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.model.loading import load_block_model
-from mi_prun.model.model_folder import ModelFolder, open_model, read_config
+from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.quality.evaluator import Dropped
 
 STRINGS = (
@@ -106,20 +105,15 @@ def measure(model: str, device_name: str | None) -> Direct:
 @contextlib.contextmanager
 def _run_of(model: str) -> Iterator[tuple[ModelFolder, Dropped]]:
     """Yield the weights to run for a model, and the blocks to bypass in them."""
-    from mi_prun.checkpoint.inspection import read_manifest
-    from mi_prun.checkpoint.manifest import is_pruned, read_config_entry
     from mi_prun.plan.plan import open_dense
 
-    path = Path(model)
-    manifest = read_manifest(path) if is_pruned(path) else None
-    entry = read_config_entry(read_config(path).get("mi_prun"), origin=model) if manifest else None
-    if manifest is None or entry is None or manifest.weights != "virtual":
-        yield open_model(model), ()
-    elif manifest.healing is None:
-        yield open_dense(entry.base, manifest.plan), manifest.plan.dropped
-    else:
-        with whole_folder(model) as whole:
-            yield open_model(whole), ()
+    parts = virtual_parts(model)
+    if parts is not None and parts[0].healing is None:
+        manifest, base = parts
+        yield open_dense(base, manifest.plan), manifest.plan.dropped
+        return
+    with whole_folder(model) as whole:
+        yield open_model(whole), ()
 
 
 def _direct(folder: ModelFolder, dropped: Dropped, device_name: str | None) -> Direct:

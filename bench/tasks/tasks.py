@@ -205,8 +205,8 @@ def served_in_turn(models: MeasuredModels) -> list[Asked]:
 
 def _told_apart(asked: Sequence[Asked]) -> list[Asked]:
     """Give each pruned model a label of its own: reports and comparisons of runs go by the label."""
-    labelled = iter(told_apart([one.model for one in asked if one.model.arm.kind == "pruned"]))
-    return [replace(one, model=next(labelled)) if one.model.arm.kind == "pruned" else one for one in asked]
+    labelled = told_apart([one.model for one in asked])
+    return [replace(one, model=model) for one, model in zip(asked, labelled, strict=True)]
 
 
 def _asked(name: str, endpoint: Endpoint | None) -> Asked:

@@ -41,13 +41,32 @@ from bench.records.task_schema import (
     TaskScore,
     packed,
 )
+from mi_prun.checkpoint.checkpoint import write_checkpoint
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.console import run_app
-from mi_prun.plan.plan import Quality
+from mi_prun.model.model_folder import open_model
+from mi_prun.plan.plan import Plan, Quality
+from mi_prun.recovery.adapter import Adapter, healed_by, read_adapter, write_adapter
 
 BLOCKS = 8
 
 
 HEALED = HealedBy(method="fit + lora", text="wiki.txt", tokens=100_000, fit_tokens=16_384, seed=3)
+
+
+@pytest.fixture
+def heal_virtual(tmp_path: Path) -> Callable[..., Path]:
+    """`heal_virtual(dense, plan, out, name, tensor)`: a virtual folder that learned one tensor of another value."""
+
+    def make(dense: Path, plan: Plan, out: Path, name: str, tensor: Any) -> Path:
+        healing = Healing(method="fit", text="self", tokens=0, fit_tokens=8, seconds=1.0, seed=0)
+        file, folder = tmp_path / "adapter", open_model(dense)
+        write_adapter(file, Adapter({name: tensor}, {}, {}), plan, healing)
+        healed = healed_by(file, read_adapter(file, plan), folder)
+        write_checkpoint(folder, plan, out, virtual=True, healed=healed)
+        return out
+
+    return make
 
 
 def made_point(

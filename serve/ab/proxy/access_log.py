@@ -41,8 +41,11 @@ class AccessLog:
 
     def write(self, **fields: Any) -> None:
         """Add a line, without the fields that are None."""
+        if len(self._lines) >= MOST_WAITING:  # before a line is made that would be lost
+            self.lost += 1
+            return
         line = json.dumps({name: value for name, value in fields.items() if value is not None})
-        if len(self._lines) >= MOST_WAITING or self._added - self._taken + len(line) > MOST_CHARACTERS:
+        if self._added - self._taken + len(line) > MOST_CHARACTERS:
             self.lost += 1
             return
         self._lines.append(line)

@@ -20,17 +20,12 @@ from bench.models.measured_model import MeasuredModel, MeasuredModels, open_meas
 from bench.quality import quality
 from bench.quality.quality import measured, quality_on_text, with_quality_on
 from bench.records.schema import PointRecord
-from mi_prun.checkpoint.checkpoint import write_checkpoint
-from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Quality
-from mi_prun.recovery.adapter import Adapter, healed_by, read_adapter, write_adapter
 
 Point = Callable[..., PointRecord]
 NAME = "model.layers.0.mlp.down_proj.weight"
-HEALING = Healing(method="fit", text="self", tokens=0, fit_tokens=8, seconds=1.0, seed=0)
 
 
 def judged(point: Point, perplexity: float) -> Quality:
@@ -170,15 +165,11 @@ def test_the_process_prints_a_line_for_each(
 
 
 def test_a_virtual_healed_folder_is_measured_with_what_it_learned(
-    tmp_path: Path, dense: Path, prune: Callable[..., Path], monkeypatch
+    tmp_path: Path, dense: Path, prune: Callable[..., Path], heal_virtual: Callable[..., Path], monkeypatch
 ) -> None:
     plain = prune(dense, tmp_path / "plain", [1])
-    plan = read_manifest(plain).plan
     own = load_file(dense / "model.safetensors")[NAME] + 1
-    write_adapter(tmp_path / "adapter", Adapter({NAME: own}, {}, {}), plan, HEALING)
-    healed = tmp_path / "healed"
-    by = healed_by(tmp_path / "adapter", read_adapter(tmp_path / "adapter", plan), open_model(dense))
-    write_checkpoint(open_model(dense), plan, healed, virtual=True, healed=by)
+    healed = heal_virtual(dense, read_manifest(plain).plan, tmp_path / "healed", NAME, own)
     with quality.whole_folder(str(healed)) as folder:
         tensors = load_file(Path(folder) / "model.safetensors")
     before = load_file(plain / "model.safetensors")

@@ -19,16 +19,11 @@ from bench.models.whole_folder import whole_folder
 from bench.records.task_schema import LogprobCheck
 from bench.tasks import logprob_check
 from bench.tasks.logprob_check import Direct, check_logprobs, check_memory, direct_logprobs, measure
-from mi_prun.checkpoint.checkpoint import write_checkpoint
-from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
-from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.adapter import Adapter, healed_by, read_adapter, write_adapter
 
 DROPPED = [2, 3, 7]
 NAME = "model.layers.1.mlp.down_proj.weight"
-HEALING = Healing(method="fit", text="self", tokens=0, fit_tokens=8, seconds=1.0, seed=0)
 DIRECT = Direct(computed="float32, cpu", tokens=((5, 6, 7), (8, 9)), logprobs=((-1.0, -2.0), (-3.0,)))
 
 
@@ -94,18 +89,15 @@ def test_a_virtual_checkpoint_is_computed_as_the_written_one(
 
 
 def test_a_virtual_healed_checkpoint_is_computed_with_what_it_learned(
-    prune: Callable[..., Path], reference: Path, tmp_path: Path
+    prune: Callable[..., Path], heal_virtual: Callable[..., Path], reference: Path, tmp_path: Path
 ) -> None:
     """As it is served. Where its dense model lies elsewhere than the plan says, too."""
     moved = Path(shutil.copytree(reference, tmp_path / "moved"))
     plain = prune(moved, tmp_path / "plain", DROPPED, virtual=True)
-    plan = read_manifest(plain).plan
     own = load_file(moved / "model.safetensors")[NAME] * 1.5
-    write_adapter(tmp_path / "adapter", Adapter({NAME: own}, {}, {}), plan, HEALING)
-    by = healed_by(tmp_path / "adapter", read_adapter(tmp_path / "adapter", plan), open_model(moved))
-    write_checkpoint(open_model(moved), plan, tmp_path / "healed", virtual=True, healed=by)
-    before, after = (measure(str(folder), "cpu") for folder in (plain, tmp_path / "healed"))
-    with whole_folder(str(tmp_path / "healed")) as whole:
+    healed = heal_virtual(moved, read_manifest(plain).plan, tmp_path / "healed", NAME, own)
+    before, after = (measure(str(folder), "cpu") for folder in (plain, healed))
+    with whole_folder(str(healed)) as whole:
         assert measure(whole, "cpu").logprobs == after.logprobs
     apart = torch.tensor(before.logprobs[0]) - torch.tensor(after.logprobs[0])
     assert apart.abs().mean() > 0.01
