@@ -28,7 +28,7 @@ Prompts = Annotated[
 ]
 Concurrency = Annotated[str, typer.Option(help="requests in flight at most: closed loops, like 1,8,64")]
 Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; fewer than 3 tell little")]
-Seed = Annotated[int, typer.Option(help="seed of the prompts")]
+Seed = Annotated[int, typer.Option(help="seed of the prompts, and of the passages that quality is judged on")]
 QualityText = Annotated[
     str | None, typer.Option(help="measure quality on this text too; default: what the plan measured")
 ]

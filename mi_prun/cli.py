@@ -186,6 +186,15 @@ def plan(
     summary.plan(chosen, output)
 
 
+def _write_settings(virtual: bool, max_shard_size: str | None, assume_uniform: bool) -> WriteSettings:
+    """Refuse a size of what is not written."""
+    if max_shard_size is None:
+        return WriteSettings(virtual, assume_uniform=assume_uniform)
+    if virtual:
+        raise UserError("--virtual writes no weights: leave out --max-shard-size")
+    return WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform)
+
+
 @app.command()
 @kept("nothing was written")
 def apply(
@@ -195,7 +204,7 @@ def apply(
     virtual: Virtual = False,
     adapter: ReadAdapter = None,
     assume_uniform: AssumeUniform = False,
-    max_shard_size: ShardSize = "5GB",
+    max_shard_size: ShardSize = None,
     force: Force = False,
 ) -> None:
     """Write the checkpoint that has only the kept blocks.
@@ -208,7 +217,7 @@ def apply(
     from mi_prun.plan.plan import Plan, open_dense
 
     check_output(output, force=force, inputs=(plan,) if adapter is None else (plan, adapter))  # before a fetch
-    shard_bytes = parse_size(max_shard_size, "--max-shard-size")
+    writing = _write_settings(virtual, max_shard_size, assume_uniform)
     chosen = Plan.read(plan)
     if adapter is not None:
         from mi_prun.recovery.adapter import healed_by, merged_by, read_adapter
@@ -229,7 +238,7 @@ def apply(
             output,
             virtual=virtual,
             healed=healed,
-            max_shard_bytes=shard_bytes,
+            max_shard_bytes=writing.max_shard_bytes,
             force=force,
             assume_uniform=assume_uniform,
         )
@@ -261,7 +270,7 @@ def prune(
     heal: Healing = None,
     virtual: Virtual = False,
     assume_uniform: AssumeUniform = False,
-    max_shard_size: ShardSize = "5GB",
+    max_shard_size: ShardSize = None,
     seed: Seed = ANALYZE.seed,
     device: Device = None,
     force: Force = False,
@@ -296,7 +305,7 @@ def prune(
             device=device,
         ),
         PlanSettings(method, rerank, not no_quality, None, seed, device, criterion, recall),
-        WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform),
+        _write_settings(virtual, max_shard_size, assume_uniform),
         heal=healing,
         force=force,
     )

@@ -97,7 +97,9 @@ For = Annotated[
     ),
 ]
 Virtual = Annotated[bool, typer.Option("--virtual", help="write no weights: a folder that points to the dense model")]
-ShardSize = Annotated[str, typer.Option("--max-shard-size", help="size of a file of written weights: 5GB, 500MB")]
+ShardSize = Annotated[
+    str | None, typer.Option("--max-shard-size", help="size of a file of written weights: 5GB (the default), 500MB")
+]
 HEAL = HealSettings()
 Healing = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from bench.load.prompts import OwnPrompts
 from bench.load.trace import Request, read_trace
 from bench.records.schema import Trace, Workload
 from bench.settings import PRESETS, WorkloadSettings
+from mi_prun.console import say
 from mi_prun.errors import UserError
 
 TOOL = "vllm bench serve"
@@ -107,7 +108,12 @@ def lengths_of(
             )
     requests: list[Request] = []
     if settings.trace is not None:
-        trace, requests, _ = read_trace(settings.trace, context)
+        trace, requests, left_out = read_trace(settings.trace, context)
+        if left_out and context is not None:
+            say(
+                f"--trace {trace.name}: {left_out:,} of {left_out + len(requests):,} requests are longer than the "
+                f"context of {context:,} and left out"
+            )
         lengths.append(
             Lengths(
                 TRACE,

@@ -35,17 +35,18 @@ def judged_quality(healing: Healing, *, healed: bool) -> Quality | None:
     window = healing.settings.get("window_tokens")
     if not kinds or not isinstance(window, int):
         return None
-    tokens = sum(kind.predicted_tokens for kind in kinds)
+    windows = [kind.window_tokens or window for kind in kinds]
+    sizes = " and ".join(map(str, dict.fromkeys(windows)))
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
     return Quality(
         text=" and ".join(kind.text for kind in kinds),
-        protocol=f"windows of {window} tokens that healing held out; the mean over the texts",
+        protocol=f"windows of {sizes} tokens that healing held out; the mean over the texts",
         window_tokens=window,
-        windows=tokens // (window - 1),
-        predicted_tokens=tokens,
+        windows=sum(kind.predicted_tokens // (size - 1) for kind, size in zip(kinds, windows, strict=True)),
+        predicted_tokens=sum(kind.predicted_tokens for kind in kinds),
         dense_perplexity=math.exp(mean([math.log(kind.dense_perplexity) for kind in kinds])),
         pruned_perplexity=math.exp(
             mean([math.log(kind.healed_perplexity if healed else kind.pruned_perplexity) for kind in kinds])

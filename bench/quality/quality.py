@@ -39,6 +39,14 @@ def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed
     return [Quality.model_validate_json(line) for line in done.stdout.strip().splitlines()[-len(pruned) :]]
 
 
+def check_not_healed_on(text: str, models: MeasuredModels) -> None:
+    """Refuse a text that one of the models was healed on: it would be judged by what it was taught."""
+    judged = text_digest(text)
+    for model in models.all:
+        if model.healing is not None and judged in model.healing.text_digests:
+            raise UserError(f"--quality-text {text}: {model.arm.model} was healed on it; name another text")
+
+
 def with_quality_on(models: MeasuredModels, text: str, seed: int) -> MeasuredModels:
     """Return the models with their quality on a text of the user's: the written checkpoint's, where there is one."""
     pruned = [model for model in models.all if model.arm.kind == "pruned"]

@@ -94,11 +94,13 @@ def same_batches(load: Workload, *arms: Sequence[RoundRecord]) -> bool:
     """Tell whether a step of each arm has as many requests: a bound is of the same step with fewer blocks.
 
     A model with less weight has more room for keys and values. Where the dense one cannot hold all that is in flight,
-    the pruned one's steps are larger, and it gains more than its blocks. So too where requests pile up in an open loop.
+    the pruned one's steps are larger, and it gains more than its blocks. So too where requests pile up in an open
+    loop, or are too few to tell.
     The longest request of a trace is not in the load: twice the mean stands for it.
     """
     if load.concurrency is None:
-        return not any(Speed(rounds=tuple(r.figures for r in rounds)).piles_up for rounds in arms)
+        speeds = [Speed(rounds=tuple(record.figures for record in rounds)) for rounds in arms]
+        return not any(speed.piles_up or speed.backlog_growth is None for speed in speeds)
     length = load.input_tokens + load.output_tokens
     needed = load.concurrency * length * (1 if load.trace is None else 2)
     return needed <= min(record.kv_tokens for rounds in arms for record in rounds)

@@ -41,6 +41,7 @@ def healed_folders(
     dense: ModelFolder, plans: Sequence[Path], out: Path, settings: HealSettings, analysis: Analysis, *, virtual: bool
 ) -> list[Path]:
     """Return the healed checkpoints of the plans; make those that the results folder lacks."""
+    from mi_prun.recovery.closed_form import NoClosedFormError
     from mi_prun.recovery.heal import NoBetterError, fingerprint_of, heal
     from mi_prun.recovery.healing_text import SampledText
 
@@ -59,7 +60,7 @@ def healed_folders(
             try:
                 # A folder that is there is of a plan made again: its name says the blocks, not all of the plan.
                 heal(dense, plan, folder, settings, virtual=virtual, sampled=sampled, force=is_pruned(folder))
-            except NoBetterError as error:
+            except (NoBetterError, NoClosedFormError) as error:
                 say(f"{path.stem}: {error}")
                 write_text(refused, f"{error}\n")
                 continue

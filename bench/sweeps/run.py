@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.models.measured_model import open_measured_models
-from bench.quality.quality import with_quality_on
+from bench.quality.quality import check_not_healed_on, with_quality_on
 from bench.records.journal import results_folder
 from bench.records.schema import PointRecord
 from bench.settings import MeasureSettings
@@ -29,6 +29,8 @@ def run(
     Raises UserError before anything is started or written for a setting or a model that will not do.
     """
     models = open_measured_models(dense, pruned)
+    if quality_text is not None:
+        check_not_healed_on(quality_text, models)
     prepared = prepare(models, settings)
     with results_folder(out) as folder:
         if quality_text is not None:

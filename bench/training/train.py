@@ -36,6 +36,7 @@ from mi_prun.model.loading import load_block_model, pick_device
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.quality.quality import protocol
+from mi_prun.text.text_source import path_and_field
 
 CORPUS, SETTINGS, STATE = "corpus", "training.json", "state.safetensors"
 SAVE_SECONDS = 60.0
@@ -72,7 +73,7 @@ def train(
 ) -> Trained:
     """Train, and write a model folder. Raises UserError before anything is written for what will not do."""
     settings.check()
-    check_output(out, force=force)
+    check_output(out, force=force, inputs=[path_and_field(text)[0] for text in texts])
     place = pick_device(device)
     files = [text_file(text) for text in texts]
     training = Training(settings=settings, texts=tuple(file.identity for file in files))

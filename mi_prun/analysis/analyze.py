@@ -27,6 +27,8 @@ from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.text.calibration import Calibration, load_mixture, windows_for
 from mi_prun.text.weighted_source import check_sources, text_files
 
+MOST_PROJECTED = 16_384  # boundary states times dimensions; with that many squared, float32 and float64, it is 3 GB
+
 
 def analyze(
     dense: ModelFolder,
@@ -138,8 +140,15 @@ def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     window = settings.window_tokens or dense.context_tokens()
     asked = windows_for(settings.scoring_tokens, window) * (window - SKIP_TOKENS)
     estimator = make_estimator(settings.estimator, settings.noise)
-    projection = projection_for(estimator, settings.projection) or dense.hidden_size
-    check_tokens(min(asked, estimator.max_tokens), min(projection, dense.hidden_size), estimator)
+    projected = projection_for(estimator, settings.projection)
+    dims = min(projected or dense.hidden_size, dense.hidden_size)
+    check_tokens(min(asked, estimator.max_tokens), dims, estimator)
+    if projected is not None and (dense.num_blocks + 1) * dims > MOST_PROJECTED:
+        raise UserError(
+            f"--projection {projected}: {dense.num_blocks + 1} boundary states of {dims} dimensions are "
+            f"{(dense.num_blocks + 1) * dims:,}; the covariances of {MOST_PROJECTED:,} at most are held at once: take "
+            f"--projection {MOST_PROJECTED // (dense.num_blocks + 1)} or less"
+        )
     if settings.stream_blocks and sampled:
         raise UserError(
             "--stream-blocks needs --calibration with a text: sampling text from the model takes the whole model"

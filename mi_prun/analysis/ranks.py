@@ -2,7 +2,8 @@
 
 Each rank runs its share of the windows through its own copy of the model; rank 0 puts the shares together and writes.
 What travels (projections, gradients of adapters) lies in CPU memory, so the transport is gloo, on GPUs too. Blocks that
-are sharded (FSDP, in a healing) travel between GPUs by NCCL. `accelerate launch` sets the same variables as torchrun.
+are sharded (FSDP, in a healing) travel between GPUs by NCCL. `accelerate launch --multi_gpu` sets the
+same variables as torchrun, on a CPU too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ T = TypeVar("T")
 FSDP = "ACCELERATE_USE_FSDP"
 LOADS_ON_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # transformers then leaves other ranks' weights as memory was
 REFUSED = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM", "FSDP_OFFLOAD_PARAMS")
+ONE_OF_SEVERAL = ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR")  # the latter where more than one process is asked for
 PATIENCE = timedelta(hours=24)  # ranks wait for each other while one samples text or loads a model from a slow disk
 
 
@@ -97,7 +99,15 @@ def _tried(make: Callable[[], T]) -> T | UserError:
 
 
 def world_size() -> int:
-    """Return the number of processes that torchrun started; 1 without torchrun."""
+    """Return the number of processes that torchrun started; 1 without torchrun.
+
+    Raises UserError where accelerate was asked for several and started this one alone.
+    """
+    if "WORLD_SIZE" not in os.environ and all(name in os.environ for name in ONE_OF_SEVERAL):
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it finds fewer than two GPUs; add "
+            "--multi_gpu, which serves CPUs too, or start with torchrun"
+        )
     text = os.environ.get("WORLD_SIZE", "1")
     if not (text.isdecimal() and int(text) >= 1):
         raise UserError(f"environment variable WORLD_SIZE must be a whole number of at least 1, got {text!r}")

@@ -103,7 +103,11 @@ def _quality(quality: Quality | None) -> str:
 def _weights(healing: Healing | None) -> str:
     if healing is None:
         return "The other weights are those of the dense model, byte for byte; nothing was retrained."
-    return "What they did is made up for: the blocks behind them were taught by the dense model (see Healing)."
+    if healing.method == "fit":
+        how = "the matrix in front of each run of them was refitted to what the dense model has behind the run"
+    else:
+        how = "the blocks behind them were taught by the dense model"
+    return f"What they did is made up for: {how} (see Healing)."
 
 
 def _healing(healing: Healing) -> str:
@@ -127,10 +131,10 @@ def _healing(healing: Healing) -> str:
         "KL(dense \\|\\| .), nats a token",
     )
     asked = [
-        (asked.task, str(asked.items), str(asked.dense_right), str(asked.pruned_right), str(asked.healed_right))
+        (asked.task, *map(str, (asked.items, asked.dense_right, asked.pruned_right, asked.healed_right, asked.flips)))
         for asked in healing.tasks
     ]
-    header_asked = ("choice task: right answers", "of", "dense", "pruned", "healed")
+    header_asked = ("choice task: right answers", "of", "dense", "pruned", "healed", "flips, pruned to healed")
     how = [
         ("method", healing.method),
         ("text", _cell(healing.text)),

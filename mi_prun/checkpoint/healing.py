@@ -15,10 +15,14 @@ ADAPTER_NAME = "healed_adapter.safetensors"  # in a virtual folder
 
 
 class HealedQuality(Record):
-    """Perplexity and KL to the dense model, nats per token, on one held-out text: pruned, and healed as written."""
+    """Perplexity and KL to the dense model, nats per token, on one held-out text: pruned, and healed as written.
+
+    window_tokens: of a window; None in a manifest of a release that did not say it.
+    """
 
     text: str
     predicted_tokens: int
+    window_tokens: int | None = None
     dense_perplexity: float = Field(gt=0)
     pruned_perplexity: float = Field(gt=0)
     healed_perplexity: float = Field(gt=0)
@@ -58,7 +62,8 @@ class AskedTask(Record):
 class Healing(Record):
     """How a model was healed, as its manifest records it.
 
-    method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on.
+    method: `fit`, `lora`, `all`, or `fit + lora`, `fit + all`. text: what it was healed on. text_digests: what tells
+    its texts from others (`text_digest`); none in a manifest of a release that did not say it.
     tokens: that were trained on. fit_tokens: that the closed form saw. seconds: what it took.
     """
 
@@ -68,6 +73,7 @@ class Healing(Record):
     fit_tokens: int
     seconds: float
     seed: int
+    text_digests: tuple[str, ...] = ()
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     quality: tuple[HealedQuality, ...] = ()
     tasks: tuple[AskedTask, ...] = ()

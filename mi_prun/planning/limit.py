@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,8 @@ class Limit:
 
     def text(self, value: float) -> str:
         """Return a cost in the limit's own words."""
+        if math.isinf(value):
+            return "a broken model"
         return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4g} nats/token"
 
 
@@ -32,7 +35,8 @@ class Limit:
 class Within:
     """A choice of k blocks that stays within a limit.
 
-    cost: what these k blocks cost. next_cost: what k + 1 blocks cost, over the limit; None if no more can go.
+    cost: what these k blocks cost. next_cost: what k + 1 blocks cost, over the limit; infinite if they break the model,
+    None if no more can go.
     forward_passes: all that was evaluated to find k.
     """
 
@@ -75,8 +79,10 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
     choices: dict[int, Choice] = {}
 
     def within(k: int) -> bool:
-        choices[k] = choose(context, method, k, rerank)
-        costs[k] = cost_of(context, limit, choices[k].dropped)
+        costs[k] = math.inf
+        with contextlib.suppress(NotFiniteError):  # broken without so many: over any limit
+            choices[k] = choose(context, method, k, rerank)
+            costs[k] = cost_of(context, limit, choices[k].dropped)
         return costs[k] <= limit.value
 
     if not within(1):
@@ -93,8 +99,6 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
             holds = within(k)
         except TooManySetsError as error:
             holds, unknown[k] = False, error
-        except NotFiniteError:  # broken without so many: over any limit
-            holds = False
         if holds:
             low, step = k, step * 2
         else:

@@ -81,12 +81,13 @@ class Evaluator:
         advance: Callable[[float], None] | None = None,
         *,
         windows: int | None = None,
+        may_break: bool = False,
     ) -> list[Loss]:
         """Return the loss of each set, in order, over the first `windows` windows (None: all).
 
-        The empty set is the dense model: its KL is 0.
+        The empty set is the dense model: its KL is 0. may_break: as in `by_window`.
         """
-        by_window = self.by_window(sets, advance, windows=windows)
+        by_window = self.by_window(sets, advance, windows=windows, may_break=may_break)
         kl, ce = (by_window.mean(1) / (self.windows.shape[1] - 1)).T
         return [Loss(max(0.0, float(a)), float(b)) for a, b in zip(kl, ce, strict=True)]
 
@@ -96,8 +97,13 @@ class Evaluator:
         advance: Callable[[float], None] | None = None,
         *,
         windows: int | None = None,
+        may_break: bool = False,
     ) -> NDArray[np.float64]:
-        """Return (sets, windows, 2): KL and cross-entropy, nats summed over each window's predicted tokens."""
+        """Return (sets, windows, 2): KL and cross-entropy, nats summed over each window's predicted tokens.
+
+        may_break: a set that breaks the model has infinite losses; else it raises NotFiniteError, as a dense model that
+        is broken itself always does.
+        """
         wanted = list(sets)
         last = len(self.windows) if windows is None else windows
         if not 1 <= last <= len(self.windows):
@@ -111,7 +117,11 @@ class Evaluator:
         for first, new in _behind(wanted, known, last):
             for start in range(0, len(new), group):
                 self._measure(new[start : start + group], first, last, advance)
-        return np.stack([self.memory[dropped][:last] for dropped in wanted])
+        losses = np.stack([self.memory[dropped][:last] for dropped in wanted])
+        broken = ~np.isfinite(losses).all((1, 2))
+        if broken.any() and not (may_break and self.sound(slice(last))):
+            raise self.not_finite(wanted[int(broken.argmax())], windows=slice(last))
+        return losses
 
     def count(self, sets: Sequence[Dropped], windows: int) -> None:
         """Add the cost of running `sets` over so many windows."""
@@ -141,20 +151,23 @@ class Evaluator:
             if advance is not None:
                 advance(tokens.numel() * len(sets))
         for i, dropped in enumerate(sets):
-            if not (abs(losses[i]) < MOST_NATS * length).all():  # NaN is not
-                raise self.not_finite(dropped, windows=slice(first, last))
+            losses[i][~(abs(losses[i]) < MOST_NATS * length)] = np.inf  # NaN too
             before = self.memory.get(dropped)
             self.memory[dropped] = losses[i] if before is None else np.concatenate([before, losses[i]])
 
     @torch.inference_mode()
-    def not_finite(self, dropped: Dropped, windows: slice) -> NotFiniteError:
-        """Return the error for a set whose losses are NaN or Inf. It says whether the dense model itself is broken."""
+    def sound(self, windows: slice) -> bool:
+        """Return whether the dense model gives finite log-probabilities on these windows."""
         of_dense = (
             log_p
             for tokens in torch.split(self.windows[windows], self.batch)
             for log_p, _, _ in self.log_probabilities(tokens, [])
         )
-        which = f"without blocks {list(dropped)}" if all(log_p.isfinite().all() for log_p in of_dense) else "itself"
+        return all(bool(log_p.isfinite().all()) for log_p in of_dense)
+
+    def not_finite(self, dropped: Dropped, windows: slice) -> NotFiniteError:
+        """Return the error for a set whose losses are NaN or Inf. It says whether the dense model itself is broken."""
+        which = f"without blocks {list(dropped)}" if self.sound(windows) else "itself"
         return NotFiniteError(
             f"the model {which} gives logits that are not finite, or loses over {MOST_NATS} nats a token; `--method "
             "mi-prun --rerank 0 --no-quality` measures none"

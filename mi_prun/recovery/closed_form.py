@@ -34,6 +34,10 @@ class Refit:
     error_after: float
 
 
+class NoClosedFormError(UserError):
+    """The closed form does not fit the model, or has nothing to refit in it."""
+
+
 def dropped_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
     """Maximal runs [i, j) of the dropped blocks.
 
@@ -53,7 +57,9 @@ def fitted_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
     """The dropped runs that a block stands before. Raises UserError where there is none."""
     runs = [run for run in dropped_runs(dropped) if run[0] > 0]
     if not runs:
-        raise UserError("the closed form refits what stands before a dropped run, and the only run begins at block 0")
+        raise NoClosedFormError(
+            "the closed form refits what stands before a dropped run, and the only run begins at block 0"
+        )
     return runs
 
 
@@ -66,7 +72,7 @@ def refitted(weights: SharedWeights) -> list[str]:
 def output_matrix(weights: SharedWeights, block: int) -> str:
     """The name of the matrix whose result a block adds to its state last. Raises UserError where there is none."""
     if (name := _output_matrix(weights, block)) is None:
-        raise UserError(
+        raise NoClosedFormError(
             f"the closed form needs one output matrix a block; block {block} has none by a name that is known"
         )
     return name
@@ -179,7 +185,7 @@ def _check_linear(
     wanted = seen[-1] @ (step if transposed else step.T)
     error = (moved.float() - before.float()).flatten(0, 1) - wanted
     if not error.norm() <= LINEAR_TOLERANCE.get(state.dtype, ROUNDED_TOLERANCE) * wanted.norm():
-        raise UserError(
+        raise NoClosedFormError(
             f"the closed form does not fit this family: a norm or a factor stands behind {name}, so what the block "
             "gives is not linear in it; heal by training, with --no-fit"
         )

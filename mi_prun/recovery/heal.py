@@ -27,7 +27,14 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.console import kept, progress, say
 from mi_prun.errors import UserError, first_line
-from mi_prun.files import check_apart, check_output, new_file, one_line_os_errors, scratch_folder
+from mi_prun.files import (
+    check_apart,
+    check_output,
+    new_file,
+    one_line_os_errors,
+    remove_abandoned_files,
+    scratch_folder,
+)
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
@@ -47,7 +54,7 @@ from mi_prun.text.calibration import tokens_digest
 from mi_prun.text.text_source import text_digest
 from mi_prun.text.weighted_source import check_sources, parse_sources, text_files
 
-TRAIN_BYTES = 16  # a trained parameter in float32: itself, its gradient, two moments
+TRAIN_BYTES = 20  # a trained parameter in float32: itself, its gradient, two moments, and the best one so far
 LEAST_WINDOW = 8
 # Settings that a training alone has.
 OF_TRAINING = {
@@ -65,7 +72,7 @@ def heal_folder(
     check_output(out, force=force, inputs=text_files(settings.sources))
     if adapter is not None:
         check_apart(pruned, adapter, "pruned", "--adapter")
-        _check_adapter(adapter, out, force=force)
+        _check_adapter(adapter, out, settings, force=force)
     manifest = read_manifest(pruned)
     if manifest.healing is not None:
         raise UserError(
@@ -118,7 +125,7 @@ def heal(
     check_apart(dense.path, out)
     if adapter is not None:
         check_apart(dense.path, adapter, named="--adapter")
-        _check_adapter(adapter, out, force=force)
+        _check_adapter(adapter, out, settings, force=force)
     plan.check_belongs_to(dense.identity)
     if not plan.dropped:
         raise UserError("the plan drops no block: there is nothing to heal")
@@ -170,12 +177,12 @@ def heal(
         task = ChoiceTask(weights, dense.tokenizer)
         dense.check_tokens(task.tokens)
         answers = ranks.from_first(lambda: [task.dense(), task.student()], runs_model=True)
-        gate_seconds = time.monotonic() - begun
+        gate_seconds = ranks.from_first(lambda: time.monotonic() - begun)  # one clock: all ranks end at one step
         if ranks.first:
             _say_before(before)
         fitted = prepare(weights, text, settings, saved, window, shown=ranks.first)
         ranks.same(own.own for own in weights.own.values())
-        taught = Progress(fit_tokens=fitted, seconds=time.monotonic() - start)
+        taught = Progress(fit_tokens=fitted, seconds=ranks.from_first(lambda: time.monotonic() - start))
         if saved is None and ranks.first:
             path.unlink(missing_ok=True)
         if settings.train != "none":
@@ -191,6 +198,7 @@ def heal(
                 }
             else:
                 settings = untrained(settings, taught, shown=ranks.first)
+            del training  # its moments and best state are large
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed = {
@@ -208,6 +216,7 @@ def heal(
         fit_tokens=taught.fit_tokens,
         seconds=round(taught.seconds, 1),
         seed=settings.seed,
+        text_digests=tuple(digests(settings)),
         settings=recorded(settings) | used,
         quality=quality,
         tasks=(asked_task(task.name, *answers),),
@@ -230,10 +239,10 @@ def heal(
     return ranks.from_first(write)
 
 
-def _check_adapter(adapter: Path, out: Path, *, force: bool) -> None:
+def _check_adapter(adapter: Path, out: Path, settings: HealSettings, *, force: bool) -> None:
     """Refuse a file for what was learned that lies in the healed folder, or would overwrite something."""
     check_apart(out, adapter, "healed", "--adapter")
-    check_output(adapter, force=force, folder=False)
+    check_output(adapter, force=force, folder=False, inputs=text_files(settings.sources))
 
 
 def _heal_streamed(
@@ -266,7 +275,7 @@ def _heal_streamed(
     _say_fits(made.fits)
     healing = Healing(
         method="fit", text=text.name, tokens=0, fit_tokens=tokens.numel(),
-        seconds=round(time.monotonic() - start, 1), seed=settings.seed,
+        seconds=round(time.monotonic() - start, 1), seed=settings.seed, text_digests=tuple(digests(settings)),
         settings=recorded(settings) | {"window_tokens": window}, quality=compared(made.before, made.after),
     )  # fmt: skip
     check_helps(healing)
@@ -284,6 +293,7 @@ def _written(
     """Write the healed checkpoint, and what was learned into the file `adapter`, where one is named."""
     with contextlib.ExitStack() as stack:
         if adapter is not None:  # written before the folder is, and put in place after it
+            remove_abandoned_files(adapter)
             write_adapter(stack.enter_context(new_file(adapter)), learned, plan, healing)
         stack.enter_context(one_line_os_errors(out))
         made = stack.enter_context(_result(out, plan, healing, tensors, learned, virtual=virtual))
@@ -313,8 +323,8 @@ def _train(training: Training, saved: SavedState | None) -> Progress:
     ):
         progress_made = training.run(advance)
     trained = math.ceil(training.progress.tokens / training.text.validation[0].tokens.shape[1])
-    if training.ranks.first and (times := training.text.times_through(trained)) > 1:
-        say(f"the text was too short: the training went through a source of it {times:.1f} times; give more text")
+    if training.ranks.first and (said := training.text.repeated(trained)):
+        say(said)
     return progress_made
 
 
@@ -531,11 +541,16 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
     return names
 
 
+def digests(settings: HealSettings) -> list[str]:
+    """Return what tells the texts of a healing from others, in their order."""
+    return [text_digest(source.name) for source in parse_sources(settings.sources)]
+
+
 def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | None = None) -> str:
     """What an interrupted healing must agree in to be gone on with."""
-    texts = [text_digest(source.name) for source in parse_sources(settings.sources)]
     said = {
-        "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings), "texts": texts,
+        "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings),
+        "texts": digests(settings),
         "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

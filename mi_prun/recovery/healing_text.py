@@ -29,6 +29,7 @@ LONG_PASSAGES = 4  # a passage of fewer tokens is read so many times as far
 PROBE_CHARACTERS, PROBES = 100_000, 16
 LEAST_CHARACTERS, SPARE = 1 << 24, 2.0  # read of a source: so many, and so many times what the tokens take
 PASSAGES_AT_ONCE = 256
+ONCE = 1.05  # times through a text; the last step may need a window more than there are
 LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
 SELF_TOKENS = 32_768  # sampled where no number of tokens is given
 SELF_GATE_WINDOW = 128  # of `self` where it only judges: sampled side by side, short windows take a quarter of the time
@@ -61,7 +62,7 @@ class SampledText:
 
 @dataclass
 class Supply:
-    """The windows of one source, made as they are asked for. name: short, for records."""
+    """The windows of one source, made as they are asked for. name: short, for records. whole: it has no more text."""
 
     name: str
     weight: float
@@ -70,6 +71,7 @@ class Supply:
     windows: list[Tensor] = field(default_factory=list)
     place: int = 0
     ended: bool = False
+    whole: bool = True
 
     def window(self, number: int) -> Tensor | None:
         """Window `number` (window_tokens,); None beyond the last one."""
@@ -120,11 +122,15 @@ class HealingText:
         window = supply.window(place)
         return supply.windows[place % len(supply.windows)] if window is None else window
 
-    def times_through(self, windows: int) -> float:
-        """How often the first `windows` go through the source that ended first; 1 where none has ended."""
+    def repeated(self, windows: int) -> str | None:
+        """Say how often the first `windows` go through the source that ended first; None where that is about once."""
         asked = [sum(1 for source, _ in self._turns[:windows] if source == i) for i in range(len(self.supplies))]
-        times = [n / len(s.windows) for n, s in zip(asked, self.supplies, strict=True) if s.ended and s.windows]
-        return max([1.0, *times])
+        times = [(n / len(s.windows), s) for n, s in zip(asked, self.supplies, strict=True) if s.ended and s.windows]
+        most, supply = max(times, key=lambda pair: pair[0], default=(1.0, None))
+        if supply is None or most < ONCE:
+            return None
+        more = "give more text" if supply.whole else "with --tokens as much of it is read as the training takes"
+        return f"the training went {most:.1f} times through what was read of {supply.name}; {more}"
 
     def check_tokens(self, tokens: int, window_tokens: int) -> None:
         """Raises UserError where a source is shorter than its share of `tokens`."""
@@ -209,7 +215,8 @@ def _read(
     per_token = 0.0
     pieces: list[str] = []
     size, most = 0, float(LEAST_CHARACTERS)
-    for document in named.open():
+    documents = named.open()
+    for document in documents:
         pieces.append(document)
         size += len(document) + 1
         if not per_token and size >= PROBE_CHARACTERS:
@@ -217,6 +224,7 @@ def _read(
             most = max(most, SPARE * per_token * ((tokens or 0) + held_out * window_tokens))
         if size >= most:
             break
+    whole = next(documents, None) is None
     text = "\n".join(pieces)
     length = math.ceil(PASSAGE_MARGIN * body * _characters_per_token(text, tokenizer))
     cut = len(text) - math.ceil(held_out * 1.5 + 1) * length  # the last passages may be too short
@@ -240,7 +248,7 @@ def _read(
     def more(place: int) -> Tensor:
         return windows_at([int(number) * length for number in order[place : place + PASSAGES_AT_ONCE]], cut)
 
-    supply = Supply(named.name, source.weight, judged, more)
+    supply = Supply(named.name, source.weight, judged, more, whole=whole)
     if len(judged) < held_out or supply.window(0) is None:
         raise UserError(
             f"--calibration {named.name} has {len(text):,} characters; {held_out} windows of {window_tokens} tokens "

@@ -19,13 +19,14 @@ from mi_prun.text.calibration import Windows
 
 @dataclass(frozen=True)
 class Judged:
-    """Means over the predicted tokens of one text, nats. kl_nats: KL(dense || student)."""
+    """Means over the predicted tokens of one text, nats. kl_nats: KL(dense || student). window_tokens: of a window."""
 
     text: str
     predicted_tokens: int
     dense_ce_nats: float
     ce_nats: float
     kl_nats: float
+    window_tokens: int
 
 
 class Judge:
@@ -70,7 +71,7 @@ def judged(kind: Windows, parts: Sequence[Tensor]) -> Judged:
         raise UserError(
             f"the model gives NaN or Inf on {kind.text}; where it was trained, take a lower --learning-rate"
         )
-    return Judged(kind.text, count, dense, ours, kl)
+    return Judged(kind.text, count, dense, ours, kl, kind.tokens.shape[1])
 
 
 def compared(before: Sequence[Judged], after: Sequence[Judged]) -> tuple[HealedQuality, ...]:
@@ -79,6 +80,7 @@ def compared(before: Sequence[Judged], after: Sequence[Judged]) -> tuple[HealedQ
         HealedQuality(
             text=old.text,
             predicted_tokens=old.predicted_tokens,
+            window_tokens=old.window_tokens,
             dense_perplexity=_exp(old.dense_ce_nats),
             pruned_perplexity=_exp(old.ce_nats),
             healed_perplexity=_exp(new.ce_nats),

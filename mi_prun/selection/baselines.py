@@ -88,7 +88,7 @@ def exhaustive(context: Context, k: int, count: int) -> list[Dropped]:
     """Drop the set of k blocks with the least loss on the ranking text, of all sets: the limit."""
     sets = all_sets(context.num_blocks, k)
     with progress("exhaustive", context.ranking.windows.numel() * len(sets), "tokens") as advance:
-        context.ranking.measure(sets, advance)
+        context.ranking.measure(sets, advance, may_break=True)
     return [_least(context, sets)]
 
 
@@ -101,5 +101,5 @@ def all_sets(num_blocks: int, k: int) -> list[Dropped]:
 
 
 def _least(context: Context, sets: list[Dropped]) -> Dropped:
-    losses = context.ranking.measure(sets)
+    losses = context.ranking.measure(sets, may_break=True)
     return min(zip(losses, sets, strict=True), key=lambda pair: context.value(pair[0]))[1]

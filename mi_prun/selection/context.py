@@ -147,11 +147,15 @@ class Context:
         return result
 
     def values(self, by_window: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return (sets,) to compare sets by: the criterion less its noise. by_window: losses (sets, windows, 2)."""
+        """Return (sets,) to compare sets by: the criterion less its noise; of a set that breaks the model, infinity.
+
+        by_window: losses (sets, windows, 2).
+        """
         self.extra.compared = True
-        values: NDArray[np.float64] = (
-            by_window[..., 0].mean(1) if self.criterion == "kl" else shrunk_cross_entropy(by_window)
-        )
+        sound = np.isfinite(by_window).all((1, 2))
+        values = np.full(len(by_window), np.inf)
+        kept = by_window[sound]
+        values[sound] = kept[..., 0].mean(1) if self.criterion == "kl" else shrunk_cross_entropy(kept)
         return values
 
     @property

@@ -59,7 +59,7 @@ def beyond_few(num_blocks: int, k: int) -> float:
 
 def few_windows(context: Context) -> int:
     """Return how many windows the Gram and neighbours are measured on."""
-    return share_of(context.screening.windows, GRAM_SHARE)
+    return share_of(context, GRAM_SHARE)
 
 
 def low_sets(context: Context, gram: LogitGram, criterion: str, k: int, count: int) -> list[Dropped]:
@@ -91,7 +91,7 @@ def run_sets(context: Context, k: int) -> list[Dropped]:
     A run often costs less than its blocks do one by one, and the Gram, made of single removals, does not see it.
     """
     together = baselines.windows(context.num_blocks, k)
-    values = context.values(context.screening.by_window(together, windows=few_windows(context)))
+    values = context.values(context.screening.by_window(together, windows=few_windows(context), may_break=True))
     return [together[place] for place in np.argsort(values, kind="stable")[:BEST_RUNS]]
 
 
@@ -125,14 +125,16 @@ def hybrid(context: Context, k: int, count: int) -> list[Dropped]:
             more = (count - len(chosen)) // rounds_left
             if not more:
                 continue
-            values = context.values(evaluator.by_window(chosen, windows=first_windows(context)))
+            values = context.values(evaluator.by_window(chosen, windows=first_windows(context), may_break=True))
             best = next((chosen[i] for i in np.argsort(values, kind="stable") if chosen[i] not in visited), None)
             if best is not None:
                 visited.append(best)
                 near += neighbours(best, context.num_blocks)
             measured = list(dict.fromkeys([*near, *chosen]))
-            losses = context.values(evaluator.by_window(measured, windows=few_windows(context)))
-            linear, pair = corrected(gram, measured, losses / (evaluator.windows.shape[1] - 1))
+            losses = context.values(evaluator.by_window(measured, windows=few_windows(context), may_break=True))
+            learned = np.isfinite(losses)  # nothing is learned from a set that breaks the model
+            measured = [dropped for dropped, finite in zip(measured, learned, strict=True) if finite]
+            linear, pair = corrected(gram, measured, losses[learned] / (evaluator.windows.shape[1] - 1))
             lowest = low_states(linear, pair, k, len(chosen) + more, context.seed)
             chosen += [dropped for _, dropped in lowest if dropped not in chosen][:more]
             advance(1)

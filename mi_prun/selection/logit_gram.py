@@ -12,6 +12,7 @@ that block j does something else when i is missing; `surrogate.py` learns that f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,8 +98,13 @@ def logit_gram(
         if advance is not None:
             advance(tokens.numel() * count)
     ce[:-1] += ce[-1]
-    if len(broken := (~(kl.isfinite() & ce[:-1].isfinite())).nonzero()):
-        raise evaluator.not_finite(singles[int(broken[0])], windows=slice(windows))
+    broken = ~(kl.isfinite() & ce[:-1].isfinite())
+    if broken.all() or not ce[-1].isfinite():
+        raise evaluator.not_finite(singles[0], windows=slice(windows))
+    if broken.any():  # such a block is dropped last: it costs twice what guessing does, and is seen in no pair
+        guess = 2 * rows * math.log(evaluator.model.vocab_size)
+        kl[broken], ce[:-1][broken] = guess, ce[-1] + guess
+        gram[broken], gram[:, broken] = 0.0, 0.0
     kl, ce, gram = (x.cpu() / rows for x in (kl.clamp(min=0), ce, gram))
     return LogitGram(
         gram.numpy(),

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mi_prun.console import progress
-from mi_prun.quality.evaluator import Dropped, Loss, block_runs
+from mi_prun.quality.evaluator import Dropped, Evaluator, Loss, block_runs
 from mi_prun.selection.budget import thrift
 from mi_prun.selection.context import Context
 
@@ -42,12 +41,15 @@ class Ranked:
 
 def first_windows(context: Context) -> int:
     """Return how many windows every candidate is measured on."""
-    return share_of(context.screening.windows, FIRST_SHARE)
+    return share_of(context, FIRST_SHARE)
 
 
-def share_of(windows: Tensor, share: float) -> int:
-    """Return how many windows a share is: two at least, where there are two, as one does not tell its noise."""
-    return min(len(windows), max(2, round(share * len(windows))))
+def share_of(context: Context, share: float) -> int:
+    """Return how many windows a share of the screening text is: two at least, as one does not tell its noise, and one
+    for each text that takes turns in it; all, where there are fewer.
+    """
+    windows = len(context.screening.windows)
+    return min(windows, max(2, context.analysis.record.calibration.sources, round(share * windows)))
 
 
 def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.inf) -> list[Ranked]:
@@ -61,13 +63,18 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
     windows = first_windows(context)
     with progress("re-ranking", count, "sets") as advance:
         for share, kept, least in (*STAGES, (1.0, 0.0, finalists(context))):
-            order = np.argsort(context.values(evaluator.by_window(candidates, windows=windows)), kind="stable")
-            keep = min(len(candidates), max(FINALISTS, round(least * thrift(context)), round(kept * count)))
-            advance(len(candidates) - keep)
-            candidates = [candidates[i] for i in order[:keep]]
+            values = context.values(evaluator.by_window(candidates, windows=windows, may_break=True))
+            keep = max(FINALISTS, round(least * thrift(context)), round(kept * count))
+            order = [i for i in np.argsort(values, kind="stable")[:keep] if np.isfinite(values[i])]
+            if not order:
+                raise evaluator.not_finite(candidates[0], slice(windows))
+            advance(len(candidates) - len(order))
+            candidates = [candidates[i] for i in order]
             windows = max(windows, round(share * len(evaluator.windows)))
         count = len(candidates)
         candidates = final(context, candidates, most_passes)
+        if context.confirming is not None:
+            candidates = unbroken(context.confirming, candidates, len(context.confirming.windows))
         losses = ranking_losses(context, candidates)
         advance(count)
     ranked = [Ranked(dropped, loss) for dropped, loss in zip(candidates, losses, strict=True)]
@@ -96,12 +103,22 @@ def final(context: Context, candidates: list[Dropped], most_passes: float = math
             continue
         candidates = affordable(context, candidates, done, windows, most_passes)
         if share < 1.0 and len(candidates) > 1:
+            candidates = unbroken(rest, candidates, windows)
             parts = (context.screening.by_window(candidates), rest.by_window(candidates, windows=windows))
             losses = [part[..., column] for part in parts]
             behind, order = clearly_behind(losses), np.argsort(sum(part.sum(1) for part in losses), kind="stable")
             candidates = [candidates[i] for i in order if not behind[i]]
             done = windows
     return candidates
+
+
+def unbroken(evaluator: Evaluator, sets: list[Dropped], windows: int) -> list[Dropped]:
+    """Return the sets that do not break the model on the first windows. Raises NotFiniteError where all do."""
+    losses = evaluator.by_window(sets, windows=windows, may_break=True)
+    sound = [dropped for dropped, own in zip(sets, losses, strict=True) if np.isfinite(own).all()]
+    if not sound:
+        raise evaluator.not_finite(sets[0], slice(windows))
+    return sound
 
 
 def affordable(

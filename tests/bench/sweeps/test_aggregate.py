@@ -56,6 +56,10 @@ def test_steps_are_alike_where_all_arms_hold_what_is_in_flight(point: Point) -> 
     assert same_batches(load, enough, enough)
     assert not same_batches(load, enough, short)
     opened = load.model_copy(update={"concurrency": None, "rate_per_s": 2.0})
-    assert same_batches(opened, enough, short)  # nothing piled up
-    piled_up = point().speed.rounds[0].model_copy(update={"backlog_growth": 0.5})
-    assert not same_batches(opened, enough, [a_round(point(), figures=piled_up)])
+    kept_up, piled_up, unknown = (
+        [a_round(point(), figures=point().speed.rounds[0].model_copy(update={"backlog_growth": growth}), kv_tokens=767)]
+        for growth in (0.0, 0.5, None)
+    )
+    assert same_batches(opened, kept_up, kept_up)
+    assert not same_batches(opened, kept_up, piled_up)
+    assert not same_batches(opened, unknown, kept_up)  # too few requests to tell

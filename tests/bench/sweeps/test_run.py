@@ -15,7 +15,9 @@ from bench.settings import MeasureSettings, WorkloadSettings
 from bench.sweeps import run as running
 from bench.sweeps.measure import Prepared
 from bench.sweeps.run import run, run_drafts
+from mi_prun.checkpoint.healing import Healing
 from mi_prun.errors import UserError
+from mi_prun.text.text_source import text_digest
 
 SETTINGS = MeasureSettings(WorkloadSettings(seed=7))
 
@@ -80,6 +82,31 @@ def test_quality_on_a_text_is_measured_when_all_is_checked_and_before_an_engine(
     assert names(done) == ["open", "prepare", "quality", "measure"]
     assert done[2] == ("quality", "book.txt", 7)
     assert done[3][1].quality_text == "sha"
+
+
+def test_a_text_that_a_model_was_healed_on_does_not_judge_it(
+    done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: Callable[..., PointRecord]
+) -> None:
+    book, other = tmp_path / "book.txt", tmp_path / "other.txt"
+    book.write_text("one")
+    other.write_text("two")
+    healing = Healing(
+        method="fit",
+        text="book.txt",
+        tokens=0,
+        fit_tokens=8,
+        seconds=1.0,
+        seed=0,
+        text_digests=(text_digest(str(book)),),
+    )
+    healed = MeasuredModel(point((3,)).arm, 1, None, healing=healing)
+    models = MeasuredModels(point().dense, (MeasuredModel(point().arm, 1, None), healed), {})
+    monkeypatch.setattr(running, "open_measured_models", lambda *_: models)
+    with pytest.raises(UserError, match=r"--quality-text .*book.txt: .* was healed on it; name another text"):
+        run("dense", ["p25"], tmp_path / "out", SETTINGS, quality_text=str(book))
+    assert done == []
+    run("dense", ["p25"], tmp_path / "out", SETTINGS, quality_text=str(other))
+    assert names(done) == ["prepare", "quality", "measure"]
 
 
 def test_what_will_not_do_is_said_before_anything_is_written(done: list[Any], tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_each_pruned_model_is_healed_once(
     from mi_prun.checkpoint.healing import Healed, Healing
     from mi_prun.comparison.comparison import analysis_in
     from mi_prun.recovery import heal as recovery
+    from mi_prun.recovery.closed_form import NoClosedFormError
 
     healed: list[int] = []
 
@@ -254,6 +255,14 @@ def test_each_pruned_model_is_healed_once(
     assert healed == [3, 6, 6]
     other = healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=1.0), analysis, virtual=True)
     assert other != [made]
+
+    def not_fitting(*args: Any, **options: Any) -> None:
+        raise NoClosedFormError("the closed form does not fit this family")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "heal", not_fitting)
+        assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=2.0), analysis, virtual=True) == []
+    assert "bi-0-3: the closed form does not fit this family" in capsys.readouterr().err
     # A plan made again is healed again, in its place: the folder's name says its blocks, not who chose them.
     older = Plan.read(plans[0]).model_copy(update={"tool_version": "0.0.1"})
     older.write(plans[0])

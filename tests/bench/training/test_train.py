@@ -170,10 +170,11 @@ def test_settings_that_will_not_do_leave_nothing(
 
 def test_the_command_says_one_line_about_bad_input(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine").write_text("keep")
+    (tmp_path / "model" / "mine.txt").write_text("keep")
     for words, said in (
         (["none.txt", "-o", "out"], "no such file"),
         (["none.pdf", "-o", "model"], "is not empty"),
+        (["model/mine.txt", "-o", "model", "--force"], "is or holds model/mine.txt, which is read"),
     ):
         command = [sys.executable, "-m", "bench.cli", "train", *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

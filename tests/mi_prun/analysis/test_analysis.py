@@ -177,6 +177,16 @@ def test_too_few_tokens_are_known_before_a_model_is_loaded(
         )
 
 
+def test_covariances_that_no_memory_holds_are_refused(
+    reference: Path, analyze_settings: AnalyzeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mi_prun.analysis.analyze.MOST_PROJECTED", 13 * 16)
+    settings = dataclasses.replace(analyze_settings, estimator="gaussian", projection=17)
+    said = r"--projection 17: 13 boundary states of 17 dimensions are 221.* take --projection 16 or less"
+    with pytest.raises(UserError, match=said):
+        analyze(open_model(reference), tmp_path / "out", settings, load=lambda: pytest.fail("loaded"))
+
+
 def test_a_model_of_one_block_is_refused(
     tiny: Callable[..., Path], analyze_settings: AnalyzeSettings, tmp_path: Path
 ) -> None:

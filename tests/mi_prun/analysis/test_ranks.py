@@ -130,6 +130,16 @@ def test_ranks_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         pass
 
 
+def test_one_process_of_several_that_accelerate_was_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert world_size() == 1  # one was asked for
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match=r"several processes and started one.*add --multi_gpu"), joined():
+        pass
+
+
 def test_a_world_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(UserError, match="WORLD_SIZE must be a whole number of at least 1, got 'many'"):

@@ -116,7 +116,8 @@ def test_more_blocks_that_break_the_model_are_over_any_limit(monkeypatch: pytest
     monkeypatch.setattr("mi_prun.planning.limit.choose", lambda c, m, k, n: SimpleNamespace(dropped=tuple(range(k))))
     monkeypatch.setattr("mi_prun.planning.limit.cost_of", cost)
     within = most_blocks(context, Limit("kl", 1.0), "stub", None)
-    assert (within.choice.dropped, within.next_cost) == ((0, 1), None)
+    assert (within.choice.dropped, within.next_cost) == ((0, 1), math.inf)
+    assert Limit("kl", 1.0).text(within.next_cost) == "a broken model"
 
 
 def test_the_cost_is_that_of_the_text_as_it_is(context: Context) -> None:

@@ -17,6 +17,7 @@ from mi_prun.recovery import heal
 from mi_prun.recovery.heal import heal_folder
 from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.training_state import state_path
+from mi_prun.text.text_source import text_digest
 from mi_prun.text.weighted_source import parse_sources
 
 
@@ -34,6 +35,10 @@ def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
     pruned, healed = open_model(pruned_reference).tensors, open_model(out).tensors
     assert pruned.keys() == healed.keys()
     assert (manifest.healing.method, manifest.healing.fit_tokens, manifest.healing.tokens) == ("fit", 4_096, 0)
+    assert manifest.healing.text_digests == tuple(
+        text_digest(source.name) for source in parse_sources(more_settings.sources)
+    )
+    assert {kind.window_tokens for kind in manifest.healing.quality} == {32}
     kinds = [kind.text for kind in manifest.healing.quality]
     assert kinds == ["manual.txt, held-out part", "harbour.txt, held-out part"]
     assert all(kind.healed_perplexity < kind.pruned_perplexity for kind in manifest.healing.quality)
@@ -73,6 +78,10 @@ def test_card_and_inspect_say_how_it_was_healed(fitted):
     _, out = fitted
     card = (out / "README.md").read_text()
     assert "nothing was retrained" not in card
+    assert "the matrix in front of each run of them was refitted to what the dense model has behind the run" in card
+    (asked,) = fitted[0].healing.tasks
+    answers = (asked.items, asked.dense_right, asked.pruned_right, asked.healed_right, asked.flips)
+    assert f"| {asked.task} | {' | '.join(map(str, answers))} |" in card
     assert "## Healing" in card
     assert "manual.txt, held-out part" in card
     assert f"healed       fit; {fitted[0].healing.fit_tokens:,} tokens of manual.txt (3), harbour.txt (1)" in describe(

@@ -114,3 +114,13 @@ def test_an_adapter_never_lies_among_weights(run: Run, pruned_reference: Path, t
     assert "choose another place" in err
     assert {path.name: path.stat().st_mtime_ns for path in pruned.iterdir()} == before
     assert not (tmp_path / "healed").exists()
+
+
+def test_an_adapter_never_takes_the_place_of_the_text(run: Run, pruned_reference: Path, tmp_path: Path) -> None:
+    text = tmp_path / "wiki.txt"
+    text.write_text("mine")
+    words = ("-o", tmp_path / "healed", "--fit", "--calibration", text, "--adapter", text, "--force")
+    status, _, err = run("heal", pruned_reference, *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"output {text} is or holds {text}, which is read; choose another place" in err
+    assert text.read_text() == "mine"

@@ -60,8 +60,22 @@ def test_a_text_that_has_ended_begins_again(harbour, manual, tokenizer):
 def test_only_the_windows_trained_on_count_as_gone_through(harbour, manual, tokenizer):
     text = load([str(harbour), str(manual)], tokenizer, tokens=None)
     text.windows(0, 2_500)  # of the closed form
-    assert text.times_through(100) == 1.0
-    assert text.times_through(2_500) == 1_250 / len(text.supplies[0].windows) > 1.0
+    assert text.repeated(100) is None
+    once = 2 * len(text.supplies[0].windows)
+    assert text.repeated(once + 2) is None  # a window more, to fill the last step
+    times = 1_250 / len(text.supplies[0].windows)
+    assert text.repeated(2_500) == (
+        f"the training went {times:.1f} times through what was read of harbour.txt; give more text"
+    )
+
+
+def test_of_a_text_that_was_not_read_to_its_end_there_is_no_more_to_give(harbour, manual, tokenizer, monkeypatch):
+    monkeypatch.setattr("mi_prun.recovery.healing_text.LEAST_CHARACTERS", 1)
+    monkeypatch.setattr("mi_prun.recovery.healing_text.PROBE_CHARACTERS", 16)
+    text = load([str(manual), str(harbour)], tokenizer, tokens=None)
+    assert [supply.whole for supply in text.supplies] == [False, True]  # harbour.txt is one document
+    text.windows(0, 5_000)
+    assert "of manual.txt; with --tokens as much of it is read as the training takes" in text.repeated(5_000)
 
 
 def test_tokens_without_an_embedding_are_refused_where_they_are_asked_for(harbour, manual, tokenizer):

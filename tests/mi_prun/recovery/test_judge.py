@@ -27,7 +27,7 @@ def test_what_is_not_a_number_is_one_line():
 
 
 def test_perplexity_past_counting_is_the_largest_number():
-    broken = Judged("x", 1, 1.0, 5_000.0, 4_000.0)
+    broken = Judged("x", 1, 1.0, 5_000.0, 4_000.0, 2)
     assert compared([broken], [broken])[0].pruned_perplexity > 1e300
 
 

@@ -1,10 +1,14 @@
-"""Healing shared over processes: what one process learns. Real torchrun, gloo."""
+"""Healing shared over processes: what one process learns. Real torchrun, real accelerate, gloo."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,12 +18,16 @@ from safetensors.torch import load_file
 from mi_prun.analysis.ranks import Ranks, joined
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
+from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
+from mi_prun.process_group import free_port
 from mi_prun.recovery.heal import heal, heal_folder
+from mi_prun.recovery.shared_weights import check_peft
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import Progress
 
-FSDP, EFFICIENT = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # `accelerate launch --use_fsdp` sets both
+FSDP = "ACCELERATE_USE_FSDP"  # `accelerate launch --use_fsdp` sets it
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 @pytest.mark.long
@@ -28,13 +36,16 @@ def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, 
     options = ["--calibration", f"{manual}=3", "--calibration", str(harbour), "--window", "32", "--rank", "4"]
     options += ["--batch-tokens", "256", "--tokens", "1024", "--device", "cpu", "--train-dtype", "float32"]
     options += [] if sharded else ["--no-fit"]
+    shard = ["--use_fsdp", "--fsdp_version", "2"]
+    accelerate = [*ACCELERATE, "--num_processes", "2", *shard]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(accelerate if sharded else torchrun),
             *("-m", "mi_prun", "heal", str(pruned_reference), "-o", str(tmp_path / "two"), *options),
         ],
         capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", FSDP: str(sharded), EFFICIENT: str(sharded)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2_000:]
     assert done.stdout.count("healed       fit + lora" if sharded else "healed       lora") == 1  # rank 0 alone speaks
@@ -50,11 +61,59 @@ def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, 
         assert ours.healed_kl_nats == pytest.approx(theirs.healed_kl_nats, rel=1e-3)
     tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
     changed = load_file(pruned_reference / "model.safetensors")
+    by_two, by_one = (
+        {name for name, dense in changed.items() if not torch.equal(tensor[name], dense)} for tensor in tensors
+    )
+    assert by_two == by_one != set()
     for name, dense in changed.items():
         ours, theirs = (tensor[name].float() for tensor in tensors)
-        if not torch.equal(theirs, dense.float()):
+        if name in by_one:
             assert (ours - theirs).norm() <= 0.03 * (theirs - dense.float()).norm(), name
     assert not any(tmp_path.glob(".*"))
+
+
+def test_processes_that_load_at_other_speeds_go_by_one_clock(pruned_reference, heal_settings, tmp_path):
+    """Under `--minutes` the rates and the end come from one clock."""
+    check_peft()  # imported once, before the fork
+    plan = read_manifest(pruned_reference).plan
+    dense = open_model(plan.dense.name)
+    settings = replace(heal_settings, fit=False, tokens=None, minutes=60.0)
+    fork, port = multiprocessing.get_context("fork"), str(free_port())
+
+    def rank(number):
+        torch.set_num_threads(1)
+        os.environ.update(
+            {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            | {"WORLD_SIZE": "2"}
+        )
+        shares = []
+        step = Training._step
+
+        def noted(training):
+            shares.append(training.share_done)
+            if len(shares) > 3:
+                raise UserError("enough")
+            step(training)
+
+        Training._step = noted
+
+        def load():
+            time.sleep(number)
+            return load_on(dense, "cpu")
+
+        with joined() as ranks, contextlib.suppress(UserError):
+            heal(dense, plan, tmp_path / "healed", settings, ranks=ranks, load=load)
+        (tmp_path / f"shares-{number}.json").write_text(json.dumps(shares))
+
+    processes = [fork.Process(target=rank, args=(number,), daemon=True) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"shares-{number}.json").read_text()) for number in range(2))
+    assert first == second
+    assert len(set(first)) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, islice
-from math import comb
+from math import comb, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mi_prun.analysis.analysis import Analysis
-from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
+from mi_prun.quality.evaluator import NotFiniteError
 from mi_prun.selection import baselines, quadratic
 from mi_prun.selection import context as contexts
 from mi_prun.selection.budget import most_passes
@@ -34,7 +34,7 @@ from mi_prun.selection.hybrid import (
 from mi_prun.selection.logit_gram import LogitGram
 from mi_prun.selection.methods import METHODS, choose
 from mi_prun.selection.objective import best_sets
-from mi_prun.selection.race import first_windows
+from mi_prun.selection.race import first_windows, race
 
 pytestmark = pytest.mark.numeric
 IDLE = (1, 4, 6)  # blocks that do nothing
@@ -219,18 +219,24 @@ def test_a_window_of_two_tokens_is_enough(make_context: MakeContext) -> None:
     assert choose(Context(short, own.open_model, wanted="kl"), "hybrid", 3).dropped == IDLE
 
 
-def test_a_removal_without_finite_logits_is_refused_by_its_name(make_context: MakeContext) -> None:
+@pytest.mark.parametrize("method", ["hybrid", "greedy-loss", "exhaustive", "logit-gram"])
+def test_a_removal_without_finite_logits_is_not_taken(make_context: MakeContext, method: str) -> None:
     """Block 2 mends what block 1 breaks: the model works, and without block 2 it says NaN."""
     own = make_context()
     nan = torch.zeros(16)
     nan[0] = torch.nan
     own.model.blocks[1].register_forward_hook(lambda block, args, state: state + nan)
     own.model.blocks[2].register_forward_pre_hook(lambda block, args: (args[0].nan_to_num(), *args[1:]))
-    with pytest.raises(UserError, match=r"the model without blocks \[2\] gives logits that are not finite"):
-        choose(own, "hybrid", 3)
+    chosen = choose(own, method, 3).dropped
+    assert 2 not in chosen or 1 in chosen
+    assert isfinite(own.ranking.measure([chosen])[0].ce_nats)
+    with pytest.raises(NotFiniteError, match=r"the model without blocks \[2\] gives logits that are not finite"):
+        own.ranking.measure([(2,)])
+    with pytest.raises(NotFiniteError, match=r"the model without blocks \[2\]"):
+        race(own, [(2,), (2, 4)])  # there is nothing else to take
 
 
-def test_a_pair_without_finite_logits_is_refused_by_its_name(make_context: MakeContext) -> None:
+def test_a_pair_without_finite_logits_is_not_taken(make_context: MakeContext) -> None:
     """Each of two blocks mends it alone: no single removal shows it, a candidate does."""
     own = make_context()
     nan = torch.zeros(16)
@@ -239,8 +245,13 @@ def test_a_pair_without_finite_logits_is_refused_by_its_name(make_context: MakeC
     for block in (2, 3):
         own.model.blocks[block].register_forward_pre_hook(lambda block, args: (args[0].nan_to_num(), *args[1:]))
     gram_of(own)
-    with pytest.raises(UserError, match=r"the model without blocks \[2, 3\] gives logits that are not finite"):
+    with pytest.raises(NotFiniteError, match=r"the model without blocks \[2, 3\] gives logits that are not finite"):
         own.screening.by_window([(2, 3)])
+    assert np.isinf(own.screening.by_window([(2, 3)], may_break=True)).all()
+    assert np.isinf(own.values(own.screening.by_window([(2,), (2, 3), (3,)], may_break=True))).tolist() == [0, 1, 0]
+    assert [entry.dropped for entry in race(own, [(2, 3), (2, 4)])] == [(2, 4)]
+    chosen = choose(own, "hybrid", 2).dropped
+    assert chosen != (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from serve.ab.api.app import create_app
 from serve.ab.config import Config
 from serve.ab.proxy.security import Keys
 from serve.ab.verdict.event import Event, ShadowComparison
+from serve.ab.wire.upstream import UpstreamError
 
 
 class Told:
@@ -150,7 +151,49 @@ def test_it_is_bounded_in_number_and_time(proxied: Callable[..., Any]) -> None:
     assert all(answer.closed for answer in proxy.upstream.answers)
 
 
-def test_long_answers_and_failed_ones_are_not_compared(tmp_path: Path, shared_fakes: list[Any]) -> None:
+COMPLETION = b'{"choices": [{"text": "a b", "index": 0}]}'
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "error"),
+    [
+        ([COMPLETION], [COMPLETION], None),
+        ([COMPLETION[:9], UpstreamError("it ended")], [COMPLETION], "primary_failed"),
+        ([b"[]"], [COMPLETION], "primary_unreadable"),
+        ([COMPLETION], [b"<html>"], "shadow_unreadable"),
+        ([COMPLETION], [COMPLETION[:9], UpstreamError("it ended")], "unreachable"),
+        ([COMPLETION], [RuntimeError("a fault of this code")], "internal"),
+    ],
+)
+def test_only_two_whole_answers_are_compared(
+    proxied: Callable[..., Any], dense: list[Any], pruned: list[Any], error: str | None
+) -> None:
+    proxy = proxied(shadow={"share": 1.0})
+    proxy.say("dense", *dense)
+    proxy.say("pruned", *pruned)
+
+    async def run() -> None:
+        await proxy.asked()
+        await asyncio.gather(*proxy.service.shadow._tasks)
+
+    asyncio.run(run())
+    (comparison,) = proxy.comparisons
+    assert (comparison.error, comparison.agreement is None) == (error, error is not None)
+    assert proxy.service.shadow.counts == {error or "compared": 1}
+
+
+def test_without_another_arm_nothing_is_mirrored(proxied: Callable[..., Any]) -> None:
+    proxy = proxied(shadow={"share": 1.0})
+    proxy.say("dense", COMPLETION)
+    for _ in range(100):
+        proxy.service.arms["pruned"].breaker.failed()
+    assert not proxy.service.arms["pruned"].available
+    proxy.ask()
+    assert proxy.service.shadow.counts == {"no_arm": 1}
+    assert proxy.comparisons == []
+
+
+def test_long_answers_are_not_compared(tmp_path: Path, shared_fakes: list[Any]) -> None:
     with serving(tmp_path, shared_fakes, answer_bytes=3000) as told:
         assert len(ask(told, fake={"pad": 2000, "tokens": 4})) > 8000  # the client gets all of it
         assert told.wait(1)[0].error == "too_long"

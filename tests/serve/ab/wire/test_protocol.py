@@ -196,8 +196,9 @@ def test_a_head_that_is_too_large(offer: bytes) -> None:
 
 
 def test_connect_is_no_offer() -> None:
-    seen, _ = say(b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n")
-    assert all(method == "CONNECT" for method, *_ in seen.requests)
+    seen, transport = say(b"CONNECT h:443 HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert (seen.requests, transport.closed) == ([], True)
+    assert transport.written.startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("length", [[], [(b"content-length", b"4")]])
