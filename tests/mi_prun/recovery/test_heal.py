@@ -14,7 +14,7 @@ from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.quality import compare_models
 from mi_prun.recovery import heal
-from mi_prun.recovery.heal import heal_folder
+from mi_prun.recovery.heal import check_healable, file_names, heal_folder
 from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.training_state import state_path
 from mi_prun.text.text_source import text_digest
@@ -315,3 +315,18 @@ def test_a_fit_to_one_narrow_text_is_caught_by_the_other_kind(pruned_reference, 
     with pytest.raises(UserError, match=r"healing \(fit\) does not help: on self, held-out part the perplexity is"):
         heal_folder(pruned_reference, tmp_path / "healed", narrow)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_quantised_model_is_healed_before_it_is_quantised(tiny):
+    folder = tiny("llama")
+    check_healable(open_model(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(UserError, match="is quantised: heal first, then quantise"):
+        check_healable(open_model(folder))
+
+
+def test_experts_that_lie_otherwise_in_the_files_are_refused(tiny, shared):
+    dense = open_model(tiny("qwen3_moe"))
+    with pytest.raises(UserError, match="does not lie in its files as transformers holds it; healing a qwen3_moe"):
+        file_names(shared((2,), "qwen3_moe"), dense, dense.family)
