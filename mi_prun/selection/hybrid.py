@@ -59,7 +59,7 @@ def beyond_few(num_blocks: int, k: int) -> float:
 
 def few_windows(context: Context) -> int:
     """Return how many windows the Gram and neighbours are measured on."""
-    return share_of(context, GRAM_SHARE)
+    return share_of(context.screening.windows, GRAM_SHARE)
 
 
 def low_sets(context: Context, gram: LogitGram, criterion: str, k: int, count: int) -> list[Dropped]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mi_prun.console import progress
 from mi_prun.quality.evaluator import Dropped, Evaluator, Loss, block_runs
@@ -41,15 +42,12 @@ class Ranked:
 
 def first_windows(context: Context) -> int:
     """Return how many windows every candidate is measured on."""
-    return share_of(context, FIRST_SHARE)
+    return share_of(context.screening.windows, FIRST_SHARE)
 
 
-def share_of(context: Context, share: float) -> int:
-    """Return how many windows a share of the screening text is: two at least, as one does not tell its noise, and one
-    for each text that takes turns in it; all, where there are fewer.
-    """
-    windows = len(context.screening.windows)
-    return min(windows, max(2, context.analysis.record.calibration.sources, round(share * windows)))
+def share_of(windows: Tensor, share: float) -> int:
+    """Return how many windows a share is: two at least, where there are two, as one does not tell its noise."""
+    return min(len(windows), max(2, round(share * len(windows))))
 
 
 def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.inf) -> list[Ranked]:

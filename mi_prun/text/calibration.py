@@ -57,11 +57,10 @@ class CalibrationDescription(Record):
     """The text that a calibration was made of, and how it was cut.
 
     wanted_tokens: how many were asked for; a shorter text gives fewer. fingerprint: sha256 of all token ids, in the
-    order of the parts. sources: how many texts take turns.
+    order of the parts.
     """
 
     source: str
-    sources: int = Field(default=1, gt=0)
     window_tokens: int = Field(gt=0)
     scoring_tokens: int
     ranking_tokens: int
@@ -169,7 +168,6 @@ def load_mixture(
         wanted_tokens=sum(text.wanted_tokens for text in described),
         bos=all(text.bos for text in described),
         seed=seed,
-        sources=len(mixed),
     )
 
 
@@ -179,16 +177,13 @@ def _in_turns(texts: Sequence[Tensor]) -> Tensor:
     return torch.stack([texts[source][number] for source, number in islice(turns(counts), sum(counts))])
 
 
-def _calibration(
-    parts: Sequence[Tensor], name: str, *, wanted_tokens: int, bos: bool, seed: int, sources: int = 1
-) -> Calibration:
+def _calibration(parts: Sequence[Tensor], name: str, *, wanted_tokens: int, bos: bool, seed: int) -> Calibration:
     """Return the calibration of windows (n, window_tokens) to score on, to rank on and held out."""
     scoring, ranking, held_out = (
         Windows(part.contiguous(), f"{name}, {part_name} part") for part, part_name in zip(parts, PARTS, strict=True)
     )
     description = CalibrationDescription(
         source=name,
-        sources=sources,
         window_tokens=scoring.tokens.shape[1],
         scoring_tokens=scoring.tokens.numel(),
         ranking_tokens=ranking.tokens.numel(),
