@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -259,6 +260,8 @@ def perplexity(
     """
     from bench.quality.perplexity import measure_perplexity
 
+    if tokens < 1:
+        raise UserError(f"--tokens must be at least 1, got {tokens}")
     measured = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
     print(
         f"perplexity {measured.perplexity:.2f} on {measured.text}: {measured.predicted_tokens:,} tokens, "
@@ -279,8 +282,10 @@ def train(
     context: Annotated[int, typer.Option(help="tokens in a window")] = TRAIN.context,
     tokens: Annotated[int, typer.Option(help="tokens to see in all")] = TRAIN.tokens,
     batch_tokens: Annotated[int, typer.Option(help="tokens in a step")] = TRAIN.batch_tokens,
-    learning_rate: Annotated[float, typer.Option(help="highest, after the warm-up")] = TRAIN.learning_rate,
-    seed: Annotated[int, typer.Option(help="of the weights and the order of the text")] = TRAIN.seed,
+    learning_rate: Annotated[
+        float, typer.Option(help="highest learning rate, after the warm-up")
+    ] = TRAIN.learning_rate,
+    seed: Annotated[int, typer.Option(help="seed of the weights and of the order of the text")] = TRAIN.seed,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the output, whole, if it exists")] = False,
 ) -> None:
@@ -290,6 +295,8 @@ def train(
     """
     from bench.training.train import train as run_training
 
+    if not math.isfinite(learning_rate):
+        raise UserError(f"--learning-rate must be in (0, 1), got {learning_rate}")
     settings = TrainSettings(
         family=family,
         blocks=blocks,

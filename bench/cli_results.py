@@ -53,7 +53,8 @@ def tasks(
         typer.Argument(metavar="[MODEL]...", help="the dense model and pruned folders, served in turn"),
     ] = None,
     names: Annotated[
-        str, typer.Option("--tasks", help="like arc_easy,boolq; an unknown one lists those there are; default: seven")
+        str,
+        typer.Option("--tasks", help="tasks, like arc_easy,boolq; an unknown one lists them all; default: seven"),
     ] = DEFAULT,
     tasks_from: TasksFrom = None,
     task_limit: TaskLimit = None,
@@ -71,10 +72,12 @@ def tasks(
         Path | None, typer.Option(help="prompts to continue for the report, one a line; default: four of our own")
     ] = None,
     generate: Annotated[
-        int, typer.Option(metavar="TOKENS", help="of each continuation; 0: none")
+        int, typer.Option(metavar="TOKENS", help="tokens of each continuation; 0: no continuations")
     ] = SAMPLING.max_tokens,
-    temperature: Annotated[float, typer.Option(help="of the continuations; 0 is greedy")] = SAMPLING.temperature,
-    seed: Annotated[int, typer.Option(help="of the continuations")] = SAMPLING.seed,
+    temperature: Annotated[
+        float, typer.Option(help="temperature of continuations; 0 is greedy")
+    ] = SAMPLING.temperature,
+    seed: Annotated[int, typer.Option(help="seed of the continuations")] = SAMPLING.seed,
     serve_flags: ServeFlags = "",
     old_limit: OldLimit = None,
 ) -> None:
@@ -137,7 +140,7 @@ def recommend(
         float | None, typer.Option(metavar="1.25", help="output tokens/s over the dense model's, at least")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="24GiB", help="of the device; weights may take 90 % of it")
+        str | None, typer.Option(metavar="24GiB", help="memory of the device; weights may take 90 % of it")
     ] = None,
 ) -> None:
     """Say which ratio to take within limits, and why. Exit status: 0 for one that fits, 1 for none, 2 for an error.

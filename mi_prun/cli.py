@@ -192,7 +192,7 @@ def _write_settings(virtual: bool, max_shard_size: str | None, assume_uniform: b
         return WriteSettings(virtual, assume_uniform=assume_uniform)
     if virtual:
         raise UserError("--virtual writes no weights: leave out --max-shard-size")
-    return WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size"), assume_uniform)
+    return WriteSettings(virtual, parse_size(max_shard_size, "--max-shard-size", needs_unit=True), assume_uniform)
 
 
 @app.command()

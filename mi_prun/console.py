@@ -205,7 +205,11 @@ def run_app(app: Typer) -> int:
         try:
             status = command(standalone_mode=False)
         except TyperException as error:
-            raise UserError(error.format_message()) from error
+            said = error.format_message()
+            if not said.startswith("Usage: "):
+                raise UserError(said) from error
+            print(said, file=sys.stderr)  # no command was named: the help as it is
+            raise SystemExit(2) from error
         if interrupts:
             raise interrupts[0]
         if isinstance(status, int) and status:  # typer gives an exit status back instead of raising it

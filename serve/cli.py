@@ -42,7 +42,9 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument(
         "--plan", type=Path, help="serve the dense --model without the blocks that this plan.json drops"
     )
-    parser.add_argument("--adapter", type=Path, metavar="FILE", help="of --plan: what `mi-prun heal --adapter` wrote")
+    parser.add_argument(
+        "--adapter", type=Path, metavar="FILE", help="with --plan: the file that `mi-prun heal --adapter` wrote"
+    )
     parser.add_argument(
         "--draft",
         type=Path,
@@ -55,9 +57,7 @@ def serve(arguments: list[str]) -> None:
         metavar="N",
         help=f"tokens drafted at a time (default: the plan's own number, or {DRAFT_TOKENS})",
     )
-    parser.add_argument(
-        "--assume-uniform", action="store_true", help="of --plan and --draft: as `mi-prun apply` has it"
-    )
+    parser.add_argument("--assume-uniform", action="store_true", help="with --plan or --draft: as in `mi-prun apply`")
     parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
     parser.add_argument("--revision", help="of a hub id without --plan or --draft: a branch, tag or commit")
@@ -70,7 +70,8 @@ def serve(arguments: list[str]) -> None:
         return
     if not own.model:
         raise UserError(
-            "--model is missing: name a folder that `mi-prun apply` wrote, a dense model's folder or a hub id"
+            "--model is missing: write --model MODEL; it is a folder that `mi-prun apply` wrote, a dense model's "
+            "folder or a hub id"
         )
     if not 1 <= own.port <= 65_535:
         raise UserError(f"--port must be in 1..65535, got {own.port}")

@@ -11,7 +11,7 @@ from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.inspection import read_manifest, verify_structure
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry, is_pruned, read_config_entry
 from mi_prun.errors import UserError
-from mi_prun.model.hub import at_commit, fetch
+from mi_prun.model.hub import HUB_ID, at_commit, fetch
 from mi_prun.model.model_folder import open_model, read_config, resolve
 from mi_prun.plan.plan import Plan, open_dense
 from vllm_ext.base import check_entry, check_unhealed_draft
@@ -97,7 +97,7 @@ def served_model(reference: str, *, dummy: bool = False, revision: str | None = 
     """
     folder = Path(reference)
     if not folder.exists():
-        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+        if HUB_ID.fullmatch(reference.partition("@")[0]) is None:
             raise UserError(f"model {reference}: no such folder, and not a hub id (owner/name)")
         if "@" in reference:
             raise UserError(f"model {reference}: vLLM takes a commit by --revision; leave out what stands after the @")

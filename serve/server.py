@@ -35,6 +35,10 @@ def check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise UserError(
+                f"--host {host!r}: {error.strerror}; name an address of this machine, like 127.0.0.1"
+            ) from error
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
         except (TypeError, UnicodeError) as error:

@@ -16,6 +16,7 @@ from bench.records.schema import Trace, Workload
 from bench.settings import PRESETS, WorkloadSettings
 from mi_prun.console import say
 from mi_prun.errors import UserError
+from mi_prun.settings import check_seed
 
 TOOL = "vllm bench serve"
 CUSTOM, TRACE = "custom", "trace"
@@ -60,8 +61,7 @@ def check_workloads(settings: WorkloadSettings) -> None:
         )
     if settings.rounds >= SEEDS_A_LOAD - 1:
         raise UserError(f"--rounds must be below {SEEDS_A_LOAD - 1}, got {settings.rounds}")
-    if settings.seed < 0:
-        raise UserError(f"--seed must be at least 0, got {settings.seed}")
+    check_seed(settings.seed)
     if not isinstance(settings.rates, str):
         for rate in settings.rates:
             if not (math.isfinite(rate) and rate > 0):

@@ -53,7 +53,7 @@ class ResultsFolder:
 
 
 @contextlib.contextmanager
-def results_folder(out: Path) -> Iterator[ResultsFolder]:
+def results_folder(out: Path, again: str = "goes on from it") -> Iterator[ResultsFolder]:
     """Make the folder if it is missing, lock it for this process, and yield it with all its records.
 
     The lock goes with the process, however that ends. Raises UserError where the folder cannot be written, where
@@ -78,7 +78,7 @@ def results_folder(out: Path) -> Iterator[ResultsFolder]:
             tasks=read_lines(out, TASKS_NAME, TaskRecord),
             generations=read_lines(out, GENERATIONS_NAME, GenerationRecord),
         )
-        with kept(f"what was measured so far is kept in {out}; the same command goes on from it"):
+        with kept(f"what was measured so far is kept in {out}; the same command {again}"):
             yield folder_read
     finally:
         os.close(folder)

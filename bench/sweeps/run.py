@@ -12,6 +12,7 @@ from bench.records.journal import results_folder
 from bench.records.schema import PointRecord
 from bench.settings import MeasureSettings
 from bench.sweeps.measure import WhileServed, measure, prepare
+from mi_prun.errors import UserError
 
 
 def run(
@@ -45,6 +46,8 @@ def run_drafts(
 
     draft_tokens: at a time; None takes what the plan says, or mi-prun-serve's own number.
     """
+    if draft_tokens is not None and draft_tokens < 1:
+        raise UserError(f"--draft-tokens must be at least 1, got {draft_tokens}")
     models = open_measured_models(dense, (), drafts)
     if draft_tokens is not None:
         given = ("--draft-tokens", str(draft_tokens))

@@ -70,7 +70,7 @@ def run_tasks(models: Sequence[str], urls: Sequence[str], out: Path, settings: T
     if urls and settings.serve_flags:
         raise UserError("--serve-flags do not go with --url: the server runs already; leave them out")
     asked = open_asked(models, urls)
-    with results_folder(out) as folder:
+    with results_folder(out, "asks everything anew") as folder:
         return ask(asked, folder, settings)
 
 

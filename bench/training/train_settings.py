@@ -6,6 +6,7 @@ import math
 
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
+from mi_prun.settings import check_seed
 
 FAMILIES = ("llama", "qwen3")
 LEAST = {"blocks": 2, "hidden": 8, "heads": 1, "vocabulary": 300, "context": 8, "tokens": 1, "batch_tokens": 1}
@@ -44,7 +45,6 @@ class TrainSettings(Record):
                 raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if self.hidden % (2 * self.heads):
             raise UserError(f"--hidden must be a multiple of twice --heads, got {self.hidden} and {self.heads}")
-        if self.seed < 0:
-            raise UserError(f"--seed must be at least 0, got {self.seed}")
+        check_seed(self.seed)
         if not 0 < self.learning_rate < 1:
             raise UserError(f"--learning-rate must be in (0, 1), got {self.learning_rate}")

@@ -40,7 +40,7 @@ def parse_heal(text: str, settings: HealSettings) -> HealSettings:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text.strip().lower())
     if match and 0 < (minutes := float(match[1]) * MINUTES[match[2]]) < MOST_MINUTES:
         return replace(settings, tokens=None, minutes=minutes)
-    if not text.strip().endswith("m"):  # 10m may be minutes or tokens
+    if text.strip()[-1:] in ("k", "M", "b", "B"):  # 10 and 10m may be minutes or tokens
         with contextlib.suppress(UserError):
             return replace(settings, tokens=parse_tokens(text), minutes=None)
     raise UserError(

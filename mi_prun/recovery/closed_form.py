@@ -58,7 +58,8 @@ def fitted_runs(dropped: Sequence[int]) -> list[tuple[int, int]]:
     runs = [run for run in dropped_runs(dropped) if run[0] > 0]
     if not runs:
         raise NoClosedFormError(
-            "the closed form refits what stands before a dropped run, and the only run begins at block 0"
+            "the closed form refits what stands before a dropped run, and the only run begins at block 0; heal by "
+            "training"
         )
     return runs
 

@@ -482,7 +482,7 @@ def check_settings(settings: HealSettings) -> None:
     """Refuse what cannot be, before a model is loaded."""
     check_seed(settings.seed)
     if settings.train not in LEARNING_RATES:
-        raise UserError(f"--train must be one of {', '.join(LEARNING_RATES)}, got {settings.train!r}")
+        raise UserError(f"--train must be lora or all, got {settings.train!r}")
     if settings.train == "none":
         if not settings.fit:
             raise UserError("neither the closed form nor a training is asked for: nothing would be healed")

@@ -45,7 +45,11 @@ def command(arguments: list[str]) -> None:
         "mi-prun-ab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_flags(parser)
-    parser.add_argument("--reset", action="store_true", help="forget the state's weights, take the split's")
+    parser.add_argument(
+        "--reset",
+        action="store_true",
+        help="forget the state's weights and all figures of the verdict; take the split's weights",
+    )
     flags = parser.parse_args(words)
     config = config_of(flags, engine_flags)
     from serve.ab.api.server import run

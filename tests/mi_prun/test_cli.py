@@ -151,6 +151,8 @@ def test_a_plan_for_a_draft_is_written_if_one_pays(
         ["--ratio", "0.25", "--num-blocks", "3"],
         [],
         ["--ratio", "0.25", "--max-shard-size", "0"],
+        ["--ratio", "0.25", "--max-shard-size", "5"],
+        ["--ratio", "0.25", "--heal", "10"],
         ["--ratio", "0.25", "--max-shard-size", "5GB", "--virtual"],
         ["--ratio", "0.25", "--calibration", "gone.txt"],
         ["--ratio", "0.25", "--calibration", "neither:a:set"],

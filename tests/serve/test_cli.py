@@ -37,6 +37,7 @@ def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess
         (("--model", "./nothing", "--plan", "plan.json"), "cannot read plan.json"),
         (("--model", "owner/name", "--port", "0"), "--port must be in 1..65535, got 0"),
         (("--model", "owner/name", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
+        (("--model", "owner/name", "--host", "no.such.invalid"), "--host 'no.such.invalid': "),
         (("--model", "a/b", "--plan", "p", "--revision", "main"), "--revision does not go with --plan or --draft"),
     ],
 )

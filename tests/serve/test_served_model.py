@@ -61,7 +61,7 @@ def test_a_pruned_model_of_the_hub_that_is_not_whole(pruned_copy: Path, hub: Any
         served_model("owner/pruned")
 
 
-@pytest.mark.parametrize("name", ["./nothing", "nothing", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nothing", "nothing", "nothing/", "a/b/c", "~/a"])
 def test_neither_a_folder_nor_a_hub_id(name: str) -> None:
     with pytest.raises(UserError, match="no such folder, and not a hub id"):
         served_model(name)

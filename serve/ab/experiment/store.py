@@ -78,7 +78,8 @@ class Store:
                 if old.weights.keys() != weights.keys():
                     raise UserError(
                         f"{self.path}: experiment {name} has the arms {', '.join(old.weights)}, not "
-                        f"{', '.join(weights)}; name another by --experiment, or --reset its state"
+                        f"{', '.join(weights)}; name another by --experiment, or --reset its state, which "
+                        "forgets the figures of the verdict too"
                     )
                 return old
             state = State(

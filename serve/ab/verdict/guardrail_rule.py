@@ -82,6 +82,8 @@ def parse_guardrail(text: str) -> GuardrailRule:
     if percentile := PERCENTILE.fullmatch(quantity):
         if unit:
             raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
+        if not below:
+            raise UserError(f"guardrail {text!r}: it would drain the better arm; write {quantity}<{number}")
         return GuardrailRule(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
     if quantity not in NAMES:
         raise UserError(
@@ -99,4 +101,12 @@ def parse_guardrail(text: str) -> GuardrailRule:
         raise UserError(f"guardrail {text!r}: {quantity} already compares two arms; give a number without x")
     if quantity in SHARES and unit != "x" and not 0 <= bound <= 1:
         raise UserError(f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %)")
+    if below == (quantity == "agreement") and (quantity in SHARES or quantity.endswith("_ms")):
+        raise UserError(
+            f"guardrail {text!r}: it would drain the better arm; write {quantity}{'><'[not below]}{number}{unit}"
+        )
+    if quantity in SHARES and unit != "x" and bound == (1 if below else 0):
+        raise UserError(
+            f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %), so it is never broken; for 1 % write 1%"
+        )
     return GuardrailRule(text.strip(), quantity, below, bound, relative=unit == "x")

@@ -94,7 +94,7 @@ def test_an_open_loop_lasts_long_enough_to_saturate(fields: dict[str, Any], prom
         ({"rates": (-1.0,)}, "--rates must be over 0 requests a second, got -1"),
         ({"presets": ()}, "--presets is empty; name some of balanced"),
         ({"concurrency": (1, 64), "prompts": 32}, "--prompts 32 cannot keep 64 requests in flight"),
-        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be in 0..2147483647, got -1"),
     ],
 )
 def test_settings_that_will_not_do(fields: dict[str, Any], said: str) -> None:

@@ -121,6 +121,12 @@ def test_what_will_not_do_is_said_before_anything_is_written(done: list[Any], tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_drafted_with_no_tokens(done: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--draft-tokens must be at least 1, got 0"):
+        run_drafts("dense", [Path("plan.json")], tmp_path / "out", SETTINGS, 0)
+    assert done == []
+
+
 @pytest.mark.parametrize(
     ("tokens", "flags"),
     [(None, ("--draft", "plan.json")), (3, ("--draft", "plan.json", "--draft-tokens", "3"))],

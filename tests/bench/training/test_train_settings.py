@@ -22,7 +22,7 @@ def test_steps_see_at_least_the_tokens_asked_for() -> None:
         ({"blocks": 1}, "--blocks must be at least 2, got 1"),
         ({"batch_tokens": 0}, "--batch-tokens must be at least 1, got 0"),
         ({"hidden": 20, "heads": 4}, "--hidden must be a multiple of twice --heads, got 20 and 4"),
-        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"seed": -1}, "--seed must be in 0..2147483647, got -1"),
         ({"learning_rate": 1.0}, r"--learning-rate must be in \(0, 1\), got 1.0"),
     ],
 )

@@ -20,6 +20,7 @@ def test_tokens(text, tokens):
         ("1h", ("lora", None, 60.0)),
         ("30s", ("lora", None, 0.5)),
         ("1M", ("lora", 10**6, None)),
+        ("500k", ("lora", 500_000, None)),
     ],
 )
 def test_heal_of_prune(text, wanted):
@@ -27,7 +28,7 @@ def test_heal_of_prune(text, wanted):
     assert (settings.train, settings.tokens, settings.minutes) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "ten", "-1M", "10 weeks", "0", "0min", "99999999h", "10m", "9" * 400])
+@pytest.mark.parametrize("text", ["", "ten", "-1M", "10 weeks", "0", "0min", "99999999h", "10m", "10", "9" * 400])
 def test_what_is_no_length_is_refused(text):
     with pytest.raises(UserError, match="must be"):
         parse_heal(text, HealSettings())
