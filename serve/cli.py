@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
+from serve.flag_parser import FlagParser
 from serve.scratch import scratch_folder
 from serve.served_model import DRAFT_TOKENS, ServedModel, drafted_model, planned_model, served_model
 from serve.server import HOST, PORT, check_port, run
@@ -32,12 +33,7 @@ def main() -> None:
 
 
 def serve(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "mi-prun-serve",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = FlagParser("mi-prun-serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder that `mi-prun apply` wrote, a dense model's folder, or a hub id")
     parser.add_argument(
         "--plan", type=Path, help="serve the dense --model without the blocks that this plan.json drops"
@@ -60,7 +56,7 @@ def serve(arguments: list[str]) -> None:
     parser.add_argument("--assume-uniform", action="store_true", help="with --plan or --draft: as in `mi-prun apply`")
     parser.add_argument("--host", default=HOST, help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--revision", help="of a hub id without --plan or --draft: a branch, tag or commit")
+    parser.add_argument("--revision", help="a branch, tag or commit of a hub id, without --plan or --draft")
     parser.add_argument("--vllm-help", action="store_true", help="list vLLM's own flags")
     own, rest = parser.parse_known_args(arguments)
     if own.vllm_help:

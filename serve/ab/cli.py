@@ -7,6 +7,7 @@ import sys
 
 from mi_prun.console import run_command
 from serve.ab.flags import add_flags, config_of, split_off_engine_flags
+from serve.flag_parser import FlagParser
 
 DESCRIPTION = """\
 Serve a dense and a pruned model side by side, behind one OpenAI-compatible endpoint, and tell which does better.
@@ -41,9 +42,7 @@ def command(arguments: list[str]) -> None:
         export(arguments[1:])
         return
     words, engine_flags = split_off_engine_flags(arguments)
-    parser = argparse.ArgumentParser(
-        "mi-prun-ab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = FlagParser("mi-prun-ab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument(
         "--reset",

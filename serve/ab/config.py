@@ -19,6 +19,7 @@ from serve.ab.verdict.schema import VerdictSettings
 
 API_KEYS_VARIABLE = "MI_PRUN_AB_API_KEYS"
 ADMIN_KEY_VARIABLE = "MI_PRUN_AB_ADMIN_KEY"
+LONGEST_SHOWN = 60
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
@@ -303,9 +304,12 @@ def _validated(data: Mapping[str, Any], origin: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{origin}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            said = "there is no such field"
+        elif first["type"] not in ("value_error", "missing") and isinstance(first["input"], str | int | float):
+            said += f", got {repr(first['input'])[:LONGEST_SHOWN]}"
+        raise UserError(f"{origin}: {where}{': ' if where else ''}{said}") from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,16 @@ from mi_prun.errors import UserError
 from serve.ab.config import ADMIN_KEY_VARIABLE
 from serve.ab.verdict.quantities import QUANTITIES
 from serve.ab.verdict.schema import Comparison, Figure, Verdict
+from serve.flag_parser import FlagParser
 
 TIMEOUT_S = 10.0
 
 
 def command(arguments: list[str]) -> None:
     """Run `mi-prun-ab verdict`."""
-    parser = argparse.ArgumentParser("mi-prun-ab verdict", allow_abbrev=False)
+    parser = FlagParser("mi-prun-ab verdict")
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8080", help="of the proxy (default: %(default)s)")
+    add("--url", default="http://127.0.0.1:8080", help="URL of the proxy (default: %(default)s)")
     add("--admin-key-file", type=Path, metavar="FILE", help=f"default: {ADMIN_KEY_VARIABLE} of the environment")
     add("--json", action="store_true", help="all of it, as the proxy says it")
     add("--reset", action="store_true", help="begin anew, with no figures and no broken guardrail")

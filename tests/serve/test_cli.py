@@ -38,6 +38,7 @@ def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess
         (("--model", "owner/name", "--port", "0"), "--port must be in 1..65535, got 0"),
         (("--model", "owner/name", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
         (("--model", "owner/name", "--host", "no.such.invalid"), "--host 'no.such.invalid': "),
+        (("--port", "abc"), "argument --port: invalid int value: 'abc'; `mi-prun-serve --help` lists the flags"),
         (("--model", "a/b", "--plan", "p", "--revision", "main"), "--revision does not go with --plan or --draft"),
     ],
 )

@@ -5,7 +5,6 @@ It writes a Ray Serve application, or Kubernetes manifests.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from mi_prun.errors import UserError
@@ -15,6 +14,7 @@ from serve.ab.config import Config
 from serve.ab.export import kubernetes, ray_serve
 from serve.ab.export.exported_arm import ExportOptions, exported, in_cluster
 from serve.ab.flags import add_flags, config_of, split_off_engine_flags
+from serve.flag_parser import FlagParser
 
 TARGETS = {"ray-serve": ray_serve.files, "kubernetes": kubernetes.files}
 
@@ -22,7 +22,7 @@ TARGETS = {"ray-serve": ray_serve.files, "kubernetes": kubernetes.files}
 def command(arguments: list[str]) -> None:
     """Run `mi-prun-ab export`. Raises UserError."""
     words, engine_flags = split_off_engine_flags(arguments)
-    parser = argparse.ArgumentParser("mi-prun-ab export", allow_abbrev=False)
+    parser = FlagParser("mi-prun-ab export")
     add, default = parser.add_argument, ExportOptions()
     add("--to", required=True, choices=TARGETS)
     add("--output", "-o", type=Path, required=True, metavar="DIR", help="must not exist, or be empty")
