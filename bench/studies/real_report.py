@@ -60,6 +60,7 @@ class Text:
         self.labels = list(dict.fromkeys(label for label, _ in self.by))
         self.ks = sorted({k for _, k in self.by})
         self.seeds = sorted({row.seed for row in rows})
+        self.left_out: list[str] = []  # methods that were not measured on this text
 
     def perplexities(self, label: str, k: int) -> dict[int, float]:
         """Return the perplexity of each seed's choice."""
@@ -127,9 +128,15 @@ class Text:
         return 1 + statistics.mean(difference) / lowest, error / lowest
 
     def elsewhere(self, losses: Sequence[SetLoss]) -> Text:
-        """Return the same choices judged on another text. Raises UserError where a set was not measured there."""
+        """Return the same choices judged on another text, without the methods whose sets were not all measured there.
+
+        Raises UserError where that is the default or a baseline.
+        """
         by_set = {loss.dropped: loss.perplexity for loss in losses}
-        if missing := {(), *(row.row.dropped for row in self.rows)} - by_set.keys():
+        left_out = {row.label for row in self.rows if row.row.dropped not in by_set}
+        needed = {label for label in left_out if label in BASELINES or label.startswith(DEFAULT)}
+        if needed or () not in by_set:
+            missing = {(), *(row.row.dropped for row in self.rows if row.label in needed)} - by_set.keys()
             raise UserError(
                 f"{self.model} on {losses[0].text}: {len(missing)} sets that were chosen on {self.text} are not "
                 "measured; run `bench.studies.set_losses --sets-of` again"
@@ -137,8 +144,10 @@ class Text:
         rows = [
             row.model_copy(update={"perplexity": by_set[row.row.dropped], "dense_perplexity": by_set[()]})
             for row in self.rows
+            if row.label not in left_out
         ]
         there = Text(rows)
+        there.left_out = sorted(left_out)
         there.text, there.tokens, there.window = losses[0].text, losses[0].tokens, losses[0].window_tokens
         return there
 
@@ -286,7 +295,7 @@ def section(text: Text, counts: Sequence[LastWords], elsewhere: Sequence[Text]) 
             for there in elsewhere
             for part in (
                 f"The same sets on {there.text}, {there.tokens:,} tokens in windows of {there.window} "
-                f"(dense {there.dense:.2f}):",
+                f"(dense {there.dense:.2f}){_not_measured(there)}:",
                 _by_k(there, bar_of(there)),
             )
         ),
@@ -298,6 +307,10 @@ def section(text: Text, counts: Sequence[LastWords], elsewhere: Sequence[Text]) 
         "Sets of the first seed:",
         _by_k(text, chosen, seeds=False),
     ]
+
+
+def _not_measured(text: Text) -> str:
+    return f"; {', '.join(f'`{label}`' for label in text.left_out)} not measured there" if text.left_out else ""
 
 
 def _by_k(text: Text, cell: Callable[[str, int], str], *, seeds: bool = True) -> str:

@@ -146,6 +146,14 @@ def test_sets_are_judged_on_other_texts_too(with_default: list[StudyRow], tmp_pa
     assert "| real | wiki | books.txt | perplexity | hybrid | 2 | 1.000 +- 0.000 | 1.000 +- 0.000 |" in said
     with pytest.raises(UserError, match=r"real on books.txt: 1 sets that were chosen on wiki are not measured"):
         text.elsewhere(losses_of(with_default, "books.txt")[:-1])
+    elsewhere_measured = losses_of(with_default, "books.txt")
+    tail = with_default[0].model_copy(
+        update={"row": with_default[0].row.model_copy(update={"method": "tail", "dropped": (28, 29)})}
+    )
+    more = Text([*with_default, tail])
+    there = more.elsewhere(elsewhere_measured)
+    assert "tail:0" not in there.labels
+    assert "(dense 100.00); `tail:0` not measured there:" in page([more], elsewhere={more: [there]})
     path = tmp_path / "real.wiki-on-books.losses.jsonl"
     for loss, there in ((losses_of(with_default, "books.txt")[0], "rows of --recall"), (None, "no rows")):
         path.write_text("" if loss is None else loss.model_copy(update={"recall": True}).model_dump_json() + "\n")
