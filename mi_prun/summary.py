@@ -9,6 +9,7 @@ from mi_prun.checkpoint.inspection import describe_healing
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.importing.gguf_header import GgufHeader
 from mi_prun.plan.plan import Plan
+from mi_prun.settings import AnalyzeSettings
 
 
 def imported(header: GgufHeader, output: Path) -> None:
@@ -26,14 +27,19 @@ def analysis(record: AnalysisRecord, output: Path) -> None:
         f"calibration: {record.calibration.source}, {record.seen_tokens:,} tokens seen (fingerprint "
         f"{record.calibration.fingerprint[:12]})"
     )
+    text = record.calibration
+    have = text.scoring_tokens + text.ranking_tokens + text.held_out_tokens
+    if have < text.wanted_tokens:
+        print(f"the text is shorter than was asked for: {have:,} of {text.wanted_tokens:,} tokens, all parts together")
     print(
         f"segment costs: {record.estimator} mutual information of {record.projection} dimensions, "
         f"{record.estimated_tokens:,} tokens"
     )
-    print(
-        f"data processing inequality: {record.dpi_violations:,} of {record.dpi_triples:,} triples break it"
-        + (f", by up to {record.dpi_worst_nats:.2g} nats" if record.dpi_violations else "")
-    )
+    if record.estimator != AnalyzeSettings.estimator:  # whose decoder is given: the inequality need not hold
+        print(
+            f"data processing inequality: {record.dpi_violations:,} of {record.dpi_triples:,} triples break it"
+            + (f", by up to {record.dpi_worst_nats:.2g} nats" if record.dpi_violations else "")
+        )
 
 
 def plan(chosen: Plan, output: Path | None) -> None:

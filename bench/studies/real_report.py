@@ -368,6 +368,7 @@ def picture(texts: Sequence[Text]) -> str:
                 *zip(*points, strict=True),
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],
+                ls="-" if number < len(COLOURS) else ":",
                 lw=1.3,
                 ms=4,
                 label=label,

@@ -42,6 +42,7 @@ from mi_prun.console import say
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.model.model_folder import read_config, resolve
+from mi_prun.settings import check_seed
 
 ASSUMED_CONTEXT = 2048  # where neither the server nor the config says
 
@@ -81,6 +82,8 @@ def check_tasks(settings: TaskSettings) -> None:
         if value is not None and value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")
     check_flags(settings.serve_flags)
+    if settings.sampling is not None:
+        check_seed(settings.sampling.seed)
     tolerance = settings.logprob_tolerance_nats
     if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
         raise UserError(f"--logprob-tolerance must be a number of at least 0 nats, got {tolerance:g}")
