@@ -9,6 +9,7 @@ from mi_prun.checkpoint.inspection import describe_healing
 from mi_prun.checkpoint.manifest import Manifest
 from mi_prun.importing.gguf_header import GgufHeader
 from mi_prun.plan.plan import Plan
+from mi_prun.planning.limit import BROKEN
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -57,11 +58,11 @@ def plan(chosen: Plan, output: Path | None) -> None:
         )
     if "limit" in chosen.settings:
         more = chosen.settings["cost_of_one_block_more"]
+        beyond = "no more can go"
+        if more:
+            beyond = "one more breaks the model" if more == BROKEN else f"one more would cost {more}, over it"
         blocks_cost = "1 block costs" if len(chosen.dropped) == 1 else f"{len(chosen.dropped)} blocks cost"
-        print(
-            f"limit: {chosen.settings['limit']}: {blocks_cost} {chosen.settings['cost']}; "
-            + (f"one more would cost {more}, over it" if more else "no more can go")
-        )
+        print(f"limit: {chosen.settings['limit']}: {blocks_cost} {chosen.settings['cost']}; {beyond}")
     if chosen.quality is not None:
         quality = chosen.quality
         print(

@@ -13,6 +13,8 @@ from mi_prun.selection.baselines import TooManySetsError
 from mi_prun.selection.context import Context
 from mi_prun.selection.methods import Choice, choose
 
+BROKEN = "a broken model"
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -27,7 +29,7 @@ class Limit:
     def text(self, value: float) -> str:
         """Return a cost in the limit's own words."""
         if math.isinf(value):
-            return "a broken model"
+            return BROKEN
         return f"perplexity {value:+.1%}" if self.kind == "perplexity" else f"KL {value:.4g} nats/token"
 
 
@@ -86,8 +88,9 @@ def most_blocks(context: Context, limit: Limit, method: str, rerank: int | None)
         return costs[k] <= limit.value
 
     if not within(1):
+        cost = "breaks the model" if math.isinf(costs[1]) else f"costs {limit.text(costs[1])}"
         raise UserError(
-            f"already one block costs {limit.text(costs[1])}, over the limit of {limit.text(limit.value)}; "
+            f"already one block {cost}, over the limit of {limit.text(limit.value)}; "
             "allow more, or keep the model dense"
         )
     low, high = 1, context.num_blocks  # low holds; high does not, or cannot be measured, or is too many to drop
