@@ -1,10 +1,12 @@
-"""What a dense model says with some blocks skipped, and the bundled model."""
+"""What a dense model says with some blocks skipped, the bundled model, and two processes that share their work."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -26,12 +28,35 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
-from mi_prun.process_group import ProcessGroup
+from mi_prun.process_group import ProcessGroup, free_port
 from mi_prun.settings import AnalyzeSettings
 
 TOKENS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(7))
 ANSWER = "log p: "
 Ended = tuple[int, str, str]
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Callable[[Callable[[int], None]], None]:
+    """`two_ranks(work)`: two forked processes of one group, as torchrun would start them; each does `work(rank)`."""
+
+    def run(work: Callable[[int], None]) -> None:
+        fork, port = multiprocessing.get_context("fork"), str(free_port())
+
+        def rank(number: int) -> None:
+            torch.set_num_threads(1)  # a forked process has none of its parent's threads
+            place = {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update(place | {"WORLD_SIZE": "2"})
+            work(number)
+
+        processes = [fork.Process(target=rank, args=(number,), daemon=True) for number in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ would import everything anew.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from mi_prun.analysis.analyze import analyze
 from mi_prun.analysis.ranks import Ranks, joined, local_device, world_size
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.process_group import free_port
 from mi_prun.settings import AnalyzeSettings
 
 
@@ -40,24 +39,20 @@ def same_figures(shared: Analysis, alone: Analysis) -> None:
         assert np.array_equal(getattr(shared, name), getattr(alone, name))
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path, reference: Path, analyze_settings: AnalyzeSettings) -> None:
+def test_two_processes_find_what_one_finds(
+    tmp_path: Path,
+    reference: Path,
+    analyze_settings: AnalyzeSettings,
+    two_ranks: Callable[[Callable[[int], None]], None],
+) -> None:
     dense, settings = open_model(reference), replace(analyze_settings, ranking_tokens=None)
     analyze(dense, tmp_path / "alone", settings)
-    fork, port = multiprocessing.get_context("fork"), str(free_port())
 
     def rank(number: int) -> None:
-        torch.set_num_threads(1)  # a forked process has none of its parent's threads
-        place = {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update(place | {"WORLD_SIZE": "2"})
         record = analyze(dense, tmp_path / "shared", settings)
         assert (record is None) == (number > 0)  # rank 0 alone writes
 
-    processes = [fork.Process(target=rank, args=(number,), daemon=True) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    two_ranks(rank)
     same_figures(read_analysis(tmp_path / "shared"), read_analysis(tmp_path / "alone"))
 
 

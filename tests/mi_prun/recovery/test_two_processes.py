@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
-from mi_prun.process_group import free_port
 from mi_prun.recovery.heal import heal, heal_folder
 from mi_prun.recovery.shared_weights import check_peft
 from mi_prun.recovery.training import Training
@@ -72,20 +70,14 @@ def test_two_processes_learn_what_one_learns(pruned_reference, manual, harbour, 
     assert not any(tmp_path.glob(".*"))
 
 
-def test_processes_that_load_at_other_speeds_go_by_one_clock(pruned_reference, heal_settings, tmp_path):
+def test_processes_that_load_at_other_speeds_go_by_one_clock(pruned_reference, heal_settings, tmp_path, two_ranks):
     """Under `--minutes` the rates and the end come from one clock."""
     check_peft()  # imported once, before the fork
     plan = read_manifest(pruned_reference).plan
     dense = open_model(plan.dense.name)
     settings = replace(heal_settings, fit=False, tokens=None, minutes=60.0)
-    fork, port = multiprocessing.get_context("fork"), str(free_port())
 
     def rank(number):
-        torch.set_num_threads(1)
-        os.environ.update(
-            {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            | {"WORLD_SIZE": "2"}
-        )
         shares = []
         step = Training._step
 
@@ -105,12 +97,7 @@ def test_processes_that_load_at_other_speeds_go_by_one_clock(pruned_reference, h
             heal(dense, plan, tmp_path / "healed", settings, ranks=ranks, load=load)
         (tmp_path / f"shares-{number}.json").write_text(json.dumps(shares))
 
-    processes = [fork.Process(target=rank, args=(number,), daemon=True) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    two_ranks(rank)
     first, second = (json.loads((tmp_path / f"shares-{number}.json").read_text()) for number in range(2))
     assert first == second
     assert len(set(first)) == 4
