@@ -21,6 +21,7 @@ from bench.models.whole_folder import whole_folder
 from mi_prun.console import run_command, say
 from mi_prun.errors import UserError
 from mi_prun.plan.plan import Quality
+from mi_prun.settings import SELF
 from mi_prun.text.text_source import text_digest
 
 
@@ -40,10 +41,13 @@ def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed
 
 
 def check_not_healed_on(text: str, models: MeasuredModels) -> None:
-    """Refuse a text that one of the models was healed on: it would be judged by what it was taught."""
+    """Refuse a text that one of the models was healed on: it would be judged by what it was taught.
+
+    `self` is let through, as `check_heal` of a sweep does.
+    """
     judged = text_digest(text)
     for model in models.all:
-        if model.healing is not None and judged in model.healing.text_digests:
+        if text != SELF and model.healing is not None and judged in model.healing.text_digests:
             raise UserError(f"--quality-text {text}: {model.arm.model} was healed on it; name another text")
 
 

@@ -20,21 +20,18 @@ from mi_prun.version import __version__
 
 def check_heal(dense: ModelFolder, settings: SweepSettings) -> None:
     """Refuse what healing would refuse after the analysis. Raises UserError."""
-    from mi_prun.recovery.heal import check_healable, check_settings
-    from mi_prun.text.weighted_source import parse_sources
+    from mi_prun.recovery.heal import check_healable, check_settings, digests
 
     if settings.heal is None:
         return
     check_settings(settings.heal)
     check_healable(dense)
-    if settings.quality_text is not None:
-        judged = text_digest(settings.quality_text)
-        for source in parse_sources(settings.heal.sources):
-            if source.name != SELF and text_digest(source.name) == judged:
-                raise UserError(
-                    f"--quality-text {settings.quality_text} is healed on: the healed models would be judged by what "
-                    "they were taught; name another text, or leave it out"
-                )
+    text = settings.quality_text
+    if text not in (None, SELF) and text_digest(text) in digests(settings.heal):
+        raise UserError(
+            f"--quality-text {text} is healed on: the healed models would be judged by what they were taught; name "
+            "another text, or leave it out"
+        )
 
 
 def healed_folders(

@@ -143,7 +143,8 @@ def heal(
             assume_uniform=assume_uniform, ranks=ranks,
         )  # fmt: skip
     start, used = time.monotonic(), dict[str, str | int | float | bool | None](window_tokens=window)
-    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
+    texts = digests(settings)  # before the training: a file may be gone after it
+    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled, texts)
     saved = _state_of(path, fingerprint, force=force)
     with one_line_memory_errors(), one_line_os_errors(out):
         place = pick_device(local_device(settings.device))
@@ -216,7 +217,7 @@ def heal(
         fit_tokens=taught.fit_tokens,
         seconds=round(taught.seconds, 1),
         seed=settings.seed,
-        text_digests=tuple(digests(settings)),
+        text_digests=texts,
         settings=recorded(settings) | used,
         quality=quality,
         tasks=(asked_task(task.name, *answers),),
@@ -252,7 +253,7 @@ def _heal_streamed(
     """`heal` by the closed form alone, with one block in memory at a time. No task is asked."""
     if ranks.size > 1:
         raise UserError("--stream-blocks runs as one process")
-    start = time.monotonic()
+    start, texts = time.monotonic(), digests(settings)
     place = pick_device(settings.device)
     with one_line_memory_errors(), one_line_os_errors(out):
         streamed = StreamedModel(dense, device=place, dtype=pick_dtype(place, settings.dtype))
@@ -275,7 +276,7 @@ def _heal_streamed(
     _say_fits(made.fits)
     healing = Healing(
         method="fit", text=text.name, tokens=0, fit_tokens=tokens.numel(),
-        seconds=round(time.monotonic() - start, 1), seed=settings.seed, text_digests=tuple(digests(settings)),
+        seconds=round(time.monotonic() - start, 1), seed=settings.seed, text_digests=texts,
         settings=recorded(settings) | {"window_tokens": window}, quality=compared(made.before, made.after),
     )  # fmt: skip
     check_helps(healing)
@@ -541,16 +542,18 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
     return names
 
 
-def digests(settings: HealSettings) -> list[str]:
+def digests(settings: HealSettings) -> tuple[str, ...]:
     """Return what tells the texts of a healing from others, in their order."""
-    return [text_digest(source.name) for source in parse_sources(settings.sources)]
+    return tuple(text_digest(source.name) for source in parse_sources(settings.sources))
 
 
-def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | None = None) -> str:
-    """What an interrupted healing must agree in to be gone on with."""
+def fingerprint_of(
+    plan: Plan, settings: HealSettings, sampled: SampledText | None = None, texts: Sequence[str] | None = None
+) -> str:
+    """What an interrupted healing must agree in to be gone on with. texts: its `digests`, where they are known."""
     said = {
         "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings),
-        "texts": digests(settings),
+        "texts": digests(settings) if texts is None else texts,
         "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

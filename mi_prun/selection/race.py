@@ -61,13 +61,11 @@ def race(context: Context, sets: Sequence[Dropped], most_passes: float = math.in
     windows = first_windows(context)
     with progress("re-ranking", count, "sets") as advance:
         for share, kept, least in (*STAGES, (1.0, 0.0, finalists(context))):
-            values = context.values(evaluator.by_window(candidates, windows=windows, may_break=True))
-            keep = max(FINALISTS, round(least * thrift(context)), round(kept * count))
-            order = [i for i in np.argsort(values, kind="stable")[:keep] if np.isfinite(values[i])]
-            if not order:
-                raise evaluator.not_finite(candidates[0], slice(windows))
-            advance(len(candidates) - len(order))
-            candidates = [candidates[i] for i in order]
+            before, candidates = len(candidates), unbroken(evaluator, candidates, windows)
+            order = np.argsort(context.values(evaluator.by_window(candidates, windows=windows)), kind="stable")
+            keep = min(len(candidates), max(FINALISTS, round(least * thrift(context)), round(kept * count)))
+            advance(before - keep)
+            candidates = [candidates[i] for i in order[:keep]]
             windows = max(windows, round(share * len(evaluator.windows)))
         count = len(candidates)
         candidates = final(context, candidates, most_passes)

@@ -79,13 +79,10 @@ def parse_guardrail(text: str) -> GuardrailRule:
     bound, below = float(number), sign == "<"
     if bound < 0 and quantity != "logprob_difference_nats":
         raise UserError(f"guardrail {text!r}: {quantity} is never below 0")
-    if percentile := PERCENTILE.fullmatch(quantity):
-        if unit:
-            raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
-        if not below:
-            raise UserError(f"guardrail {text!r}: it would drain the better arm; write {quantity}<{number}")
-        return GuardrailRule(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
-    if quantity not in NAMES:
+    percentile = PERCENTILE.fullmatch(quantity)
+    if percentile and unit:
+        raise UserError(f"guardrail {text!r}: a percentile is compared with a number of milliseconds")
+    if not percentile and quantity not in NAMES:
         raise UserError(
             f"guardrail {text!r}: {quantity} is no quantity; there are {', '.join(NAMES)}, "
             "and percentiles as e2e_p95_ms"
@@ -109,4 +106,6 @@ def parse_guardrail(text: str) -> GuardrailRule:
         raise UserError(
             f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %), so it is never broken; for 1 % write 1%"
         )
+    if percentile:
+        return GuardrailRule(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)
     return GuardrailRule(text.strip(), quantity, below, bound, relative=unit == "x")
