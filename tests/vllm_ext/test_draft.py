@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 DROPPED = (3, 7)
 DRAFT_TOKENS = 3
 SAMPLED = [505, 692, 443, 1776, 263, 827, 284]  # "The old man opened the door and"
-PROMPTS = 200
+PROMPTS = 100
 TOKENS = 12
 SAMPLES = 600
 TEMPERATURE = 0.7

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.cli import app
 from bench.training.train import learning_rate, train
 from bench.training.train_settings import TrainSettings
+from mi_prun.console import run_app
 from mi_prun.errors import UserError
 
 TINY = TrainSettings(blocks=2, hidden=32, heads=2, vocabulary=300, context=32, tokens=24_000, batch_tokens=256)
@@ -168,19 +170,22 @@ def test_settings_that_will_not_do_leave_nothing(
     assert not any(tmp_path.iterdir())
 
 
-def test_the_command_says_one_line_about_bad_input(tmp_path: Path) -> None:
+def test_the_command_says_one_line_about_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("keep")
+    monkeypatch.chdir(tmp_path)
     for words, said in (
         (["none.txt", "-o", "out"], "no such file"),
         (["none.pdf", "-o", "model"], "is not empty"),
         (["model/mine.txt", "-o", "model", "--force"], "is or holds model/mine.txt, which is read"),
     ):
-        command = [sys.executable, "-m", "bench.cli", "train", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["mi-prun-bench", "train", *words])
+        status, (out, err) = run_app(app), capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert said in err
+        assert err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 

@@ -29,7 +29,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, reference: Path, harbour:
 
 
 def compare(model: Path, text: Path, out: Path, methods: str, ratios: str = ".17,.25") -> int:
-    words = [str(model), "--calibration", str(text), "--tokens", "64", "--window", "64", "--device", "cpu"]
+    words = [str(model), "--calibration", str(text), "--tokens", "32", "--window", "32", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "sys.argv", ["mi-prun", "compare", *words, "--methods", methods, "--ratios", ratios, "-o", str(out)]

@@ -73,6 +73,7 @@ def test_on_a_short_text_too(
     assert share_of_greedy(own) <= most
 
 
+@pytest.mark.long
 def test_so_it_does_of_a_trained_model(
     reference: Path, load: Callable[[Path], BlockModel], reference_analysis: Analysis
 ) -> None:
