@@ -143,7 +143,7 @@ class _Run:
     generator: LoadGenerator
     fleet: Fleet
     while_served: WhileServed | None
-    _warm: set[tuple[str, Workload]] = field(default_factory=set)
+    _warm: list[tuple[EngineProcess, Workload]] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
 
     def points(self, loads: Sequence[Workload]) -> list[PointRecord]:
@@ -180,9 +180,9 @@ class _Run:
         if label not in self._seen and self.while_served is not None:
             self.while_served(engine, model, self.journal.folder)
         self._seen.add(label)
-        if (engine.base_url, load) not in self._warm:
+        if (engine, load) not in self._warm:  # an engine that is started anew is cold, even at the same port
             self.generator.warm_up(engine, load)
-            self._warm.add((engine.base_url, load))
+            self._warm.append((engine, load))
         drafts = model.arm.kind == "draft"
         before = counts_of(engine.metrics()) if drafts else {}
         figures = self.generator.round(engine, load, number)

@@ -255,6 +255,6 @@ class Training:
         progress = replace(self.progress, seconds=seconds, checked=self.progress.checked + 1)
         if progress.best_nats is None or kl < progress.best_nats:
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-            progress = replace(progress, best_nats=kl, best_step=progress.step)
+            progress = replace(progress, best_nats=kl)
         self.progress = progress
         self.save()

@@ -28,8 +28,7 @@ class Progress:
     """How far a training has come.
 
     tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
-    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far, of the state after step
-    `best_step`. checked: validations made.
+    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far. checked: validations made.
     """
 
     step: int = 0
@@ -37,7 +36,6 @@ class Progress:
     seconds: float = 0.0
     fit_tokens: int = 0
     best_nats: float | None = None
-    best_step: int = 0
     checked: int = 0
 
     def after(self, tokens: int, seconds: float) -> Progress:

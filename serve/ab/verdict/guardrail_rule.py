@@ -24,6 +24,7 @@ SHARES = ("error_rate", "agreement")
 MIRRORED = ("agreement", "logprob_difference_nats")
 NAMES = ("error_rate", *MIRRORED, *QUANTITIES)
 FORM = re.compile(r"\s*([a-z0-9_]+?)\s*([<>])\s*(-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+))\s*([%x]?)\s*")
+LEAST_ANSWER_MS = 2.0  # less is a ratio without its x
 PERCENTILE = re.compile(r"(ttft|e2e)_p([5-9][0-9])_ms")
 HELP = "it is QUANTITY<BOUND or QUANTITY>BOUND, as error_rate<1%, agreement>0.6, ttft_ms<1.2x, e2e_p95_ms<3000"
 
@@ -105,6 +106,10 @@ def parse_guardrail(text: str) -> GuardrailRule:
     if quantity in SHARES and unit != "x" and bound == (1 if below else 0):
         raise UserError(
             f"guardrail {text!r}: {quantity} is in 0..1 (0..100 %), so it is never broken; for 1 % write 1%"
+        )
+    if unit != "x" and bound < LEAST_ANSWER_MS and quantity.startswith(("ttft", "e2e")):
+        raise UserError(
+            f"guardrail {text!r}: no answer begins within {number} ms; a mean over the control's is ttft_ms<{number}x"
         )
     if percentile:
         return GuardrailRule(text.strip(), f"{percentile[1]}_ms", below, bound, percentile=int(percentile[2]) / 100)

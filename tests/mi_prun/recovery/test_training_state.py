@@ -76,7 +76,7 @@ def test_whole_training_goes_on_with_the_same_bits(pruned_reference, tmp_path, h
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
-    progress = Progress(step=3, tokens=300, seconds=1.5, best_nats=0.25, best_step=2, checked=1)
+    progress = Progress(step=3, tokens=300, seconds=1.5, best_nats=0.25, checked=1)
     save_state(tmp_path / "state", "mine", progress, {"own": {"a.b/c": torch.arange(3)}, "best": {"x": torch.ones(2)}})
     saved = load_state(tmp_path / "state", "mine")
     assert saved.progress == progress

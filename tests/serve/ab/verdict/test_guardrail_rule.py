@@ -57,6 +57,8 @@ def test_what_can_be_said(text: str, parsed: GuardrailRule) -> None:
         ("agreement<1.5x", "agreement already compares two arms"),
         ("logprob_difference_nats>-5%", "% goes with shares only"),
         ("ttft_p95_ms<1.2x", "a percentile is compared with a number"),
+        ("ttft_ms<1.2", "no answer begins within 1.2 ms; a mean over the control's is ttft_ms<1.2x"),
+        ("e2e_p95_ms<1.2", "no answer begins within 1.2 ms"),
         ("ttft_p30_ms<5", "ttft_p30_ms is no quantity"),
         ("itl_p95_ms<5", "itl_p95_ms is no quantity"),
     ],
