@@ -48,6 +48,7 @@ from mi_prun.console import new_app, run_app
 from mi_prun.errors import UserError
 from mi_prun.options import Calibration
 from mi_prun.settings import AnalyzeSettings
+from mi_prun.sizes import parse_tokens
 
 SWEEP = SweepSettings()
 LOADS = SWEEP.measure.loads
@@ -90,7 +91,9 @@ def sweep(
     ] = not SWEEP.materialise,
     draft: Annotated[bool, typer.Option("--draft", help="the dense model drafted by each pruned one, too")] = False,
     calibration: Calibration = None,
-    tokens: Annotated[int, typer.Option(help="tokens of --calibration that are scored")] = SWEEP.analyze.scoring_tokens,
+    tokens: Annotated[
+        int, typer.Option(parser=parse_tokens, metavar="16k", help="tokens of --calibration that are scored")
+    ] = SWEEP.analyze.scoring_tokens,
     quality_text: QualityText = None,
     heal: Annotated[
         str | None, typer.Option(metavar="10min", help="each pruned model healed, too: `fit`, 10min, 1h, 500k tokens")
@@ -250,7 +253,9 @@ app.command(hidden=True, context_settings={"ignore_unknown_options": True})(comp
 def perplexity(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a hub id")],
     text: Annotated[str, typer.Option(help="a file or data set, as `mi-prun analyze --calibration` takes it")],
-    tokens: Annotated[int, typer.Option(help="tokens that are predicted, about")] = 65_536,
+    tokens: Annotated[
+        int, typer.Option(parser=parse_tokens, metavar="64k", help="tokens that are predicted, about")
+    ] = 65_536,
     window: Annotated[int | None, typer.Option(help="tokens in a window; default: the model's context, capped")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda; default: CUDA where there is one")] = None,
 ) -> None:
@@ -260,8 +265,6 @@ def perplexity(
     """
     from bench.quality.perplexity import measure_perplexity
 
-    if tokens < 1:
-        raise UserError(f"--tokens must be at least 1, got {tokens}")
     measured = measure_perplexity(model, text, tokens=tokens, window_tokens=window, device=device)
     print(
         f"perplexity {measured.perplexity:.2f} on {measured.text}: {measured.predicted_tokens:,} tokens, "
@@ -280,7 +283,9 @@ def train(
     heads: Annotated[int, typer.Option(help="attention heads; half as many hold keys and values")] = TRAIN.heads,
     vocabulary: Annotated[int, typer.Option(help="entries of the byte-level BPE tokenizer")] = TRAIN.vocabulary,
     context: Annotated[int, typer.Option(help="tokens in a window")] = TRAIN.context,
-    tokens: Annotated[int, typer.Option(help="tokens to see in all")] = TRAIN.tokens,
+    tokens: Annotated[
+        int, typer.Option(parser=parse_tokens, metavar="10M", help="tokens to see in all")
+    ] = TRAIN.tokens,
     batch_tokens: Annotated[int, typer.Option(help="tokens in a step")] = TRAIN.batch_tokens,
     learning_rate: Annotated[
         float, typer.Option(help="highest learning rate, after the warm-up")

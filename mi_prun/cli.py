@@ -345,7 +345,6 @@ def heal(
     Example: mi-prun heal pruned/ --minutes 10 --calibration wiki.txt --calibration books.txt -o healed/
     """
     from mi_prun import summary
-    from mi_prun.recovery.amount import parse_tokens
     from mi_prun.recovery.heal import heal_folder
 
     if fit and (no_fit or tokens is not None or minutes is not None):
@@ -367,13 +366,12 @@ def heal(
         raise UserError("--train all has no rank: leave out --rank, or take --train lora")
     if tokens is not None and minutes is not None:
         raise UserError("give --tokens or --minutes, not both")
-    count = None if tokens is None else parse_tokens(tokens)
     settings = HealSettings(
         sources=tuple(calibration or HEAL.sources),
         fit=not no_fit,
         train="none" if fit else train,
-        tokens=count,
-        minutes=None if fit or count is not None else (DEFAULT_MINUTES if minutes is None else minutes),
+        tokens=tokens,
+        minutes=None if fit or tokens is not None else (DEFAULT_MINUTES if minutes is None else minutes),
         rank=rank,
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,

@@ -183,6 +183,21 @@ def new_app(purpose: str) -> Typer:
     )
 
 
+KINDS_OF_VALUE = {"int": "a whole number", "float": "a number"}
+
+
+def _with_value(said: str, error: Exception) -> str:
+    """Return what typer says of a wrong value, with the value."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return said
+    first = error.__cause__.errors()[0]
+    name = said.removeprefix("Invalid value for ").partition(": ")[0].strip("'")
+    kind = KINDS_OF_VALUE.get(first["type"].partition("_")[0], first["msg"].removeprefix("Input should be "))
+    return f"{name} must be {kind}, got {str(first['input'])[:100]!r}"
+
+
 def run_app(app: Typer) -> int:
     """Run a typer application as `run_command` runs a command. A wrong option is one line too."""
     from typer.exceptions import TyperException
@@ -207,7 +222,7 @@ def run_app(app: Typer) -> int:
         except TyperException as error:
             said = error.format_message()
             if not said.startswith("Usage: "):
-                raise UserError(said) from error
+                raise UserError(_with_value(said, error)) from error
             print(said, file=sys.stderr)  # no command was named: the help as it is
             raise SystemExit(2) from error
         if interrupts:

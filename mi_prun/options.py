@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mi_prun.settings import AnalyzeSettings, HealSettings, PlanSettings
+from mi_prun.sizes import parse_tokens
 
 ANALYZE = AnalyzeSettings()
 PLAN = PlanSettings()
@@ -31,6 +32,8 @@ Tokens = Annotated[
     int,
     typer.Option(
         "--tokens",
+        parser=parse_tokens,
+        metavar="16k",
         help="tokens that boundary states are taken from; 16 times as many serve to rank sets; for a large model on a "
         "CPU fewer do",
     ),
@@ -107,7 +110,9 @@ Healing = Annotated[
         "--heal", metavar="10min", help="make up for the dropped blocks: `fit`, 10min, 1h, or tokens: 500k, 1M"
     ),
 ]
-HealTokens = Annotated[str | None, typer.Option("--tokens", metavar="1M", help="number of tokens to train on")]
+HealTokens = Annotated[
+    int | None, typer.Option("--tokens", parser=parse_tokens, metavar="1M", help="number of tokens to train on")
+]
 HealMinutes = Annotated[float | None, typer.Option(help="minutes that healing may take; default: 10")]
 Fit = Annotated[bool, typer.Option("--fit", help="the closed form alone: no gradient, a minute or two on a CPU")]
 NoFit = Annotated[bool, typer.Option("--no-fit", help="begin the training without the closed form")]

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as people write them."""
+"""Sizes in bytes and numbers of tokens, as people write them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from mi_prun.errors import UserError
 UNITS = {f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))} | {
     f"{prefix}IB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)
 }
+TOKEN_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+MOST_TOKENS = 10**15
+LONGEST_SHOWN = 100
 SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([KMGT]?I?B)?", re.ASCII)
 
 
@@ -24,3 +27,18 @@ def parse_size(text: str, option: str, example: str = "5GB or 500MB", *, needs_u
     if num_bytes < 1 or (needs_unit and size and size[2] is None):
         raise UserError(f"{option} must be like {example}, got {text!r}")
     return num_bytes
+
+
+def parse_tokens(text: str | int) -> int:
+    """Return the number of tokens that `1M`, `500k` or a plain number says. Raises UserError for other text.
+
+    >>> parse_tokens("1.5M")
+    1500000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", str(text).strip().lower().replace("_", ""), re.ASCII)
+    tokens = float(match[1]) * TOKEN_UNITS[match[2]] if match else 0.0
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise UserError(
+            f"--tokens must be a number from 1 to {MOST_TOKENS:.0e}, like 500k or 1M, got {str(text)[:LONGEST_SHOWN]!r}"
+        )
+    return round(tokens)

@@ -8,26 +8,9 @@ from dataclasses import replace
 
 from mi_prun.errors import UserError
 from mi_prun.settings import MOST_MINUTES, HealSettings
+from mi_prun.sizes import LONGEST_SHOWN, parse_tokens
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 MINUTES = {"s": 1 / 60, "min": 1.0, "h": 60.0}
-MOST_TOKENS = 10**15
-LONGEST_SHOWN = 100
-
-
-def parse_tokens(text: str) -> int:
-    """Return the number of tokens that `1M`, `500k` or a plain number says. Raises UserError for other text.
-
-    >>> parse_tokens("1.5M")
-    1500000
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
-    tokens = float(match[1]) * UNITS[match[2]] if match else 0.0
-    if not 1 <= tokens <= MOST_TOKENS:
-        raise UserError(
-            f"--tokens must be a number from 1 to {MOST_TOKENS:.0e}, like 500k or 1M, got {text[:LONGEST_SHOWN]!r}"
-        )
-    return round(tokens)
 
 
 def parse_heal(text: str, settings: HealSettings) -> HealSettings:

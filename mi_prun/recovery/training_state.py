@@ -28,7 +28,8 @@ class Progress:
     """How far a training has come.
 
     tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
-    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far. checked: validations made.
+    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far. checked: validations
+    made.
     """
 
     step: int = 0

@@ -153,3 +153,25 @@ def test_an_interrupted_application_says_what_is_kept(
 
     assert run_app(app) == 130
     assert capsys.readouterr().err == "interrupted; the rows are kept in out\n"
+
+
+@pytest.mark.usefixtures("no_signals")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ratio", "25%"), "--ratio must be a number, got '25%'"),
+        (("--blocks", "3.5"), "--blocks must be a whole number, got '3.5'"),
+        (("--seeds", "1", "--seeds", "two"), "--seeds must be a whole number, got 'two'"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_one_line_with_the_value(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app", *words])
+    app = new_app("An application.")
+
+    @app.command()
+    def work(ratio: float = 0.2, blocks: int = 1, seeds: list[int] | None = None) -> None: ...
+
+    assert run_app(app) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

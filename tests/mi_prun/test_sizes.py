@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.sizes import parse_size
+from mi_prun.sizes import parse_size, parse_tokens
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,18 @@ def test_a_unit_can_be_needed() -> None:
     with pytest.raises(UserError, match="--memory must be like 24GiB, got '24'"):
         parse_size("24", "--memory", "24GiB", needs_unit=True)
     assert parse_size("24GiB", "--memory", "24GiB", needs_unit=True) == 24 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1M", 10**6), ("500k", 500_000), ("2_000", 2_000), ("1.5b", 1.5e9), ("64", 64), (64, 64)]
+)
+def test_tokens(text: str | int, tokens: int) -> None:
+    assert parse_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("9" * 400, "9{100}"), ("0", "0"), ("-1k", "-1k"), ("many", "many"), ("1e3", "1e3"), ("", "")]
+)
+def test_what_is_no_number_of_tokens_is_one_line(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"--tokens must be a number .*, got '{said}'$"):
+        parse_tokens(text)

@@ -3,13 +3,8 @@ from __future__ import annotations
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.recovery.amount import parse_heal, parse_tokens
+from mi_prun.recovery.amount import parse_heal
 from mi_prun.settings import HealSettings
-
-
-@pytest.mark.parametrize(("text", "tokens"), [("1M", 10**6), ("500k", 500_000), ("2_000", 2_000), ("1.5b", 1.5e9)])
-def test_tokens(text, tokens):
-    assert parse_tokens(text) == tokens
 
 
 @pytest.mark.parametrize(
@@ -32,8 +27,3 @@ def test_heal_of_prune(text, wanted):
 def test_what_is_no_length_is_refused(text):
     with pytest.raises(UserError, match="must be"):
         parse_heal(text, HealSettings())
-
-
-def test_a_number_that_is_too_long_is_refused():
-    with pytest.raises(UserError, match=r"--tokens must be a number .*, got '9{100}'"):
-        parse_tokens("9" * 400)
