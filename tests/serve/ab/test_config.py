@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import PydanticUndefined
 
+from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 from serve.ab.cli import add_flags, config_of, split_off_engine_flags
-from serve.ab.config import Config, read_config
+from serve.ab.config import ArmConfig, Config, read_config
 
 TOML = """
 model_name = "llama"
@@ -184,3 +188,24 @@ def test_help_shows_an_example() -> None:
     done = command("--help")
     assert done.returncode == 0
     assert "mi-prun-ab --arm dense=MODEL --arm pruned=pruned/ --split dense=95,pruned=5" in done.stdout
+
+
+def test_the_page_has_each_field_with_its_default() -> None:
+    """A field without a default is filled in from the arms, or is empty."""
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "ab.md").read_text()
+    told = dict(re.findall(r"^\| `([a-zA-Z_.]+)` \| (?:`(.*?)`|empty) \|", page.partition("### Fields")[2], re.M))
+    fields: dict[str, Any] = {}
+    for prefix, model in (("", Config), ("arms.NAME.", ArmConfig)):
+        for name, field in model.model_fields.items():
+            if isinstance(default := field.get_default(call_default_factory=True), Record):
+                fields |= {f"{prefix}{name}.{inner}": value for inner, value in default}
+            elif name != "arms":
+                fields[prefix + name] = default
+    fields["experiment"] = Config.model_validate({"arms": {"a": {"model": "m"}}}).experiment
+    assert told.keys() == fields.keys()
+    for name, value in fields.items():
+        empty = value in (None, (), {}, PydanticUndefined)
+        written = str(value) if isinstance(value, Path) else value
+        assert (json.loads(told[name]) if told[name] else None) == (
+            None if empty else list(value) if isinstance(value, tuple) else written
+        ), name
