@@ -207,7 +207,13 @@ def served_in_turn(models: MeasuredModels) -> list[Asked]:
 
 
 def _told_apart(asked: Sequence[Asked]) -> list[Asked]:
-    """Give each pruned model a label of its own: reports and comparisons of runs go by the label."""
+    """Give each pruned model a label of its own: reports and comparisons of runs go by the label.
+
+    Raises UserError for a model that is named twice.
+    """
+    names = [one.name for one in asked]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{twice} is named twice; leave one out")
     labelled = told_apart([one.model for one in asked])
     return [replace(one, model=model) for one, model in zip(asked, labelled, strict=True)]
 
@@ -247,6 +253,11 @@ def _served(asked: Asked, flags: Sequence[str]) -> Iterator[tuple[Endpoint, Engi
         yield open_endpoint(engine.base_url), engine
 
 
+def context_asked_of(endpoint: Endpoint, folder: Path) -> int:
+    """Return the tokens of prompt and answer that a task may use: as the server says, else the config."""
+    return endpoint.context_tokens or context_of(read_config(folder)) or ASSUMED_CONTEXT
+
+
 def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
     label, name, settings = asked.model.arm.label, asked.name, asking.settings
     direct = None
@@ -259,7 +270,7 @@ def _ask(asked: Asked, asking: _Asking) -> Iterator[TaskRecord]:
         if direct is not None and settings.logprob_tolerance_nats is not None:
             check = check_logprobs(endpoint, direct, settings.logprob_tolerance_nats)
             say(f"{label}: log-probabilities agree, {check.mean_nats:.4f} nats apart on the mean")
-        context = endpoint.context_tokens or context_of(read_config(asked.folder)) or ASSUMED_CONTEXT
+        context = context_asked_of(endpoint, asked.folder)
         check_context(settings.tasks, name, context)
         if settings.sampling is not None:
             origin = asking.origin(asked, endpoint, context, None)

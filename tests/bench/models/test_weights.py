@@ -205,7 +205,7 @@ def test_what_no_step_is_known_of_is_refused() -> None:
     without = {name: value for name, value in CONFIG.items() if name != "num_attention_heads"}
     with pytest.raises(UserError, match="config field 'num_attention_heads' is missing; no bound can be given"):
         weigh(without, [TABLE])
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="model_type 'no-such-family' is not supported"):
         weigh(CONFIG | {"model_type": "no-such-family"}, [TABLE])
 
 

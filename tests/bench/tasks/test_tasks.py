@@ -31,7 +31,7 @@ from bench.tasks import tasks
 from bench.tasks.logprob_check import check_logprobs, measure
 from bench.tasks.task_settings import TaskSettings
 from bench.tasks.task_table import parse_tasks
-from bench.tasks.tasks import ask, open_asked, run_tasks
+from bench.tasks.tasks import ASSUMED_CONTEXT, ask, context_asked_of, open_asked, run_tasks
 from mi_prun.errors import UserError
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
@@ -240,6 +240,8 @@ def test_models_and_addresses(tmp_path: Path) -> None:
         open_asked(["a", "b"], ["http://127.0.0.1:9"])
     with pytest.raises(UserError, match="no such folder"):
         open_asked([str(tmp_path / "absent")], [])
+    with pytest.raises(UserError, match="reference is named twice; leave one out"):
+        open_asked([str(REFERENCE), str(REFERENCE)], [])
 
 
 def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Callable[..., Path]) -> None:
@@ -248,9 +250,8 @@ def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path,
     assert labels == ["by hand 25.0% (first)", "dense", "by hand 25.0% (second)"]
 
 
-def test_an_endpoint_of_no_known_context_takes_the_configs(virtual: Path) -> None:
-    from bench.models.measured_model import context_of
-    from mi_prun.model.model_folder import read_config
-
-    assert Endpoint("http://x", "m", "m", None).context_tokens is None
-    assert context_of(read_config(virtual)) == 512
+def test_an_endpoint_of_no_known_context_takes_the_configs(virtual: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))  # it has no longest context
+    assert context_asked_of(Endpoint("http://x", "m", "m", 300), virtual) == 300
+    assert context_asked_of(Endpoint("http://x", "m", "m", None), virtual) == 512
+    assert context_asked_of(Endpoint("http://x", "m", "m", None), tmp_path) == ASSUMED_CONTEXT

@@ -197,7 +197,7 @@ def test_who_stops_early_is_told_of_what_was_left_out_so_far(capsys: pytest.Capt
 
 
 def test_a_refused_text_is_one_line_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="line 2, field 'text' holds a number"):
         list(row_texts("ships", [("line 1", {"text": None}), ("line 2", {"text": 3})]))
     assert capsys.readouterr().err == ""
 
