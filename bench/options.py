@@ -30,7 +30,7 @@ Concurrency = Annotated[str, typer.Option(help="requests in flight at most: clos
 Rounds = Annotated[int, typer.Option(help="rounds, dense and pruned in turn; fewer than 3 tell little")]
 Seed = Annotated[int, typer.Option(help="seed of the prompts, and of the passages that quality is judged on")]
 QualityText = Annotated[
-    str | None, typer.Option(help="measure quality on this text too; default: what the plan measured")
+    str | None, typer.Option(help="measure quality on this text instead; default: what the plan measured")
 ]
 TasksFrom = Annotated[
     Path | None, typer.Option(help="a folder of JSON lines files (docs/how-to/tasks.md); default: the hub")

@@ -99,7 +99,7 @@ def memory_bytes(header: GgufHeader) -> int:
 def check_packages() -> None:
     """Refuse where a package that transformers reads GGUF files with is missing."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise UserError(f"import needs {' and '.join(missing)}: pip install 'mi-prun[gguf]'")
+        raise UserError(f"import needs {' and '.join(missing)}: in a clone of the repository run pip install '.[gguf]'")
 
 
 def check_positions(header: GgufHeader) -> None:

@@ -39,7 +39,9 @@ def check_peft() -> None:
     try:
         import peft  # noqa: F401 - one that is there may still be of no use
     except ImportError as error:
-        raise UserError("LoRA needs peft: pip install 'mi-prun[heal]'; or take --train all, or --fit") from error
+        raise UserError(
+            "LoRA needs peft: in a clone of the repository run pip install '.[heal]'; or take --train all, or --fit"
+        ) from error
 
 
 class SharedWeights:

@@ -232,6 +232,12 @@ def _notes(aggregates: Aggregates, comparisons: Sequence[Comparison]) -> list[st
                 f"{check.expected_share:.2%} (p = {check.p_value:.2g}): requests are lost in one arm, do not believe "
                 "the differences before that is found"
             )
+        answers = aggregates.arms[comparison.arm].sums["e2e_ms"].count
+        if comparison.sample_size.have == 0 and answers >= MIN_REQUESTS:
+            notes.append(
+                f"none of the {answers:,} answers of {comparison.arm} has a {comparison.sample_size.figure} (streams "
+                'alone have TTFT and ITL), so no sample size can be said; set figure = "e2e_ms" in [verdict]'
+            )
     for arm in aggregates.others:
         reasons = aggregates.incomparable(arm)
         for reason in dict.fromkeys(reasons.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -42,13 +43,24 @@ USAGE = {"usage": True, "stream_events": 20, "output_tokens": 20}
 BY_EVENTS = {"usage": False, "stream_events": 20, "output_tokens": 20}
 
 
-@pytest.mark.parametrize("fields", [USAGE, BY_EVENTS, {"streamed": False, "usage": True}])
+@pytest.mark.parametrize("fields", [USAGE, BY_EVENTS])
 def test_arms_that_count_alike_are_compared(observed: Observed, fields: dict[str, Any]) -> None:
     verdict, incomparable = verdict_of(observed, dense=fields, pruned=fields)
     (comparison,) = verdict.comparisons
     assert incomparable == set()
     assert comparison.differences["tokens_per_s"].difference == 0
     assert verdict.notes == []
+
+
+def test_answers_that_are_not_streamed_are_compared_and_lack_the_figure_of_the_sample_size(observed: Observed) -> None:
+    fields = {"streamed": False, "usage": True}
+    verdict, incomparable = verdict_of(observed, dense=fields, pruned=fields)
+    (comparison,) = verdict.comparisons
+    assert incomparable == set()
+    assert comparison.differences["e2e_ms"].direction == "no different"
+    assert comparison.text.endswith("n=0, too few to say how many are needed")
+    (note,) = verdict.notes
+    assert re.fullmatch(r"none of the [0-9]+ answers of pruned has a ttft_ms .* set figure = \"e2e_ms\" in .*", note)
 
 
 def test_usage_beside_events_is_said_and_not_compared(observed: Observed) -> None:
