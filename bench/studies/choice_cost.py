@@ -184,7 +184,7 @@ def sample_cost(folder: Path, windows: int, window: int, seed: int, by_vllm: boo
 
         def work() -> Figures:
             made.append(sample_windows(model, dense.tokenizer, windows=windows, window_tokens=window, seed=seed))
-            rows = min(windows, self_text.rows_at_once(model, torch.device("cpu"), window))
+            rows = min(windows, self_text.rows_at_once(model, window))
             return {"tokens": windows * window, "window_tokens": window, "rows_at_once": rows}
 
         ways[name] = timed(work) | surprise(made[0])

@@ -117,7 +117,7 @@ def _run_of(model: str) -> Iterator[tuple[ModelFolder, Dropped]]:
 
 
 def _direct(folder: ModelFolder, dropped: Dropped, device_name: str | None) -> Direct:
-    from mi_prun.model.loading import pick_device, pick_dtype
+    from mi_prun.model.loading import free_accelerators, pick_device, pick_dtype
     from mi_prun.text.calibration import start_tokens
 
     device = pick_device(device_name)
@@ -128,6 +128,7 @@ def _direct(folder: ModelFolder, dropped: Dropped, device_name: str | None) -> D
     tokens = [(*first, *tokenizer(text, add_special_tokens=False)["input_ids"])[:MAX_TOKENS] for text in STRINGS]
     logprobs = computed(folder, dropped, tokens, device, dtype)
     rounding = 0.0
+    free_accelerators()  # of the first model, before the room for the second is looked at
     if other := other_precision(folder, device, dtype):
         rounded = computed(folder, dropped, tokens, device, other)
         rounding = float((torch.cat(rounded) - torch.cat(logprobs)).abs().mean())

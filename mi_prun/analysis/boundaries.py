@@ -86,7 +86,7 @@ class Collector:
     def _projected(self, state: Tensor) -> Tensor:
         """Return the projection (..., p) of states (..., d), float32."""
         if self.directions is None:
-            return state.float()
+            return state.to(torch.float32, copy=True)  # a view would keep the whole state
         if state.dtype == torch.bfloat16:  # no float32 copy of the state; float16's sums could overflow
             return (state @ self._rounded).float()
         return state.float() @ self.directions

@@ -72,6 +72,14 @@ class Ranks:
                 torch.distributed.broadcast(given, 0)
                 tensor.copy_(given)
 
+    def least(self, value: int) -> int:
+        """Return the least value of all ranks."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value)
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MIN)
+        return int(box)
+
     def to_first(self, make: Callable[[], T]) -> list[T]:
         """Call `make` on each rank. Rank 0 gets the results in the order of ranks, the others get nothing.
 
@@ -89,6 +97,9 @@ class Ranks:
             if result is not None:
                 results.append(result)
         return results if self.first else []
+
+
+ALONE = Ranks()
 
 
 def _tried(make: Callable[[], T]) -> T | UserError:

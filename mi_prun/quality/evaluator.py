@@ -135,7 +135,8 @@ class Evaluator:
         length = self.windows.shape[1] - 1
         done = 0
         for tokens in torch.split(self.windows[first:last], self.batch):
-            rows = torch.zeros(2, len(sets), len(tokens) * length, dtype=torch.float64)
+            # On the device: reading each row from it would wait for each.
+            rows = torch.zeros(2, len(sets), len(tokens) * length, dtype=torch.float64, device=self.model.device)
             at = 0
             for log_p, target, pruned in self.log_probabilities(tokens, sets):
                 p = log_p.exp()
@@ -147,7 +148,7 @@ class Evaluator:
                     rows[1, i, place] = -log_q.gather(1, target[:, None])[:, 0]
                 at += len(target)
             by_window = rows.view(2, len(sets), len(tokens), length).sum(-1)
-            losses[:, done : done + len(tokens)] = by_window.permute(1, 2, 0).numpy()
+            losses[:, done : done + len(tokens)] = by_window.permute(1, 2, 0).cpu().numpy()
             done += len(tokens)
             if advance is not None:
                 advance(tokens.numel() * len(sets))
@@ -188,8 +189,7 @@ class Evaluator:
             finals[i] = final[:, :-1].flatten(0, 1)  # the last token of a window predicts nothing
         dense, *pruned = finals  # (batch * (tokens - 1), d)
         targets = tokens[:, 1:].flatten().to(dense.device)
-        row_bytes = row_bytes or ROW_BYTES.get(dense.device.type, ACCELERATOR_ROW_BYTES)
-        size = max(least_rows, row_bytes // (4 * self.model.vocab_size))
+        size = logit_rows(dense.device, self.model.vocab_size, row_bytes, least_rows)
 
         def log_softmax(state: Tensor) -> Tensor:
             # Each row is a sequence of its own: a model with learned positions has no more of them than a window.
@@ -206,23 +206,27 @@ class Evaluator:
 
     def final_states(self, tokens: Tensor, sets: Sequence[Dropped]) -> list[Tensor]:
         """Return boundary state L of each set for one batch (batch, tokens): the trie walk."""
-        finals: list[Tensor | None] = [None] * len(sets)
-        last = self.model.num_blocks
+        finals = dict(self._walk(0, self.model.embed(tokens), dict(enumerate(sets))))
+        return [finals[member] for member in range(len(sets))]
 
-        def walk(first: int, hidden: Tensor, members: list[int]) -> None:
-            """Run the blocks from `first` on; a state is kept for each block skipped on the way, not for each run."""
-            for block in range(first, last):
-                if skip := [member for member in members if block in sets[member]]:
-                    walk(block + 1, hidden, skip)
-                members = [member for member in members if block not in sets[member]]
-                if not members:
-                    return
-                hidden = self.model.run(block, hidden)
-            for member in members:
-                finals[member] = hidden
+    def _walk(self, first: int, hidden: Tensor, members: Mapping[int, Dropped]) -> Iterator[tuple[int, Tensor]]:
+        """Run the blocks from `first` on; a state is kept for each block skipped on the way, not for each run."""
+        for block in range(first, self.model.num_blocks):
+            if skip := {member: dropped for member, dropped in members.items() if block in dropped}:
+                yield from self._walk(block + 1, hidden, skip)
+            members = {member: dropped for member, dropped in members.items() if block not in dropped}
+            if not members:
+                return
+            hidden = self.model.run(block, hidden)
+        for member in members:
+            yield member, hidden
 
-        walk(0, self.model.embed(tokens), list(range(len(sets))))
-        return [final for final in finals if final is not None]
+
+def logit_rows(
+    device: torch.device, vocab_size: int, row_bytes: int | None = None, least_rows: int = LEAST_ROWS
+) -> int:
+    """Return how many positions' float32 logits to have at a time. row_bytes: all of them take; None: by the device."""
+    return max(least_rows, (row_bytes or ROW_BYTES.get(device.type, ACCELERATOR_ROW_BYTES)) // (4 * vocab_size))
 
 
 def tokens_at_once(model: BlockModel) -> int:

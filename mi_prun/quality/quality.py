@@ -18,7 +18,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model, load_on, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.plan.plan import Quality
-from mi_prun.quality.evaluator import MOST_NATS, Dropped, Evaluator, NotFiniteError
+from mi_prun.quality.evaluator import MOST_NATS, Dropped, Evaluator, NotFiniteError, logit_rows
 from mi_prun.text.calibration import Calibration, load_calibration
 
 HELD_OUT_TOKENS = 8_192
@@ -107,15 +107,17 @@ def compare_models(dense: BlockModel, pruned: BlockModel, windows: Tensor) -> tu
     with progress("quality", windows.numel(), "tokens") as advance:
         for window in torch.split(windows, 1):
             tokens = window.to(dense.device)
-            target = tokens[:, 1:, None]
-            log_p, log_q = (
-                torch.log_softmax(model.model(input_ids=tokens, use_cache=False).logits[:, :-1].float(), dim=-1)
-                for model in (dense, pruned)
-            )
-            if log_p.shape != log_q.shape:
-                raise UserError(f"vocabularies differ: {log_p.shape[-1]} and {log_q.shape[-1]} tokens")
-            terms = (-log_p.gather(-1, target), -log_q.gather(-1, target), log_p.exp() * (log_p - log_q))
-            sums += torch.tensor([float(term.sum(dtype=torch.float64)) for term in terms], dtype=torch.float64)
+            logits = [
+                model.model(input_ids=tokens, use_cache=False).logits[0, :-1] for model in (dense, pruned)
+            ]  # (tokens - 1, vocabulary)
+            if logits[0].shape != logits[1].shape:
+                raise UserError(f"vocabularies differ: {logits[0].shape[-1]} and {logits[1].shape[-1]} tokens")
+            rows = logit_rows(dense.device, logits[0].shape[-1])
+            pieces = (torch.split(each, rows) for each in (tokens[0, 1:, None], *logits))
+            for target, *some in zip(*pieces, strict=True):
+                log_p, log_q = (torch.log_softmax(each.float(), dim=-1) for each in some)
+                terms = (-log_p.gather(-1, target), -log_q.gather(-1, target), log_p.exp() * (log_p - log_q))
+                sums += torch.tensor([float(term.sum(dtype=torch.float64)) for term in terms], dtype=torch.float64)
             advance(window.numel())
     dense_ce, pruned_ce, kl_nats = (sums / (windows.shape[0] * (windows.shape[1] - 1))).tolist()
     for which, nats in (("dense", dense_ce), ("pruned", pruned_ce), ("pruned", kl_nats)):

@@ -143,9 +143,11 @@ def refit_block(
     scale = gram.diagonal().mean()
     if not scale > 0:
         raise UserError(f"block {block} gives zeros before {name}: nothing can be fitted there")
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge * scale * eye))
-    left = float(error) - 2 * float((change * cross).sum()) + float((change * (gram @ change)).sum())
+    held = ridge * scale
+    gram.diagonal().add_(held)  # in place: it has as many entries as the widest input of a block, squared
+    change = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    # (A' w A + r m I) dW' = A' w (H - h), so the last term of the square needs no further product.
+    left = float(error - torch.linalg.vecdot(change, cross).sum() - held * change.square().sum())
     old = weights.current(name)
     weights.give(name, (old.double() + (change if transposed else change.T)).to(old.dtype))
     tokens = sum(state[..., 0].numel() for state in states)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mi_prun.analysis.ranks import Ranks, joined, local_device
+from mi_prun.analysis.ranks import ALONE, Ranks, joined, local_device
 from mi_prun.analysis.streamed_model import StreamedModel
 from mi_prun.architecture.architecture import Family
 from mi_prun.checkpoint.checkpoint import check_room, write_checkpoint
@@ -47,7 +47,7 @@ from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing
 from mi_prun.recovery.judge import Judge, Judged, compared
 from mi_prun.recovery.shared_weights import SharedWeights, check_peft
 from mi_prun.recovery.streamed_fit import STORED, fit_streamed
-from mi_prun.recovery.training import ALONE, Training
+from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import OWN, Progress, SavedState, load_state, state_path
 from mi_prun.settings import LEARNING_RATES, MOST_MINUTES, SELF, HealSettings, check_seed
 from mi_prun.text.calibration import tokens_digest
@@ -111,7 +111,8 @@ def heal(
 ) -> Manifest:
     """Write the healed checkpoint of what `plan` keeps of `dense` into `out`. adapter: a file for what was learned.
     virtual: the folder holds what was learned, and no other weights. sampled: text of `self` that is there already.
-    ranks: the processes that share the training; rank 0 judges and writes, and all of them return.
+    ranks: the processes that share the training; rank 0 judges and writes, and all of them return. load: gives the
+    model, which is another one after it.
 
     Raises UserError, with nothing written, for settings that do not fit; NoBetterError where healing does not help.
     """
@@ -146,7 +147,7 @@ def heal(
     texts = digests(settings)  # before the training: a file may be gone after it
     path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled, texts)
     saved = _state_of(path, fingerprint, force=force)
-    with one_line_memory_errors(), one_line_os_errors(out):
+    with one_line_memory_errors(settings), one_line_os_errors(out):
         place = pick_device(local_device(settings.device))
         home = torch.device("cpu") if ranks.sharded else place
         model = load() if load else load_block_model(dense, device=home, dtype=pick_dtype(place, settings.dtype))
@@ -167,11 +168,13 @@ def heal(
             model=model.model,
             sampled=sampled,
             check=dense.check_tokens,
+            ranks=ranks,
         )
         if settings.tokens is not None:
             text.check_tokens(settings.tokens, window)
         if len(text.gate) == 1 and ranks.first:
             _say_one_kind(text)
+        saved = _of_this_text(saved, path, text, force=force)
         gate = Judge(weights, text.gate, settings.windows_at_once(window))
         begun = time.monotonic()
         before = ranks.from_first(gate.measure, runs_model=True)
@@ -183,7 +186,11 @@ def heal(
             _say_before(before)
         fitted = prepare(weights, text, settings, saved, window, shown=ranks.first)
         ranks.same(own.own for own in weights.own.values())
-        taught = Progress(fit_tokens=fitted, seconds=ranks.from_first(lambda: time.monotonic() - start))
+        taught = Progress(
+            fit_tokens=fitted,
+            seconds=ranks.from_first(lambda: time.monotonic() - start),
+            held_out_sha256=text.held_out_sha256,
+        )
         if saved is None and ranks.first:
             path.unlink(missing_ok=True)
         if settings.train != "none":
@@ -255,7 +262,7 @@ def _heal_streamed(
         raise UserError("--stream-blocks runs as one process")
     start, texts = time.monotonic(), digests(settings)
     place = pick_device(settings.device)
-    with one_line_memory_errors(), one_line_os_errors(out):
+    with one_line_memory_errors(settings), one_line_os_errors(out):
         streamed = StreamedModel(dense, device=place, dtype=pick_dtype(place, settings.dtype))
         text = load_healing_text(
             parse_sources(settings.sources), dense.tokenizer, window_tokens=window, tokens=settings.fit_tokens,
@@ -408,6 +415,18 @@ def _state_of(path: Path, fingerprint: str, *, force: bool) -> SavedState | None
         return None
 
 
+def _of_this_text(saved: SavedState | None, path: Path, text: HealingText, *, force: bool) -> SavedState | None:
+    """Return the state to go on from. What is sampled from a model on a GPU may come out otherwise the next time."""
+    if saved is None or saved.progress.held_out_sha256 == text.held_out_sha256:
+        return saved
+    if force:
+        return None
+    raise UserError(
+        f"{path} is the state of a healing on text that was sampled otherwise, as other memory was free; remove it, or "
+        "give --force to begin anew"
+    )
+
+
 def _fit(weights: SharedWeights, text: HealingText, settings: HealSettings, window: int, *, shown: bool) -> int:
     """The closed form; returns the tokens fitted on, 0 where it does not fit the family and training follows."""
     tokens = _fit_text(text, settings, window, shown=shown)
@@ -542,6 +561,9 @@ def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> di
     return names
 
 
+FREE_TO_CHANGE = ("checkpoint_blocks", "save_minutes")  # between two starts of a healing: they change no result
+
+
 def digests(settings: HealSettings) -> tuple[str, ...]:
     """Return what tells the texts of a healing from others, in their order."""
     return tuple(text_digest(source.name) for source in parse_sources(settings.sources))
@@ -552,7 +574,8 @@ def fingerprint_of(
 ) -> str:
     """What an interrupted healing must agree in to be gone on with. texts: its `digests`, where they are known."""
     said = {
-        "dense": plan.dense.weights_sha256, "dropped": plan.dropped, "settings": asdict(settings),
+        "dense": plan.dense.weights_sha256, "dropped": plan.dropped,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE},
         "texts": digests(settings) if texts is None else texts,
         "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
@@ -584,14 +607,14 @@ def recorded(settings: HealSettings) -> dict[str, str | int | float | bool | Non
 
 
 @contextlib.contextmanager
-def one_line_memory_errors() -> Iterator[None]:
+def one_line_memory_errors(settings: HealSettings) -> Iterator[None]:
     """A processor without memory left is one line, as an accelerator is everywhere."""
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        raise UserError(
-            f"out of memory while healing ({first_line(error)}); take fewer --batch-tokens, a shorter --window, or "
-            "--checkpoint-blocks"
-        ) from error
+        less = "--checkpoint-blocks, fewer --batch-tokens, or a shorter --window"
+        if settings.train == "none":
+            less = "--device cpu" if settings.stream_blocks else "--stream-blocks"
+        raise UserError(f"out of memory while healing ({first_line(error)}); take {less}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from mi_prun.analysis.analysis import Analysis
+from mi_prun.analysis.ranks import ALONE, Ranks
 from mi_prun.errors import UserError
 from mi_prun.settings import SELF
-from mi_prun.text.calibration import Windows, begins_with_bos, windows_for, with_bos
-from mi_prun.text.self_text import sample_windows
+from mi_prun.text.calibration import Windows, begins_with_bos, tokens_digest, windows_for, with_bos
+from mi_prun.text.self_text import rows_at_once, sample_windows
 from mi_prun.text.text_source import text_source
 from mi_prun.text.weighted_source import WeightedSource, names_of, turns
 
@@ -107,6 +109,12 @@ class HealingText:
     def name(self) -> str:
         return names_of([(supply.name, supply.weight) for supply in self.supplies])
 
+    @property
+    def held_out_sha256(self) -> str:
+        """The digest of the held-out windows: it tells text that was sampled anew, and came out otherwise."""
+        kinds = (*self.validation, *self.gate)
+        return sha256("".join(tokens_digest(kind.tokens) for kind in kinds).encode()).hexdigest()
+
     def windows(self, first: int, count: int) -> Tensor:
         """Return `count` windows from window `first` on: (count, window_tokens). A text that has ended begins again."""
         windows = torch.stack([self._window(number) for number in range(first, first + count)])
@@ -156,12 +164,23 @@ def load_healing_text(
     model: Any,
     sampled: SampledText | None = None,
     check: Callable[[Tensor], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> HealingText:
     """Read the sources. tokens: how many must be there; None: as many as time allows.
 
     model: for `self`, and for a second kind of text where there is one only. sampled: text of `self` to take where it
-    is enough. check: see `HealingText`; held-out windows go through it here.
+    is enough. check: see `HealingText`; held-out windows go through it here. ranks: rank 0 samples for all.
     """
+
+    def sample(windows: int, window_tokens: int) -> Tensor:
+        at_once = ranks.least(rows_at_once(model, window_tokens))  # sharded blocks run as often on each rank
+        return ranks.from_first(
+            lambda: sample_windows(
+                model, tokenizer, windows=windows, window_tokens=window_tokens, seed=seed, at_once=at_once
+            ),
+            runs_model=True,
+        )
+
     validation, gate = (windows_for(count, window_tokens) for count in (validation_tokens, gate_tokens))
     total = sum(source.weight for source in sources)
     supplies = []
@@ -170,13 +189,13 @@ def load_healing_text(
         if source.name == SELF:
             held_out = validation + gate
             there = _taken(source, window_tokens, share, held_out, sampled)
-            supplies.append(there or _sampled(source, tokenizer, window_tokens, share, held_out, seed, model))
+            supplies.append(there or _sampled(source, window_tokens, share, held_out, sample))
         else:
             supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
     text = HealingText(supplies, validation / (validation + gate), check)
     if len(sources) == 1 and sources[0].name != SELF and model is not None:  # another kind, for the gate alone
         short = min(window_tokens, SELF_GATE_WINDOW)
-        more = sample_windows(model, tokenizer, windows=windows_for(gate_tokens, short), window_tokens=short, seed=seed)
+        more = sample(windows_for(gate_tokens, short), short)
         text.gate.append(Windows(more, f"{SELF}, held-out part"))
     if check is not None:
         for kind in (*text.validation, *text.gate):
@@ -198,10 +217,10 @@ def _taken(
 
 
 def _sampled(
-    source: WeightedSource, tokenizer: Any, window_tokens: int, tokens: int | None, held_out: int, seed: int, model: Any
+    source: WeightedSource, window_tokens: int, tokens: int | None, held_out: int, sample: Callable[[int, int], Tensor]
 ) -> Supply:
     count = math.ceil((SELF_TOKENS if tokens is None else tokens) / window_tokens)
-    sampled = sample_windows(model, tokenizer, windows=held_out + count, window_tokens=window_tokens, seed=seed)
+    sampled = sample(held_out + count, window_tokens)
     rest = sampled[held_out:]
     return Supply(SELF, source.weight, sampled[:held_out], lambda place: rest[place : place + PASSAGES_AT_ONCE])
 

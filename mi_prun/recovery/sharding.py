@@ -22,6 +22,8 @@ def shard_blocks(model: BlockModel, device: torch.device, left_whole: Iterable[n
 
     A block moves as it is shared, so that the device never holds the whole model. Nothing here needs a gradient yet.
     """
+    if device.type == "cuda":  # blocks go to the current device, which is the first of all for every process
+        torch.cuda.set_device(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     kept = set(left_whole)
     for block in model.blocks:

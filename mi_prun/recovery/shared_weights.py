@@ -238,7 +238,7 @@ class SharedWeights:
         """What the student has of its own, under the names that the dense model's files have, in the dtypes there."""
 
         def stored(name: str, tensor: Tensor) -> Tensor:
-            return tensor.detach().to(dtypes[name]).contiguous()
+            return tensor.detach().to("cpu", dtypes[name]).contiguous()  # where the adapter is merged by `apply` too
 
         lora = [(name, layer) for name, layer in self.adapters.items()]
         return Adapter(
@@ -251,15 +251,17 @@ class SharedWeights:
 
     @torch.no_grad()
     def settle(self, tensors: Mapping[str, Tensor]) -> None:
-        """Let the student have `tensors` and no adapters: what a written folder will be.
+        """Let the model have `tensors` and no adapters: what a written folder will be. The teacher is gone after it.
 
-        Of tensors that are shared over processes there is no second copy, so the teacher gets them too.
+        So there is no second copy of them on the device.
         """
         for name, tensor in tensors.items():
             shared = self.shared(name)
+            self.own.pop(name, None)
             if is_shared(shared):
                 overwrite(shared, tensor)
             else:
-                self.give(name, tensor.to(shared))
+                module, leaf = self._homes[name]
+                module._parameters[leaf] = nn.Parameter(tensor.to(shared), requires_grad=False)
         self._enable(False)
         self.adapters = {}

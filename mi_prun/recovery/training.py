@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_prun.analysis.ranks import Ranks
+from mi_prun.analysis.ranks import ALONE, Ranks
 from mi_prun.errors import UserError
 from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import multiplies_bfloat16, pick_dtype
@@ -48,7 +48,6 @@ LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 MOST_GRADIENT = 1.0
 BATCH_TOKENS = {"cpu": 512}  # twice the steps win a point or more; a GPU has no use for so few tokens at once
 ACCELERATOR_BATCH_TOKENS = 1_024
-ALONE = Ranks()
 
 
 def train_dtype(model: BlockModel, name: str | None) -> torch.dtype:

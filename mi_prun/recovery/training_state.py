@@ -1,4 +1,4 @@
-"""The state of a training, in one file: a killed healing goes on from it, bit for bit as if it had not been killed.
+"""The state of a training, in one file: a killed healing goes on from it, on a CPU bit for bit as without the kill.
 
 A safetensors file: the student's own tensors, adapters, the optimizer's moments, the best state so far; the numbers are
 JSON in its metadata. It takes the place of the one before in one step.
@@ -29,7 +29,7 @@ class Progress:
 
     tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
     fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far. checked: validations
-    made.
+    made. held_out_sha256: of the windows that were held out.
     """
 
     step: int = 0
@@ -38,6 +38,7 @@ class Progress:
     fit_tokens: int = 0
     best_nats: float | None = None
     checked: int = 0
+    held_out_sha256: str = ""
 
     def after(self, tokens: int, seconds: float) -> Progress:
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=seconds)

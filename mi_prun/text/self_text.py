@@ -25,12 +25,14 @@ def start_of_sampled(tokenizer: Any) -> int | None:
     return next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
 
 
-@torch.inference_mode()
-def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: int, seed: int) -> Tensor:
+@torch.no_grad()  # not `inference_mode`: blocks that are shared over processes keep the buffers of their first run
+def sample_windows(
+    model: Any, tokenizer: Any, *, windows: int, window_tokens: int, seed: int, at_once: int | None = None
+) -> Tensor:
     """Sample token ids (windows, window_tokens) from the model, at temperature 1 from the whole distribution.
 
     A window starts at BOS, else EOS, else a token drawn by the seed. After the end of a text the next one follows, as
-    in packed training.
+    in packed training. at_once: windows at a time, at most; None: `rows_at_once`.
     """
     start = start_of_sampled(tokenizer)
     rows = int(model.config.get_text_config().vocab_size)
@@ -45,7 +47,7 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
         torch.manual_seed(seed)
         done: list[Tensor] = []
         with progress("sampling text from the model", windows * window_tokens, "tokens") as advance:
-            batches = math.ceil(windows / rows_at_once(model, device, window_tokens))
+            batches = math.ceil(windows / (at_once or rows_at_once(model, window_tokens)))
             batch = math.ceil(windows / batches)  # none of them nearly empty
             for first in range(0, windows, batch):
                 count = min(batch, windows - first)
@@ -58,9 +60,11 @@ def sample_windows(model: Any, tokenizer: Any, *, windows: int, window_tokens: i
     return torch.cat(done).cpu()
 
 
-def rows_at_once(model: Any, device: torch.device, window_tokens: int) -> int:
+def rows_at_once(model: Any, window_tokens: int) -> int:
     """Return how many rows to sample at once: as many as CPU_CACHE_BYTES, or half of a GPU's memory, have room for."""
-    element: int = next(model.parameters()).element_size()
+    first = next(model.parameters())
+    device: torch.device = first.device
+    element: int = first.element_size()
     row_bytes = window_tokens * kv_elements(model.config.get_text_config()) * element
     if device.type == "cpu":
         return max(1, CPU_CACHE_BYTES // row_bytes)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.studies.choice_cost import BEFORE_ROWS, cache_for, main
 from mi_prun.model.loading import load_on
@@ -45,5 +44,5 @@ def test_so_many_rows_at_once(reference: Path) -> None:
     model = load_on(open_model(reference), "cpu").model
     before = self_text.CPU_CACHE_BYTES
     with cache_for(model, 5, 32):
-        assert self_text.rows_at_once(model, torch.device("cpu"), 32) == 5
+        assert self_text.rows_at_once(model, 32) == 5
     assert before == self_text.CPU_CACHE_BYTES

@@ -122,3 +122,22 @@ def test_angles_of_known_states() -> None:
     y = torch.tensor([0.0, 2.0]).expand(4, 2)
     wanted = torch.tensor([[0, 0.5, 1], [0, 0, 0.5], [0, 0, 0]], dtype=torch.float64)
     assert torch.allclose(pair_angles(torch.stack([x, y, -3 * x])), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("projection", [None, 8])
+def test_no_state_is_kept_whole_for_some_tokens_of_it(
+    model: BlockModel, projection: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view of a state keeps all of its memory."""
+    see, looked_at = Collector.see, 0
+
+    def see_one(self: Collector, boundary: int, state: torch.Tensor, first_window: int) -> None:
+        nonlocal looked_at
+        see(self, boundary, state, first_window)
+        for kept in (*self.kept[boundary], *self.kept_first[boundary]):
+            assert kept.untyped_storage().nbytes() == 4 * kept.numel()
+            looked_at += 1
+
+    monkeypatch.setattr(Collector, "see", see_one)
+    collect(model, WINDOWS, sample=sample_tokens(WINDOWS, 60, 3), projection=projection, seed=3, batch_tokens=48)
+    assert looked_at > 2 * (model.num_blocks + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,3 +90,17 @@ def test_a_model_that_learned_its_positions_is_measured_whatever_its_vocabulary(
     with model.without((1,)) as pruned, torch.inference_mode():
         loss = pruned(input_ids=windows, labels=windows, use_cache=False).loss
     assert measured.ce_nats == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_final_states_end_with_their_batch(tiny: Callable[..., Path]) -> None:
+    """Without help from the garbage collector, which may run late: they are a GiB a batch."""
+    evaluator = Evaluator(load(tiny("llama")), WINDOWS)
+    gc.collect()
+    gc.disable()
+    try:
+        finals = evaluator.final_states(WINDOWS, [(), (0,), (1, 4), (5,)])
+        states = [weakref.ref(state) for state in finals]
+        del finals
+        assert not any(state() is not None for state in states)
+    finally:
+        gc.enable()

@@ -306,7 +306,9 @@ def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_setti
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
     monkeypatch.setattr(Distillation, "backward", out_of_memory)
-    with pytest.raises(UserError, match=r"out of memory while healing .* take fewer --batch-tokens"):
+    with pytest.raises(
+        UserError, match=r"out of memory while healing .* take --checkpoint-blocks, fewer --batch-tokens"
+    ):
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
 
 

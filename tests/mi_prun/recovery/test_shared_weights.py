@@ -62,6 +62,7 @@ def test_what_was_learned_is_what_the_student_gave(shared, tokens):
         weights.settle({name: learned.merged(name, weights.shared(name)) for name in learned.names})
         with weights.student():
             assert torch.allclose(weights.run(weights.embed(tokens), weights.kept), taught, atol=1e-4)
+        assert weights.own == weights.adapters == {}  # there is no second copy of what was learned
 
 
 def test_no_block_before_the_block_in_front_of_the_gap_is_trained(shared):

@@ -93,6 +93,27 @@ def test_the_state_of_another_healing_is_refused_and_forgotten_with_force(pruned
         heal_folder(pruned_reference, out, replace(heal_settings, rank=1_000), force=True)
 
 
+def test_the_state_of_a_healing_on_text_that_was_sampled_otherwise_is_refused(
+    pruned_reference, tmp_path, heal_settings
+):
+    """On a GPU what is sampled depends on the memory that is free."""
+    settings = replace(heal_settings, sources=("self",))
+    state = state_path(tmp_path / "healed")
+    mine = fingerprint_of(read_manifest(pruned_reference).plan, settings)
+    save_state(state, mine, Progress(step=1, held_out_sha256="0" * 64), {})
+    with pytest.raises(UserError, match=r"healing on text that was sampled otherwise.* --force to begin anew"):
+        heal_folder(pruned_reference, tmp_path / "healed", settings)
+    assert load_state(state, mine).progress.step == 1
+
+
+def test_what_changes_no_result_may_change_between_two_starts(pruned_reference, heal_settings):
+    """A healing that ran out of memory goes on with `--checkpoint-blocks`."""
+    plan = read_manifest(pruned_reference).plan
+    mine = fingerprint_of(plan, heal_settings)
+    assert mine == fingerprint_of(plan, replace(heal_settings, checkpoint_blocks=True, save_minutes=9.0))
+    assert mine != fingerprint_of(plan, replace(heal_settings, rank=5))
+
+
 def test_a_state_that_was_cut_off_is_one_line(tmp_path):
     save_state(tmp_path / "state", "mine", Progress(), {"own": {"a": torch.ones(50)}})
     data = (tmp_path / "state").read_bytes()

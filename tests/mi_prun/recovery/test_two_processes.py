@@ -20,9 +20,12 @@ from mi_prun.errors import UserError
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.recovery.heal import heal, heal_folder
+from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.shared_weights import check_peft
 from mi_prun.recovery.training import Training
 from mi_prun.recovery.training_state import Progress
+from mi_prun.text import self_text
+from mi_prun.text.weighted_source import parse_sources
 
 FSDP = "ACCELERATE_USE_FSDP"  # `accelerate launch --use_fsdp` sets it
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -101,6 +104,28 @@ def test_processes_that_load_at_other_speeds_go_by_one_clock(pruned_reference, h
     first, second = (json.loads((tmp_path / f"shares-{number}.json").read_text()) for number in range(2))
     assert first == second
     assert len(set(first)) == 4
+
+
+def test_text_that_is_sampled_is_the_same_on_all(reference, tmp_path, two_ranks):
+    """Though one has room for fewer windows at a time."""
+    dense = open_model(reference)
+    model = load_on(dense, "cpu").model
+
+    def rank(number):
+        self_text.CPU_CACHE_BYTES >>= 12 * number
+        room = self_text.rows_at_once(model, 32)
+        with joined() as ranks:
+            text = load_healing_text(
+                parse_sources(["self"]), dense.tokenizer, window_tokens=32, tokens=256, validation_tokens=64,
+                gate_tokens=64, seed=0, model=model, ranks=ranks,
+            )  # fmt: skip
+            least = ranks.least(room)
+        (tmp_path / f"{number}.json").write_text(json.dumps([text.windows(0, 8).tolist(), room, least]))
+
+    two_ranks(rank)
+    (ours, room, least), (theirs, less, same) = (json.loads((tmp_path / f"{n}.json").read_text()) for n in range(2))
+    assert ours == theirs
+    assert least == same == less < room
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_rows_at_once_fit_the_memory(model: Any, monkeypatch: pytest.MonkeyPatch
     """Batches of even size, whatever the memory holds; what is drawn is drawn for each row."""
     row_bytes = 12 * kv_elements(model.config) * 4
     monkeypatch.setattr(self_text, "CPU_CACHE_BYTES", 7 * row_bytes)
-    assert rows_at_once(model, torch.device("cpu"), 12) == 7
+    assert rows_at_once(model, 12) == 7
     tokens = sample_windows(model, TOKENIZER, windows=15, window_tokens=12, seed=0)
     assert tokens.shape == (15, 12)
     assert len({tuple(row) for row in tokens.tolist()}) == 15
