@@ -103,6 +103,24 @@ def read_cases(folder: Path) -> list[Case]:
     return cases
 
 
+def read_refused(folder: Path) -> list[tuple[str, ...]]:
+    """Read the healings that the gate refused: model, blocks, case, learning rate, what it said, file."""
+    return [
+        (
+            str(record["model"]).lower(),
+            said_blocks(record["dropped"]),
+            f"`{record['case']}`",
+            str(json.loads(record["key"][record["key"].index("{") :])["learning_rate"] or "default"),
+            str(record["refused"]),
+            path.stem,
+        )
+        for path in sorted(folder.glob("*.jsonl"))
+        if not path.name.startswith(TASKS)
+        for record in read_records(path)
+        if "refused" in record
+    ]
+
+
 def grouped(cases: Sequence[Case], key: Callable[[Case], Hashable]) -> list[list[Case]]:
     """Return the cases that share a key, in the order of the first of each."""
     groups: dict[Hashable, list[Case]] = defaultdict(list)
@@ -111,8 +129,10 @@ def grouped(cases: Sequence[Case], key: Callable[[Case], Hashable]) -> list[list
     return list(groups.values())
 
 
-def page(cases: Sequence[Case], tasks: Mapping[str, Sequence[TaskRecord]]) -> str:
-    """Return the page. tasks: records of `mi-prun-bench tasks` by the name of their file."""
+def page(
+    cases: Sequence[Case], tasks: Mapping[str, Sequence[TaskRecord]], refused: Sequence[tuple[str, ...]] = ()
+) -> str:
+    """Return the page. tasks: records of `mi-prun-bench tasks` by the name of their file. refused: by the gate."""
     ordered = sorted(cases, key=lambda case: (case.model, len(case.dropped), case.dropped))
     parts = [
         "# The healing study: the figures",
@@ -128,6 +148,7 @@ def page(cases: Sequence[Case], tasks: Mapping[str, Sequence[TaskRecord]]) -> st
         *(part for group in grouped(ordered, lambda case: (case.model, case.dropped)) for part in section(group)),
         *seeds_section(ordered),
         *sets_section(ordered),
+        *refused_section(refused),
         *(part for name, records in tasks.items() for part in tasks_section(name, records)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -151,6 +172,14 @@ def section(cases: Sequence[Case]) -> list[str]:
     ]
     header = ("by", "tokens", *texts, "KL", "settings", "seconds", "processor", "record")
     return [f"## {cases[0].model} without {said_blocks(cases[0].dropped)}", table(header, rows)]
+
+
+def refused_section(refused: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the parts about what the gate refused."""
+    if not refused:
+        return []
+    header = ("model", "without", "by", "learning rate", "why", "record")
+    return ["## Refused by the gate", "The healed model was not written.", table(header, refused)]
 
 
 def seeds_section(cases: Sequence[Case]) -> list[str]:
@@ -264,7 +293,7 @@ def main() -> None:
         tasks = {
             path.name: read_lines(folder, path.name, TaskRecord) for path in sorted(folder.glob(f"{TASKS}*.jsonl"))
         }
-        write_text(options.output, page(read_cases(folder), tasks))
+        write_text(options.output, page(read_cases(folder), tasks, read_refused(folder)))
 
     sys.exit(run_command(write))
 

@@ -13,10 +13,15 @@ import pytest
 from bench.records.schema import append_record
 from bench.records.task_schema import TaskRecord
 from bench.studies import heal_report
-from bench.studies.heal_report import Case, page, read_cases
+from bench.studies.heal_report import Case, page, read_cases, read_refused
 from bench.studies.heal_study import figures
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
+
+REFUSED = {
+    "key": 'all:1k [3] {"learning_rate": 0.1}', "case": "all:1k", "model": "Model", "dropped": [3],
+    "refused": "it does not help",
+}  # fmt: skip
 
 
 def record(case: str, dropped: list[int], closed: float = 0.5, seed: int = 0, **settings: Any) -> dict[str, Any]:
@@ -58,6 +63,14 @@ def test_seeds_are_taken_together_and_other_settings_are_not() -> None:
     closed = ((0.4, 0, 32), (0.5, 1, 32), (0.6, 2, 32), (0.9, 0, 64))
     cases = [Case("one", record("lora:32k", [3], share, seed, rank=rank)) for share, seed, rank in closed]
     assert lines_of(page(cases, {}), "Over seeds") == ["| model | 3 | `lora:32k` | 3 | 50.0% +- 10.0% |"]
+
+
+def test_what_the_gate_refused_is_said(tmp_path: Path) -> None:
+    append_line(tmp_path / "one.jsonl", json.dumps(REFUSED))
+    append_line(tmp_path / "one.jsonl", json.dumps(record("fit", [3])))
+    text = page(read_cases(tmp_path), {}, read_refused(tmp_path))
+    assert lines_of(text, "Refused by the gate") == ["| model | 3 | `all:1k` | 0.1 | it does not help | one |"]
+    assert len(lines_of(text, "model without 3")) == 1
 
 
 def test_sets_of_one_size_that_were_healed_alike_stand_together() -> None:
@@ -113,9 +126,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Call
     assert run() == 2
     assert not out.exists()
     append_line(tmp_path / "one.jsonl", json.dumps(record("fit", [3])))
-    append_line(tmp_path / "one.jsonl", json.dumps({"dropped": [3], "refused": "healing does not help"}))
+    append_line(tmp_path / "one.jsonl", json.dumps(REFUSED))
     append_line(tmp_path / "cost.jsonl", json.dumps({"model": "Model", "ratio": 0.8}))
     append_record(tmp_path, task((), [True]), "tasks.jsonl")
     assert run() == 0
     assert [case.file for case in read_cases(tmp_path)] == ["one"]
     assert "## Tasks: `tasks.jsonl`" in out.read_text()
+    assert "## Refused by the gate" in out.read_text()
