@@ -93,12 +93,13 @@ def run(served: ServedModel, arguments: list[str], scratch: Path) -> None:
     except Exception as error:
         if said := fault.reported(fault_file):
             raise UserError(said) from error
-        if isinstance(error, ValueError | TypeError) and not built:
+        of_the_hub = isinstance(error, OSError) and error.errno is None  # transformers' word for what it could not get
+        if (isinstance(error, ValueError | TypeError) or of_the_hub) and not built:
             raise refused_by_vllm(error) from error
         raise
 
 
-def refused_by_vllm(error: ValueError | TypeError) -> UserError:
+def refused_by_vllm(error: Exception) -> UserError:
     """Say in one line what vLLM finds wrong with its flags or with the configuration that it makes of them.
 
     The stack trace is logged at level DEBUG (VLLM_LOGGING_LEVEL).

@@ -202,12 +202,13 @@ def engine_cores() -> Callable[[Sequence[psutil.Process]], list[psutil.Process]]
 class Hub:
     """A stand-in for the hub, on a local port. asked: the files that were downloaded, in the order they were asked for.
 
-    broken: files that the hub breaks off in the middle.
+    broken: files that the hub breaks off in the middle. refusal: status and headers of every answer, if it is given.
     """
 
     models: dict[str, Path] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
+    refusal: tuple[int, dict[str, str]] | None = None
     url: str = ""
 
     def commit(self, model: str) -> str:
@@ -238,7 +239,9 @@ class HubRequest(http.server.BaseHTTPRequestHandler):
         model, rest = "/".join(words[2:4] if api else words[:2]), words[4:] if api else words[2:]
         folder = self.hub.models.get(model)
         commit = self.hub.commit(model) if folder else ""
-        if folder is None or rest[1:2] not in ([], ["main"], [commit]):
+        if self.hub.refusal is not None:
+            self._send(self.hub.refusal[0], b"", self.hub.refusal[1])
+        elif folder is None or rest[1:2] not in ([], ["main"], [commit]):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound" if folder is None else "RevisionNotFound"})
         elif rest[:1] == ["resolve"]:
             data = (folder / rest[2]).read_bytes()

@@ -71,6 +71,14 @@ def kv_tokens(metrics: str) -> int:
     raise UserError("the engine's /metrics does not say how large its KV cache is (vllm:cache_config_info)")
 
 
+def named(model: str, flags: Sequence[str]) -> list[str]:
+    """Return the flags that name the model to `mi-prun-serve`. The commit of a hub id is a flag of its own for vLLM."""
+    name, _, commit = model.partition("@")
+    if not commit or Path(model).exists() or any(flag_value(flags, option) for option in ("--plan", "--draft")):
+        return ["--model", model]
+    return ["--model", name, "--revision", commit, "--served-model-name", model]
+
+
 @contextlib.contextmanager
 def running(model: str, flags: Sequence[str] = ()) -> Iterator[EngineProcess]:
     """Start `mi-prun-serve --model MODEL`, wait until it is ready, and yield it. No process of it is left at the end.
@@ -83,7 +91,7 @@ def running(model: str, flags: Sequence[str] = ()) -> Iterator[EngineProcess]:
         for left in reversed(range(PORTS_TRIED)):
             port = free_port()
             base_url = f"http://127.0.0.1:{port}"
-            group = stack.enter_context(ProcessGroup([*SERVE, "--model", model, "--port", str(port), *flags], log))
+            group = stack.enter_context(ProcessGroup([*SERVE, *named(model, flags), "--port", str(port), *flags], log))
             try:
                 startup_s = group.wait_ready(f"{base_url}/health", timeout_seconds=STARTUP_SECONDS)
                 break

@@ -17,7 +17,7 @@ from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, is_pruned
 from mi_prun.errors import UserError
 from mi_prun.model.identity import ModelIdentity
-from mi_prun.model.model_folder import ModelFolder, open_model
+from mi_prun.model.model_folder import ModelFolder, open_model, resolve
 from mi_prun.plan.plan import Plan, Quality
 
 
@@ -136,7 +136,7 @@ def open_measured_model(name: str) -> tuple[DenseModel, MeasuredModel]:
 
     The dense model of a pruned one need not be at hand.
     """
-    path = Path(name)
+    path = resolve(name)
     if not is_pruned(path):
         models = open_dense(name)
         return models.dense, models.all[0]
@@ -169,7 +169,7 @@ def _weights(folder: ModelFolder) -> Weights | None:
 
 
 def _pruned(name: str, dense: ModelIdentity, weights: Weights | None) -> MeasuredModel:
-    path = Path(name)
+    path = resolve(name)
     if not is_pruned(path):
         raise UserError(f"{name} is not a folder that `mi-prun apply` wrote ({MANIFEST_NAME} is missing)")
     manifest = Manifest.read(path / MANIFEST_NAME)

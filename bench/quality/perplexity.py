@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from mi_prun.artefact import Record
 from mi_prun.console import progress
@@ -41,7 +42,7 @@ def measure_perplexity(
     windows = calibration.held_out
     evaluator = Evaluator(loaded, windows.tokens)
     return Perplexity(
-        model=folder.path.name,
+        model=folder.path.name if Path(folder.name).is_dir() else folder.name,
         text=windows.text,
         protocol=protocol(windows.tokens.shape[1], calibration.description.bos),
         predicted_tokens=evaluator.predicted_tokens,

@@ -264,6 +264,12 @@ def configuration(task: Task, lm_eval_tasks: Path, rows_file: Path | None) -> Ta
     }
 
 
+def check_on_hub(tasks: Sequence[Task]) -> None:
+    """Refuse tasks whose items no hub has. Raises UserError."""
+    if task := next((task for task in tasks if Path(task.config).parent == OWN), None):
+        raise UserError(f"--tasks {task.name} is on no hub; name the folder that holds {task.file} with --tasks-from")
+
+
 def check_local(tasks: Sequence[Task], folder: Path) -> None:
     """Check that every file is there and that every row is an item, before anything is started. Raises UserError."""
     if not folder.is_dir():

@@ -37,7 +37,7 @@ from bench.tasks.generations import continuations
 from bench.tasks.harness import Spec, check_installed, scores
 from bench.tasks.logprob_check import check_logprobs, direct_logprobs
 from bench.tasks.task_settings import Sampling, TaskSettings
-from bench.tasks.task_table import TASKS, Task, check_local
+from bench.tasks.task_table import TASKS, Task, check_local, check_on_hub
 from mi_prun.console import say
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
@@ -89,6 +89,8 @@ def check_tasks(settings: TaskSettings) -> None:
         raise UserError(f"--logprob-tolerance must be a number of at least 0 nats, got {tolerance:g}")
     if settings.tasks_from is not None:
         check_local(settings.tasks, settings.tasks_from)
+    else:
+        check_on_hub(settings.tasks)
 
 
 def ask(

@@ -28,7 +28,7 @@ from mi_prun.model.hub import at_commit, fetch
 from mi_prun.model.identity import ModelIdentity, Parts, Tensors, config_digest, names_digest, weight_digests
 from mi_prun.model.pretrained import pretrained_config, pretrained_tokenizer
 from mi_prun.model.shard import Shard
-from mi_prun.model.weight_files import open_shards, read_weight_map
+from mi_prun.model.weight_files import SINGLE_NAME, open_shards, read_weight_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,7 +206,8 @@ def open_model(reference: str | Path, kept: Sequence[int] | None = None) -> Mode
     config = read_config(path)
     wanted = None if kept is None or Path(reference).is_dir() else files_of(path, config, kept)
     shards, absent = open_shards(path, config, wanted)
-    return ModelFolder(str(reference), path, config, shards, absent)
+    name = str(reference) if Path(reference).is_dir() else at_commit(str(reference), path)
+    return ModelFolder(name, path, config, shards, absent)
 
 
 def resolve(reference: str | Path, kept: Sequence[int] | None = None) -> Path:
@@ -218,10 +219,12 @@ def resolve(reference: str | Path, kept: Sequence[int] | None = None) -> Path:
     text = str(reference)
     if path.exists():
         raise UserError(f"model {text} is a file; name the folder that holds config.json")
-    if kept is None:
-        return fetch(text)
     small = fetch(text, ())
-    return fetch(at_commit(text, small), files_of(small, read_config(small), kept))
+    if kept is None:
+        files = set((read_weight_map(small) or {"": SINGLE_NAME}).values())
+    else:
+        files = set(files_of(small, read_config(small), kept) or [SINGLE_NAME])
+    return fetch(at_commit(text, small), sorted(files))
 
 
 def files_of(folder: Path, config: Config, kept: Sequence[int]) -> list[str] | None:

@@ -17,6 +17,7 @@ from mi_prun.model.shard import Shard, read_shard
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -38,7 +39,7 @@ def open_shards(
         raise UserError(
             f"model {path} is a virtual checkpoint without weights of its own; name its dense model {entry.get('base')}"
         )
-    pickles = sorted(file.name for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
+    pickles = sorted(file.name for pattern in (*PICKLE_PATTERNS, PICKLE_INDEX) for file in path.glob(pattern))
     if pickles:
         raise UserError(f"model {path} has only pickled weights ({pickles[0]}); convert them to safetensors first")
     stray = sorted(file.name for file in path.glob("*.safetensors"))
@@ -88,8 +89,11 @@ def _indexed_shards(path: Path, weight_map: dict[str, str], wanted: Sequence[str
 def escapes(file: Path, folder: Path) -> bool:
     """Return True if `file` is a link that leads out of `folder`.
 
-    In the hub's cache, snapshots/ may link to blobs/ of the same repository.
+    In the hub's cache snapshots/ may link to blobs/ of the same repository, and those to blobs/ of the whole cache.
     """
     target, home = file.resolve(), folder.resolve()
-    repository = home.parent.parent if home.parent.name == "snapshots" else home
-    return not target.is_relative_to(repository)
+    within = [home]
+    if home.parent.name == "snapshots":
+        repository = home.parent.parent
+        within = [repository, repository.parent / "blobs"]
+    return not any(target.is_relative_to(place) for place in within)

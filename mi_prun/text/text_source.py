@@ -253,6 +253,9 @@ def _hub_rows(name: str, config: str | None, split: str, seed: int) -> Iterator[
         for number, row in enumerate(rows, 1):
             yield f"row {number} (as shuffled by seed {seed})", row
     except Exception as error:  # the network's errors have no common class: OSError, httpx.TransportError
+        said = first_line(error)
+        if said.startswith("Config name is missing"):  # what there is stands in the next line
+            said = f"{' '.join(str(error).split())} (name:CONFIG:split:field)"
         raise UserError(
-            f"data set {name} cannot be had: {first_line(error)}; give a local .txt, .jsonl or .parquet file, or `self`"
+            f"data set {name} cannot be had: {said}; give a local .txt, .jsonl or .parquet file, or `self`"
         ) from error

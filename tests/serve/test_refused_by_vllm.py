@@ -44,3 +44,10 @@ def test_one_line(pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UserError, match=said) as raised:
         run(served_model(str(pruned)), words, tmp_path)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("as_it_was", "hub")
+def test_a_model_that_the_hub_does_not_have_is_one_line(tmp_path: Path) -> None:
+    words = ["--model", "owner/none", "--host", "127.0.0.1", "--port", str(free_port())]
+    with pytest.raises(UserError, match=r"^vLLM: owner/none is not a local folder and is not a valid model identifier"):
+        run(served_model("owner/none"), words, tmp_path)

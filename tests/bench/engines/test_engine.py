@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.engines import engine
-from bench.engines.engine import EngineProcess, kv_tokens, running
+from bench.engines.engine import EngineProcess, kv_tokens, named, running
 from mi_prun.errors import UserError
 from mi_prun.process_group import free_port
 
@@ -94,3 +94,13 @@ def test_an_engine_that_does_not_start_is_quoted(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=f"the engine for m did not start: .*{server.said[-10:]}"), running("m"):
         pass
     assert server.started == starts
+
+
+def test_a_commit_is_named_as_vllm_takes_it(tmp_path: Path) -> None:
+    """`mi-prun-serve` takes it behind an @ with a plan or a draft alone."""
+    model = f"owner/name@{'a' * 40}"
+    assert named(model, ()) == ["--model", "owner/name", "--revision", "a" * 40, "--served-model-name", model]
+    assert named(model, ("--draft=plan.json",)) == named(model, ("--plan", "p")) == ["--model", model]
+    assert named("owner/name", ()) == ["--model", "owner/name"]
+    (tmp_path / "a@b").mkdir()
+    assert named(str(tmp_path / "a@b"), ()) == ["--model", str(tmp_path / "a@b")]

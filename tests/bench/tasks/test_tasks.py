@@ -244,6 +244,14 @@ def test_models_and_addresses(tmp_path: Path) -> None:
         open_asked([str(REFERENCE), str(REFERENCE)], [])
 
 
+def test_tasks_that_no_hub_has_need_their_folder() -> None:
+    with pytest.raises(
+        UserError, match=r"--tasks capitals is on no hub; name the folder .* capitals\.jsonl with --tasks-f"
+    ):
+        tasks.check_tasks(TaskSettings(tuple(parse_tasks("arc_easy,capitals"))))
+    tasks.check_tasks(TaskSettings(tuple(parse_tasks("arc_easy"))))
+
+
 def test_two_of_one_method_and_ratio_are_told_apart(tmp_path: Path, dense: Path, prune: Callable[..., Path]) -> None:
     first, second = (prune(dense, tmp_path / name, [block]) for name, block in (("first", 1), ("second", 2)))
     labels = [one.model.arm.label for one in open_asked([str(first), str(dense), str(second)], [])]

@@ -123,7 +123,7 @@ def test_a_changed_model_is_refused(
     dense: Path, plan: Plan, tmp_path: Path, change: Callable[[Path], None], what: str
 ) -> None:
     change(dense)
-    with pytest.raises(UserError, match=rf"{NAME} is another model \(its {what} differ\)"):
+    with pytest.raises(UserError, match=rf"{NAME}@[0-9a-f]{{40}} is another model \(its {what} differ\)"):
         apply(plan, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 
@@ -164,6 +164,66 @@ def test_a_plan_of_an_older_release_has_the_whole_model_fetched(
     spoil(dense / min(files_without_kept_tensors(dense)))
     with pytest.raises(UserError, match=r"is another model \(its weights differ\)"):
         apply(old, tmp_path / "other")
+
+
+def test_the_name_that_is_written_down_has_the_commit(hub: Any, dense: Path) -> None:
+    """A branch moves, and a plan or an analysis of it could not be gone on with."""
+    assert open_model(NAME).identity.name == f"{NAME}@{hub.commit(NAME)}"
+
+
+def test_files_that_the_index_does_not_name_are_not_downloaded(hub: Any, dense: Path) -> None:
+    """Such as a shard of another size, of an earlier upload."""
+    for stray in ("model-00001-of-00099.safetensors", "model.fp16.safetensors", "adapter_model.safetensors"):
+        (dense / stray).write_bytes(kept_shard(dense).read_bytes())
+    open_model(NAME)
+    index = json.loads((dense / "model.safetensors.index.json").read_text())["weight_map"]
+    assert weights(hub.asked) == set(index.values())
+
+
+def test_a_model_that_is_there_is_taken_without_a_network_though_a_text_is_missing(
+    hub: Any, dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where transformers fetched it, which takes no README; a shard that is missing is said."""
+    (dense / "README.md").write_text("A model.")
+    folder = open_model(NAME).path
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (folder / "README.md").unlink()
+    assert open_model(NAME).path == folder
+    (folder / kept_shard(dense).name).unlink()
+    with pytest.raises(UserError, match="the hub did not give it: An error happened while trying to locate the file"):
+        open_model(NAME)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (401, {"X-Error-Code": "RepoNotFound"}, r"Repository Not Found for url: .* and set HF_TOKEN\.$"),
+        (403, {"X-Error-Code": "GatedRepo"}, r"Cannot access gated repo for url .* and set HF_TOKEN\.$"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, r"did not give it: Revision Not Found for url"),
+        (429, {}, r"did not give it: 429 Too Many Requests"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(
+    hub: Any, dense: Path, monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], said: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # before it tries again
+    hub.refusal = (status, {"X-Request-Id": "Root=1-2", **headers})
+    with pytest.raises(UserError, match=said):
+        open_model(NAME)
+
+
+def test_pickles_alone_are_said_though_they_are_not_fetched(hub: Any, dense: Path) -> None:
+    for file in dense.glob("model*.safetensors*"):
+        file.unlink()
+    (dense / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(UserError, match="has only pickled weights"):
+        open_model(NAME)
+
+
+@pytest.mark.parametrize("reference", ["owner/dense@main", "owner/dense@1a2b3c4"])
+def test_a_branch_behind_the_name_is_refused(reference: str) -> None:
+    with pytest.raises(UserError, match="behind an @ stands a whole commit, 40 digits"):
+        open_model(reference)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from mi_prun.checkpoint.companions import companions
 from mi_prun.errors import UserError
-from mi_prun.model.hub import HUB_IGNORED, HUB_PATTERNS
+from mi_prun.model.hub import HUB_IGNORED, SMALL_PATTERNS
 from mi_prun.model.model_folder import open_model
 from mi_prun.model.weight_files import INDEX_NAME
 
@@ -153,6 +153,25 @@ def test_links_of_the_hub_cache_are_followed(dense, tmp_path):
     assert open_model(snapshot).num_blocks == 6
 
 
+def test_links_to_the_store_that_the_whole_cache_shares_are_followed(dense, tmp_path):
+    """What huggingface_hub 2 makes of files in Xet storage; elsewhere a link still leads outside."""
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    shutil.move(dense, tmp_path / "blobs")
+    (repository / "blobs").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (repository / "blobs" / file.name).symlink_to(Path("../../blobs") / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert open_model(snapshot).num_blocks == 6
+    (tmp_path / "blobs").rename(tmp_path / "elsewhere")
+    for file in (tmp_path / "elsewhere").iterdir():
+        (repository / "blobs" / file.name).unlink()
+        (repository / "blobs" / file.name).symlink_to(Path("../../elsewhere") / file.name)
+    with pytest.raises(UserError, match="is a link that leads outside the folder"):
+        open_model(snapshot)
+
+
 def test_what_is_taken_from_the_hub(tmp_path):
     """Config, weights, and whatever a pruned checkpoint takes along; not the same weights twice, no code, no pickle."""
     from huggingface_hub.utils import filter_repo_objects
@@ -168,7 +187,8 @@ def test_what_is_taken_from_the_hub(tmp_path):
     assert companions(tmp_path) == sorted(along)
     weights = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md"]
     behind = ["original/model.safetensors", "consolidated.safetensors", "modeling_x.py", "pytorch_model.bin", "x.gguf"]
+    behind += ["original/params.json", "onnx/config.json", "original/tokenizer.model"]
     taken = filter_repo_objects(
-        [*along, *weights, *behind], allow_patterns=list(HUB_PATTERNS), ignore_patterns=list(HUB_IGNORED)
+        [*along, *weights, *behind], allow_patterns=[*SMALL_PATTERNS, weights[1]], ignore_patterns=list(HUB_IGNORED)
     )
     assert set(taken) == {*along, *weights}
