@@ -17,6 +17,8 @@ from vllm_ext.names import LOAD_FORMAT, SERVER_PID
 
 # The last: after workers that ended at once it would say behind our line what it cleans up.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
+# As vLLM's own commands start an engine. A forked one would not end with the server, and keep its port.
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 HOST = "127.0.0.1"
 PORT = 8000
 CPU_KV_CACHE_GIB = "2"
@@ -24,7 +26,7 @@ CPU_KV_CACHE_GIB = "2"
 
 def quiet_environment() -> None:
     """Turn usage reports off; on a CPU take a KV cache that leaves room for the weights. What the user set stays."""
-    for name, value in {**QUIET, "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}.items():
+    for name, value in {**QUIET, **SPAWN, "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}.items():
         os.environ.setdefault(name, value)
 
 

@@ -75,7 +75,8 @@ class Limits(Record):
 
     request_s: for a client to send its request. send_s: for it to take what it was sent; its connection is cut off
     after twice as long at most. first_byte_s: for an arm to begin its answer (all of it, where it is not streamed).
-    idle_s: between two parts of an answer. drain_s: for what is in flight at SIGTERM.
+    idle_s: between two parts of an answer. keep_alive_s: that a client's connection is kept without a request; longer
+    than a load balancer in front keeps it. drain_s: for what is in flight at SIGTERM.
     """
 
     body_bytes: PositiveInt = 8 * 2**20
@@ -87,6 +88,7 @@ class Limits(Record):
     connect_s: PositiveFloat = 5.0
     first_byte_s: PositiveFloat = 600.0
     idle_s: PositiveFloat = 60.0
+    keep_alive_s: PositiveFloat = 75.0
     drain_s: PositiveFloat = 30.0
 
 

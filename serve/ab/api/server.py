@@ -59,7 +59,7 @@ def run(config: Config, *, reset: bool = False) -> None:
             proxy_headers=False,
             backlog=BACKLOG,
             limit_concurrency=config.limits.connections,
-            timeout_keep_alive=60,
+            timeout_keep_alive=round(config.limits.keep_alive_s),
             timeout_graceful_shutdown=max(1, round(config.limits.drain_s)),
         )
 

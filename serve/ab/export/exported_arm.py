@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -82,6 +82,12 @@ class ExportOptions:
 def exported(name: str, arm: ArmConfig, weight: float, options: ExportOptions) -> ExportedArm:
     """Return an arm as a cluster runs it. Raises UserError for what no cluster can have."""
     engine = parse_flags(arm.flags, origin=f"arm {name}")
+    for key, value in engine.items():
+        if place := next((text for text in _texts(value) if _is_here(text)), None):
+            raise UserError(
+                f"arm {name}: --{key.replace('_', '-')} names {place}, a file of this machine; put it into the image, "
+                "or the volume, and name its place there"
+            )
     gpus = 1
     for parallel in PARALLEL:
         size = engine.get(parallel, 1)
@@ -125,6 +131,24 @@ def _model(name: str, arm: ArmConfig, options: ExportOptions) -> tuple[str, str]
     return in_cluster(folder, options), LOAD_FORMAT if served.manifest else ""
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a value, in a list or an object too, and what stands behind a `=` in them."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield from {value, value.partition("=")[2]} - {""}
+
+
+def _is_here(text: str) -> bool:
+    """Return whether a text is the path of a file or folder of this machine."""
+    with contextlib.suppress(OSError, ValueError):  # a text that no path can be
+        return ("/" in text or Path(text).suffix != "") and Path(text).expanduser().exists()
+    return False
+
+
 def in_cluster(path: Path, options: ExportOptions) -> str:
     """Return where a file or folder lies in the cluster."""
     return str(PurePosixPath(options.model_root) / path.resolve().name)
@@ -142,7 +166,8 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
         values = [text] if equals else []
         while not equals and rest and (not rest[0].startswith("-") or NUMBER.fullmatch(rest[0])):
             values.append(rest.pop(0))
-        key = flag.replace("-", "_")
+        head, dot, keys = flag.partition(".")  # of a JSON flag; its keys are taken as they are
+        key = f"{head.replace('-', '_')}{dot}{keys}"
         if key in REFUSED:
             raise UserError(f"{origin}: --{flag} cannot be exported: {REFUSED[key]}")
         value: Any = True

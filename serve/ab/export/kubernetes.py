@@ -26,8 +26,10 @@ LARGEST_WEIGHT = 1_000_000  # of a backendRef
 SHARE_ERROR = 1e-3
 LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
-SERVICE_HOST = re.compile(r"([a-z][-a-z0-9]*)(?:\.([a-z0-9][-a-z0-9]*)(?:\.svc(?:\.cluster\.local)?)?)?")
+SERVICE_HOST = re.compile(r"(?!localhost$)([a-z][-a-z0-9]*)(?:\.([a-z0-9][-a-z0-9]*)\.svc(?:\.cluster\.local)?)?")
 SECRET = "mi-prun-ab"
+KEEP_ALIVE, KEEP_ALIVE_S = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", 3900  # an engine closes after the gateway (Envoy: an hour)
+LEAVE_S = 5  # for the cluster to send no more to a pod that ends
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 QUEUE = "vllm:num_requests_waiting"  # of each engine, at its /metrics
 QUEUE_METRIC = QUEUE.replace(":", "_")  # the custom metrics API takes no colon
@@ -95,6 +97,8 @@ def _check(options: ExportOptions) -> None:
             f"--accelerator {options.accelerator}: Kubernetes takes cpu, or nothing for GPUs; which GPU is a matter of "
             "the nodes' labels: write a nodeSelector into the Deployment"
         )
+    if options.accelerator == "cpu" and not options.image:
+        raise UserError("--accelerator cpu: the image that is built here is vLLM's for GPUs; name another with --image")
     for flag, quantity in (("--cpu", options.cpu), ("--memory", options.memory)):
         if not QUANTITY.fullmatch(quantity) or not float(quantity.rstrip("mkMGTi")):
             raise UserError(f"{flag} {quantity}: it is a quantity of Kubernetes above 0, such as 4, 500m or 16Gi")
@@ -143,11 +147,13 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
             "--port", str(PORT),
             "--served-model-name", *config.names,
             *(["--load-format", arm.load_format] if arm.load_format else []),
-            *_words(arm.engine),
+            # Else what is in flight is broken off at once when a pod is told to end.
+            *_words({"shutdown_timeout": round(config.limits.drain_s), **arm.engine}),
         ],
         "env": [
             {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
             {"name": "DO_NOT_TRACK", "value": "1"},
+            *([] if KEEP_ALIVE in arm.env else [{"name": KEEP_ALIVE, "value": str(KEEP_ALIVE_S)}]),
             _secret("VLLM_API_KEY", "api-key"),
             _secret("HF_TOKEN", "hf-token"),
             *({"name": key, "value": value} for key, value in arm.env.items()),
@@ -157,6 +163,7 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
         "startupProbe": {**probe, "periodSeconds": 10, "failureThreshold": failures},
         "readinessProbe": {**probe, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
         "livenessProbe": {**probe, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE_S)]}}},
         "securityContext": {"allowPrivilegeEscalation": False},
         "volumeMounts": [
             {"name": "models", "mountPath": options.model_root, "readOnly": True},
@@ -165,7 +172,7 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
     }  # fmt: skip
     pod = {
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": max(30, round(config.limits.drain_s) + 10),
+        "terminationGracePeriodSeconds": max(30, LEAVE_S + round(config.limits.drain_s) + 10),
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": {"claimName": options.claim, "readOnly": True}},
@@ -173,7 +180,11 @@ def deployment(name: str, config: Config, arm: ExportedArm, options: ExportOptio
         ],
     }
     pods = {"metadata": {"labels": _labels(name, config), "annotations": SCRAPED}, "spec": pod}
-    spec = {"selector": _selector(name), "template": pods}  # no replicas: the autoscaler's minimum says them
+    spec = {  # no replicas: the autoscaler's minimum says them
+        "selector": _selector(name),
+        "progressDeadlineSeconds": round(config.restart.startup_s) + 300,
+        "template": pods,
+    }
     return _of_arm("apps/v1", "Deployment", name, config, options, spec)
 
 
@@ -195,8 +206,11 @@ def _words(engine: Mapping[str, Any]) -> list[str]:
     """Return arguments as flags again, each in one word, so that a value that looks like a flag is none."""
     words = []
     for name, value in engine.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
+        head, dot, keys = name.partition(".")  # of a JSON flag; its keys are taken as they are
+        flag = f"--{head.replace('_', '-')}{dot}{keys}"
+        if dot and isinstance(value, bool):
+            words.append(f"{flag}={json.dumps(value)}")
+        elif value is True:
             words.append(flag)
         elif value is False:
             words.append(f"--no-{flag[2:]}")
@@ -296,6 +310,7 @@ def route(
                 {
                     "matches": [{"path": {"type": "PathPrefix", "value": path}} for path in PATHS],
                     "backendRefs": backends,
+                    "timeouts": {"request": "0s"},  # none: some gateways end an answer after 15 s
                 }
             ],
         },

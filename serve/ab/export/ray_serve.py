@@ -71,6 +71,7 @@ def ingress(config: Config, arms: Sequence[ExportedArm], options: ExportOptions)
         "num_replicas": options.replicas,
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": config.limits.connections,
+        "graceful_shutdown_timeout_s": config.limits.drain_s,
         "user_config": {
             "weights": {arm.name: arm.weight for arm in arms},
             "shadow_share": config.shadow.share,

@@ -18,6 +18,10 @@ FLUSH_S = 0.2
 MOST_WAITING, MOST_CHARACTERS = 10_000, 2**26  # of lines that wait for the disk
 
 
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+
+
 class AccessLog:
     """A file of JSON lines. path: None is standard output.
 
@@ -35,9 +39,10 @@ class AccessLog:
         self._file = sys.stdout.fileno()
         if path is not None:
             try:
-                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+                self._file = _opened(path)
             except OSError as error:
                 raise UserError(f"cannot write the access log {path}: {error.strerror}") from error
+        self._opened = os.fstat(self._file)
 
     def write(self, **fields: Any) -> None:
         """Add a line, without the fields that are None."""
@@ -65,6 +70,7 @@ class AccessLog:
             if self._closed:
                 self.lost += len(lines)
                 return
+            self._follow()
             try:
                 written = os.write(self._file, data)
             except OSError:
@@ -75,6 +81,18 @@ class AccessLog:
                 self.lost += data[written:].count(b"\n")
                 with contextlib.suppress(OSError):
                     os.write(self._file, b"\n")
+
+    def _follow(self) -> None:
+        """Open the file anew where it was renamed or removed, as logrotate does."""
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError):  # no file can be opened now: the lines go where they went
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self.path.stat(), self._opened):
+                    return
+            before, self._file = self._file, _opened(self.path)
+            os.close(before)
+            self._opened = os.fstat(self._file)
 
     async def run(self) -> None:
         """Write what was added, several times a second, until cancelled."""

@@ -21,6 +21,7 @@ from serve.ab.wire import headers as header
 from serve.ab.wire.upstream import UpstreamError
 
 NO_CONTENT = 204
+BUFFERING = b"x-accel-buffering"  # nginx in front would hold tokens back
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class StreamResponse:
         streamed = header.is_event_stream(self.headers) and not packed
         if streamed:  # an event may be said at its end, of a failure: it has no length that is known now
             self.headers = [(name, value) for name, value in self.headers if name != b"content-length"]
+            if header.value_of(self.headers, BUFFERING) is None:
+                self.headers.append((BUFFERING, b"no"))
         self.meter = StreamMeter(streamed, packed=packed, dialect=dialect_of(self.request.parsed.path))
         self._mirror: Mirror | None = None
 

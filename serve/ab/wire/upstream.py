@@ -22,6 +22,8 @@ import httptools
 # vLLM's server closes a connection that is idle for 5 s: ours goes first, so that no request meets one that is closing.
 KEEP_ALIVE_S = 3.0
 MOST_IDLE = 1024
+# A Service sends a new connection to any of its pods, and a name is looked up for it: one that is kept sees no change.
+MOST_AGE_S = 30.0
 HEAD_BYTES = 2**17
 HELD_BYTES = 2**16  # of a body that is not read: reading from the arm stops there
 
@@ -42,7 +44,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.idle_since = 0.0
+        self.born = self.idle_since = time.monotonic()
         self.used = 0
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
@@ -228,8 +230,9 @@ class ConnectionAnswer:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if connection.reusable and len(self._pool) < MOST_IDLE:
-            connection.idle_since = time.monotonic()
+        now = time.monotonic()
+        if connection.reusable and len(self._pool) < MOST_IDLE and now - connection.born < MOST_AGE_S:
+            connection.idle_since = now
             self._pool.append(connection)
         else:
             connection.abort()

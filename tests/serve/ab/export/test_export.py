@@ -89,7 +89,8 @@ def validators(version: str) -> dict[str, jsonschema.protocols.Validator]:
 def test_kubernetes_manifests_fit_the_published_schemas(
     config: Config, tmp_path: Path, version: str, accelerator: str
 ) -> None:
-    options = ExportOptions(gateway_class="eg", namespace="llm", replicas=2, accelerator=accelerator)
+    image = "vllm-cpu:1" if accelerator else ""
+    options = ExportOptions(gateway_class="eg", namespace="llm", replicas=2, accelerator=accelerator, image=image)
     export(config, "kubernetes", options, tmp_path / "out")
     written = documents(tmp_path / "out")
     of_an_arm = ["Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Service"]
@@ -186,7 +187,7 @@ def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) ->
         }
     twice = export(config, "kubernetes", ExportOptions(replicas=3), tmp_path / "twice")
     assert "maxReplicas: 6\n" in twice["trial-dense.yaml"]
-    cpu = export(config, "kubernetes", ExportOptions(accelerator="cpu"), tmp_path / "cpu")
+    cpu = export(config, "kubernetes", ExportOptions(accelerator="cpu", image="vllm-cpu:1"), tmp_path / "cpu")
     assert "nvidia.com" not in cpu["trial-dense.yaml"]
 
 
@@ -199,6 +200,7 @@ def test_an_arm_scales_with_its_engines_queue(config: Config, tmp_path: Path) ->
         ({"memory": "0Gi"}, "--memory 0Gi: it is a quantity"),
         ({"namespace": "My Space"}, "--namespace My Space: a name in Kubernetes has small letters"),
         ({"claim": "a/b"}, "--claim a/b: a name in Kubernetes"),
+        ({"accelerator": "cpu"}, "--accelerator cpu: the image that is built here is vLLM's for GPUs; name another"),
         ({"accelerator": "H100"}, "--accelerator H100: Kubernetes takes cpu, or nothing for GPUs"),
     ],
 )
@@ -230,9 +232,14 @@ def test_the_route_has_the_weights_and_the_deployments_the_plugin(config: Config
         assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
         assert container["args"][container["args"].index("--served-model-name") + 1] == "llama"
     assert container["command"] == ["vllm", "serve", "/models/pruned"]
-    assert container["args"][-5:] == [
-        "--load-format", "mi_prun", "--max-model-len=256", "--tensor-parallel-size=2", "--no-enable-prefix-caching"
+    assert container["args"][-6:] == [
+        "--load-format", "mi_prun", "--shutdown-timeout=30", "--max-model-len=256", "--tensor-parallel-size=2",
+        "--no-enable-prefix-caching",
     ]  # fmt: skip
+    pod = by_kind_and_name["Deployment", "trial-pruned"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 30 + int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert {"name": "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "value": "3900"} in container["env"]
+    assert rule["timeouts"] == {"request": "0s"}  # an answer takes as long as it takes
     assert {"name": "VLLM_LOGGING_LEVEL", "value": "WARNING"} in container["env"]
     dense = by_kind_and_name["Deployment", "trial-dense"]["spec"]["template"]["spec"]["containers"][0]
     assert "--load-format" not in dense["args"]
@@ -277,6 +284,7 @@ def test_the_ray_application(config: Config, tmp_path: Path) -> None:
     assert f"\ndef {function}(" in (Path(*module.split(".")).with_suffix(".py")).read_text()
     ingress, dense, pruned = application["deployments"]
     assert ingress["name"] == "ingress"
+    assert ingress["graceful_shutdown_timeout_s"] == dense["graceful_shutdown_timeout_s"] == 30
     assert ingress["user_config"] == {
         "weights": {"dense": 97.5, "pruned": 2.5}, "shadow_share": 0.0, "replicas": 2
     }  # fmt: skip
@@ -331,6 +339,18 @@ def test_the_cluster_places_gpus(target: str, tmp_path: Path) -> None:
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--api-key", "secret-key"]}}, "belongs into a Secret"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["-tp", "2"]}}, "is no flag in full"),
         ("kubernetes", {"dense": {"model": "o/n", "flags": ["--port", "2"]}}, "--port cannot be exported"),
+        (
+            "kubernetes",
+            {"dense": {"model": "o/n", "flags": ["--lora-modules", "a=o/b", f"sql={Path(__file__).parent}"]}},
+            f"--lora-modules names {Path(__file__).parent}, a file of this machine",
+        ),
+        (
+            "ray-serve",
+            {"dense": {"model": "o/n", "flags": ["--speculative-config", json.dumps({"model": __file__})]}},
+            f"--speculative-config names {__file__}, a file of this machine",
+        ),
+        ("kubernetes", {"dense": {"url": "http://localhost:8000"}}, "is no Service of the cluster"),
+        ("kubernetes", {"dense": {"url": "http://example.com"}}, "is no Service of the cluster"),
         (
             "ray-serve",
             {"dense": {"model": "o/n", "flags": ["--adapter=a"]}},
@@ -422,6 +442,8 @@ def test_a_plan_of_a_hub_model_at_its_commit_is_exported(pruned: Path, tmp_path:
         (["--seed", "-1"], ["--seed=-1"]),
         (["--lora-modules", '{"name": "a"}', '{"name": "b"}'], ["--lora-modules", '{"name": "a"}', '{"name": "b"}']),
         (["--flag", "true"], ["--flag"]),
+        (["--speculative_config.num_speculative_tokens", "3"], ["--speculative-config.num_speculative_tokens=3"]),
+        (["--compilation-config.a-b.c_d=true"], ["--compilation-config.a-b.c_d=true"]),
         (["--no-flag"], ["--no-flag"]),
     ],
 )

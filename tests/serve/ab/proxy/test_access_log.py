@@ -109,3 +109,21 @@ def test_the_file_is_not_closed_while_a_thread_writes_to_it(tmp_path: Path, monk
     log.flush()
     assert log.lost == 2
     assert (tmp_path / "log").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_was_rotated_is_opened_anew(tmp_path: Path, *, removed: bool) -> None:
+    """As logrotate renames it, without a signal."""
+    log = AccessLog(tmp_path / "log")
+    log.write(number=1)
+    log.flush()
+    if removed:
+        (tmp_path / "log").unlink()
+    else:
+        (tmp_path / "log").rename(tmp_path / "log.1")
+        (tmp_path / "log").touch()
+    log.write(number=2)
+    log.close()
+    assert (tmp_path / "log").read_text() == '{"number": 2}\n'
+    assert removed or (tmp_path / "log.1").read_text() == '{"number": 1}\n'
+    assert log.lost == 0

@@ -86,6 +86,7 @@ def test_a_stream_with_a_length_ends_with_an_error_event_too(dense: Any, event_s
     dense.say("dense", chunk("a"), UpstreamError("the connection was lost"), **said)
     response = dense.ask(stream=True)
     assert "content-length" not in response.headers
+    assert response.headers["x-accel-buffering"] == "no"
     assert response.parts[1].startswith(ERROR + b"the connection was lost")
 
 

@@ -108,6 +108,18 @@ def test_what_is_no_answer(answer: bytes, said: str) -> None:
     run(always(answer, keep=False), client)
 
 
+@pytest.mark.parametrize(("age_s", "connections"), [(30.0, 1), (0.0, 3)])
+def test_a_connection_is_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch, age_s: float, connections: int) -> None:
+    """Else a Service's new pods would get nothing, and a name that moved would not be looked up."""
+    monkeypatch.setattr("serve.ab.wire.upstream.MOST_AGE_S", age_s)
+
+    async def client(upstream: Upstream, url: str) -> None:
+        for _ in range(3):
+            assert await body_of(upstream, url) == b"ok"
+
+    assert run(always(OK), client) == connections
+
+
 def test_a_kept_connection_that_was_closed_is_replaced() -> None:
     """Its age, not the arm's failure: nothing is said of it."""
 
