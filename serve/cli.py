@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from serve.flag_parser import FlagParser
+from serve.kept_folder import kept_folder
 from serve.scratch import scratch_folder
 from serve.served_model import DRAFT_TOKENS, ServedModel, drafted_model, planned_model, served_model
 from serve.server import HOST, PORT, check_port, run
@@ -107,9 +109,11 @@ def load_format(rest: list[str]) -> str | None:
 def open_served(own: argparse.Namespace, scratch: Path, *, dummy: bool = False) -> ServedModel:
     """Check the model, the plan and the draft; whatever is wrong with them is said here."""
     if own.plan:
-        return planned_model(own.model, own.plan, scratch, adapter=own.adapter, assume_uniform=own.assume_uniform)
+        served = planned_model(own.model, own.plan, scratch, adapter=own.adapter, assume_uniform=own.assume_uniform)
+        return replace(served, folder=str(kept_folder(Path(served.folder))))
     if own.draft:
-        return drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
+        served = drafted_model(own.model, own.draft, own.draft_tokens, scratch, assume_uniform=own.assume_uniform)
+        return replace(served, draft=served.draft and replace(served.draft, folder=kept_folder(served.draft.folder)))
     return served_model(own.model, dummy=dummy, revision=own.revision)
 
 

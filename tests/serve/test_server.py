@@ -152,6 +152,7 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
     # With a process for each worker, as a user has it.
     for variable, value in (hub.environment(tmp_path / "cache") | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}).items():
         monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     if ranks > 1:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     server = start_server(model, flag, str(plan), "--tensor-parallel-size", str(ranks))
@@ -178,6 +179,8 @@ def test_it_serves_and_nothing_is_left_when_it_is_ended(
     assert status == (-signum if signum == signal.SIGKILL else 0)
     assert nothing_left(processes)
     assert not any(folder.exists() for folder in made)
+    (kept,) = (tmp_path / "user" / "mi-prun" / "served").iterdir()  # so that the next start finds what vLLM compiled
+    assert (kept / "config.json").is_file()
 
 
 @pytest.mark.long
