@@ -281,7 +281,7 @@ def run_shown(*words: str) -> int:
     """Run `mi-prun ...`, show it, and return its status."""
     shown = " ".join("bench/reference" if word == str(REFERENCE) else word for word in words)
     print(f"\n$ mi-prun {shown}", flush=True)
-    return subprocess.run([sys.executable, "-m", "mi_prun.cli", *words], check=False).returncode
+    return subprocess.run([sys.executable, "-P", "-m", "mi_prun.cli", *words], check=False).returncode
 
 
 if __name__ == "__main__":

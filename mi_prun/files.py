@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,12 @@ def read_json_object(path: Path, missing: str) -> dict[str, Any]:
     return data
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, advance: Callable[[float], None] | None = None) -> str:
+    """Return the sha256 of a file, as hex. advance: is told of the bytes as they are read."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(2**22):
+            digest.update(part)
+            if advance is not None:
+                advance(len(part))
+    return digest.hexdigest()

@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG = 1
 MARK = "MI_PRUN_GROUP"  # in the environment of every process of a group, those that left the group included
 GRACE_SECONDS = 15.0
 LOG_LINES = 12
+LOG_BYTES = 2**16
 SAMPLE_SECONDS = 0.25
 
 
@@ -70,7 +71,8 @@ class ProcessGroup:
         self._foreign: dict[int, float] = {}  # pid -> start time of processes that are not ours: looked at once
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        with log.open("wb") as output:
+        log.write_bytes(b"")
+        with log.open("ab") as output:  # it may be cut while the command runs
             self.process = subprocess.Popen(
                 self.command,
                 stdin=stdin,
@@ -105,7 +107,10 @@ class ProcessGroup:
 
     def last_lines(self) -> str:
         """Return the end of the log, lines joined by ` | `. Lines that say what went wrong are preferred."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        with self.log.open("rb") as log:  # an engine's may have grown for months
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_BYTES))
+            end = log.read().decode(errors="replace")
+        lines = [line.strip() for line in end.splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("error:") or "Error: " in line or "Error:" in line]
         return " | ".join((said or lines)[-LOG_LINES if not said else -2 :]) or "it printed nothing"
 

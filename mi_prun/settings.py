@@ -132,6 +132,11 @@ class HealSettings:
         """The learning rate."""
         return LEARNING_RATES[self.train] if self.learning_rate is None else self.learning_rate
 
+    @property
+    def share_of_rms(self) -> float | None:
+        """The most that a tensor's learning rate may be of its root mean square; None: there is no such limit."""
+        return SHARE_OF_RMS if self.train == "all" and self.learning_rate is None else None
+
     def windows_at_once(self, window_tokens: int) -> int:
         """Return how many windows are run at once."""
         return max(1, self.forward_tokens // window_tokens)
@@ -143,3 +148,4 @@ class HealSettings:
 
 MOST_MINUTES = 1_000_000
 LEARNING_RATES = {"lora": 1e-3, "all": 3e-4, "none": 0.0}
+SHARE_OF_RMS = 1.6e-3  # 3e-4 for the matrices of SmolLM2, whose best rate that is

@@ -89,20 +89,25 @@ def serve(arguments: list[str]) -> None:
         raise UserError(
             "--revision does not go with --plan or --draft: name the commit behind the model, owner/name@COMMIT"
         )
+    if (own.plan or own.draft) and vllm_flag(rest, "--download-dir"):
+        raise UserError(
+            "--download-dir does not go with --plan or --draft: the dense model is fetched into the hub's cache; set "
+            "HF_HOME to have that elsewhere"
+        )
     check_version()
     check_port(own.host, own.port)
     with scratch_folder() as scratch:
-        served = open_served(own, scratch, dummy=load_format(rest) == "dummy")
+        served = open_served(own, scratch, dummy=vllm_flag(rest, "--load-format") == "dummy")
         if own.revision and served.folder == served.reference:
             rest += ["--revision", own.revision]
         run(served, ["--model", served.folder, "--host", own.host, "--port", str(own.port), *rest], scratch)
 
 
-def load_format(rest: list[str]) -> str | None:
-    """Return the --load-format among vLLM's own flags, before vLLM parses them."""
+def vllm_flag(rest: list[str], name: str) -> str | None:
+    """Return the value of one of vLLM's own flags, before vLLM parses them. name: `--load-format`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--load-format", "--load_format")
-    value: str | None = parser.parse_known_args(rest)[0].load_format
+    parser.add_argument(name, f"--{name[2:].replace('-', '_')}", dest="value")
+    value: str | None = parser.parse_known_args(rest)[0].value
     return value
 
 

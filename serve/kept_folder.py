@@ -12,16 +12,21 @@ import shutil
 import tempfile
 from pathlib import Path
 
+MOST_BYTES = 2**28
+
 
 def kept_folder(made: Path) -> Path:
-    """Copy a folder of kilobytes into the user's cache, unless it is there, and return its place.
+    """Copy a folder into the user's cache, unless it is there, and return its place.
 
-    Where there is no cache to write to, or it holds something else at that place, the folder itself is returned.
+    Where there is no cache to write to, it holds something else at that place, or the folder is large (a healed one of
+    a large model), the folder itself is returned.
     """
+    if sum(file.stat().st_size for file in made.rglob("*") if file.is_file()) > MOST_BYTES:
+        return made
     digest = _digest(made)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mi-prun" / "served"
-    place = home / digest[:32]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: a user without a home
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mi-prun" / "served"
+        place = home / digest[:32]
         if not place.is_dir():
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=home) as scratch:

@@ -19,6 +19,7 @@ from vllm_ext.names import LOAD_FORMAT, SERVER_PID
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"}
 # As vLLM's own commands start an engine. A forked one would not end with the server, and keep its port.
 SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+PLUGIN = "mi_prun"
 HOST = "127.0.0.1"
 PORT = 8000
 CPU_KV_CACHE_GIB = "2"
@@ -26,6 +27,9 @@ CPU_KV_CACHE_GIB = "2"
 
 def quiet_environment() -> None:
     """Turn usage reports off; on a CPU take a KV cache that leaves room for the weights. What the user set stays."""
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and PLUGIN not in plugins.split(","):  # vLLM then loads what it names, and nothing else
+        os.environ["VLLM_PLUGINS"] = f"{plugins},{PLUGIN}".lstrip(",")
     for name, value in {**QUIET, **SPAWN, "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}.items():
         os.environ.setdefault(name, value)
 
@@ -117,6 +121,9 @@ def choose(served: ServedModel, args: Any) -> None:
     """Set in vLLM's parsed flags what a model of ours needs; refuse what contradicts it, or what is not done here."""
     if getattr(args, "headless", False) or getattr(args, "api_server_count", None) not in (None, 1):
         raise UserError("--headless and --api-server-count are not supported: mi-prun-serve is one API server")
+    for flag in ("grpc", "data_parallel_multi_port_external_lb"):  # read by `vllm serve` itself
+        if getattr(args, flag, False):
+            raise UserError(f"--{flag.replace('_', '-')} is not supported: mi-prun-serve is one API server, of HTTP")
     if (served.manifest or served.draft) and args.hf_overrides:
         raise UserError(
             f"--hf-overrides does not go with {served.reference}: its config says which blocks are loaded, and must "

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mi_prun.checkpoint.checkpoint import kept_tensors
+from mi_prun.checkpoint.checkpoint import kept_tensors, own_head, ties_head
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, ConfigEntry, Manifest
 from mi_prun.errors import UserError
 from mi_prun.model.identity import config_digest, structure_digest
-from mi_prun.model.model_folder import open_model
+from mi_prun.model.model_folder import open_model, read_config
 
 
 def checked_base(virtual: Path, entry: ConfigEntry) -> Path:
@@ -30,6 +30,11 @@ def checked_base(virtual: Path, entry: ConfigEntry) -> Path:
     else:
         kept = {copy.name: copy.info for copy in kept_tensors(dense, manifest.plan)}
         differing = "" if manifest.structure_sha256 in (None, structure_digest(kept)) else "tensors"
+    if not differing and own_head(dense.tensors) and ties_head(read_config(virtual)):
+        raise UserError(
+            f"{virtual}: {entry.base} has an unembedding of its own, and config.json ties it to the embedding, as "
+            "older releases wrote it; apply again"
+        )
     if differing:
         raise UserError(
             f"{virtual} was made of another model than {entry.base} is now (its {differing} differ); apply again"

@@ -140,6 +140,9 @@ def _adopt(model: nn.Module, target: nn.Module, path: str, blocks: str, kept: Se
     _fill(model, target)
     if owns_cache and hasattr(model, "impl"):
         _fill(model.impl, target.impl)
+        for name, value in vars(target.impl).items():  # of a latent attention: a layer that belongs to the block
+            if isinstance(value, nn.Module) and not any(isinstance(m, AttentionLayerBase) for m in value.modules()):
+                vars(model.impl)[name] = value
 
 
 def _fill(model: object, target: object) -> None:

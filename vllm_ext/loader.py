@@ -155,6 +155,8 @@ def fault_reported(what: str, reading: LoadProgress | None = None) -> Iterator[N
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             last = f"; the tensor read last was {reading.last}" if reading and reading.last else ""
             line = f"{what} does not fit its config: {first}{last}"
+            if isinstance(error, torch.OutOfMemoryError):
+                line = f"{what} does not fit into the device's memory: {first}"
         if not fault.report(line):
             raise
         logger.debug("%s", line, exc_info=True)

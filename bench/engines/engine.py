@@ -17,8 +17,8 @@ from bench.engines.flags import flag_value
 from mi_prun.errors import UserError
 from mi_prun.process_group import ProcessGroup, free_port, open_local
 
-SERVE = (sys.executable, "-m", "serve.cli")
-STARTUP_SECONDS = 900.0
+SERVE = (sys.executable, "-P", "-m", "serve.cli")
+STARTUP_SECONDS = 3600.0  # of one that neither ends nor answers; a model of 800 GB is read for longer than 15 min
 PORTS_TRIED = 3  # a port that was free a moment ago may be taken by the time the server binds it
 SAMPLE_SECONDS = 2.0  # between looks at its memory, once it is ready
 TAKEN = "cannot listen on"

@@ -38,7 +38,7 @@ class LoadGenerator:
     @property
     def _group(self) -> ProcessGroup:
         if self._started is None:
-            command = [sys.executable, "-m", "bench.load.worker"]
+            command = [sys.executable, "-P", "-m", "bench.load.worker"]
             # vLLM makes the prompts of a trace from Python's own hash: the same ones in each run.
             env = {"PYTHONHASHSEED": "0", **local_addresses_direct()}
             group = ProcessGroup(command, self._folder / "load.log", env, stdin=subprocess.PIPE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class OwnPrompts:
     tokens: tuple[int, ...]
 
 
+MOST_PROMPTS = 65_536  # of a file; no sweep asks for as many
+
+
 def own_prompts(folder: ModelFolder, path: Path) -> OwnPrompts:
     """Read the rows of a file as prompts. Chat turns go through the chat template, up to where the answer begins.
 
@@ -66,7 +70,8 @@ def own_prompts(folder: ModelFolder, path: Path) -> OwnPrompts:
     tokenizer = folder.tokenizer
     source = text_source(str(path), tokenizer=_Asking(tokenizer))
     bos = tokenizer.bos_token if begins_with_bos(tokenizer) else ""  # a template's own; the server puts one before it
-    texts = tuple(text.removeprefix(bos) for text in source.open() if text.strip())
+    asked = (text.removeprefix(bos) for text in source.open() if text.strip())
+    texts = tuple(islice(asked, MOST_PROMPTS))
     if not texts:
         raise UserError(f"--prompts-from {path} holds no prompt; give JSON lines with `messages` or `text`")
     return OwnPrompts(source.name, texts, tuple(map(len, tokenizer(list(texts), verbose=False)["input_ids"])))

@@ -31,7 +31,7 @@ def quality_on_text(dense: str, pruned: Sequence[MeasuredModel], text: str, seed
         str(Path(model.arm.model).absolute()) if _own_weights(model) else ",".join(map(str, model.arm.blocks.dropped))
         for model in pruned
     ]
-    command = [sys.executable, "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
+    command = [sys.executable, "-P", "-m", "bench.quality.quality", dense, text, "--seed", str(seed), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()

@@ -50,7 +50,7 @@ from mi_prun.process_group import ProcessGroup, free_port
 
 MODEL = "fast"
 BODY = json.dumps({"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "Say a word."}]}).encode()
-AB = (sys.executable, "-m", "serve.ab.cli")
+AB = (sys.executable, "-P", "-m", "serve.ab.cli")
 LITELLM_CONFIG = """
 model_list:
   - model_name: fast
@@ -66,7 +66,7 @@ RECORDS = {"latency": "latency.jsonl", "vllm": "vllm.jsonl", "soak": "soak.jsonl
 def fast_engine(folder: Path, tokens: int, token_ms: float, aligned: bool) -> Iterator[int]:
     """Start the fast engine and yield its port."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.engines.fast_engine", "--port", str(port), "--tokens", str(tokens)]
+    command = [sys.executable, "-P", "-m", "bench.engines.fast_engine", "--port", str(port), "--tokens", str(tokens)]
     command += ["--token-ms", str(token_ms), *(["--aligned"] if aligned else [])]
     with ProcessGroup(command, folder / f"engine-{port}.log") as group:
         group.wait_ready(f"http://127.0.0.1:{port}/health", timeout_seconds=30)

@@ -66,12 +66,15 @@ class Case:
         said = [f"seed {self.healing['seed']}"] if self.healing["seed"] != HealSettings.seed else []
         if self.healing["tokens"]:
             said += [f"rank {self.setting('rank')}"] if self.setting("rank") not in (None, HealSettings.rank) else []
-            said += [f"{chosen['batch_tokens']:,} a step", f"{chosen['learning_rate']:g}", chosen["train_dtype"]]
+            rate = f"{chosen['learning_rate']:g}"
+            if (share := self.setting("share_of_rms")) is not None:
+                rate = f"at most {rate}, and {share:g} of RMS"
+            said += [f"{chosen['batch_tokens']:,} a step", rate, chosen["train_dtype"]]
         return ", ".join(said)
 
     def alike(self) -> tuple[Hashable, ...]:
         """Return what two healings must agree in to be held against each other, beside blocks, case and seed."""
-        settings = ("rank", "learning_rate", "batch_tokens", "train_dtype", "window_tokens")
+        settings = ("rank", "learning_rate", "share_of_rms", "batch_tokens", "train_dtype", "window_tokens")
         return *(self.setting(name) for name in settings), json.dumps(self.record.get("judged_on"))
 
     @property

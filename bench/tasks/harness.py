@@ -56,7 +56,7 @@ def scores(endpoint: Endpoint, spec: Spec, alive: Callable[[], None] = lambda: N
         asked, out, log = Path(folder) / "spec.json", Path(folder) / "out.jsonl", Path(folder) / "harness.log"
         asked.write_text(spec.model_dump_json())
         out.touch()
-        command = [sys.executable, "-m", "bench.tasks.harness", str(asked), str(out)]
+        command = [sys.executable, "-P", "-m", "bench.tasks.harness", str(asked), str(out)]
         with ProcessGroup(command, log, {"TOKENIZERS_PARALLELISM": "false", **local_addresses_direct()}) as group:
             seen = 0
             while True:

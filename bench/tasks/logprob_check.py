@@ -54,7 +54,7 @@ class Direct(Record):
 
 def direct_logprobs(model: str, device: str | None = None) -> Direct:
     """Compute log-probabilities by transformers, in a process of its own. Raises UserError where that fails."""
-    command = [sys.executable, "-m", "bench.tasks.logprob_check", model]
+    command = [sys.executable, "-P", "-m", "bench.tasks.logprob_check", model]
     command += ["--device", device] if device else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -7,6 +7,7 @@ Virtual: it holds the reduced config and the small files. The weights stay in th
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def write_checkpoint(
     plan.check_belongs_to_folder(dense)
     check_quantization_beside(dense)
     config = reduce_config(dense.config, plan.kept, assume_uniform=assume_uniform)
+    if virtual and own_head(dense.tensors):
+        config = untied(config)
     proof = proof_of(dense.config, plan.dropped)
     copies = kept_tensors(dense, plan, healed.tensors if healed else None)
     weight_bytes = sum(copy.info.num_bytes for copy in copies)
@@ -105,6 +108,29 @@ def write_checkpoint(
     return manifest
 
 
+def own_head(names: Iterable[str]) -> bool:
+    """Tell whether tensors of these names have an unembedding of their own."""
+    return any(name.split(".")[-2:] == ["lm_head", "weight"] for name in names)
+
+
+def ties_head(config: Config) -> bool:
+    """Tell whether a config says that the unembedding is the embedding."""
+    text = config.get("text_config")
+    return any(level.get("tie_word_embeddings") is True for level in (config, text) if isinstance(level, dict))
+
+
+def untied(config: Config) -> Config:
+    """Return a config that ties no unembedding to the embedding.
+
+    Where config and checkpoint do not agree, transformers and vLLM go by the checkpoint; in a virtual folder vLLM finds
+    none to look into.
+    """
+    changed = {**config, "tie_word_embeddings": False}
+    if isinstance(text := config.get("text_config"), dict):
+        changed["text_config"] = {**text, "tie_word_embeddings": False}
+    return changed
+
+
 def kept_tensors(dense: ModelFolder, plan: Plan, healed: Shard | None = None) -> list[TensorCopy]:
     """Return the tensors of the pruned model under their new names, in the order of the dense model's files.
 
@@ -134,9 +160,12 @@ def _names_of(dense: ModelFolder) -> tuple[str, str]:
     return dense.name.partition("@")[0], at_commit(dense.name, dense.path)
 
 
-def check_room(dense: ModelFolder, plan: Plan, out: Path) -> None:
-    """Refuse a disk that cannot hold the kept tensors, before anything is computed that would be lost."""
-    check_space(out, sum(copy.info.num_bytes for copy in kept_tensors(dense, plan)))
+def check_room(dense: ModelFolder, plan: Plan, out: Path, more_bytes: int = 0) -> None:
+    """Refuse a disk that cannot hold the kept tensors, before anything is computed that would be lost.
+
+    more_bytes: what else is there for a while.
+    """
+    check_space(out, more_bytes + sum(copy.info.num_bytes for copy in kept_tensors(dense, plan)))
 
 
 def _index(shards: list[ShardPlan], num_parameters: int) -> bytes:

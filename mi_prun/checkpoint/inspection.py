@@ -8,6 +8,7 @@ from mi_prun.architecture.architecture import num_blocks, reduce_config
 from mi_prun.architecture.proof import Proof
 from mi_prun.checkpoint.healing import Healing
 from mi_prun.checkpoint.manifest import MANIFEST_NAME, Manifest, config_entry
+from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import sha256_of
 from mi_prun.model.identity import structure_digest
@@ -130,13 +131,14 @@ def verify(folder: Path) -> None:
     manifest = read_manifest(folder)
     if fault := _first_fault(folder, manifest):
         raise UserError(f"{folder}: {fault}")
-    for name, digest in manifest.files.items():
-        try:
-            found = sha256_of(folder / name)
-        except OSError as error:  # the very fault of a disk that is looked for
-            raise UserError(f"{folder}: {name} cannot be read: {error.strerror}") from error
-        if found != digest.sha256:
-            raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs); apply the plan again")
+    with progress("verifying", sum(digest.num_bytes for digest in manifest.files.values()), "bytes") as advance:
+        for name, digest in manifest.files.items():
+            try:
+                found = sha256_of(folder / name, advance)
+            except OSError as error:  # the very fault of a disk that is looked for
+                raise UserError(f"{folder}: {name} cannot be read: {error.strerror}") from error
+            if found != digest.sha256:
+                raise UserError(f"{folder}: {name} is not as it was written (its sha256 differs); apply the plan again")
     verify_structure(folder, manifest)
 
 

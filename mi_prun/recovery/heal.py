@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mi_prun.analysis.ranks import ALONE, Ranks, joined, local_device
 from mi_prun.analysis.streamed_model import StreamedModel
-from mi_prun.architecture.architecture import Family
+from mi_prun.architecture.architecture import Family, block_of
 from mi_prun.checkpoint.checkpoint import check_room, write_checkpoint
 from mi_prun.checkpoint.healing import AskedTask, Healed, Healing
 from mi_prun.checkpoint.inspection import read_manifest
@@ -135,7 +135,7 @@ def heal(
     family = dense.family
     check_healable(dense)
     if not virtual:
-        check_room(dense, plan, out)
+        check_room(dense, plan, out, 0 if settings.train == "none" else _trained_bytes(dense, plan))
     window = min(settings.window_tokens, dense.context_tokens())
     dense.check_window(window)
     if settings.stream_blocks:
@@ -209,12 +209,15 @@ def heal(
             del training  # its moments and best state are large
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
-        healed = {
-            name: learned.merged(names[name], dense_tensor(dense, names[name]))  # as the file has it, not as it was run
-            for name in names
-            if names[name] in learned.names
-        }
-        weights.settle(healed)
+        healed: dict[str, Tensor] = {}
+        for name in (name for name in names if names[name] in learned.names):
+            tensor = learned.merged(
+                names[name], dense_tensor(dense, names[name])
+            )  # as the file has it, not as it was run
+            weights.settle({name: tensor})
+            if ranks.first:  # it writes
+                healed[name] = tensor
+        weights.settle({})
         quality = ranks.from_first(lambda: compared(before, gate.measure()), runs_model=True)
         answers.append(ranks.from_first(task.student, runs_model=True))
     healing = Healing(
@@ -245,6 +248,12 @@ def heal(
         return manifest
 
     return ranks.from_first(write)
+
+
+def _trained_bytes(dense: ModelFolder, plan: Plan) -> int:
+    """Return the bytes of the blocks that a training changes: they lie on the disk twice for a while."""
+    trained = [block for block in plan.kept if block >= min(plan.dropped) - 1]
+    return sum(info.num_bytes for name, (_, info) in dense.tensors.items() if block_of(name, dense.family) in trained)
 
 
 def _check_adapter(adapter: Path, out: Path, settings: HealSettings, *, force: bool) -> None:
@@ -603,6 +612,8 @@ def recorded(settings: HealSettings) -> dict[str, str | int | float | bool | Non
     if settings.train != "lora":
         left_out |= {"rank"}
     said = asdict(settings) | {"learning_rate": settings.rate}
+    if settings.share_of_rms is not None:
+        said["share_of_rms"] = settings.share_of_rms
     return {name: value for name, value in said.items() if name not in left_out}
 
 

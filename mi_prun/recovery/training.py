@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +97,8 @@ class Training:
         self.loss = Distillation(settings.temperature, settings.ce_share)
         self.trained = weights.trained
         self.names: dict[nn.Parameter, str] = {parameter: name for name, parameter in self.trained.items()}
-        on_cpu_or_cuda = weights.model.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
-            list(self.trained.values()), lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=on_cpu_or_cuda
+            self._groups(), betas=(0.9, 0.95), weight_decay=0.0, fused=weights.model.device.type in ("cpu", "cuda")
         )
         self.progress = begun
         self.best: dict[str, Tensor] = {}
@@ -118,6 +119,23 @@ class Training:
                 f"--batch-tokens {settings.batch_tokens} are {self.step_windows} windows of {window} tokens; with FSDP "
                 f"each of {ranks.size} processes runs as many: give a multiple of {ranks.size * window}"
             )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The trained tensors by the share of the learning rate that they get.
+
+        A step of Adam moves each number by about the rate, however small the tensor's numbers are. So where the blocks
+        are trained whole, by the default rate, a tensor of small numbers gets less: a share of its root mean square (as
+        Adafactor has it, arXiv 1804.04235). Adapters begin alike in every model.
+        """
+        of_rms = self.settings.share_of_rms
+        groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.trained.items():
+            share = 1.0
+            if of_rms is not None:
+                rms = float(self.weights.shared(name).detach().float().square().mean().sqrt())
+                share = min(1.0, of_rms * rms / self.settings.rate)
+            groups[share].append(parameter)
+        return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
     def resume(self, saved: SavedState) -> None:
         """Go on from a saved state; the student's tensors that are not trained are there already."""
@@ -175,8 +193,9 @@ class Training:
         return self.settings.rate * (LEAST_RATE + (1 - LEAST_RATE) * cosine)
 
     def _step(self) -> None:
+        rate = self.rate(self.share_done)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.share_done)
+            group["lr"] = rate * group["share"]
         window = self.step_tokens // self.step_windows  # a run that goes on may have other steps: as many processes
         tokens = self.text.windows(self.progress.tokens // window, self.step_windows)
         total = 0.0

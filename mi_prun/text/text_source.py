@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from mi_prun.console import progress
 from mi_prun.errors import UserError, first_line
 from mi_prun.files import check_name, sha256_of
 from mi_prun.text.row_text import FILE, Row, row_texts, text_field
@@ -73,6 +75,10 @@ def text_source(source: str, *, seed: int = 0, tokenizer: Any = None) -> TextSou
     return _hub(HUB.get(source, source), seed, tokenizer)
 
 
+SHOWN_BYTES = 2**30
+KNOWN_DIGESTS: dict[tuple[str, int, int, int], str] = {}  # of this process
+
+
 def path_and_field(source: str) -> tuple[Path, str | None]:
     """Split `rows.jsonl:FIELD` into the file and the field; of another source the path it would have, and None."""
     path = Path(source)
@@ -88,9 +94,18 @@ def text_digest(source: str) -> str:
     """Return what tells one text from another: a file's content, wherever it lies, and the field; else the name."""
     path, field = path_and_field(source)
     try:
-        return f"{sha256_of(path)} {field or ''}" if path.is_file() else source
+        return f"{_file_digest(path, path.stat())} {field or ''}" if path.is_file() else source
     except OSError as error:
         raise UserError(f"calibration text {source}: cannot be read: {error.strerror}") from error
+
+
+def _file_digest(path: Path, found: os.stat_result) -> str:
+    """Return a file's digest. One that is as it was is read once: a text may have 50 GB."""
+    key = (str(path.resolve()), found.st_ino, found.st_size, found.st_mtime_ns)
+    if key not in KNOWN_DIGESTS:
+        with progress(f"reading {path.name}", found.st_size, "bytes", shown=found.st_size > SHOWN_BYTES) as advance:
+            KNOWN_DIGESTS[key] = sha256_of(path, advance)
+    return KNOWN_DIGESTS[key]
 
 
 def _file(path: Path, field: str | None, tokenizer: Any) -> TextSource:

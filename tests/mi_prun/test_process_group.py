@@ -137,3 +137,13 @@ def test_a_server_of_this_machine_is_asked_past_the_proxy(monkeypatch: pytest.Mo
         assert not answers(f"http://127.0.0.1:{server.server_port}/other")
         server.shutdown()
     assert not answers(f"http://127.0.0.1:{free_port()}/health", 1.0)
+
+
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's may have grown for months."""
+    monkeypatch.setattr("mi_prun.process_group.LOG_BYTES", 100)
+    program = "print('error: an old one'); print('x' * 500); print('the last line', flush=True)"
+    with ProcessGroup([sys.executable, "-c", program], tmp_path / "log") as group:
+        assert group.process.wait(20) == 0
+        assert "an old one" not in group.last_lines()
+        assert group.last_lines().endswith("x | the last line")

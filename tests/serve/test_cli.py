@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mi_prun.checkpoint.inspection import read_manifest
-from serve.cli import load_format
+from serve.cli import vllm_flag
 
 
 def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +35,10 @@ def serve(*words: str | Path, **environment: str) -> subprocess.CompletedProcess
         (("--model", "owner/name", "--draft-tokens", "2"), "--draft-tokens needs --draft"),
         (("--model", "m", "--draft", "d", "--draft-tokens", "0"), "--draft-tokens must be at least 1, got 0"),
         (("--model", "./nothing", "--plan", "plan.json"), "cannot read plan.json"),
+        (
+            ("--model", "owner/name", "--plan", "p", "--download_dir=/data"),
+            "--download-dir does not go with --plan or --draft",
+        ),
         (("--model", "owner/name", "--port", "0"), "--port must be in 1..65535, got 0"),
         (("--model", "owner/name", "--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
         (("--model", "owner/name", "--host", "no.such.invalid"), "--host 'no.such.invalid': "),
@@ -121,9 +125,9 @@ def test_a_spoilt_dense_model_starts_nothing(prune: Callable[..., Path], referen
     [
         (["--load-format", "dummy"], "dummy"),
         (["--max-model-len", "64", "--load-format=dummy"], "dummy"),
-        (["--load-format", "auto"], "auto"),
+        (["--load_format", "auto"], "auto"),
         (["--enforce-eager"], None),
     ],
 )
-def test_the_load_format_among_vllms_own_flags(flags: list[str], value: str | None) -> None:
-    assert load_format(flags) == value
+def test_a_flag_among_vllms_own(flags: list[str], value: str | None) -> None:
+    assert vllm_flag(flags, "--load-format") == value

@@ -40,7 +40,8 @@ class Extension:
         """What of the draft is not the target's."""
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-        target, draft = self.model_runner.model, self.model_runner.drafter.model
+        target, drafter = self.model_runner.model, getattr(self.model_runner, "drafter", None)
+        draft = self.get_draft_model() if drafter is None else drafter.model  # type: ignore[attr-defined]
 
         def storages(*models: Any) -> dict[int, int]:
             tensors = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in models)

@@ -35,6 +35,22 @@ def test_the_model_it_was_made_of(dense: Path, virtual: Path) -> None:
     assert checked_base(virtual, entry_in(virtual)) == dense
 
 
+def test_a_head_of_its_own_that_the_config_denies(
+    tiny: Callable[..., Path], prune: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As a fine-tuned model has it. vLLM goes by the config where a folder has no weights to look into."""
+    dense = tiny("llama", tie_word_embeddings=False)
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    virtual = prune(dense, tmp_path / "virtual", (1, 2, 5), virtual=True)
+    assert read_config(virtual)["tie_word_embeddings"] is False
+    assert checked_base(virtual, entry_in(virtual)) == dense
+    old = read_config(virtual) | {"tie_word_embeddings": True}  # as older releases wrote it
+    (virtual / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"has an unembedding of its own, and config\.json ties it .*; apply again"):
+        checked_base(virtual, entry_in(virtual))
+
+
 def test_another_config(dense: Path, virtual: Path) -> None:
     config = json.loads((dense / "config.json").read_text())
     (dense / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))

@@ -28,7 +28,7 @@ from mi_prun.process_group import ProcessGroup, answers, free_port
 from serve.ab.config import ArmConfig, Config, Restart
 
 HOST = "127.0.0.1"
-SERVE = (sys.executable, "-m", "serve.cli")
+SERVE = (sys.executable, "-P", "-m", "serve.cli")
 KEY_VARIABLE = "VLLM_API_KEY"
 OURS = ("--model", "--plan", "--draft", "--host", "--port", "--served-model-name", "--api-key")
 PROBE_S = 1.0
@@ -57,9 +57,15 @@ class Specs(Record):
     again: bool = False
 
 
+LOGS_REQUESTS = ("--disable-uvicorn-access-log", "--no-disable-uvicorn-access-log", "--uvicorn-log-level")
+LOOK_SECONDS = 30.0
+
+
 def command_of(arm: ArmConfig, names: Sequence[str]) -> tuple[str, ...]:
     """Return the engine's command. It serves under the experiment's names, so that an answer's bytes need no change."""
     words = [*SERVE, "--model", model_of(arm), *(("--plan", str(arm.plan)) if arm.plan else ())]
+    if not any(flag.replace("_", "-").startswith(LOGS_REQUESTS) for flag in arm.flags):
+        words.append("--disable-uvicorn-access-log")  # a line a request, for months; ours is the proxy's
     return (*words, "--host", HOST, "--served-model-name", *names, *arm.flags)
 
 
@@ -85,7 +91,7 @@ def adapter_file_of(arm: ArmConfig) -> Path | None:
 def check_engines(config: Config) -> None:
     """Check all models and plans before the first engine is started. Raises UserError."""
     from mi_prun.plan.plan import Plan
-    from serve.cli import load_format
+    from serve.cli import vllm_flag
     from serve.served_model import planned_model, served_model
 
     for name, arm in config.arms.items():
@@ -98,7 +104,7 @@ def check_engines(config: Config) -> None:
         try:
             model = model_of(arm)
             if arm.plan is None:
-                served_model(model, dummy=load_format(list(arm.flags)) == "dummy")
+                served_model(model, dummy=vllm_flag(list(arm.flags), "--load-format") == "dummy")
             elif Path(model).exists():
                 with tempfile.TemporaryDirectory(prefix="mi-prun-ab-") as scratch:
                     planned_model(
@@ -142,6 +148,7 @@ class SupervisedEngine:
             env = {**self.spec.env, KEY_VARIABLE: self.spec.key}
             self._group = ProcessGroup([*self.spec.command, "--port", str(port)], self.spec.log, env)
         self._group.wait_ready(f"{self.url}/health", timeout_seconds=self._restart.startup_s)
+        self._group.sample_seconds = LOOK_SECONDS  # all its processes are there, and nobody reads their peak memory
         self._since, self._deaf_since = time.monotonic(), None
         self.up = True
 

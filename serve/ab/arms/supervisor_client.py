@@ -117,7 +117,7 @@ class SupervisorClient:
             if self._stopping.is_set():
                 return None
             process = subprocess.Popen(
-                [sys.executable, "-m", "serve.ab.arms.supervisor"],
+                [sys.executable, "-P", "-m", "serve.ab.arms.supervisor"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the proxy, which lets requests end before it ends engines

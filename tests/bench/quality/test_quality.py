@@ -184,7 +184,7 @@ def test_a_virtual_healed_folder_is_measured_with_what_it_learned(
     asked: list[str] = []
 
     def measured(command, **_):
-        asked.extend(command[7:])
+        asked.extend(command[8:])
         line = Quality(
             text="t", protocol="p", window_tokens=8, windows=1, predicted_tokens=7, dense_perplexity=2.0,
             pruned_perplexity=3.0, kl_nats_per_token=0.1,

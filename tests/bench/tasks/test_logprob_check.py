@@ -162,7 +162,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
 def test_the_last_line_of_the_process_is_what_it_computed(answered: Callable[..., list[list[str]]]) -> None:
     commands = answered(f"a library's words\n{DIRECT.model_dump_json()}\n")
     assert direct_logprobs("owner/model") == direct_logprobs("owner/model", "cpu") == DIRECT
-    plain = ["-m", "bench.tasks.logprob_check", "owner/model"]
+    plain = ["-P", "-m", "bench.tasks.logprob_check", "owner/model"]
     assert commands == [plain, [*plain, "--device", "cpu"]]
 
 

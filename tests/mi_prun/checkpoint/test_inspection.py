@@ -109,7 +109,7 @@ def test_damage_is_found(pruned, damage, message):
 
 
 def test_a_file_that_cannot_be_read_is_one_line(pruned, monkeypatch):
-    def unreadable(path):
+    def unreadable(path, advance):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(inspection, "sha256_of", unreadable)

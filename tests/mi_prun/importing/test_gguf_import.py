@@ -228,7 +228,7 @@ def test_a_truncated_file_leaves_nothing(tmp_path: Path) -> None:
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_import, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'mi-prun\[gguf\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[gguf\]'"):
         import_gguf(tmp_path / "tiny.gguf", tmp_path / "model")
 
 

@@ -292,7 +292,7 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
 
     monkeypatch.setattr(heal, "load_block_model", loaded)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-    with pytest.raises(UserError, match=r"output .*healed needs 0\.03 GB and .* has 0\.00 GB free"):
+    with pytest.raises(UserError, match=r"output .*healed needs 0\.04 GB and .* has 0\.00 GB free"):
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
     with pytest.raises(AssertionError):  # what was learned takes megabytes
         heal_folder(pruned_reference, tmp_path / "healed", heal_settings, virtual=True)

@@ -10,7 +10,7 @@ from mi_prun.recovery.healing_text import HealingText, Supply
 from mi_prun.recovery.judge import Judge
 from mi_prun.recovery.training import LEAST_RATE, Training, step_windows, train_dtype
 from mi_prun.recovery.training_state import Progress
-from mi_prun.settings import HealSettings
+from mi_prun.settings import LEARNING_RATES, SHARE_OF_RMS, HealSettings
 
 
 @pytest.fixture
@@ -31,6 +31,28 @@ def training(shared, tmp_path):
 SETTINGS = HealSettings(
     tokens=256, batch_tokens=64, forward_tokens=64, learning_rate=1e-2, rank=4, train_dtype="float32"
 )
+
+
+def test_small_numbers_get_a_smaller_rate_where_blocks_are_trained_whole(shared, training):
+    """By the default rate alone, and never more than it."""
+    weights = shared((2, 3))
+    small, large = weights.names((1,))[:2]
+    with torch.no_grad():
+        weights.shared(small).fill_(0.01)
+        weights.shared(large).fill_(50.0)
+    weights.give_all(torch.float32)
+    whole = replace(SETTINGS, train="all", learning_rate=None)
+    rates = {
+        run.names[parameter]: group["lr"] / run.rate(0.0)
+        for run in [training(weights, whole)]
+        for group in (run._step(), run.optimizer.param_groups)[1]
+        for parameter in group["params"]
+    }
+    assert rates.keys() == weights.trained.keys()
+    assert rates[small] == pytest.approx(SHARE_OF_RMS * 0.01 / LEARNING_RATES["all"], rel=1e-5)
+    assert rates[large] == 1
+    named = training(weights, replace(whole, learning_rate=1e-4))
+    assert [group["share"] for group in named.optimizer.param_groups] == [1]
 
 
 def gradients(weights, training) -> dict[str, torch.Tensor]:

@@ -14,7 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.text.text_source import text_source
+from mi_prun.files import sha256_of
+from mi_prun.text import text_source as text_source_module
+from mi_prun.text.text_source import text_digest, text_source
 
 TEXT = "one\n\n\ntwo\n\n\nthree"
 
@@ -219,3 +221,15 @@ def test_a_name_that_no_file_can_have(name: str) -> None:
     with pytest.raises(UserError) as error:
         text_source(name)
     assert len(str(error.value)) < 6_000
+
+
+def test_a_file_is_digested_once_and_again_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    read: list[Path] = []
+    monkeypatch.setattr(text_source_module, "sha256_of", lambda path, advance: read.append(path) or sha256_of(path))
+    first = text_digest(str(tmp_path / "a.txt"))
+    assert text_digest(str(tmp_path / "a.txt")) == first
+    assert len(read) == 1
+    (tmp_path / "a.txt").write_text("other")
+    assert text_digest(str(tmp_path / "a.txt")) != first
+    assert len(read) == 2

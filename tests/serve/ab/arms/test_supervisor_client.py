@@ -293,3 +293,15 @@ def test_an_engine_that_dies_at_every_start_is_started_ever_more_seldom(
     waits = [start - end for start, end in zip(starts, ends, strict=True)]
     wanted = (0.05, 0.1, 0.2, 0.2, 0.2)  # from a moment before the end is said
     assert all(wait >= least - 0.02 for wait, least in zip(waits, wanted, strict=True)), waits
+
+
+@pytest.mark.parametrize(
+    ("flags", "quiet"), [((), True), (("--max-model-len", "9"), True), (("--no-disable-uvicorn-access-log",), False)]
+)
+def test_an_engine_logs_no_line_for_each_request_unless_it_is_asked_to(flags: tuple[str, ...], *, quiet: bool) -> None:
+    """Its log would grow for months; the access log is the proxy's."""
+    from serve.ab.arms.supervisor import command_of
+
+    words = command_of(ArmConfig(model="owner/name", flags=flags), ["name"])
+    assert ("--disable-uvicorn-access-log" in words) == quiet
+    assert words[-len(flags) :] == flags or not flags
