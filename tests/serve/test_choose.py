@@ -12,7 +12,7 @@ import pytest
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
 from serve.served_model import ServedModel, drafted_model, planned_model, served_model
-from serve.server import choose, say_slow
+from serve.server import choose, quiet_environment, say_slow
 
 
 def flags(**given: Any) -> Namespace:
@@ -158,3 +158,17 @@ def read_plan(path: Path, **settings: Any) -> Any:
     from mi_prun.plan.plan import Plan
 
     return Plan.read(path).model_copy(update={"settings": settings})
+
+
+@pytest.mark.parametrize(
+    ("named", "found"), [(None, None), ("", "mi_prun"), ("other", "other,mi_prun"), ("mi_prun,other", "mi_prun,other")]
+)
+def test_our_plugin_is_among_those_that_vllm_loads(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, found: str | None
+) -> None:
+    """It loads all of them unless the variable names some. An engine is spawned, as vLLM's own commands do it."""
+    environment = {} if named is None else {"VLLM_PLUGINS": named}
+    monkeypatch.setattr("serve.server.os.environ", environment)
+    quiet_environment()
+    assert environment.get("VLLM_PLUGINS") == found
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
