@@ -113,7 +113,10 @@ def read_refused(folder: Path) -> list[tuple[str, ...]]:
             str(record["model"]).lower(),
             said_blocks(record["dropped"]),
             f"`{record['case']}`",
-            str(json.loads(record["key"][record["key"].index("{") :])["learning_rate"] or "default"),
+            str(
+                json.loads(record["key"][record["key"].index("{") :])["learning_rate"]
+                or f"the default of {record['commit']}"
+            ),
             str(record["refused"]),
             path.stem,
         )

@@ -20,7 +20,7 @@ from mi_prun.files import append_line
 
 REFUSED = {
     "key": 'all:1k [3] {"learning_rate": 0.1}', "case": "all:1k", "model": "Model", "dropped": [3],
-    "refused": "it does not help",
+    "refused": "it does not help", "commit": "abc",
 }  # fmt: skip
 
 
@@ -68,8 +68,12 @@ def test_seeds_are_taken_together_and_other_settings_are_not() -> None:
 def test_what_the_gate_refused_is_said(tmp_path: Path) -> None:
     append_line(tmp_path / "one.jsonl", json.dumps(REFUSED))
     append_line(tmp_path / "one.jsonl", json.dumps(record("fit", [3])))
+    append_line(tmp_path / "one.jsonl", json.dumps(REFUSED | {"key": 'all:1k [3] {"learning_rate": null}'}))
     text = page(read_cases(tmp_path), {}, read_refused(tmp_path))
-    assert lines_of(text, "Refused by the gate") == ["| model | 3 | `all:1k` | 0.1 | it does not help | one |"]
+    assert lines_of(text, "Refused by the gate") == [
+        "| model | 3 | `all:1k` | 0.1 | it does not help | one |",
+        "| model | 3 | `all:1k` | the default of abc | it does not help | one |",
+    ]
     assert len(lines_of(text, "model without 3")) == 1
 
 
