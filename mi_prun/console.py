@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mi_prun.errors import UserError, first_line
+from mi_prun.errors import LONGEST_SHOWN, UserError, first_line
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -195,7 +195,7 @@ def _with_value(said: str, error: Exception) -> str:
     first = error.__cause__.errors()[0]
     name = said.removeprefix("Invalid value for ").partition(": ")[0].strip("'")
     kind = KINDS_OF_VALUE.get(first["type"].partition("_")[0], first["msg"].removeprefix("Input should be "))
-    return f"{name} must be {kind}, got {str(first['input'])[:100]!r}"
+    return f"{name} must be {kind}, got {str(first['input'])[:LONGEST_SHOWN]!r}"
 
 
 def run_app(app: Typer) -> int:

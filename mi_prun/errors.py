@@ -1,5 +1,7 @@
 """The error of everything that the user can mend."""
 
+LONGEST_SHOWN = 100  # characters of a value in a message
+
 
 class UserError(Exception):
     """A fault of the input, in one line: the value, the rule and the way out.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import re
 
-from mi_prun.errors import UserError
+from mi_prun.errors import LONGEST_SHOWN, UserError
 
 UNITS = {f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))} | {
     f"{prefix}IB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)
 }
 TOKEN_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 MOST_TOKENS = 10**15
-LONGEST_SHOWN = 100
 SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([KMGT]?I?B)?", re.ASCII)
 
 

@@ -12,6 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mi_prun.files import sha256_of
+
 MOST_BYTES = 2**28
 
 
@@ -42,8 +44,5 @@ def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as data:
-                while part := data.read(1 << 20):
-                    digest.update(part)
+            digest.update(f"{file.relative_to(folder)}\0{sha256_of(file)}\0".encode())
     return digest.hexdigest()

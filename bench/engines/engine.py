@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.engines.flags import flag_value
 from mi_prun.errors import UserError
+from mi_prun.model.hub import HUB_ID
 from mi_prun.process_group import ProcessGroup, free_port, open_local
 
 SERVE = (sys.executable, "-P", "-m", "serve.cli")
@@ -73,10 +74,10 @@ def kv_tokens(metrics: str) -> int:
 
 def named(model: str, flags: Sequence[str]) -> list[str]:
     """Return the flags that name the model to `mi-prun-serve`. The commit of a hub id is a flag of its own for vLLM."""
-    name, _, commit = model.partition("@")
-    if not commit or Path(model).exists() or any(flag_value(flags, option) for option in ("--plan", "--draft")):
+    hub = HUB_ID.fullmatch(model)
+    if not (hub and hub["commit"]) or Path(model).exists() or any(flag_value(flags, o) for o in ("--plan", "--draft")):
         return ["--model", model]
-    return ["--model", name, "--revision", commit, "--served-model-name", model]
+    return ["--model", hub["name"], "--revision", hub["commit"], "--served-model-name", model]
 
 
 @contextlib.contextmanager

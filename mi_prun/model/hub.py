@@ -38,25 +38,23 @@ def fetch(reference: str, weights: Sequence[str], *, revision: str | None = None
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    revision = named["commit"] or revision
     patterns = (*SMALL_PATTERNS, *map(glob.escape, weights))
     try:
         return Path(
             snapshot_download(
                 named["name"],
-                revision=named["commit"] or revision,
+                revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=list(HUB_IGNORED),
             )
         )
-    except LocalEntryNotFoundError as error:  # without a network; what is missing may be a README
-        files = [
-            try_to_load_from_cache(named["name"], file, revision=named["commit"] or revision)
-            for file in ("config.json", *weights)
-        ]
-        if all(isinstance(file, str) for file in files):
-            return Path(str(files[0])).parent
-        raise UserError(f"model {reference}: no such folder, and the hub did not give it: {_said(error)}") from error
     except Exception as error:  # its own, its HTTP library's and the disk's
+        if isinstance(error, LocalEntryNotFoundError):  # without a network; what is missing may be a README
+            wanted = ("config.json", *weights)
+            files = [try_to_load_from_cache(named["name"], file, revision=revision) for file in wanted]
+            if all(isinstance(file, str) for file in files):
+                return Path(str(files[0])).parent
         raise UserError(f"model {reference}: no such folder, and the hub did not give it: {_said(error)}") from error
 
 

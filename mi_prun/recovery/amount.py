@@ -6,9 +6,9 @@ import contextlib
 import re
 from dataclasses import replace
 
-from mi_prun.errors import UserError
+from mi_prun.errors import LONGEST_SHOWN, UserError
 from mi_prun.settings import MOST_MINUTES, HealSettings
-from mi_prun.sizes import LONGEST_SHOWN, parse_tokens
+from mi_prun.sizes import parse_tokens
 
 MINUTES = {"s": 1 / 60, "min": 1.0, "h": 60.0}
 

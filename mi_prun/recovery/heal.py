@@ -145,7 +145,7 @@ def heal(
         )  # fmt: skip
     start, used = time.monotonic(), dict[str, str | int | float | bool | None](window_tokens=window)
     texts = digests(settings)  # before the training: a file may be gone after it
-    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled, texts)
+    path, fingerprint = state_path(out), fingerprint_of(plan, settings, sampled)
     saved = _state_of(path, fingerprint, force=force)
     with one_line_memory_errors(settings), one_line_os_errors(out):
         place = pick_device(local_device(settings.device))
@@ -210,14 +210,16 @@ def heal(
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
         healed: dict[str, Tensor] = {}
-        for name in (name for name in names if names[name] in learned.names):
-            tensor = learned.merged(
-                names[name], dense_tensor(dense, names[name])
-            )  # as the file has it, not as it was run
-            weights.settle({name: tensor})
-            if ranks.first:  # it writes
-                healed[name] = tensor
-        weights.settle({})
+
+        def merged() -> Iterator[tuple[str, Tensor]]:
+            """What was learned merged into the dense tensors, as the files have these, not as they were run."""
+            for name in (name for name in names if names[name] in learned.names):
+                tensor = learned.merged(names[name], dense_tensor(dense, names[name]))
+                if ranks.first:  # it writes; the others have one at a time
+                    healed[name] = tensor
+                yield name, tensor
+
+        weights.settle(merged())
         quality = ranks.from_first(lambda: compared(before, gate.measure()), runs_model=True)
         answers.append(ranks.from_first(task.student, runs_model=True))
     healing = Healing(
@@ -578,14 +580,12 @@ def digests(settings: HealSettings) -> tuple[str, ...]:
     return tuple(text_digest(source.name) for source in parse_sources(settings.sources))
 
 
-def fingerprint_of(
-    plan: Plan, settings: HealSettings, sampled: SampledText | None = None, texts: Sequence[str] | None = None
-) -> str:
-    """What an interrupted healing must agree in to be gone on with. texts: its `digests`, where they are known."""
+def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | None = None) -> str:
+    """What an interrupted healing must agree in to be gone on with."""
     said = {
         "dense": plan.dense.weights_sha256, "dropped": plan.dropped,
         "settings": {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE},
-        "texts": digests(settings) if texts is None else texts,
+        "texts": digests(settings),
         "sampled": None if sampled is None else tokens_digest(sampled.healing),
     }  # fmt: skip
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ trained exist once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -250,12 +250,12 @@ class SharedWeights:
         )
 
     @torch.no_grad()
-    def settle(self, tensors: Mapping[str, Tensor]) -> None:
-        """Let the model have `tensors` and no adapters: what a written folder will be. The teacher is gone after it.
+    def settle(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Let the model have `tensors`, by name, and no adapters: what a written folder will be.
 
-        So there is no second copy of them on the device.
+        The teacher is gone after it, so there is no second copy of them on the device.
         """
-        for name, tensor in tensors.items():
+        for name, tensor in tensors:
             shared = self.shared(name)
             self.own.pop(name, None)
             if is_shared(shared):

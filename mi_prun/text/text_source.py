@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mi_prun.console import progress
-from mi_prun.errors import UserError, first_line
+from mi_prun.errors import LONGEST_SHOWN, UserError, first_line
 from mi_prun.files import check_name, sha256_of
 from mi_prun.text.row_text import FILE, Row, row_texts, text_field
 
@@ -43,7 +43,6 @@ UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # a compressed fil
 READ_CHARACTERS = 1 << 20
 SHUFFLE_BUFFER = 1_000
 NUL_SHARE = 0.1  # of the characters: UTF-16 without a byte order mark looks so
-LONGEST_SHOWN = 100
 FILE_AND_FIELD = re.compile(r"(?P<file>.*?\.(?:jsonl|parquet)(?:\.xz|\.gz)?):(?P<field>.*)", re.DOTALL)
 MARKS = {"UTF-32": codecs.BOM_UTF32_LE, "UTF-16": codecs.BOM_UTF16_LE, "UTF-16BE": codecs.BOM_UTF16_BE}
 CONVERT = "; convert it first, like `iconv -f UTF-16 -t UTF-8`"

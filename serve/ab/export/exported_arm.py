@@ -144,7 +144,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _is_here(text: str) -> bool:
     """Return whether a text is the path of a file or folder of this machine."""
-    with contextlib.suppress(OSError, ValueError):  # a text that no path can be
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # a text that no path can be; a home of nobody
         return ("/" in text or Path(text).suffix != "") and Path(text).expanduser().exists()
     return False
 
@@ -152,6 +152,12 @@ def _is_here(text: str) -> bool:
 def in_cluster(path: Path, options: ExportOptions) -> str:
     """Return where a file or folder lies in the cluster."""
     return str(PurePosixPath(options.model_root) / path.resolve().name)
+
+
+def respelt(flag: str, old: str, new: str) -> str:
+    """Return a flag with other signs between its words. The keys of a JSON flag, behind a dot, stay as they are."""
+    head, dot, keys = flag.partition(".")
+    return f"{head.replace(old, new)}{dot}{keys}"
 
 
 def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
@@ -166,8 +172,7 @@ def parse_flags(flags: Sequence[str], *, origin: str) -> dict[str, Any]:
         values = [text] if equals else []
         while not equals and rest and (not rest[0].startswith("-") or NUMBER.fullmatch(rest[0])):
             values.append(rest.pop(0))
-        head, dot, keys = flag.partition(".")  # of a JSON flag; its keys are taken as they are
-        key = f"{head.replace('-', '_')}{dot}{keys}"
+        key = respelt(flag, "-", "_")
         if key in REFUSED:
             raise UserError(f"{origin}: --{flag} cannot be exported: {REFUSED[key]}")
         value: Any = True

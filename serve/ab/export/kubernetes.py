@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from mi_prun.errors import UserError
 from mi_prun.version import __version__
 from serve.ab.config import Config
-from serve.ab.export.exported_arm import ExportedArm, ExportOptions
+from serve.ab.export.exported_arm import ExportedArm, ExportOptions, respelt
 from serve.ab.export.file_text import template, to_yaml
 
 PORT = 8000
@@ -206,9 +206,8 @@ def _words(engine: Mapping[str, Any]) -> list[str]:
     """Return arguments as flags again, each in one word, so that a value that looks like a flag is none."""
     words = []
     for name, value in engine.items():
-        head, dot, keys = name.partition(".")  # of a JSON flag; its keys are taken as they are
-        flag = f"--{head.replace('_', '-')}{dot}{keys}"
-        if dot and isinstance(value, bool):
+        flag = f"--{respelt(name, '_', '-')}"
+        if "." in name and isinstance(value, bool):
             words.append(f"{flag}={json.dumps(value)}")
         elif value is True:
             words.append(flag)

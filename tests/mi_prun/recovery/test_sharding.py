@@ -62,8 +62,8 @@ with joined(may_shard=True) as ranks, torch.no_grad():
     shared.run(shared.embed(tokens), [0])
     assert len(gathered) == 1
     given = {name: alone.shared(name) + 0.01 for name in alone.names([1])}
-    shared.settle(given)
-    alone.settle(given)
+    shared.settle(given.items())
+    alone.settle(given.items())
     assert torch.equal(student_of(shared), student_of(alone))
 print("alike")
 """

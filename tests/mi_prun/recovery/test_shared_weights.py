@@ -59,7 +59,7 @@ def test_what_was_learned_is_what_the_student_gave(shared, tokens):
             taught = weights.run(weights.embed(tokens), weights.kept)
         names = {name: name for name in weights.names(weights.trained_blocks)}
         learned = weights.learned(names, dict.fromkeys(names, torch.float32))
-        weights.settle({name: learned.merged(name, weights.shared(name)) for name in learned.names})
+        weights.settle((name, learned.merged(name, weights.shared(name))) for name in learned.names)
         with weights.student():
             assert torch.allclose(weights.run(weights.embed(tokens), weights.kept), taught, atol=1e-4)
         assert weights.own == weights.adapters == {}  # there is no second copy of what was learned
