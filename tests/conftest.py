@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -25,7 +27,7 @@ import torch
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
-from mi_prun.process_group import alive
+from mi_prun.process_group import ProcessGroup, alive
 from mi_prun.proving.prover import randomise
 
 # A suite that a shell started in the background ignores SIGINT, and so would every program that a test interrupts.
@@ -198,6 +200,60 @@ def engine_cores() -> Callable[[Sequence[psutil.Process]], list[psutil.Process]]
     return find
 
 
+ANSWER = "answer of the program: "
+
+
+class Program:
+    """A program that answers jobs, lines of JSON on its stdin, one after the other. A job that fails ends it."""
+
+    def __init__(self, script: Path, log: Path, environment: dict[str, str]) -> None:
+        self.group = ProcessGroup([sys.executable, str(script), ANSWER], log, environment, stdin=subprocess.PIPE)
+        self._read = 0
+
+    def ask(self, job: Any, *, timeout_s: float = 500.0) -> tuple[Any, str]:
+        """Its answer, and what it printed since the answer before."""
+        assert self.group.process.stdin is not None
+        self.group.process.stdin.write(json.dumps(job).encode() + b"\n")
+        self.group.process.stdin.flush()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ended = self.group.process.poll() is not None  # before the log is read: all that it said is there
+            said = self.group.log.read_text(errors="replace")[self._read :]
+            before, found, rest = said.partition(f"\n{ANSWER}")
+            if found and "\n" in rest:
+                answer = rest[: rest.index("\n") + 1]
+                self._read += len(before) + len(found) + len(answer)
+                return json.loads(answer), before
+            assert not ended, said[-3_000:]
+            assert time.monotonic() < deadline, said[-3_000:]
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def program(
+    tmp_path_factory: pytest.TempPathFactory, nothing_left: Callable[[Sequence[psutil.Process]], bool]
+) -> Iterator[Callable[..., Program]]:
+    """`program(script, **environment)`: a living one, the same for all tests: to import vLLM takes longer than most
+    of what an engine is asked. At the end none of its processes is left.
+    """
+    started: dict[tuple[Any, ...], Program] = {}
+
+    def living(script: Path, **environment: str) -> Program:
+        which = script, *sorted(environment.items())
+        if which not in started or started[which].group.process.poll() is not None:
+            started[which] = Program(script, tmp_path_factory.mktemp("program") / "log", environment)
+            stack.enter_context(started[which].group)
+        return started[which]
+
+    with contextlib.ExitStack() as stack:
+        yield living
+        for each in started.values():
+            assert each.group.process.stdin is not None
+            each.group.process.stdin.close()
+        for each in started.values():
+            assert nothing_left(each.group.processes())
+
+
 @dataclass
 class Hub:
     """A stand-in for the hub, on a local port. asked: the files that were downloaded, in the order they were asked for.
@@ -274,22 +330,35 @@ class HubRequest(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def hub_on_a_port() -> Iterator[Hub]:
+    found = Hub()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Request", (HubRequest,), {"hub": found}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def hub_of_others() -> Iterator[Hub]:
+    """For processes that are given its `environment`; this process does not know it."""
+    with hub_on_a_port() as found:
+        yield found
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """This process knows no other hub; its cache is empty."""
     from huggingface_hub import constants
 
-    found = Hub()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Request", (HubRequest,), {"hub": found}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    found.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", found.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield found
-    server.shutdown()
-    server.server_close()
+    with hub_on_a_port() as found:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield found

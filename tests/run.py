@@ -28,6 +28,7 @@ EVERY_S = 30  # a line that says what runs
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 RECOVERY = "tests/mi_prun/recovery"
 FUZZ_SHARE = "0.1"  # of the fuzzed examples, unless all tests are asked for
+WITH_ENGINES = "mark.engine"  # is in the files that have such tests; the others are not even imported
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,12 @@ def suite(every: bool) -> list[Part]:
     share = {"MI_PRUN_FUZZ_SHARE": "1" if every else FUZZ_SHARE}
     some = "" if every else " and not long"
     plain = "pytest", "-m", f"not engine{some}"
+    engines = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if WITH_ENGINES in file.read_text()]
     others = [word for folder in ("tests/serve", "tests/bench", RECOVERY) for word in ("--ignore", folder)]
     return [
         Part("mi_prun", [Command((*plain, *others), share)]),
         Part("serve-bench", [Command((*plain, "tests/serve", "tests/bench"), share), *LINT]),
-        Part("engine", [Command(("pytest", "-m", f"engine{some}")), Command((*plain, RECOVERY), share)]),
+        Part("engine", [Command(("pytest", "-m", f"engine{some}", *engines)), Command((*plain, RECOVERY), share)]),
     ]
 
 

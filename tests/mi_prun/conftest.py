@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +24,10 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import load_block_model
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
-from mi_prun.process_group import ProcessGroup, free_port
+from mi_prun.process_group import free_port
 from mi_prun.settings import AnalyzeSettings
 
 TOKENS = torch.randint(0, 97, (2, 24), generator=torch.Generator().manual_seed(7))
-ANSWER = "log p: "
 Ended = tuple[int, str, str]
 
 
@@ -127,54 +122,8 @@ def assert_same_as_skipping() -> Callable[..., None]:
     return check
 
 
-class StockVllm:
-    """The program of `in_vllm.py`, which is asked about one folder after another; a job that fails ends it."""
-
-    def __init__(self, log: Path) -> None:
-        program = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), ANSWER]
-        self.group = ProcessGroup(program, log, stdin=subprocess.PIPE)
-        self._asked = 0
-
-    def ask(self, folder: Path, tokens: list[list[int]], options: dict[str, Any]) -> list[list[float]]:
-        assert self.group.process.stdin is not None
-        job = {"folder": str(folder), "tokens": tokens, "options": options}
-        self.group.process.stdin.write(json.dumps(job).encode() + b"\n")
-        self.group.process.stdin.flush()
-        self._asked += 1
-        deadline = time.monotonic() + 300
-        while len(answers := self._answers()) < self._asked:
-            assert self.group.process.poll() is None, self.group.log.read_text(errors="replace")[-2_000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        return json.loads(answers[-1])
-
-    def _answers(self) -> list[str]:
-        *lines, _ = self.group.log.read_text(errors="replace").split("\n")
-        return [line.removeprefix(ANSWER) for line in lines if line.startswith(ANSWER)]
-
-
-@pytest.fixture(scope="session")
-def stock_vllm(
-    tmp_path_factory: pytest.TempPathFactory, nothing_left: Callable[..., bool]
-) -> Iterator[Callable[[], StockVllm]]:
-    """A living one. vLLM is imported once for all tests: that takes longer than a tiny model does."""
-    started: list[StockVllm] = []
-
-    def living() -> StockVllm:
-        if not started or started[-1].group.process.poll() is not None:
-            started.append(StockVllm(tmp_path_factory.mktemp("vllm") / "log"))
-            stack.enter_context(started[-1].group)
-        return started[-1]
-
-    with contextlib.ExitStack() as stack:
-        yield living
-        for stock in started:
-            stock.group.process.stdin.close()
-            assert nothing_left(stock.group.processes())
-
-
 @pytest.fixture
-def assert_stock_vllm_says_the_same(stock_vllm: Callable[[], StockVllm]) -> Callable[..., None]:
+def assert_stock_vllm_says_the_same(program: Callable[..., Any]) -> Callable[..., None]:
     """The pruned folder on vLLM without a plugin says what the dense one says without those blocks (fp32, 1e-4).
 
     Further keywords are options of the engine.
@@ -191,7 +140,8 @@ def assert_stock_vllm_says_the_same(stock_vllm: Callable[[], StockVllm]) -> Call
         tolerance: float = 1e-4,
         **engine: Any,
     ) -> None:
-        found = torch.tensor(stock_vllm().ask(pruned, TOKENS.tolist(), engine))
+        job = {"folder": str(pruned), "tokens": TOKENS.tolist(), "options": engine}
+        found = torch.tensor(program(Path(__file__).with_name("in_vllm.py")).ask(job)[0])
 
         def chosen(skip: Sequence[int]) -> torch.Tensor:
             log_p = torch.log_softmax(logits(dense, skip, blocks)[:, :-1], -1)

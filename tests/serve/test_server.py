@@ -11,14 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-from mi_prun.checkpoint.inspection import read_manifest
-from mi_prun.model.weight_files import INDEX_NAME
-from serve.scratch import PREFIX
 
 pytestmark = pytest.mark.engine
 
@@ -82,105 +76,47 @@ def test_log_probabilities_are_those_of_the_dense_model_without_the_blocks(
     assert (torch.tensor(found) - wanted).abs().max() < 1e-4
 
 
-def served_by(server: Any) -> tuple[Any, Any]:
-    """What the pruning route says, and the answer to a prompt under the name that the user gave."""
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    (model,) = client.models.list().data
-    answer = client.completions.create(model=model.id, prompt=PROMPT, max_tokens=12, temperature=0)
-    return get(f"{server.url}/v1/pruning"), (model.id, answer.choices[0].text)
-
-
-def scratch_folders(processes: list[psutil.Process]) -> set[Path]:
-    """Of these alone: each has a helper to remove it, which is told its name."""
-    last_words = [process.cmdline()[-1:] for process in processes]
-    return {Path(word) for words in last_words for word in words if Path(word).name.startswith(PREFIX)}
-
-
-def one_file_a_block(model: Path, out: Path) -> Path:
-    """The same model in more files."""
-    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors"))
-    weights = load_file(model / "model.safetensors")
-    homes = {
-        name: f"model-{name.split('.')[2] if name.startswith('model.layers.') else 'rest'}.safetensors"
-        for name in weights
-    }
-    for home in set(homes.values()):
-        save_file({name: tensor for name, tensor in weights.items() if homes[name] == home}, out / home)
-    (out / INDEX_NAME).write_text(json.dumps({"weight_map": homes}))
-    return out
-
-
 @torch.inference_mode()
-def answer_of(model: Path, prompt: str, *, without: tuple[int, ...] = ()) -> str:
-    """What stock transformers says, greedily; without those blocks."""
+def answer_of(model: Path, prompt: str) -> str:
+    """What stock transformers says, greedily."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokens = tokenizer(prompt, return_tensors="pt")
     dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    for block in sorted(without, reverse=True):
-        del dense.model.layers[block]
     said = dense.generate(**tokens, max_new_tokens=12, do_sample=False, use_cache=False)
     return str(tokenizer.decode(said[0]).removeprefix(tokenizer.decode(tokens["input_ids"][0])))
 
 
-@pytest.mark.parametrize(
-    ("signum", "flag", "ranks"),
-    [(signal.SIGINT, "--plan", 1), pytest.param(signal.SIGKILL, "--draft", 2, marks=pytest.mark.long)],
-)
-def test_it_serves_and_nothing_is_left_when_it_is_ended(
+def test_of_the_dense_model_only_files_of_kept_blocks_are_downloaded(server: Any, key: str, hub_of_others: Any) -> None:
+    said = get(f"{server.url}/v1/pruning", key)
+    assert (said["pruned"], said["weights"]) == (True, "virtual")
+    downloaded = {file for file in hub_of_others.asked if file.endswith(".safetensors")}
+    assert downloaded == {f"model-{block}.safetensors" for block in ("rest", *said["kept_blocks"])}
+
+
+@pytest.mark.long
+def test_a_draft_on_two_ranks_under_the_name_that_the_user_gave(
     start_server: Callable[..., Any],
+    on_the_hub: tuple[str, Path, dict[str, str]],
+    ends_with: Callable[..., None],
     reference: Path,
-    pruned: Path,
     tmp_path: Path,
-    hub: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    nothing_left: Callable[..., bool],
-    engine_cores: Callable[..., list[psutil.Process]],
-    signum: signal.Signals,
-    flag: str,
-    ranks: int,
 ) -> None:
-    """A pruned model out of the dense one's files on the hub, and the dense one with a draft, on two ranks. Only the
-    server is told to end; its engine core and workers must follow, kill -9 included, and so must its temporary folder.
-    """
-    plan, model = tmp_path / "plan.json", "owner/reference"
-    read_manifest(pruned).plan.write(plan)
-    hub.models[model] = one_file_a_block(reference, tmp_path / "reference")
-    # With a process for each worker, as a user has it.
-    for variable, value in (hub.environment(tmp_path / "cache") | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}).items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    if ranks > 1:
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    server = start_server(model, flag, str(plan), "--tensor-parallel-size", str(ranks))
-    said, (name, answer) = served_by(server)
-    assert name == model
-    downloaded = {file for file in hub.asked if file.endswith(".safetensors")}
-    blocks = said["kept_blocks"] if flag == "--plan" else range(12)
-    assert downloaded == {f"model-{block}.safetensors" for block in ("rest", *blocks)}
-    if flag == "--plan":
-        assert (said["pruned"], said["dropped_blocks"], said["weights"]) == (True, [2, 3, 7], "virtual")
-        assert answer == answer_of(reference, PROMPT, without=(2, 3, 7))
-    else:
-        assert (said["pruned"], said["draft"]["dropped_blocks"]) == (False, [2, 3, 7])
-        assert answer == answer_of(reference, PROMPT)  # a draft does not change it
-        assert server.group.log.read_text().count("The draft has 9 blocks of the served model") == ranks
-    processes = server.group.processes()
-    made = scratch_folders(processes)
-    assert all(folder.is_dir() for folder in made)
-    assert len(made) == 1
-    assert engine_cores(processes)
-    assert len(processes) >= 1 + ranks
-    server.group.process.send_signal(signum)
-    status = server.group.process.wait(90)
-    assert status == (-signum if signum == signal.SIGKILL else 0)
-    assert nothing_left(processes)
-    assert not any(folder.exists() for folder in made)
-    (kept,) = (tmp_path / "user" / "mi-prun" / "served").iterdir()  # so that the next start finds what vLLM compiled
-    assert (kept / "config.json").is_file()
+    from openai import OpenAI
+
+    model, plan, environment = on_the_hub
+    environment = environment | {"XDG_CACHE_HOME": str(tmp_path / "user"), "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    server = start_server(model, "--draft", str(plan), "--tensor-parallel-size", "2", environment=environment)
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    assert [served.id for served in client.models.list().data] == [model]
+    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=12, temperature=0)
+    assert answer.choices[0].text == answer_of(reference, PROMPT)  # a draft does not change it
+    said = get(f"{server.url}/v1/pruning")
+    assert (said["pruned"], said["draft"]["dropped_blocks"]) == (False, [2, 3, 7])
+    assert server.group.log.read_text().count("The draft has 9 blocks of the served model") == 2
+    assert len(server.group.processes()) >= 3
+    ends_with(server, signal.SIGKILL, -signal.SIGKILL, tmp_path / "user")
 
 
 @pytest.mark.long

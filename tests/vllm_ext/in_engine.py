@@ -1,6 +1,8 @@
-"""Run as a program: engines in this process, one after the other; what they said, as a line of JSON.
+"""Run as a program: engines in this process, one after the other; what they said, as lines of JSON.
 
-python in_engine.py JOBS.json   {"jobs": [{"model", "engine": {...}, "prompts": token ids, "sampling": {...}}]}
+python in_engine.py ANSWER   takes lists of jobs as lines of JSON on stdin, [{"model", "engine": {...}, "prompts":
+token ids, "sampling": {...}}]. For each list it prints a line, ANSWER and JSON. Other lines are vLLM's. It ends with
+stdin, or with the first job that fails.
 
 A job may have several "calls", each of prompts and sampling, in their place; one that "fails" says with what error.
 A call may name an "adapter", a folder. What loading it raises is in "refused", by the number of the call.
@@ -13,7 +15,6 @@ import json
 import os
 import sys
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 QUIET = {
@@ -134,13 +135,14 @@ def record_meta() -> list[int]:
     return held
 
 
-def main(path: Path) -> None:
-    asked = json.loads(path.read_text())
-    os.environ.update(QUIET | asked.get("environment", {}))
-    held = record_meta() if asked.get("drafts") else []
-    results = [run(job) for job in asked["jobs"]]
-    print("\n" + json.dumps({"results": results, "held": held}), flush=True)
+def main(answer: str) -> None:
+    os.environ.update(QUIET)
+    held = record_meta()
+    for line in sys.stdin:
+        results = [run(job) for job in json.loads(line)]
+        print(f"\n{answer}{json.dumps({'results': results, 'held': held})}", flush=True)
+        held.clear()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

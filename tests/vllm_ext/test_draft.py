@@ -59,7 +59,7 @@ def said(
         {"prompts": [SAMPLED], "sampling": sampled},
         {"prompts": prompts[:8], "sampling": likeliest},
     ]
-    found = in_engine([dense, dense | {"engine": drafting, "calls": calls, "memory": True}], drafts=True)
+    found = in_engine([dense, dense | {"engine": drafting, "calls": calls, "memory": True}])
     return {"dense": found["results"][0], "drafted": found["results"][1], "held": found["held"]}
 
 
@@ -168,7 +168,7 @@ def test_other_families(
         drafting = engine | {"speculative_config": speculative, "worker_extension_cls": "in_engine.Extension"}
         alone = {"model": str(dense), "prompts": prompts, "sampling": greedy, "engine": engine}
         jobs += [alone, alone | {"engine": drafting, "memory": True}]
-    results = in_engine(jobs, drafts=True)["results"]
+    results = in_engine(jobs)["results"]
     for number, model_type in enumerate(FAMILIES):
         alone, drafted = results[2 * number : 2 * number + 2]
         assert drafted["tokens"] == alone["tokens"], model_type

@@ -1,4 +1,4 @@
-"""`mi-prun-ab` before real engines: the dense bundled model, and the same out of its files without some blocks."""
+"""`mi-prun-ab` before real engines: the dense bundled model, and a written checkpoint without some of its blocks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mi_prun.model.model_folder import open_model
-from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.process_group import free_port
 
 pytestmark = pytest.mark.engine
 
 FLAGS = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
-DROPPED = (2, 3, 7)
 PROMPT = "The old man opened"
 
 
 @pytest.fixture(scope="module")
 def ab(
     reference: Path,
+    pruned: Path,
     proxy_class: Any,
     nothing_left: Callable[..., bool],
     engine_cores: Callable[..., list[psutil.Process]],
@@ -34,10 +32,7 @@ def ab(
 ) -> Iterator[Any]:
     """Two engines, started once for all tests here; at the end none of their processes is left."""
     folder = tmp_path_factory.mktemp("ab")
-    dense = open_model(reference).identity
-    kept = kept_blocks(dense.num_blocks, DROPPED)
-    Plan(dense=dense, dropped=DROPPED, kept=kept, method="by hand").write(folder / "plan.json")
-    words = ["--arm", f"dense={reference}", "--arm", f"pruned={folder / 'plan.json'}", "--split", "dense=50,pruned=50"]
+    words = ["--arm", f"dense={reference}", "--arm", f"pruned={pruned}", "--split", "dense=50,pruned=50"]
     proxy = proxy_class(
         folder, *words, "--model-name", "reference", "--", *FLAGS, port=free_port(), env={"VLLM_CPU_KVCACHE_SPACE": "1"}
     )
@@ -142,11 +137,11 @@ def test_the_engines_own_metrics_and_the_verdict(ab: Any, client: Any, admin: di
         assert arm["error_rate"]["mean"] == 0
 
 
-def test_an_engine_that_is_killed_is_failed_over(ab: Any, client: Any) -> None:
+def test_an_engine_that_is_killed_is_failed_over(ab: Any, client: Any, pruned: Path) -> None:
     """Last: it takes its time to come back, and nobody waits for that here."""
     ab.experiment(weights={"dense": 1.0, "pruned": 1.0})
     children = psutil.Process(ab.group.process.pid).children(recursive=True)
-    server = next(child for child in children if "serve.cli" in child.cmdline() and "--plan" in child.cmdline())
+    server = next(child for child in children if "serve.cli" in child.cmdline() and str(pruned) in child.cmdline())
     server.kill()
     reasons = set()
     for number in range(12):

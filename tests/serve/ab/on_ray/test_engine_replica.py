@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import psutil
 import pytest
 
 from mi_prun.errors import UserError
-from mi_prun.process_group import alive
 from serve.ab.arms import supervisor
 from serve.ab.config import ADMIN_KEY_VARIABLE, Config, read_config
 from serve.ab.on_ray.engine_replica import EngineReplica
@@ -71,8 +69,7 @@ def test_a_replica_is_unhealthy_once_its_engine_is_lost(replica: EngineReplica) 
     asyncio.run(replica.check_health())
     engine = engine_of(replica)
     os.kill(engine.pid, signal.SIGKILL)
-    while alive(engine):
-        time.sleep(0.01)
+    os.waitid(os.P_PID, engine.pid, os.WEXITED | os.WNOWAIT)  # all its threads have ended, and it is left to be reaped
     with pytest.raises(UpstreamError):
         asyncio.run(whole(replica, "GET", "/health"))
     with pytest.raises(UserError, match="the engine of arm dense is lost: it ended with status -9"):
