@@ -46,9 +46,9 @@ def run(text: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> N
         "--tokens",
         "256",
         "--evaluation-tokens",
-        "512",
+        "256",
         "--ranking-tokens",
-        "512",
+        "256",
         "--window",
         "32",
     ]
@@ -76,8 +76,8 @@ def made(records: Path, text: Path) -> study.Study:
         seeds=2,
         seed=None,
         tokens=256,
-        ranking_tokens=512,
-        evaluation_tokens=512,
+        ranking_tokens=256,
+        evaluation_tokens=256,
         window=32,
         device="cpu",
         dtype="float32",
@@ -256,7 +256,7 @@ def test_a_text_of_two_kinds_is_evaluated_on_both(made: study.Study, text: Path,
     birds.write_text(text.read_text().replace("ships", "birds"))
     both = study.Study(made.folder, "reference", "both", [str(text), str(birds)], made.options)
     rows = [made.folder.tokenizer.decode(row) for row in both.evaluation_windows()]
-    assert [sum(word in row for row in rows) for word in ("ship", "bird")] == [8, 8]
+    assert [sum(word in row for row in rows) for word in ("ship", "bird")] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_rows_of_other_settings_are_not_gone_on_with(
     shutil.copytree(records, out)
     before = (out / "reference.harbour.jsonl").read_text()
     words = ["--methods", METHODS, "--seeds", "2", "--tokens", "256", "--window", "32", "--most-blocks", "2"]
-    words += ["--ranking-tokens", "512", "--evaluation-tokens", "256"]  # 512 before
+    words += ["--ranking-tokens", "256", "--evaluation-tokens", "512"]  # 256 before
     monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), "--text", f"harbour={text}", *words, "-o", str(out)])
     (out / "reference.harbour.optimum.json").unlink()
     monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 0)
@@ -304,8 +304,8 @@ def test_rows_of_other_settings_are_not_gone_on_with(
         study.main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "has rows of other settings (496 evaluation tokens, " in line
-    assert "not 248 evaluation tokens, " in line
+    assert "has rows of other settings (248 evaluation tokens, " in line
+    assert "not 496 evaluation tokens, " in line
     assert (out / "reference.harbour.jsonl").read_text() == before
 
 
@@ -324,7 +324,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytes
     ("more", "said"),
     [
         (["--seeds", "3"], r"\([0-9a-f]{12} calibration sha256, not [0-9a-f]{12} calibration sha256\)"),
-        (["--ranking-tokens", "256"], r"\(512 calibration tokens, .*, not 256 calibration tokens, "),
+        (["--ranking-tokens", "512"], r"\(256 calibration tokens, .*, not 512 calibration tokens, "),
         (["--tokens", "320"], r"\([0-9a-f]{12} calibration sha256, not "),
     ],
 )
@@ -342,7 +342,7 @@ def test_rows_of_another_calibration_text_are_not_gone_on_with(
     before = (out / "reference.harbour.jsonl").read_text()
     monkeypatch.setattr(study, "EXHAUSTIVE_LIMIT", 12)
     words = ["--text", f"harbour={text}", "--methods", "bi", "--seeds", "2", "--tokens", "256", "--window", "32"]
-    words += ["--evaluation-tokens", "512", "--ranking-tokens", "512", "--most-blocks", "3", "--seed", "0"]
+    words += ["--evaluation-tokens", "256", "--ranking-tokens", "256", "--most-blocks", "3", "--seed", "0"]
     line = refused([*words, *more, "-o", str(out)], monkeypatch, capsys)
     assert re.search("has rows of other settings " + said, line)
     assert (out / "reference.harbour.jsonl").read_text() == before
@@ -420,7 +420,7 @@ def test_what_was_found_is_measured_once_more_on_text_of_its_own(
     out = tmp_path / "confirmed"
     shutil.copytree(records, out)
     words = ["--text", f"harbour={text}", "--seeds", "2", "--tokens", "256", "--window", "32", "--confirm", "1024"]
-    words += ["--ranking-tokens", "512"]
+    words += ["--ranking-tokens", "256"]
     monkeypatch.setattr("sys.argv", ["study", str(REFERENCE), *words, "-o", str(out)])
     with pytest.raises(SystemExit) as ended:
         study.main()

@@ -24,11 +24,16 @@ SETTINGS = PlanSettings(method="exhaustive", quality=False)
 
 
 @pytest.fixture(scope="module")
+def short(reference_analysis: Analysis) -> Analysis:
+    """Four windows: a set of two is measured in a second."""
+    return replace(reference_analysis, ranking=reference_analysis.ranking[:4])
+
+
+@pytest.fixture(scope="module")
 def planned(
-    reference_analysis: Analysis, reference: Path, load: Callable[[Path], BlockModel]
+    short: Analysis, reference: Path, load: Callable[[Path], BlockModel]
 ) -> Callable[..., tuple[Context, Plan]]:
     model = load(reference)
-    short = replace(reference_analysis, ranking=reference_analysis.ranking[:4])  # windows; a set of two is a second
     memories: dict[str, Memory] = {}  # what was measured serves every test
 
     def make(
@@ -38,9 +43,9 @@ def planned(
         rerank: int | None = None,
         **amount: object,
     ) -> tuple[Context, Plan]:
-        calibration = reference_analysis.record.calibration.model_copy(update={"source": source})
+        calibration = short.record.calibration.model_copy(update={"source": source})
         assert isinstance(calibration, CalibrationDescription)
-        record = reference_analysis.record.model_copy(update={"calibration": calibration})
+        record = short.record.model_copy(update={"calibration": calibration})
         settings = replace(SETTINGS, criterion=criterion, method=method, rerank=rerank)
         context = replace(make_context(replace(short, record=record), settings, lambda: model), memories=memories)
         return context, plan_for(context, Amount(**amount), settings)  # type: ignore[arg-type]
@@ -104,7 +109,7 @@ def test_windows_that_compare_repeat_as_much_as_asked_for(
     ],
 )
 def test_a_plan_says_the_criterion_and_the_recall_that_it_was_measured_with(
-    reference_analysis: Analysis,
+    short: Analysis,
     reference: Path,
     load: Callable[[Path], BlockModel],
     method: str,
@@ -112,7 +117,7 @@ def test_a_plan_says_the_criterion_and_the_recall_that_it_was_measured_with(
     said: set[str],
 ) -> None:
     settings = replace(SETTINGS, method=method, rerank=rerank)
-    context = make_context(reference_analysis, settings, lambda: load(reference))
+    context = make_context(short, settings, lambda: load(reference))
     plan = plan_for(context, Amount(num_blocks=1), settings)
     assert plan.settings.keys() & {"criterion", "recall"} == said
 

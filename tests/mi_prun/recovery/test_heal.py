@@ -22,6 +22,12 @@ from mi_prun.text.weighted_source import parse_sources
 
 
 @pytest.fixture(scope="module")
+def brief_settings(heal_settings):
+    """For a healing that is not to reach its end."""
+    return replace(heal_settings, fit=False, gate_tokens=128, validation_tokens=64)
+
+
+@pytest.fixture(scope="module")
 def fitted(tmp_path_factory, pruned_reference, more_settings):
     out = tmp_path_factory.mktemp("fitted") / "healed"
     return heal_folder(pruned_reference, out, replace(more_settings, train="none", tokens=None)), out
@@ -112,8 +118,8 @@ def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, more
     assert not state_path(tmp_path / "healed").exists()
 
 
-def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, heal_settings):
-    harmful = replace(heal_settings, fit=False, learning_rate=0.9, tokens=256)
+def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, brief_settings):
+    harmful = replace(brief_settings, learning_rate=0.9, tokens=256)
     with pytest.raises(UserError, match=r"does not help: on .*, held-out part|the loss is NaN or Inf"):
         heal_folder(pruned_reference, tmp_path / "healed", harmful)
     assert not (tmp_path / "healed").exists()
@@ -148,12 +154,12 @@ def test_the_closed_form_leaves_the_state_of_a_training_alone(pruned_reference, 
     assert not path.exists()
 
 
-def test_nan_in_the_loss_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):
+def test_nan_in_the_loss_is_one_line(pruned_reference, tmp_path, brief_settings, monkeypatch):
     from mi_prun.recovery.distillation import Distillation
 
     monkeypatch.setattr(Distillation, "backward", lambda *args: math.nan)
     with pytest.raises(UserError, match="the loss is NaN or Inf at step 1"):
-        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+        heal_folder(pruned_reference, tmp_path / "healed", brief_settings)
     assert not (tmp_path / "healed").exists()
 
 
@@ -189,7 +195,7 @@ def test_a_rank_that_does_not_fit_is_refused_before_the_long_work(
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_an_interrupt_says_whether_a_state_is_there(pruned_reference, tmp_path, heal_settings, monkeypatch, saved):
+def test_an_interrupt_says_whether_a_state_is_there(pruned_reference, tmp_path, brief_settings, monkeypatch, saved):
     from mi_prun.recovery.training import Training
 
     def interrupted(training, advance):
@@ -199,7 +205,7 @@ def test_an_interrupt_says_whether_a_state_is_there(pruned_reference, tmp_path, 
 
     monkeypatch.setattr(Training, "run", interrupted)
     with pytest.raises(KeyboardInterrupt) as raised:
-        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+        heal_folder(pruned_reference, tmp_path / "healed", brief_settings)
     (said,) = raised.value.__notes__
     assert ("goes on from the state saved last" in said) is saved
     assert ("the same command begins anew" in said) is not saved
@@ -223,7 +229,7 @@ def test_a_folder_that_is_not_pruned(tmp_path, reference, heal_settings):
         heal_folder(reference, tmp_path / "healed", heal_settings)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, heal_settings, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, brief_settings, monkeypatch):
     import errno
 
     from mi_prun.recovery import training_state
@@ -233,7 +239,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pruned_reference, tmp_path, 
 
     monkeypatch.setattr(training_state, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
-        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+        heal_folder(pruned_reference, tmp_path / "healed", brief_settings)
     assert not any(tmp_path.iterdir())
 
 
@@ -299,7 +305,7 @@ def test_a_disk_without_room_is_refused_before_the_model_is_loaded(
     assert not any(tmp_path.iterdir())
 
 
-def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_settings, monkeypatch):
+def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, brief_settings, monkeypatch):
     from mi_prun.recovery.distillation import Distillation
 
     def out_of_memory(*args):
@@ -309,7 +315,7 @@ def test_memory_that_runs_out_is_one_line(pruned_reference, tmp_path, heal_setti
     with pytest.raises(
         UserError, match=r"out of memory while healing .* take --checkpoint-blocks, fewer --batch-tokens"
     ):
-        heal_folder(pruned_reference, tmp_path / "healed", heal_settings)
+        heal_folder(pruned_reference, tmp_path / "healed", brief_settings)
 
 
 def test_a_fit_to_one_narrow_text_is_caught_by_the_other_kind(pruned_reference, harbour, tmp_path, heal_settings):
