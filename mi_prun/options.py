@@ -38,18 +38,10 @@ Tokens = Annotated[
         "CPU fewer do",
     ),
 ]
-Estimator = Annotated[str, typer.Option(help="estimator of mutual information: reading, gaussian, ksg or renyi")]
-Projection = Annotated[
-    int | None, typer.Option(help="dimensions each boundary state is projected to; default: the estimator's own")
-]
-Noise = Annotated[
-    float | None,
-    typer.Option(help="variance of the observation noise, in mean variances of a state; default: the estimator's own"),
-]
 Window = Annotated[
     int | None, typer.Option("--window", help="tokens in a window; default: the model's context, capped")
 ]
-Seed = Annotated[int, typer.Option(help="seed of sampling, projection and ties")]
+Seed = Annotated[int, typer.Option(help="seed of sampling and ties")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: CUDA where there is one")]
 Method = Annotated[str, typer.Option(help="how blocks are chosen; see `mi-prun methods`")]
 Rerank = Annotated[

@@ -14,6 +14,7 @@ from mi_prun.analysis.analyze import check_analyzable, make_analysis
 from mi_prun.architecture.architecture import check_config
 from mi_prun.checkpoint.checkpoint import write_checkpoint
 from mi_prun.checkpoint.manifest import Manifest
+from mi_prun.errors import UserError
 from mi_prun.files import check_apart, check_output
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import ModelFolder, check_quantization_beside, open_model
@@ -74,18 +75,25 @@ def prune(
         if analyze_settings.sources == (SELF,):
             sampled = SampledText.of(analysis)
     if heal is not None:
-        healed = heal_model(
-            dense,
-            plan,
-            out,
-            heal,
-            load=load,
-            sampled=sampled,
-            virtual=write_settings.virtual,
-            max_shard_bytes=write_settings.max_shard_bytes,
-            force=force,
-            assume_uniform=write_settings.assume_uniform,
-        )
+        try:
+            healed = heal_model(
+                dense,
+                plan,
+                out,
+                heal,
+                load=load,
+                sampled=sampled,
+                virtual=write_settings.virtual,
+                max_shard_bytes=write_settings.max_shard_bytes,
+                force=force,
+                assume_uniform=write_settings.assume_uniform,
+            )
+        except UserError as error:
+            if isinstance(blocks, tuple):
+                raise
+            # The choice took longest: it need not be made again.
+            dropped = ",".join(map(str, plan.dropped))
+            raise type(error)(f"{error}; the blocks chosen: --drop {dropped}") from error
         return Pruned(plan, healed)
     load.cache_clear()  # writing reads the files
     manifest = write_checkpoint(
@@ -117,7 +125,7 @@ def check_prunable(
     check_settings(plan_settings)
     blocks = amount.blocks(dense.identity)
     if isinstance(blocks, tuple):
-        check_by_hand(plan_settings, analyze_settings)
+        check_by_hand(plan_settings)
     if blocks is None:
         parse_limit(amount.max_ppl_increase, amount.max_kl)
     if not write_settings.assume_uniform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -183,7 +184,7 @@ def headline(run: Run) -> str:
     if not pruned:
         return "Only the dense model was measured." if len(rows) == 1 else _draft_headline(rows)
     fair = [row for row in pruned if row.x_perplexity and row.x_perplexity <= HEADLINE_PERPLEXITY]
-    row = max(fair, key=lambda r: (len(r.dropped), -(r.perplexity or 0.0))) if fair else pruned[0]
+    row = max(fair, key=lambda r: (len(r.dropped), -(r.perplexity or 0.0))) if fair else min(pruned, key=_least_lost)
     words = (
         f"{share(row.block_ratio)} of blocks gone{_healed(row)}: {_speed(row)}, {row.x_weight_bytes:.2f}× weight "
         f"bytes, {row.x_kv_tokens:.2f}× KV tokens"
@@ -191,6 +192,10 @@ def headline(run: Run) -> str:
     if row.perplexity is not None and rows[0].perplexity is not None:
         words += f", perplexity {rows[0].perplexity:.1f} → {row.perplexity:.1f}"
     return words
+
+
+def _least_lost(row: FlatRow) -> tuple[int, float]:
+    return len(row.dropped), row.perplexity or math.inf
 
 
 def _healed(row: FlatRow) -> str:

@@ -5,7 +5,8 @@
 Plain: transformers' own forward of the dense model without a gradient, forward and backward of the pruned model with
 the same adapters, `kl_div` of all logits, AdamW. Healing: one step of `mi_prun.recovery.training`. Both train the same
 adapters on the same tokens. The line has the seconds of each step, the ratio pair by pair, and where a step of healing
-spends its time.
+spends its time. It also has by how much the first step of each lets the memory grow beyond the weights, which are
+there: activations, gradients, moments.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
+import gc
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -114,6 +119,22 @@ class Clock:
         setattr(owner, name, timed)
 
 
+def growth_bytes(device: torch.device, step: Callable[[], object]) -> int:
+    """Return by how much the memory in use grows at most while `step` runs: of the GPU, else of this process."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
+    before = psutil.Process().memory_info().rss
+    step()
+    (peak_kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1_024 * int(peak_kib) - before
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the record of one model."""
     folder = open_model(options.model)
@@ -133,12 +154,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     text = HealingText([Supply("random", 1.0, windows()[:2], windows)], 0.5)
     training = Training(
         weights, text, Judge(weights, text.validation, 1), settings, path=Path("unused"), fingerprint="",
-        begun=Progress(checked=2),
+        begun=Progress(),
     )  # fmt: skip
     plain = PlainLoop(model.model, student_of(weights), settings)
     plain.dtype = training.dtype
     clock = Clock(model.device)
-    pairs = []
+    pairs, growth = [], dict[str, int]()
     for number in range(options.steps + 1):
         tokens = text.windows(training.progress.step * training.step_windows, training.step_windows)
         order: list[tuple[str, Callable[[], object]]] = [
@@ -148,7 +169,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, step in order[:: -1 if number % 2 else 1]:
             with weights.narrowed(training.dtype) if name == "healing" else contextlib.nullcontext():  # as `run` does
                 begun = clock.now()
-                step()
+                if number:
+                    step()
+                else:
+                    growth[name] = growth_bytes(model.device, step)
                 seconds[name] = clock.now() - begun
         if number:  # the first one warms up
             pairs.append(seconds)
@@ -162,7 +186,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "plain_s": [round(pair["plain"], 3) for pair in pairs],
         "ratio": round(median(pair["healing"] / pair["plain"] for pair in pairs), 3),
         "tokens_per_s": round(training.step_tokens / median(pair["healing"] for pair in pairs), 1),
-        "parts_s": parts, "machine": this_machine().model_dump(), "versions": versions(), "commit": commit(),
+        "parts_s": parts, "growth_bytes": growth,
+        "dense_bytes": sum(p.nbytes for p in weights.model.model.parameters() if not p.requires_grad),
+        "machine": this_machine().model_dump(), "versions": versions(), "commit": commit(),
     }  # fmt: skip
 
 

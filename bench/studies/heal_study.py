@@ -36,7 +36,8 @@ from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.plan.ratio import parse_blocks
 from mi_prun.quality.evaluator import Evaluator
 from mi_prun.recovery.amount import parse_heal
-from mi_prun.recovery.heal import NoBetterError, check_settings, heal
+from mi_prun.recovery.heal import check_settings, heal
+from mi_prun.recovery.judge import NoBetterError
 from mi_prun.settings import HealSettings
 from mi_prun.text.calibration import load_calibration, tokens_digest
 

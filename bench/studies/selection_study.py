@@ -106,6 +106,7 @@ class StudyRow(Record):
     optimum_dropped: Dropped | None
     evaluation_tokens: int
     calibration_tokens: int
+    ranked_tokens: int | None = None  # of them, what sets were compared on; older rows do not say
     window_tokens: int
     evaluation_sha256: str | None = None
     calibration_sha256: str | None = None
@@ -236,6 +237,7 @@ class Study:
                 seed: int = seed,
                 calibrated_on: dict[str, Any] = calibrated_on,
                 there: set[tuple[str, int]] = made,
+                ranked_tokens: int = context.analysis.ranking.size,
             ) -> None:
                 if (row.label, len(row.dropped)) in there:  # of another machine's analysis: the same settings
                     return
@@ -257,6 +259,7 @@ class Study:
                     optimum_dropped=best,
                     **evaluated_on,
                     **calibrated_on,
+                    ranked_tokens=ranked_tokens,
                     dtype=self.options.dtype,
                     machine=this_machine(),
                     versions=versions(),

@@ -39,8 +39,9 @@ def healed_folders(
 ) -> list[Path]:
     """Return the healed checkpoints of the plans; make those that the results folder lacks."""
     from mi_prun.recovery.closed_form import NoClosedFormError
-    from mi_prun.recovery.heal import NoBetterError, fingerprint_of, heal
+    from mi_prun.recovery.heal import fingerprint_of, heal
     from mi_prun.recovery.healing_text import SampledText
+    from mi_prun.recovery.judge import NoBetterError
 
     sampled = SampledText.of(analysis) if analysis.record.calibration.source == SELF else None
     folders = []
@@ -60,6 +61,9 @@ def healed_folders(
             except (NoBetterError, NoClosedFormError) as error:
                 say(f"{path.stem}: {error}")
                 write_text(refused, f"{error}\n")
+                continue
+            except UserError as error:  # the others go on, and the next start tries this one again
+                say(f"{path.stem}: not healed: {error}")
                 continue
         folders.append(folder)
     return folders

@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from bench.records.task_schema import TOLERANCE_MEAN_NATS, LogprobCheck
 from mi_prun.artefact import Record
 from mi_prun.console import run_command
 from mi_prun.errors import UserError
-from mi_prun.model.loading import load_block_model
+from mi_prun.model.loading import free_bytes, load_block_model
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.quality.evaluator import Dropped
 
@@ -173,8 +172,7 @@ def other_precision(folder: ModelFolder, device: torch.device, dtype: torch.dtyp
 def memory_of(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes that a model takes on the device, and those that are free there."""
     parameters = sum(math.prod(info.shape) for _, info in folder.tensors.values())
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return parameters * dtype.itemsize, free
+    return parameters * dtype.itemsize, free_bytes(device)
 
 
 def check_memory(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> None:

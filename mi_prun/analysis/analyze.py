@@ -21,7 +21,7 @@ from mi_prun.console import progress
 from mi_prun.errors import UserError
 from mi_prun.files import check_apart, check_output
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
+from mi_prun.model.loading import free_bytes, load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder
 from mi_prun.settings import SELF, AnalyzeSettings, check_seed
 from mi_prun.text.calibration import Calibration, load_mixture, windows_for
@@ -145,9 +145,9 @@ def check_analyzable(dense: ModelFolder, settings: AnalyzeSettings) -> None:
     check_tokens(min(asked, estimator.max_tokens), dims, estimator)
     if projected is not None and (dense.num_blocks + 1) * dims > MOST_PROJECTED:
         raise UserError(
-            f"--projection {projected}: {dense.num_blocks + 1} boundary states of {dims} dimensions are "
+            f"projection {projected}: {dense.num_blocks + 1} boundary states of {dims} dimensions are "
             f"{(dense.num_blocks + 1) * dims:,}; the covariances of {MOST_PROJECTED:,} at most are held at once: take "
-            f"--projection {MOST_PROJECTED // (dense.num_blocks + 1)} or less"
+            f"projection {MOST_PROJECTED // (dense.num_blocks + 1)} or less"
         )
     if settings.stream_blocks and sampled:
         raise UserError(
@@ -194,7 +194,7 @@ def batch_tokens(device: torch.device, more_bytes: int = 0) -> int:
     """
     if device.type != "cuda":
         return 4_096
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_bytes(device)
     if free < 2**28:
         raise UserError(f"only {free / 2**20:.0f} MiB of {device} are free; free some or use --device cpu")
     return max(2_048, min(65_536, free // 4 // (2**18 + more_bytes)))

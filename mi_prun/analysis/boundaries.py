@@ -139,7 +139,7 @@ def made_by(boundary: int) -> str:
 def random_orthonormal(hidden: int, projection: int, seed: int) -> Tensor:
     """Return (d, p) with orthonormal columns, scaled so that squared lengths keep their expectation."""
     if projection < 1:
-        raise UserError(f"--projection must be at least 1, got {projection}")
+        raise UserError(f"projection must be at least 1, got {projection}")
     projection = min(projection, hidden)
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(hidden, projection, generator=generator, dtype=torch.float64))

@@ -243,7 +243,7 @@ def check_tokens(tokens: int, dims: int, estimator: Estimator) -> None:
         more = "more calibration text or --tokens, or " if needed <= estimator.max_tokens else ""
         raise UserError(
             f"{estimator.name} MI of {dims} dimensions needs at least {needed} tokens, got {tokens}; "
-            f"give {more}a smaller --projection"
+            f"give {more}a smaller projection"
         )
 
 

@@ -8,13 +8,15 @@ Here the model gives the decoder:
 
 - Reader r >= j is the norm in front of block r, or of the head. It sees the direction x = norm_r(h) of a state.
 - y = x_j + e is x_j as it sees it, through white noise e. It takes what it is given for x_j: q(y | h_i) = N(y; x_i, e).
-- So of the `1/2 log(1 + 1 / noise)` nats per dimension that y tells of x_j itself, `|x_i - x_j|^2 / (2 noise)` are
-  lost: (1 - rho) / noise, where rho is the cosine of x_i and x_j.
-- I(i, j) is the mean of this over tokens and over the readers j..L. Where the first tokens of windows are attention
-  sinks, their mean over the blocks j..L-1 is added. Every later token reads the sink, so it counts as much as all
-  others together; a block that makes it or takes it away does not look like one that changes a single token. What the
-  head makes of it nobody reads. A sink is told by its length: at some boundary it is over SINK times as long as the
-  text's tokens.
+- So `|x_i - x_j|^2 / (2 noise)` nats per dimension are lost of what y tells of x_j itself: exactly (1 - rho) / noise,
+  where rho is the cosine of x_i and x_j.
+- What y tells of x_j itself is taken as `1/2 log(1 + 1 / noise)` nats per dimension. That holds for a white Gaussian
+  x_j; for another one it is too much, so I(i, j) is no bound. Choices rest on what is lost: the constant cancels.
+- I(i, j) is the mean of this constant less what is lost, over tokens and over the readers j..L. Where the first tokens
+  of windows are attention sinks, their mean over the blocks j..L-1 is added. Every later token reads the sink, so it
+  counts as much as all others together; a block that makes it or takes it away does not look like one that changes a
+  single token. What the head makes of it nobody reads. A sink is told by its length: at some boundary it is over SINK
+  times as long as the text's tokens.
 
 What is lost is the energy of the change. So a run of blocks whose changes are independent costs as much as the same
 blocks apart: this is the zero, and the unit, under which J compares runs with scattered blocks. The noise is a unit
@@ -40,7 +42,10 @@ CHUNK_BYTES = 2**28  # of the states that a reader sees at once
 
 @dataclass(frozen=True)
 class Reading(Estimator):
-    """Information that is left for later blocks, in nats per dimension; a lower bound, so it may be below 0."""
+    """Information that is left for later blocks, in nats per dimension: a constant less what is lost.
+
+    It may be below 0. It is no bound: the constant is exact for white Gaussian states only.
+    """
 
     noise: float = 1.0
     max_tokens: int = 1_024

@@ -30,13 +30,18 @@ class HealedQuality(Record):
     healed_kl_nats: float
 
     @property
+    def nearer(self) -> bool:
+        """Whether the healed model is nearer to the dense one than the pruned one is."""
+        return self.healed_kl_nats < self.pruned_kl_nats
+
+    @property
     def better(self) -> bool:
         """Whether healing helped: nearer to the dense model, and a lower perplexity where pruning had raised it.
 
         On text that the dense model is bad at, pruning can lower the perplexity: that is no sign of a better model.
         """
         lower = self.healed_perplexity < self.pruned_perplexity or self.pruned_perplexity <= self.dense_perplexity
-        return self.healed_kl_nats < self.pruned_kl_nats and lower
+        return self.nearer and lower
 
     @property
     def gap_closed(self) -> float:

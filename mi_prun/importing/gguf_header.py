@@ -26,6 +26,7 @@ from mi_prun.errors import UserError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
+MOST_ENTRIES = 1 << 22  # of all arrays of the metadata; vocabularies have fewer than a million
 DEFAULT_ALIGNMENT = 32
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -180,6 +181,7 @@ class _Cursor:
         self.path = path
         self.position = len(MAGIC)
         self._data = data
+        self._entries = 0
 
     def numbers(self, fields: str) -> tuple[int, ...]:
         layout = struct.Struct(f"<{fields}")
@@ -197,10 +199,15 @@ class _Cursor:
         if kind != ARRAY:
             return self._scalar(kind)
         kind, count = self.numbers("IQ")
+        self._check(count * struct.calcsize(f"<{SCALARS.get(kind, 'Q')}"))  # of strings: the lengths alone
+        self._entries += count
+        if self._entries > MOST_ENTRIES:
+            raise UserError(
+                f"{self.path}: the arrays of its metadata have {self._entries:,} entries or more; {MOST_ENTRIES:,} are "
+                "the most that is read"
+            )
         if kind in SCALARS:
-            self._check(count * struct.calcsize(f"<{SCALARS[kind]}"))
             return list(self.numbers(f"{count}{SCALARS[kind]}"))
-        self._check(count * struct.calcsize("<Q"))  # the lengths alone
         return [self._scalar(kind) for _ in range(count)]
 
     def _scalar(self, kind: int) -> Scalar:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 
 from mi_prun.architecture.architecture import Family
@@ -34,6 +35,14 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a GPU, else in this machine. In a container its limit is not seen."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(psutil.virtual_memory().available)
 
 
 def pick_dtype(device: torch.device, name: str | None = None) -> torch.dtype:

@@ -21,7 +21,7 @@ from mi_prun.planning.limit import most_blocks, parse_limit
 from mi_prun.quality.quality import quality_of
 from mi_prun.selection.context import CRITERIA, Context, Criterion
 from mi_prun.selection.methods import Choice, check_rerank, choose, method_named, objective_of
-from mi_prun.settings import AnalyzeSettings, PlanSettings, check_seed
+from mi_prun.settings import PlanSettings, check_seed
 from mi_prun.text.recall import check_recall
 
 
@@ -75,14 +75,10 @@ def check_settings(settings: PlanSettings) -> None:
     _criterion(settings)
 
 
-def check_by_hand(settings: PlanSettings, analyze: AnalyzeSettings | None = None) -> None:
+def check_by_hand(settings: PlanSettings) -> None:
     """Refuse settings of a choice where the user named the blocks: they would be ignored."""
-    options: list[tuple[object, object, str]] = [
-        (settings, PlanSettings(), name) for name in ("method", "rerank", "criterion", "recall")
-    ]
-    if analyze is not None:
-        options += [(analyze, AnalyzeSettings(), name) for name in ("estimator", "projection", "noise")]
-    if given := [f"--{name}" for own, default, name in options if getattr(own, name) != getattr(default, name)]:
+    names, default = ("method", "rerank", "criterion", "recall"), PlanSettings()
+    if given := [f"--{name}" for name in names if getattr(settings, name) != getattr(default, name)]:
         raise UserError(f"--drop names the blocks, nothing is chosen: leave out {', '.join(given)}")
 
 

@@ -36,15 +36,15 @@ from mi_prun.files import (
     scratch_folder,
 )
 from mi_prun.model.block_model import BlockModel
-from mi_prun.model.loading import load_block_model, pick_device, pick_dtype
+from mi_prun.model.loading import free_bytes, load_block_model, pick_device, pick_dtype
 from mi_prun.model.model_folder import ModelFolder, open_model
 from mi_prun.model.shard import read_shard
 from mi_prun.plan.plan import Plan
 from mi_prun.recovery.adapter import Adapter, dense_tensor, write_adapter, write_tensors
 from mi_prun.recovery.choice_task import ChoiceTask
 from mi_prun.recovery.closed_form import Refit, fitted_runs, refit, refitted
-from mi_prun.recovery.healing_text import HealingText, SampledText, load_healing_text
-from mi_prun.recovery.judge import Judge, Judged, compared
+from mi_prun.recovery.healing_text import MANUAL, HealingText, SampledText, load_healing_text
+from mi_prun.recovery.judge import Judge, Judged, NoBetterError, compared
 from mi_prun.recovery.shared_weights import SharedWeights, check_peft
 from mi_prun.recovery.streamed_fit import STORED, fit_streamed
 from mi_prun.recovery.training import Training
@@ -155,6 +155,8 @@ def heal(
         names = file_names(weights, dense, family)
         if settings.train == "lora":
             weights.adaptable(settings.rank)  # before the long work: what cannot be adapted is refused
+        elif settings.train == "all":
+            check_trainable(weights, shown=ranks.first)
         if ranks.sharded:
             weights.shard(place, refitted(weights))
         text = load_healing_text(
@@ -172,8 +174,6 @@ def heal(
         )
         if settings.tokens is not None:
             text.check_tokens(settings.tokens, window)
-        if len(text.gate) == 1 and ranks.first:
-            _say_one_kind(text)
         saved = _of_this_text(saved, path, text, force=force)
         gate = Judge(weights, text.gate, settings.windows_at_once(window))
         begun = time.monotonic()
@@ -198,14 +198,20 @@ def heal(
                 weights, text, Judge(weights, text.validation, gate.batch), settings,
                 path=path, fingerprint=fingerprint, reserved_seconds=gate_seconds, begun=taught, ranks=ranks,
             )  # fmt: skip
-            taught = _train(training, saved)
-            if taught.tokens:
+            try:
+                taught = _train(training, saved)
+            except NoBetterError:
+                path.unlink(missing_ok=True)  # it would come to the same end
+                raise
+            if taught.tokens and taught.helped:
                 used |= {
                     "train_dtype": str(training.dtype).removeprefix("torch."),
                     "batch_tokens": training.step_tokens,
                 }
             else:
+                path.unlink(missing_ok=True)  # there is nothing to go on with
                 settings = untrained(settings, taught, shown=ranks.first)
+                taught = replace(taught, tokens=0)
             del training  # its moments and best state are large
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
         learned = weights.learned(names, dtypes)
@@ -280,8 +286,6 @@ def _heal_streamed(
             validation_tokens=settings.validation_tokens, gate_tokens=settings.gate_tokens, seed=settings.seed,
             model=None, check=dense.check_tokens,
         )  # fmt: skip
-        if len(text.gate) == 1:
-            _say_one_kind(text)
         tokens = _fit_text(text, settings, window)
         judged_tokens = sum(kind.tokens.numel() for kind in text.gate)
         total = (tokens.numel() + judged_tokens) * dense.num_blocks
@@ -355,16 +359,13 @@ def _kept_of(training: Training) -> str:
     return f"nothing was written, and no state was saved yet ({every} one is): the same command begins anew"
 
 
-class NoBetterError(UserError):
-    """The gate refuses a healed model: it is no better than the pruned one."""
-
-    status = 3  # it is no wrong input: a script may go on without healing
-
-
 def check_helps(healing: Healing) -> None:
-    """The gate. Raises NoBetterError where the healed model is not better on every held-out text."""
+    """The gate. Raises NoBetterError where the healed model is not better on every held-out text.
+
+    On text that the user did not name it need only be nearer to the dense model, which may be bad at it.
+    """
     for kind in healing.quality:
-        if not kind.better:
+        if not (kind.nearer if kind.text == MANUAL else kind.better):
             raise NoBetterError(
                 f"healing ({healing.method}) does not help: on {kind.text} the perplexity is "
                 f"{kind.healed_perplexity:.4g} healed and {kind.pruned_perplexity:.4g} without, KL to the dense model "
@@ -388,10 +389,6 @@ def prepare(
     elif settings.fit:
         fitted = _fit(weights, text, settings, window, shown=shown)
     if settings.train == "all":
-        parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
-        if shown:
-            more = TRAIN_BYTES * parameters / 1e9
-            say(f"--train all: {parameters:,} parameters are trained and take {more:.2f} GB more")
         weights.give_all(torch.float32)
     elif settings.train == "lora":
         weights.adapt(settings.rank, 2 * settings.rank, settings.seed)
@@ -474,13 +471,6 @@ def asked_task(name: str, dense: Sequence[bool], pruned: Sequence[bool], healed:
     )
 
 
-def _say_one_kind(text: HealingText) -> None:
-    say(
-        f"one kind of text alone, {text.gate[0].text}: the gate cannot see what healing does to others; give "
-        "--calibration TEXT for a second"
-    )
-
-
 def _say_fits(fits: Sequence[Refit]) -> None:
     for each in fits:
         say(f"{each.name}: squared error {each.error_before:.3f} -> {each.error_after:.3f} of the dense state's square")
@@ -543,6 +533,20 @@ def check_settings(settings: HealSettings) -> None:
         check_peft()  # last: its import takes seconds
 
 
+def check_trainable(weights: SharedWeights, *, shown: bool = True) -> None:
+    """Say what a training of whole blocks takes. Raises UserError where so much memory is not free."""
+    parameters = sum(weights.shared(name).numel() for name in weights.names(weights.trained_blocks))
+    needed, free = TRAIN_BYTES * parameters, free_bytes(weights.model.device)
+    said = (
+        f"--train all: {parameters:,} parameters are trained and take {needed / 1e9:.2f} GB more, beside what they "
+        f"compute; {free / 1e9:.2f} GB are free"
+    )
+    if needed > free:
+        raise UserError(f"{said}: take --train lora")
+    if shown:
+        say(said)
+
+
 def check_healable(dense: ModelFolder) -> None:
     """Refuse quantised weights: they are healed before they are quantised."""
     if dense.config.get("quantization_config"):
@@ -592,15 +596,26 @@ def fingerprint_of(plan: Plan, settings: HealSettings, sampled: SampledText | No
 
 
 def untrained(settings: HealSettings, taught: Progress, *, shown: bool) -> HealSettings:
-    """Return the settings of a healing whose time was over before its first step: the closed form's alone.
+    """Return the settings of a healing that no training made better, or that had no time for one: the closed form's.
 
-    Raises UserError where there was no closed form.
+    Raises UserError where there was no closed form; NoBetterError where there was a training.
     """
-    said = f"--minutes {settings.minutes:g} were over before the first step of the training"
+    if taught.tokens:
+        first, *later = taught.checks_nats
+        said, more = (
+            (
+                f"--train {settings.train} ended after {taught.tokens:,} tokens: KL to the dense model on validation "
+                f"text was {first:.4g} nats before it, and {min(later):.4g} at best since"
+            ),
+            f"take a lower --learning-rate than {settings.rate:g}",
+        )
+    else:
+        said = f"--minutes {settings.minutes:g} were over before the first step of the training"
+        more = "give more for a training"
     if not taught.fit_tokens:
-        raise UserError(f"{said}: nothing was healed; give more")
+        raise (NoBetterError if taught.tokens else UserError)(f"{said}: nothing was healed; {more}")
     if shown:
-        say(f"{said}: what is written is the closed form's; give more for a training")
+        say(f"{said}: what is written is the closed form's; {more}")
     return replace(settings, train="none")
 
 
@@ -622,10 +637,11 @@ def one_line_memory_errors(settings: HealSettings) -> Iterator[None]:
     """A processor without memory left is one line, as an accelerator is everywhere."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        said = first_line(error) or type(error).__name__
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in said:
             raise
         less = "--checkpoint-blocks, fewer --batch-tokens, or a shorter --window"
         if settings.train == "none":
             less = "--device cpu" if settings.stream_blocks else "--stream-blocks"
-        raise UserError(f"out of memory while healing ({first_line(error)}); take {less}") from error
+        raise UserError(f"out of memory while healing ({said}); take {less} of `mi-prun heal`") from error

@@ -34,6 +34,7 @@ PASSAGES_AT_ONCE = 256
 ONCE = 1.05  # times through a text; the last step may need a window more than there are
 LEAST_HELD_OUT = 4  # windows, of text that was sampled for something else
 SELF_TOKENS = 32_768  # sampled where no number of tokens is given
+MANUAL, MANUAL_CHARACTERS = "Python's manual", 16  # characters a token, more than any tokenizer's mean
 SELF_GATE_WINDOW = 128  # of `self` where it only judges: sampled side by side, short windows take a quarter of the time
 
 
@@ -88,7 +89,8 @@ class Supply:
 class HealingText:
     """Windows to heal on in a fixed order, and held-out ones by kind.
 
-    validation: by source, in the order given. gate: the same, and one more where there is only one source.
+    validation: by source, in the order given. gate: the same, and one more where there is only one source: text that
+    is sampled from the model, or Python's manual.
     check: refuses token ids that the model has no embedding for; all windows to heal on go through it.
     """
 
@@ -193,10 +195,13 @@ def load_healing_text(
         else:
             supplies.append(_read(source, tokenizer, window_tokens, share, validation + gate, seed))
     text = HealingText(supplies, validation / (validation + gate), check)
-    if len(sources) == 1 and sources[0].name != SELF and model is not None:  # another kind, for the gate alone
-        short = min(window_tokens, SELF_GATE_WINDOW)
-        more = sample(windows_for(gate_tokens, short), short)
-        text.gate.append(Windows(more, f"{SELF}, held-out part"))
+    if len(sources) == 1:  # another kind, for the gate alone
+        if sources[0].name != SELF and model is not None:
+            short = min(window_tokens, SELF_GATE_WINDOW)
+            more = sample(windows_for(gate_tokens, short), short)
+            text.gate.append(Windows(more, f"{SELF}, held-out part"))
+        else:
+            text.gate.append(Windows(_manual(tokenizer, gate, window_tokens), MANUAL))
     if check is not None:
         for kind in (*text.validation, *text.gate):
             check(kind.tokens)
@@ -274,6 +279,19 @@ def _read(
             "are held out of it and something must be left to heal on: give more text or a smaller --window"
         )
     return supply
+
+
+def _manual(tokenizer: Any, windows: int, window_tokens: int) -> Tensor:
+    """Return the first windows of the reference manual that Python carries with it: English prose and code."""
+    from pydoc_data.topics import topics
+
+    bos = begins_with_bos(tokenizer)
+    body = window_tokens - int(bos)
+    text = "\n".join(topics[name] for name in sorted(topics))[: MANUAL_CHARACTERS * windows * window_tokens]
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+    count = min(windows, len(ids) // body)
+    made = ids[: count * body].view(count, body)
+    return with_bos(made, tokenizer) if bos else made
 
 
 def _characters_per_token(text: str, tokenizer: Any) -> float:

@@ -17,6 +17,12 @@ from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.text.calibration import Windows
 
 
+class NoBetterError(UserError):
+    """A healed model is no better than the pruned one."""
+
+    status = 3  # it is no wrong input: a script may go on without healing
+
+
 @dataclass(frozen=True)
 class Judged:
     """Means over the predicted tokens of one text, nats. kl_nats: KL(dense || student). window_tokens: of a window."""

@@ -235,14 +235,17 @@ class SharedWeights:
 
     @torch.no_grad()
     def learned(self, file_names: Mapping[str, str], dtypes: Mapping[str, torch.dtype]) -> Adapter:
-        """What the student has of its own, under the names that the dense model's files have, in the dtypes there."""
+        """What the student has of its own and otherwise than the teacher: under the names that the dense model's files
+        have, in the dtypes there.
+        """
 
         def stored(name: str, tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", dtypes[name]).contiguous()  # where the adapter is merged by `apply` too
 
-        lora = [(name, layer) for name, layer in self.adapters.items()]
+        lora = [(name, layer) for name, layer in self.adapters.items() if layer.lora_B[ADAPTER].weight.any()]
+        own = {name: (stored(name, each.own), stored(name, each.shared)) for name, each in self.own.items()}
         return Adapter(
-            {file_names[name]: stored(name, own.own) for name, own in self.own.items()},
+            {file_names[name]: ours for name, (ours, theirs) in own.items() if not torch.equal(ours, theirs)},
             {file_names[name]: stored(name, layer.lora_A[ADAPTER].weight) for name, layer in lora},
             {file_names[name]: stored(name, layer.lora_B[ADAPTER].weight) for name, layer in lora},
             scaling=lora[0][1].scaling[ADAPTER] if lora else 1.0,

@@ -5,7 +5,7 @@ the teacher runs all blocks without a gradient and the student its own; the loss
 at random here: a training that goes on from its saved state computes what it would have computed.
 
 Several processes share the windows of a step. Gradients are summed, so each takes the step that one process alone would
-take of all windows; nothing else travels, but frozen blocks where they are sharded. Rank 0 keeps the time, validates
+take of all windows; nothing else travels, but frozen blocks where they are sharded. Rank 0 keeps the time, checks
 and saves.
 """
 
@@ -30,7 +30,7 @@ from mi_prun.model.block_model import BlockModel
 from mi_prun.model.loading import multiplies_bfloat16, pick_dtype
 from mi_prun.recovery.distillation import Distillation
 from mi_prun.recovery.healing_text import HealingText
-from mi_prun.recovery.judge import Judge
+from mi_prun.recovery.judge import Judge, NoBetterError
 from mi_prun.recovery.shared_weights import SharedWeights
 from mi_prun.recovery.training_state import (
     BEST,
@@ -45,9 +45,10 @@ from mi_prun.recovery.training_state import (
 )
 from mi_prun.settings import HealSettings
 
-VALIDATE_AT = (0.7, 1.0)  # of the whole training: the early states are not the best ones
+CHECK_AT = (0.0, 0.35, 0.7, 1.0)  # of the whole training
 LEAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 MOST_GRADIENT = 1.0
+LEAST_RMS = 1e-3  # of a tensor, Adafactor's floor: one of zeros is trained too
 BATCH_TOKENS = {"cpu": 512}  # twice the steps win a point or more; a GPU has no use for so few tokens at once
 ACCELERATOR_BATCH_TOKENS = 1_024
 
@@ -125,7 +126,7 @@ class Training:
 
         A step of Adam moves each number by about the rate, however small the tensor's numbers are. So where the blocks
         are trained whole, by the default rate, a tensor of small numbers gets less: a share of its root mean square (as
-        Adafactor has it, arXiv 1804.04235). Adapters begin alike in every model.
+        Adafactor has it, arXiv 1804.04235), of zeros a floor. Adapters begin alike in every model.
         """
         of_rms = self.settings.share_of_rms
         groups: dict[float, list[nn.Parameter]] = defaultdict(list)
@@ -133,7 +134,7 @@ class Training:
             share = 1.0
             if of_rms is not None:
                 rms = float(self.weights.shared(name).detach().float().square().mean().sqrt())
-                share = min(1.0, of_rms * rms / self.settings.rate)
+                share = min(1.0, of_rms * max(rms, LEAST_RMS) / self.settings.rate)
             groups[share].append(parameter)
         return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
@@ -156,13 +157,20 @@ class Training:
         return min(1.0, self.progress.seconds / max(1.0, 60 * self.settings.minutes - self._reserved))
 
     def run(self, advance: Callable[[float], None] | None = None) -> Progress:
-        """Train to the end; the student is then the best state that was validated."""
+        """Train to the end, or to a check that is much worse than the state before the first step.
+
+        The student is then the best state that was checked; that state is one of them.
+        """
         with self.weights.narrowed(self.dtype):
-            while self.share_done < 1:
+            if not self.progress.checks_nats and self.share_done < 1:
+                self._check()
+            while self.share_done < 1 and not self.progress.stopped:
                 done = self.share_done
                 self._step()
-                if self.progress.checked < len(VALIDATE_AT) and self.share_done >= VALIDATE_AT[self.progress.checked]:
-                    self._validate()
+                checked = len(self.progress.checks_nats)
+                if checked < len(CHECK_AT) and self.share_done >= CHECK_AT[checked]:
+                    self._check()
+                    self.save()
                 elif time.monotonic() - self._saved >= 60 * self.settings.save_minutes:
                     self.save()
                 if advance is not None:
@@ -204,10 +212,9 @@ class Training:
         total, seconds = self._summed(total)
         norm = self._clipped()
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise UserError(
+            raise NoBetterError(
                 f"the loss is NaN or Inf at step {self.progress.step + 1} of healing; nothing is written: take a lower "
-                f"--learning-rate of `mi-prun heal` than {self.settings.rate:g} (and --force, which forgets the state "
-                "so far)"
+                f"--learning-rate of `mi-prun heal` than {self.settings.rate:g}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -268,11 +275,10 @@ class Training:
             kl = sum(kind.kl_nats for kind in self.judge.measure()) / len(self.judge.kinds)
         return kl, time.monotonic() - self._start
 
-    def _validate(self) -> None:
+    def _check(self) -> None:
+        """Measure the state on validation text; the best one is kept."""
         kl, seconds = self.ranks.from_first(self._judged, runs_model=True)
-        progress = replace(self.progress, seconds=seconds, checked=self.progress.checked + 1)
-        if progress.best_nats is None or kl < progress.best_nats:
+        before = self.progress.checks_nats
+        if kl < min(before, default=math.inf):
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-            progress = replace(progress, best_nats=kl)
-        self.progress = progress
-        self.save()
+        self.progress = replace(self.progress, seconds=seconds, checks_nats=(*before, kl))

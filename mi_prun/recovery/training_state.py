@@ -1,4 +1,5 @@
-"""The state of a training, in one file: a killed healing goes on from it, on a CPU bit for bit as without the kill.
+"""The state of a training, in one file: a killed healing goes on from it. On a CPU, and for a number of tokens, it
+then gives what it would have given, bit for bit.
 
 A safetensors file: the student's own tensors, adapters, the optimizer's moments, the best state so far; the numbers are
 JSON in its metadata. It takes the place of the one before in one step.
@@ -7,6 +8,7 @@ JSON in its metadata. It takes the place of the one before in one step.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from mi_prun.errors import UserError
 from mi_prun.files import new_file, remove_abandoned_files
 
+MUCH_WORSE = 1.25  # times the loss before the first step
 OWN, TRAINED, BEST, MOMENTS = "own", "trained", "best", "optimizer"
 
 
@@ -28,20 +31,32 @@ class Progress:
     """How far a training has come.
 
     tokens: trained on so far; the next window is the one after them. seconds: of work, over all starts.
-    fit_tokens: that the closed form saw before it. best_nats: the least validation loss so far. checked: validations
-    made. held_out_sha256: of the windows that were held out.
+    fit_tokens: that the closed form saw before it. checks_nats: the loss on validation text, before the first step and
+    at each check since. held_out_sha256: of the windows that were held out.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     fit_tokens: int = 0
-    best_nats: float | None = None
-    checked: int = 0
+    checks_nats: tuple[float, ...] = ()
     held_out_sha256: str = ""
 
     def after(self, tokens: int, seconds: float) -> Progress:
         return replace(self, step=self.step + 1, tokens=self.tokens + tokens, seconds=seconds)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last check is much worse than the state before the first step: the training goes wrong.
+
+        A little worse it may be early, while the rate is high, and better at the end.
+        """
+        return len(self.checks_nats) > 1 and self.checks_nats[-1] > MUCH_WORSE * self.checks_nats[0]
+
+    @property
+    def helped(self) -> bool:
+        """Whether a check was better than the state before the first step."""
+        return min(self.checks_nats[1:], default=math.inf) < self.checks_nats[0]
 
 
 def state_path(out: Path) -> Path:
@@ -89,7 +104,12 @@ def load_state(path: Path, fingerprint: str) -> SavedState | None:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 group, _, rest = name.partition("/")
                 groups[group][rest] = file.get_tensor(name)
-            progress = Progress(**json.loads(metadata["progress"]))
+            said = json.loads(metadata["progress"])
+            if "checks_nats" not in said:
+                raise UserError(
+                    f"{path} is the state of a healing by another release; remove it, or give --force to begin anew"
+                )
+            progress = Progress(**{**said, "checks_nats": tuple(said["checks_nats"])})
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); remove it to begin anew") from error
     return SavedState(progress, groups)

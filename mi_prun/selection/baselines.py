@@ -62,7 +62,8 @@ def bi(context: Context, k: int, count: int) -> list[Dropped]:
 def angular(context: Context, k: int, count: int) -> list[Dropped]:
     """Drop the contiguous window of k blocks with the least `arccos(cos(h_i, h_{i+k})) / pi` (arXiv 2403.17887).
 
-    The angles are between random projections of the states, as the analysis has them: near the states' own, not equal.
+    The angles are as the analysis has them: between whole states with `reading`; with the other estimators between
+    random projections of the states, which are near the states' own and not equal.
     """
     angle = context.analysis.pair_angle
     return sorted(windows(context.num_blocks, k), key=lambda dropped: angle[dropped[0], dropped[0] + k])[:count]

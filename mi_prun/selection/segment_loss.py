@@ -26,7 +26,8 @@ def measured_costs(context: Context, longest: int) -> Costs:
     segments = [(i, j) for i in range(num_blocks) for j in range(i + 1, min(num_blocks, i + longest) + 1)]
     windows = first_windows(context)
     with progress("segment-loss", len(segments), "segments") as advance:
-        dense, *losses = context.screening.measure([(), *(tuple(range(i, j)) for i, j in segments)], windows=windows)
+        sets = [(), *(tuple(range(i, j)) for i, j in segments)]
+        dense, *losses = context.screening.measure(sets, windows=windows, may_break=True)
         advance(len(segments))
     for (i, j), loss in zip(segments, losses, strict=True):
         cost[i, j] = context.value(loss) - context.value(dense)

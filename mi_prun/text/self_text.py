@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mi_prun.console import progress
 from mi_prun.errors import UserError
+from mi_prun.model.loading import free_bytes
 
 # Rows sampled at once: a step reads all weights whatever the rows are. Their keys and values bound them, on a CPU by a
 # constant: the seed alone decides what is sampled, not the memory that is free.
@@ -70,8 +71,7 @@ def rows_at_once(model: Any, window_tokens: int) -> int:
         return max(1, CPU_CACHE_BYTES // row_bytes)
     rows = ACCELERATOR_TOKENS // window_tokens
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        rows = min(rows, free // 2 // row_bytes)
+        rows = min(rows, free_bytes(device) // 2 // row_bytes)
     return max(1, rows)
 
 

@@ -22,7 +22,8 @@ from mi_prun.errors import UserError
 from mi_prun.model import model_folder, weight_files
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.ratio import Amount
-from mi_prun.settings import AnalyzeSettings, PlanSettings, WriteSettings
+from mi_prun.recovery.judge import NoBetterError
+from mi_prun.settings import AnalyzeSettings, HealSettings, PlanSettings, WriteSettings
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[tuple[Any, ...]]:
@@ -66,6 +67,7 @@ def prune(harbour: Path, tmp_path: Path) -> Callable[..., pipeline.Pruned]:
         *,
         plan: PlanSettings | None = None,
         write: WriteSettings | None = None,
+        heal: HealSettings | None = None,
         **analyze_options: Any,
     ) -> pipeline.Pruned:
         options: dict[str, Any] = {
@@ -81,6 +83,7 @@ def prune(harbour: Path, tmp_path: Path) -> Callable[..., pipeline.Pruned]:
             AnalyzeSettings(**(options | analyze_options)),
             plan or PlanSettings(rerank=4, device="cpu"),
             write or WriteSettings(),
+            heal=heal,
         )
 
     return call
@@ -164,6 +167,21 @@ def test_several_texts_choose_and_measure_together(
     assert (quality.text, quality.windows) == ("harbour.txt (3), ships.txt (1), held-out part", 4)
 
 
+def test_blocks_that_were_chosen_are_said_where_healing_does_not_help(
+    reference: Path, prune: Callable[..., pipeline.Pruned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def heal_model(*args: Any, **options: Any) -> None:
+        raise NoBetterError("healing (fit) does not help")
+
+    monkeypatch.setattr(pipeline, "heal_model", heal_model)
+    fit = HealSettings(train="none")
+    tail = PlanSettings(method="tail", quality=False, device="cpu")
+    with pytest.raises(NoBetterError, match=r"does not help; the blocks chosen: --drop 9,10,11$"):
+        prune(reference, plan=tail, heal=fit)
+    with pytest.raises(NoBetterError, match=r"does not help$"):
+        prune(reference, Amount(drop="4-5"), plan=PlanSettings(quality=False, device="cpu"), heal=fit)
+
+
 def no_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
@@ -190,11 +208,6 @@ def bad_field(model: Path) -> None:
             {"amount": Amount(drop="1"), "plan": PlanSettings(method="bi", recall=0.1)},
             "--drop names the blocks, nothing is chosen: leave out --method, --recall",
         ),
-        (
-            None,
-            {"amount": Amount(drop="1"), "plan": PlanSettings(), "estimator": "ksg", "noise": 0.5},
-            "--drop names the blocks, nothing is chosen: leave out --estimator, --noise",
-        ),
         (None, {"plan": PlanSettings(method="tail", rerank=24)}, "--rerank 24: the method tail proposes one set"),
         (None, {"sources": ("gone.txt",)}, "gone.txt: no such file"),
         (
@@ -202,7 +215,7 @@ def bad_field(model: Path) -> None:
             {"sources": ("gone.txt",), "amount": Amount(drop="1"), "plan": PlanSettings()},
             "gone.txt: no such file",
         ),
-        (None, {"estimator": "magic"}, "--estimator must be one of"),
+        (None, {"estimator": "magic"}, "estimator must be one of"),
         (None, {"projection": 10_000, "estimator": "ksg"}, "needs at least"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import resource
 from pathlib import Path
@@ -17,7 +16,7 @@ from serve.ab.arms.served_name import with_model_name
 from serve.ab.arms.supervisor import check_engines
 from serve.ab.arms.supervisor_client import SupervisorClient
 from serve.ab.config import Config
-from serve.ab.proxy.security import load_keys
+from serve.ab.proxy.security import OwnHosts, is_loopback, load_keys
 from serve.ab.wire.protocol import bounded_protocol
 from serve.scratch import scratch_folder
 from serve.server import check_port
@@ -32,7 +31,7 @@ def run(config: Config, *, reset: bool = False) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     check_port(config.host, config.port)
     keys = load_keys(config)
-    if keys.open and not _is_loopback(config.host):
+    if keys.open and not is_loopback(config.host):
         logger.warning("no API keys are set: whoever reaches %s:%d is a client", config.host, config.port)
     raise_open_files()
     if config.log_folder is not None and not config.log_folder.is_dir():
@@ -46,7 +45,7 @@ def run(config: Config, *, reset: bool = False) -> None:
         gc.collect()
         gc.freeze()  # what is there for good is not looked at again, in the middle of somebody's answer
         uvicorn.run(
-            app,
+            OwnHosts(app, config.cors_origins) if keys.open and is_loopback(config.host) else app,
             host=config.host,
             port=config.port,
             loop="uvloop",
@@ -62,13 +61,6 @@ def run(config: Config, *, reset: bool = False) -> None:
             timeout_keep_alive=round(config.limits.keep_alive_s),
             timeout_graceful_shutdown=max(1, round(config.limits.drain_s)),
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def raise_open_files() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.ab.proxy.completion_text import CompletionText
+from serve.ab.verdict.event import LARGEST_NATS
 
 WORD = re.compile(r"\s*\S+|\s+$")
 
@@ -55,7 +56,9 @@ async def tokenize(text: str, ask: Ask) -> list[int] | None:
 async def logprob_difference_nats(
     request: Mapping[str, Any], primary: CompletionText, shadow: CompletionText, ask: Ask
 ) -> tuple[float, int] | None:
-    """Return the mean over the primary's tokens of `log p_shadow - log p_primary`, and their number; None without any.
+    """Return the mean over the primary's tokens of `log p_shadow - log p_primary`, and their number.
+
+    None without any tokens, or where it is no finite number of a sensible size.
 
     The shadow arm scores the primary's own tokens (vLLM's `prompt_logprobs`). An engine that cannot is compared over
     the tokens that both said before they parted, which is all that can be known then.
@@ -68,7 +71,8 @@ async def logprob_difference_nats(
         scored = list(zip(shadow.logprobs[:same], primary.logprobs[:same], strict=True))
     if not scored:
         return None
-    return sum(theirs - ours for theirs, ours in scored) / len(scored), len(scored)
+    nats = sum(theirs - ours for theirs, ours in scored) / len(scored)
+    return (nats, len(scored)) if abs(nats) <= LARGEST_NATS else None  # NaN is not, either
 
 
 async def _scores(request: Mapping[str, Any], primary: CompletionText, ask: Ask) -> list[tuple[float, float]] | None:

@@ -14,6 +14,8 @@ GENERATIONS = (*COMPLETIONS, *NOT_IN_EACH_ENGINE)
 PATHS = (*GENERATIONS, "/v1/messages/count_tokens", "/v1/embeddings", "/tokenize", "/detokenize")
 HELD_BY_ONE_ARM = ("previous_response_id", "background")
 LONGEST_NAME = 1024
+# Lists and objects of a body take up to 200 bytes each, once read. A prompt of a million tokens of JSON has fewer.
+MOST_BRACKETS = 2**18
 
 
 class RefusalError(Exception):
@@ -91,6 +93,8 @@ def no_such_model(model: str, names: Sequence[str]) -> RefusalError:
 
 def parse_request(path: str, body: bytes, names: Sequence[str], arms: Mapping[str, object]) -> ParsedRequest:
     """Return the request that a body holds. names: the model's; arms: what `NAME@arm` may name. Raises RefusalError."""
+    if body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
+        raise RefusalError(413, f"the body has more than {MOST_BRACKETS:,} [ and {{", code="body_limit")
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:

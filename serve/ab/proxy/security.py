@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mi_prun.errors import UserError
 from serve.ab.config import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Config
+from serve.ab.proxy.parsed_request import RefusalError
 from serve.ab.wire.headers import ANTHROPIC_KEY, RawHeaders, value_of
 
 SHORTEST_KEY = 8
@@ -126,3 +130,47 @@ def require_client(request: Request) -> None:
     """Let clients and operators in to a route, by an API key or the admin key, where keys are set."""
     if caller_of(request).role == "nobody":
         raise HTTPException(401, "an API key is needed", {"WWW-Authenticate": "Bearer"})
+
+
+class OwnHosts:
+    """An ASGI application for a loopback address without keys: it refuses the host names that are not its own.
+
+    A page of any site could have its own name resolve to 127.0.0.1, and be a client in the browser of whoever opens it
+    (DNS rebinding). origins: of pages that may be clients (`cors_origins`), whose host names are taken too.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._any = "*" in origins
+        self._names = {urlsplit(origin).hostname for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._any or self._is_own(value_of(scope["headers"], b"host")):
+            await self._app(scope, receive, send)
+            return
+        refusal = RefusalError(
+            403,
+            "without API keys only localhost and hosts of cors_origins are answered; let a proxy in front send Host: "
+            "localhost, or set API keys",
+            "permission_error",
+            "host_name",
+        )
+        answer = Response(refusal.body(), refusal.status, {"Connection": "close"}, "application/json")
+        await answer(scope, receive, send)
+
+    def _is_own(self, said: bytes | None) -> bool:
+        if not said:
+            return True  # HTTP/1.0: no browser
+        try:
+            name = urlsplit(f"//{said.decode('latin-1')}").hostname
+        except ValueError:
+            return False
+        return name is not None and (is_loopback(name) or name in self._names)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -8,6 +8,7 @@ waited for an earlier request then is lost, in both arms alike.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.ab.verdict.assignment_order import AssignmentOrder
-from serve.ab.verdict.event import ARM_FAULTS, Event, ShadowComparison
+from serve.ab.verdict.event import ARM_FAULTS, LARGEST_NATS, Event, ShadowComparison
 from serve.ab.verdict.quantiles import Quantiles
 from serve.ab.verdict.quantities import QUANTITIES, known_finish_reason
 from serve.ab.verdict.sample_ratio import SampleRatio, SeenKeys
@@ -45,6 +46,7 @@ class ArmAggregates:
         self.errors = Share()
         self.weighted_errors = Sums()  # the same, to be compared with another arm's
         self.gave_up = Share()  # clients that did not wait for the end
+        self.weighted_gave_up = Sums()
         self.token_counts = TokenCounts()
         self.sums = {name: Sums() for name in QUANTITIES}
         self.quantiles = {name: Quantiles() for name in QUANTITIES}
@@ -82,7 +84,9 @@ class ArmAggregates:
             self.errors.add(failed)
             self.weighted_errors.add(float(failed), 1.0, weight, bucket)
         if event.outcome in ("ok", "client_gone"):
-            self.gave_up.add(event.outcome == "client_gone")
+            gave_up = event.outcome == "client_gone"
+            self.gave_up.add(gave_up)
+            self.weighted_gave_up.add(float(gave_up), 1.0, weight, bucket)
         for name, quantity in QUANTITIES.items():
             if (y_x := quantity.y_x(event)) is not None:
                 self.sums[name].add(*y_x, weight, bucket)
@@ -120,6 +124,7 @@ class ArmAggregates:
             "errors": self.errors.state(),
             "weighted_errors": self.weighted_errors.state(),
             "gave_up": self.gave_up.state(),
+            "weighted_gave_up": self.weighted_gave_up.state(),
             "token_counts": self.token_counts.state(),
             "sums": {name: sums.state() for name, sums in self.sums.items()},
             "quantiles": {name: quantiles.state() for name, quantiles in self.quantiles.items()},
@@ -134,6 +139,8 @@ class ArmAggregates:
         arm.finish_reasons = Counter(state["finish_reasons"])
         arm.errors, arm.gave_up = Share.restored(state["errors"]), Share.restored(state["gave_up"])
         arm.weighted_errors = Sums.restored(state["weighted_errors"])
+        if "weighted_gave_up" in state:  # older releases had none
+            arm.weighted_gave_up = Sums.restored(state["weighted_gave_up"])
         arm.token_counts = TokenCounts.restored(state.get("token_counts", {}))  # the release before had none
         arm.sums = {name: Sums.restored(state["sums"][name]) for name in QUANTITIES}
         arm.quantiles = {name: Quantiles.restored(state["quantiles"][name]) for name in QUANTITIES}
@@ -168,8 +175,9 @@ class ShadowAggregates:
             return
         for mean in self.agreement.values():
             mean.add(comparison.agreement)
-        if comparison.logprob_difference_nats is not None and comparison.primary_arm == control:
-            self.logprobs.add(comparison.logprob_difference_nats, 1.0, 1.0, bucket)
+        nats = comparison.logprob_difference_nats
+        if nats is not None and abs(nats) <= LARGEST_NATS and comparison.primary_arm == control:
+            self.logprobs.add(nats, 1.0, 1.0, bucket)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -185,7 +193,8 @@ class ShadowAggregates:
         shadow.agreement = {
             level: BoundedMean.restored(mean, level) for level, mean in zip(levels, state["agreement"], strict=True)
         }
-        shadow.logprobs = Sums.restored(state["logprobs"])
+        if math.isfinite(state["logprobs"]["yy"]):  # older releases added what was not finite
+            shadow.logprobs = Sums.restored(state["logprobs"])
         return shadow
 
 
@@ -258,6 +267,11 @@ class Aggregates:
         self._comparison_order.begin(sequence)
         if not key_hash or self._seen.is_new(key_hash):
             self._count_client(arm)
+
+    @property
+    def share_of_keys_missed(self) -> float:
+        """The share of new keys that are taken for known ones, and do not count for the sample ratio."""
+        return self._seen.share_set
 
     def mirrored(self, sequence: int) -> None:
         """Await a comparison of this request."""

@@ -26,8 +26,8 @@ from serve.ab.verdict.schema import (
     VerdictSettings,
     line,
 )
-from serve.ab.verdict.statistics import Bounds
-from serve.ab.verdict.sums import MIN_REQUESTS, Contrast
+from serve.ab.verdict.statistics import Bounds, Share
+from serve.ab.verdict.sums import MIN_BUCKETS, MIN_REQUESTS, Contrast, rate_bounds
 
 NOTED_WAIT_S = 30.0
 
@@ -112,18 +112,13 @@ def _difference(aggregates: Aggregates, arm: str, figure: str, alpha: float) -> 
     )
 
 
-def _rate_difference(ours: Figure, control: Figure, bounds: tuple[Bounds, Bounds]) -> Difference:
-    """Compare two rates.
-
-    bounds: of both, each at half the level. So both hold at the whole one, however few errors there are.
-    """
-    if ours.mean is None or control.mean is None:
-        return Difference(difference=None, interval=None, direction="unknown")
-    between = (bounds[0][0] - bounds[1][1], bounds[0][1] - bounds[1][0])
-    direction = _direction(between)
-    if direction == "no different" and min(ours.requests, control.requests) < MIN_REQUESTS:
-        direction = "unknown"
-    return Difference(difference=ours.mean - control.mean, interval=_interval(between), direction=direction)
+def _rate_difference(ours: Share, control: Share, weighted: Contrast, alpha: float) -> Difference:
+    bounds = rate_bounds(ours, control, weighted, alpha)
+    return Difference(
+        difference=weighted.estimate() if weighted.known else None,
+        interval=_interval(bounds),
+        direction=_direction(bounds),
+    )
 
 
 def _comparison(
@@ -136,19 +131,14 @@ def _comparison(
     name, alpha = ours.arm, settings.alpha
     arm, control = aggregates.arms[name], aggregates.arms[aggregates.control]
     differences = {figure: _difference(aggregates, name, figure, alpha) for figure in QUANTITIES}
-    half = alpha / 2
-    errors = _rate_difference(
-        ours.error_rate, theirs.error_rate, (arm.errors.bounds(half), control.errors.bounds(half))
-    )
-    gave_up = _rate_difference(
-        ours.gave_up_rate, theirs.gave_up_rate, (arm.gave_up.bounds(half), control.gave_up.bounds(half))
-    )
+    errors = Contrast(arm.weighted_errors, control.weighted_errors)
+    gave_up = Contrast(arm.weighted_gave_up, control.weighted_gave_up)
     comparison = Comparison(
         arm=name,
         text="",
         differences=differences,
-        error_rate=errors,
-        gave_up_rate=gave_up,
+        error_rate=_rate_difference(arm.errors, control.errors, errors, alpha),
+        gave_up_rate=_rate_difference(arm.gave_up, control.gave_up, gave_up, alpha),
         shadow=_shadow(name, aggregates, alpha),
         sample_size=_sample_size(name, aggregates, settings),
         sample_ratio=_sample_ratio(name, aggregates),
@@ -238,11 +228,23 @@ def _notes(aggregates: Aggregates, comparisons: Sequence[Comparison]) -> list[st
                 f"none of the {answers:,} answers of {comparison.arm} has a {comparison.sample_size.figure} (streams "
                 'alone have TTFT and ITL), so no sample size can be said; set figure = "e2e_ms" in [verdict]'
             )
+    for name, one in aggregates.arms.items():
+        sums = one.weighted_errors
+        if sums.count >= MIN_REQUESTS and not sums.enough:
+            notes.append(
+                f"a few sticky keys have most of the requests of {name}: they say as much as "
+                f"{sums.effective_buckets:.0f} equal clients, and an interval needs {MIN_BUCKETS:g} of each arm"
+            )
     for arm in aggregates.others:
         reasons = aggregates.incomparable(arm)
         for reason in dict.fromkeys(reasons.values()):
             titles = " and ".join(QUANTITIES[name].title for name, why in reasons.items() if why == reason)
             notes.append(f"{arm} and {aggregates.control} cannot be compared in {titles}: {reason}")
+    if aggregates.share_of_keys_missed > 0.5:
+        notes.append(
+            f"{aggregates.share_of_keys_missed:.0%} of new sticky keys do not count for the sample ratio: so many have "
+            "come that they are taken for known ones, in either arm alike"
+        )
     if aggregates.order.waiting and aggregates.order.oldest_s > NOTED_WAIT_S:
         notes.append(
             f"not in the figures yet: {aggregates.order.waiting:,} that ended. Requests count in the order in which "

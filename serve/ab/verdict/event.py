@@ -12,6 +12,7 @@ from typing import Literal
 
 Reason = Literal["split", "sticky", "explicit", "failover", "paused"]
 Outcome = Literal["ok", "client_error", "upstream_error", "timeout", "disconnected", "client_gone"]
+LARGEST_NATS = 1e6  # a difference of log-probabilities beyond it is none: an engine's infinity, or its lowest number
 ARM_FAULTS: frozenset[Outcome] = frozenset({"upstream_error", "timeout", "disconnected"})
 
 

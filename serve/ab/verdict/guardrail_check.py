@@ -12,7 +12,7 @@ from mi_prun.artefact import Record
 from serve.ab.verdict.aggregates import Aggregates, ArmAggregates, Threshold
 from serve.ab.verdict.guardrail_rule import GuardrailRule, Kind, Standing
 from serve.ab.verdict.statistics import Bounds, Share
-from serve.ab.verdict.sums import Contrast, Sums
+from serve.ab.verdict.sums import Contrast, Sums, rate_bounds
 
 
 def level(alpha: float, rules: Sequence[GuardrailRule], arms: int) -> float:
@@ -86,18 +86,9 @@ def _above(case: _Case) -> tuple[Share, Share]:
 
 
 def _excess_errors(case: _Case) -> Bounds | None:
-    """Bounds of the arm's error rate less `bound` times the control's: two intervals in one.
-
-    One takes each side at half the level: exact with however few errors, but a split that is changed in the middle of
-    an outage would mislead it. The other weighs requests by their split and groups them by key, but is normal only with
-    many errors.
-    """
-    times = case.rule.bound
-    weighted = Contrast(case.ours.weighted_errors, case.control.weighted_errors).bounds(case.alpha, times)
-    if weighted is None:
-        return None
-    ours, control = case.ours.errors.bounds(case.alpha / 2), case.control.errors.bounds(case.alpha / 2)
-    return min(ours[0] - times * control[1], weighted[0]), max(ours[1] - times * control[0], weighted[1])
+    """Bounds of the arm's error rate less `bound` times the control's."""
+    weighted = Contrast(case.ours.weighted_errors, case.control.weighted_errors)
+    return rate_bounds(case.ours.errors, case.control.errors, weighted, case.alpha, case.rule.bound)
 
 
 def _error_ratio_bounds(case: _Case) -> Bounds | None:

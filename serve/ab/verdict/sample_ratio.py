@@ -12,25 +12,42 @@ import math
 from hashlib import blake2b
 from typing import Any
 
-SEEN_BITS = 2**18  # where two keys fall on one bit the second goes uncounted, in either arm alike
+SEEN_BITS = 2**18  # at first; where two keys fall on one bit the second goes uncounted, in either arm alike
+MOST_SEEN_BITS = 2**24  # 2.8 MB of each save, which then takes some 10 ms more
+GROWTH = 8
+GROWS_AT = {SEEN_BITS: 1 / 16, SEEN_BITS * GROWTH: 1 / 8}  # the share of bits that are set, by their number
 TILTS = tuple(sign * tilt for tilt in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) for sign in (-1, 1))  # of log odds
 ODDS = tuple(map(math.exp, TILTS))
 ALPHA = 0.01
 
 
 class SeenKeys:
-    """A set of keys in constant memory, that may take a new one for a known one."""
+    """A set of keys in bounded memory, that may take a new one for a known one.
 
-    def __init__(self) -> None:
-        self._bits = bytearray(SEEN_BITS // 8)
+    A key sets one bit. Where too many are set, all bits are repeated: a known key stays known, and the share of bits
+    that are set stays. New keys then have more bits to fall on.
+    """
+
+    def __init__(self, bits: bytes = bytes(SEEN_BITS // 8)) -> None:
+        self._bits = bytearray(bits)
+        self._set = int.from_bytes(bits).bit_count()
+
+    @property
+    def share_set(self) -> float:
+        """The share of bits that are set: so many of the new keys are taken for known ones."""
+        return self._set / (8 * len(self._bits))
 
     def is_new(self, key: str) -> bool:
         """Return whether the key is new; from now on it is not."""
-        index = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % SEEN_BITS
+        index = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % (8 * len(self._bits))
         byte, bit = index // 8, 1 << index % 8
         if self._bits[byte] & bit:
             return False
         self._bits[byte] |= bit
+        self._set += 1
+        if self.share_set > GROWS_AT.get(8 * len(self._bits), 1.0):
+            self._bits *= GROWTH
+            self._set *= GROWTH
         return True
 
     def state(self) -> str:
@@ -38,11 +55,10 @@ class SeenKeys:
 
     @classmethod
     def restored(cls, state: str) -> SeenKeys:
-        seen = cls()
-        seen._bits = bytearray(base64.b64decode(state))
-        if len(seen._bits) != SEEN_BITS // 8:
-            raise ValueError(f"{len(seen._bits)} bytes of keys, not {SEEN_BITS // 8}")
-        return seen
+        bits = base64.b64decode(state)
+        if 8 * len(bits) not in (*GROWS_AT, MOST_SEEN_BITS):
+            raise ValueError(f"{len(bits)} bytes of keys, not {SEEN_BITS // 8} to {MOST_SEEN_BITS // 8}")
+        return cls(bits)
 
 
 class SampleRatio:

@@ -18,10 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.ab.verdict.statistics import Bounds, ratio_bounds, width
+from serve.ab.verdict.statistics import Bounds, Share, ratio_bounds, width
 
 BUCKETS = 256
 MIN_REQUESTS = 100  # of each arm, before an interval is given: a skewed sum of fewer is not normal enough
+# Effective buckets of each arm, before an interval is given. In simulations with 4 to 200 clients (of one size or Zipf,
+# lognormal or some of them failing, 1 in 2 or 1 in 10 at the arm) equal arms were told apart in up to 28 % of the runs
+# without this bound, in up to 8 % with 12, in up to 2 % with 20.
+MIN_BUCKETS = 20.0
+ROUNDING = 1e-9  # of the ratios: sums of values that are all alike differ by less
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,6 +62,17 @@ class Sums:
     def size(self) -> float:
         """Sum of w x: grows in step with the experiment's requests, the same for either arm."""
         return self._x
+
+    @property
+    def effective_buckets(self) -> float:
+        """Number of buckets, were all of one size (Kish): small where a few clients send most of the requests."""
+        squares = float(self._bucket_x @ self._bucket_x)
+        return self._x * self._x / squares if squares else 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether an interval can be given."""
+        return self.count >= MIN_REQUESTS and self.effective_buckets >= MIN_BUCKETS
 
     def _residual_squares(self) -> float:
         ratio = self._y / self._x
@@ -114,7 +130,7 @@ class Contrast:
     """The contrast R_arm - c R_control with its standard error, for any c; for an arm alone c = 0."""
 
     def __init__(self, arm: Sums, control: Sums | None = None) -> None:
-        self.ready = arm.count >= MIN_REQUESTS and (control is None or control.count >= MIN_REQUESTS)
+        self.ready = arm.enough and (control is None or control.enough)
         self.known = arm.ratio is not None and (control is None or control.ratio is not None)
         self._arm = arm.ratio or 0.0
         self._control = (control.ratio or 0.0) if control else 0.0
@@ -142,7 +158,8 @@ class Contrast:
     def margin(self, c: float, alpha: float) -> float:
         variance = self.variance(c)
         first = self._first[0] + c * c * self._first[1]
-        return math.sqrt(variance) * width(variance / first if first > 0 else self._requests, alpha)
+        margin = math.sqrt(variance) * width(variance / first if first > 0 else self._requests, alpha)
+        return max(margin, ROUNDING * (abs(self._arm) + c * abs(self._control)))
 
     def estimate(self, c: float = 1.0) -> float:
         return self._arm - c * self._control
@@ -183,3 +200,17 @@ class Contrast:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if shown(middle) else (middle, high)
         return high
+
+
+def rate_bounds(arm: Share, control: Share, weighted: Contrast, alpha: float, times: float = 1.0) -> Bounds | None:
+    """Return bounds of an arm's rate less `times` the control's: two intervals in one; None where there are too few.
+
+    One takes each side at half the level: exact with however few successes, but a split that is changed on the way or
+    a client that sends much would mislead it. The other weighs requests by their split and groups them by key, but is
+    normal only with many successes.
+    """
+    bounds = weighted.bounds(alpha, times)
+    if bounds is None:
+        return None
+    ours, theirs = arm.bounds(alpha / 2), control.bounds(alpha / 2)
+    return min(ours[0] - times * theirs[1], bounds[0]), max(ours[1] - times * theirs[0], bounds[1])

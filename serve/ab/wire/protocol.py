@@ -22,8 +22,9 @@ UVICORN_METHODS = (
     *("connection_made", "connection_lost", "resume_writing", "data_received"),
     *("on_headers_complete", "on_body", "on_message_complete"),
 )
-UVICORN_ATTRIBUTES = ("parser", "loop", "transport", "flow", "cycle", "url", "headers")
+UVICORN_ATTRIBUTES = ("parser", "loop", "transport", "flow", "cycle", "url", "headers", "pipeline")
 OFFER = frozenset((b"upgrade", b"http2-settings"))
+MOST_PIPELINED = 16  # requests that wait for the answer to an earlier one
 
 
 CYCLE_ATTRIBUTES = ("chunked_encoding", "expected_content_length")
@@ -100,9 +101,9 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """Return a class for `uvicorn.Config(http=...)`.
 
     It answers 431 to a head that is too large. It ends a connection on which as much comes that is no whole head and no
-    body: trailers, or the head of a next request while an answer is under way. It ends one whose first request, or next
-    one once it has begun, does not come in time (408), and one whose client takes nothing of what it is sent. The body
-    has bounds of its own (`Proxy`, `BoundedBodies`).
+    body: trailers, or the head of a next request while an answer is under way. It ends one on which MOST_PIPELINED
+    requests wait. It ends one whose first request, or next one once it has begun, does not come in time (408), and one
+    whose client takes nothing of what it is sent. The body has bounds of its own (`Proxy`, `BoundedBodies`).
     """
 
     class BoundedProtocol(HttpToolsProtocol):
@@ -151,6 +152,10 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
                 self._refuse_head()
                 return
             super().on_headers_complete()
+            self.headers = []  # for trailers: the request keeps its own
+            if len(self.pipeline) >= MOST_PIPELINED:
+                self.transport.abort()
+                return
             if self.parser.get_http_version() == "1.0" and self.cycle is not None:
                 # Such a client knows no chunks (RFC 9112, 6.1): its answer ends where the connection does.
                 self.cycle.chunked_encoding = False

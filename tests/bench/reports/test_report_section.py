@@ -67,7 +67,8 @@ def test_of_two_sets_of_as_many_blocks_the_headline_takes_the_better_one(point: 
 
     run = Run("run-1", (point(), judged((1, 2), 62.5), judged((2, 3), 61.0), judged((4, 5, 6), 62.6)))
     assert headline(run).endswith("perplexity 50.0 → 61.0")  # 62.5 is a quarter more than 50, and no more
-    worse = Run("run-1", (point(), judged((1, 2), 99.0), judged((3,), 98.0)))
+    worse = Run("run-1", (point(), judged((1, 2), 99.0), judged((4,), 99.0), judged((3,), 98.0)))
+    assert headline(worse).endswith("perplexity 50.0 → 98.0")
     assert headline(worse).startswith("12.5% of blocks gone")  # none is fair: the smallest ratio
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from bench.studies.heal_cost import PlainLoop, main, student_of
+from bench.studies.heal_cost import PlainLoop, growth_bytes, main, student_of
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.recovery.shared_weights import SharedWeights
@@ -30,12 +31,21 @@ def test_the_plain_student_is_the_model_without_the_blocks(tiny: Callable[..., P
     assert plain.step(tokens) < first
 
 
+def test_the_most_memory_of_a_step_is_seen_though_it_is_given_back() -> None:
+    def step() -> None:
+        torch.ones(2**26)
+
+    for _ in range(2):
+        assert growth_bytes(torch.device("cpu"), step) == pytest.approx(2**28, rel=0.1)
+
+
 def test_a_line_is_measured(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "cost.jsonl"
+    model = tiny("llama")
     words = [
-        str(tiny("llama")),
+        str(model),
         "--drop",
         "2-3",
         "--steps",
@@ -53,6 +63,8 @@ def test_a_line_is_measured(
     assert stopped.value.code == 0, capsys.readouterr().err
     line = json.loads(out.read_text())
     assert (line["dropped"], line["step_tokens"], line["train_dtype"]) == ([2, 3], 32, "float32")
+    assert line["growth_bytes"].keys() == {"healing", "plain"}
+    assert line["dense_bytes"] == sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
     assert len(line["healing_s"]) == len(line["plain_s"]) == 2
     assert {"prefix", "teacher forward", "student forward", "backward of the blocks", "optimizer", "step"} <= set(
         line["parts_s"]

@@ -11,7 +11,7 @@ from bench.studies import heal_study
 from bench.studies.heal_study import JudgedModel, cell, figures, healed_table, read_records, settings_of
 from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
-from mi_prun.recovery.heal import NoBetterError
+from mi_prun.recovery.judge import NoBetterError
 from mi_prun.settings import HealSettings
 
 
@@ -80,10 +80,10 @@ def test_a_study_goes_on_with_what_it_lacks(reference, tmp_path, monkeypatch, ca
     (record,) = map(json.loads, first.splitlines())
     assert (record["case"], record["dropped"], record["healing"]["method"]) == ("fit", [4, 5], "fit")
     assert record["judged"]["judge.txt"].keys() == {"dense", "pruned", "healed", "gap_closed"}
-    assert run("fit", "lora:512") == 0
+    assert run("fit", "lora:1k") == 0
     assert out.read_text().startswith(first)
-    assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == ["fit", "lora:512"]
-    names = [f"{case}-without-4-5-seed-0" for case in ("fit", "lora-512")]
+    assert [json.loads(line)["case"] for line in out.read_text().splitlines()] == ["fit", "lora:1k"]
+    names = [f"{case}-without-4-5-seed-0" for case in ("fit", "lora-1k")]
     assert [(tmp_path / "kept" / name / "config.json").is_file() for name in names] == [True, True]
 
 

@@ -90,6 +90,7 @@ def test_every_choice_is_measured_on_the_same_text_beside_the_optimum(records: P
     rows = read_study(records / "reference.harbour.jsonl")
     assert len(rows) == 4 * 2 * 2  # methods, numbers of blocks, seeds
     assert len({row.dense_perplexity for row in rows}) == 1
+    assert {row.ranked_tokens for row in rows} == {256}
     assert len({row.row.analysis for row in rows}) == 2  # a text of its own for each seed
     for row in rows:
         if len(row.row.dropped) == 1:

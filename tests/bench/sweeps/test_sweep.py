@@ -225,6 +225,7 @@ def test_each_pruned_model_is_healed_once(
     from mi_prun.comparison.comparison import analysis_in
     from mi_prun.recovery import heal as recovery
     from mi_prun.recovery.closed_form import NoClosedFormError
+    from mi_prun.recovery.judge import NoBetterError
 
     healed: list[int] = []
 
@@ -233,7 +234,7 @@ def test_each_pruned_model_is_healed_once(
     ) -> None:
         healed.append(len(plan.dropped))
         if len(plan.dropped) == 6:
-            raise recovery.NoBetterError("healing does not help")
+            raise NoBetterError("healing does not help")
         healing = Healing(method="fit", text="self", tokens=0, fit_tokens=64, seconds=1, seed=sampled.healing.shape[0])
         write_checkpoint(dense, plan, out, virtual=virtual, force=force, healed=Healed(healing))
 
@@ -263,6 +264,16 @@ def test_each_pruned_model_is_healed_once(
         patch.setattr(recovery, "heal", not_fitting)
         assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=2.0), analysis, virtual=True) == []
     assert "bi-0-3: the closed form does not fit this family" in capsys.readouterr().err
+
+    def no_memory(*args: Any, **options: Any) -> None:
+        raise UserError("out of memory while healing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "heal", no_memory)
+        assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=3.0), analysis, virtual=True) == []
+    assert "bi-0-3: not healed: out of memory while healing" in capsys.readouterr().err
+    assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=3.0), analysis, virtual=True)
+    assert healed.pop() == 3  # it may go another time
     # A plan made again is healed again, in its place: the folder's name says its blocks, not who chose them.
     older = Plan.read(plans[0]).model_copy(update={"tool_version": "0.0.1"})
     older.write(plans[0])

@@ -186,7 +186,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(monkeypatch: pyt
     tensors = {str(place): (None, SimpleNamespace(shape=shape)) for place, shape in enumerate(shapes)}
     folder: Any = SimpleNamespace(name="owner/model", tensors=tensors)
     memory = SimpleNamespace(available=8 * 2**30)
-    monkeypatch.setattr(logprob_check.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     device = torch.device("cpu")
     check_memory(folder, device, torch.bfloat16)
     with pytest.raises(UserError, match=r"owner/model takes 8\.0 GiB there, 8\.0 GiB are free"):

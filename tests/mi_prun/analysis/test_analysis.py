@@ -119,16 +119,16 @@ def test_one_made_by_hand_is_refused_in_one_line(
     [
         ({"scoring_tokens": 0}, "--tokens must be at least 1"),
         ({"window_tokens": 5}, "--window must be over 5"),
-        ({"projection": 0}, "--projection must be at least 1"),
-        ({"estimator": "magic"}, "--estimator must be one of"),
-        ({"noise": 0.0}, "--noise must be in"),
-        ({"noise": float("nan")}, "--noise must be in"),
+        ({"projection": 0}, "projection must be at least 1"),
+        ({"estimator": "magic"}, "estimator must be one of"),
+        ({"noise": 0.0}, "noise must be in"),
+        ({"noise": float("nan")}, "noise must be in"),
         ({"device": "abacus"}, "--device 'abacus'"),
         ({"dtype": "int3"}, "--dtype must be one of"),
         ({"sources": ("gone.txt",)}, "no such file"),
         ({"seed": -1}, r"--seed must be in 0\.\.2147483647, got -1"),
         ({"seed": 2**31}, r"--seed must be in 0\.\.2147483647"),
-        ({"projection": 16}, "--projection 16: the estimator reading takes states whole"),
+        ({"projection": 16}, "projection 16: the estimator reading takes states whole"),
         (
             {"projection": 121, "estimator": "gaussian"},
             "gaussian MI of 121 dimensions needs at least 242 tokens, got 240",
@@ -182,7 +182,7 @@ def test_covariances_that_no_memory_holds_are_refused(
 ) -> None:
     monkeypatch.setattr("mi_prun.analysis.analyze.MOST_PROJECTED", 13 * 16)
     settings = dataclasses.replace(analyze_settings, estimator="gaussian", projection=17)
-    said = r"--projection 17: 13 boundary states of 17 dimensions are 221.* take --projection 16 or less"
+    said = r"projection 17: 13 boundary states of 17 dimensions are 221.* take projection 16 or less"
     with pytest.raises(UserError, match=said):
         analyze(open_model(reference), tmp_path / "out", settings, load=lambda: pytest.fail("loaded"))
 

@@ -25,7 +25,7 @@ def test_each_has_its_name_and_a_noise_of_its_own() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, 11.0])
 def test_noise_out_of_range_is_refused(noise: float) -> None:
-    with pytest.raises(UserError, match="--noise must be in"):
+    with pytest.raises(UserError, match="noise must be in"):
         make_estimator("gaussian", noise)
 
 
@@ -38,7 +38,7 @@ def test_one_that_takes_states_whole_refuses_a_projection() -> None:
     assert projection_for(make_estimator("reading"), None) is None
     assert projection_for(make_estimator("renyi"), None) == 16
     assert projection_for(make_estimator("renyi"), 4) == 4
-    with pytest.raises(UserError, match=r"--projection 4: the estimator reading .*--estimator gaussian, ksg, renyi"):
+    with pytest.raises(UserError, match=r"projection 4: the estimator reading .*gaussian, ksg, renyi"):
         projection_for(make_estimator("reading"), 4)
-    with pytest.raises(UserError, match="--projection must be at least 1, got 0"):
+    with pytest.raises(UserError, match="projection must be at least 1, got 0"):
         projection_for(make_estimator("gaussian"), 0)

@@ -247,7 +247,7 @@ def test_ksg_needs_more_tokens_than_neighbours_and_renyi_a_pair() -> None:
 
 
 def test_more_text_is_not_asked_for_where_it_would_not_be_looked_at() -> None:
-    with pytest.raises(UserError, match="needs at least 2000 tokens, got 1500; give a smaller --projection"):
+    with pytest.raises(UserError, match="needs at least 2000 tokens, got 1500; give a smaller projection"):
         check_tokens(1_500, 2_000, KSG())
 
 

@@ -12,7 +12,9 @@ REFERENCE = Path(__file__).parents[3] / "bench" / "reference"
 HIDDEN, HEADS, KV_HEADS, INTERMEDIATE = 64, 4, 2, 96
 
 
-def write_gguf(path: Path, *, arch: str = "llama", blocks: int = 3, left_out: str = "", **more: Any) -> Path:
+def write_gguf(
+    path: Path, *, arch: str = "llama", blocks: int = 3, kv_heads: int = KV_HEADS, left_out: str = "", **more: Any
+) -> Path:
     """A GGUF file of a random model in Q8_0.
 
     left_out: a tensor that is not written. more: metadata, `.` spelled `__`; a tensor where the value is an array;
@@ -34,7 +36,7 @@ def write_gguf(path: Path, *, arch: str = "llama", blocks: int = 3, left_out: st
         f"{arch}.block_count": blocks,
         f"{arch}.feed_forward_length": INTERMEDIATE,
         f"{arch}.attention.head_count": HEADS,
-        f"{arch}.attention.head_count_kv": KV_HEADS,
+        f"{arch}.attention.head_count_kv": kv_heads,
         f"{arch}.attention.layer_norm_rms_epsilon": 1e-5,
         f"{arch}.rope.dimension_count": HIDDEN // HEADS,
         f"{arch}.rope.freq_base": 10_000.0,
@@ -54,8 +56,8 @@ def write_gguf(path: Path, *, arch: str = "llama", blocks: int = 3, left_out: st
         tensors |= {
             f"blk.{block}.attn_norm.weight": (HIDDEN,),
             f"blk.{block}.attn_q.weight": (HIDDEN, HIDDEN),
-            f"blk.{block}.attn_k.weight": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
-            f"blk.{block}.attn_v.weight": (HIDDEN * KV_HEADS // HEADS, HIDDEN),
+            f"blk.{block}.attn_k.weight": (HIDDEN * kv_heads // HEADS, HIDDEN),
+            f"blk.{block}.attn_v.weight": (HIDDEN * kv_heads // HEADS, HIDDEN),
             f"blk.{block}.attn_output.weight": (HIDDEN, HIDDEN),
             f"blk.{block}.ffn_norm.weight": (HIDDEN,),
             f"blk.{block}.ffn_gate.weight": (INTERMEDIATE, HIDDEN),
@@ -86,3 +88,19 @@ def write_gguf(path: Path, *, arch: str = "llama", blocks: int = 3, left_out: st
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def sentencepiece(**more: Any) -> dict[str, Any]:
+    """Metadata of a vocabulary of the kind `llama`: bytes, and the words `hi` and `▁hi`."""
+    words = ["▁", "h", "i", "▁h", "▁hi", "hi"]
+    return {
+        "tokenizer__ggml__model": "llama",
+        "tokenizer__ggml__pre": None,
+        "tokenizer__ggml__merges": None,
+        "tokenizer__ggml__tokens": ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words],
+        "tokenizer__ggml__scores": [0.0] * 259 + [-1.0 - rank for rank in range(len(words))],
+        "tokenizer__ggml__token_type": [2, 3, 3] + [6] * 256 + [1] * len(words),
+        "tokenizer__ggml__bos_token_id": 1,
+        "tokenizer__ggml__eos_token_id": 2,
+        "tokenizer__ggml__unknown_token_id": 0,
+    } | more

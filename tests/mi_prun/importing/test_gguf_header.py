@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mi_prun.errors import UserError
-from mi_prun.importing.gguf_header import GgufHeader, read_gguf_header
+from mi_prun.importing.gguf_header import MOST_ENTRIES, GgufHeader, read_gguf_header
 
 SIZES = {0: (1, 4), 8: (32, 34)}  # F32 and Q8_0
 
@@ -101,6 +101,17 @@ def test_metadata_and_tensors(tmp_path: Path) -> None:
 def test_wrong_files_are_refused_in_one_line(tmp_path: Path, data: bytes, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(tmp_path, data)
+
+
+def test_arrays_without_end_are_refused(tmp_path: Path) -> None:
+    """A byte in the file would take 40 in memory."""
+    half = MOST_ENTRIES // 2
+    numbers = [entry(key, 9, struct.pack("<IQ", 0, half) + bytes(half)) for key in ("a", "b")]
+    tensors = [tensor("w", (4,))]
+    assert len(read(tmp_path, file([ARCHITECTURE, *numbers], tensors, bytes(16))).metadata) == 3
+    one = entry("c", 9, struct.pack("<IQ", 0, 1) + bytes(1))
+    with pytest.raises(UserError, match=f"arrays of its metadata have {MOST_ENTRIES + 1:,} entries or more"):
+        read(tmp_path, file([ARCHITECTURE, *numbers, one], tensors, bytes(16)))
 
 
 def test_names_of_parts(tmp_path: Path) -> None:

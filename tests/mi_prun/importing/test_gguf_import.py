@@ -19,13 +19,14 @@ from mi_prun.cli import app
 from mi_prun.console import run_app
 from mi_prun.errors import UserError
 from mi_prun.importing import gguf_import
+from mi_prun.importing.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from mi_prun.importing.gguf_import import import_gguf
 from mi_prun.model.loading import load_on
 from mi_prun.model.model_folder import open_model
 from mi_prun.plan.plan import Plan, kept_blocks
 from mi_prun.text.calibration import begins_with_bos
 
-from .gguf_files import write_gguf
+from .gguf_files import REFERENCE, sentencepiece, write_gguf
 
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
@@ -96,6 +97,7 @@ def test_a_tiny_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"tokenizer__ggml__add_bos_token": False}, False),
         ({}, False),  # llama.cpp's rule for a byte-level vocabulary ...
         ({"tokenizer__ggml__pre": "llama-bpe"}, True),  # ... but for Llama 3's
+        ({"tokenizer__ggml__pre": "tekken"}, True),  # ... and Mistral's
         ({"tokenizer__ggml__pre": "llama-bpe", "tokenizer__ggml__add_bos_token": False}, False),
     ],
 )
@@ -162,6 +164,49 @@ def test_the_largest_gemma_2_scales_its_queries_by_its_width(blocks: int, scalar
     assert config.query_pre_attn_scalar == scalar
 
 
+def config_of(path: Path) -> Any:
+    """The config of a file whose weights need not be its architecture's."""
+    import gguf
+
+    header = read_gguf_header(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
+    return gguf_import.read_config(header, path)
+
+
+@pytest.mark.parametrize(("stated", "window"), [(7, 7), (0, None), (None, None)])
+def test_the_window_of_phi_3_is_the_file_s(tmp_path: Path, stated: int | None, window: int | None) -> None:
+    path = write_gguf(
+        tmp_path / "tiny.gguf", arch="phi3", tokenizer__ggml__padding_token_id=3, phi3__attention__sliding_window=stated
+    )
+    assert config_of(path).sliding_window == window
+
+
+def test_a_model_called_mistral_has_no_window_of_its_own(tmp_path: Path) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", general__name="mistral"), tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert "sliding_window" not in config
+
+
+def test_as_many_keys_as_heads_where_the_file_does_not_say(tmp_path: Path) -> None:
+    """The queries and keys are in transformers' order all the same."""
+    folders = []
+    for name, said in (("said", {}), ("unsaid", {"llama__attention__head_count_kv": None})):
+        import_gguf(write_gguf(tmp_path / f"{name}.gguf", kv_heads=4, **said), tmp_path / name)
+        folders.append(load_on(open_model(tmp_path / name)).model.state_dict())
+    assert [name for name, tensor in folders[0].items() if not torch.equal(tensor, folders[1][name])] == []
+    with pytest.raises(UserError, match=r"does not say its llama\.attention\.head_count"):
+        import_gguf(write_gguf(tmp_path / "none.gguf", llama__attention__head_count=None), tmp_path / "model")
+
+
+def test_experts_are_held_in_float32() -> None:
+    """All of them at once, beside the model in bfloat16."""
+
+    def needed(name: str) -> int:
+        return gguf_import.memory_bytes(GgufHeader(Path("x"), 0, {}, (GgufTensor(name, (8, 4, 2), 0),)))
+
+    assert needed("blk.0.ffn_up_exps.weight") - needed("blk.0.ffn_up.weight") == 4 * 8 * 4 * 2
+
+
 def test_two_tokens_end_an_answer(tmp_path: Path) -> None:
     import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=7), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 7]
@@ -184,9 +229,62 @@ def test_digits_one_by_one(tmp_path: Path) -> None:
     assert pieces == ["a", "ĠĠ", "1", "2"]
 
 
-def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre="poro-chat"), tmp_path / "model")
-    assert "as 'poro-chat' does" in capsys.readouterr().err
+@pytest.mark.parametrize("split", ["llama-bpe", "tekken"])
+def test_a_word_of_the_vocabulary_is_one_token(tmp_path: Path, split: str) -> None:
+    """llama.cpp looks for the whole word before it merges, with these vocabularies."""
+    source = json.loads((REFERENCE / "tokenizer.json").read_text())["model"]
+    merges = [" ".join(merge) for merge in source["merges"] if "".join(merge) != "Ġdoor"]
+    assert len(merges) < len(source["merges"])
+    path = write_gguf(
+        tmp_path / "tiny.gguf", tokenizer__ggml__pre=split, tokenizer__ggml__merges=merges,
+        tokenizer__ggml__add_bos_token=False,
+    )  # fmt: skip
+    import_gguf(path, tmp_path / "model")
+    assert open_model(tmp_path / "model").tokenizer.tokenize(" door") == ["Ġdoor"]
+
+
+@pytest.mark.parametrize(("said", "tokens"), [({}, ["▁hi"]), ({"tokenizer__ggml__add_space_prefix": False}, ["hi"])])
+def test_a_text_begins_with_a_space_where_the_file_says_so(
+    tmp_path: Path, said: dict[str, Any], tokens: list[str]
+) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", **sentencepiece(**said)), tmp_path / "model")
+    tokenizer = open_model(tmp_path / "model").tokenizer
+    assert tokenizer.tokenize("hi") == tokens
+    assert tokenizer.tokenize("hi hi") == [*tokens, "▁hi"]
+    assert tokenizer.decode(tokenizer("hi hi", add_special_tokens=False)["input_ids"]) == "hi hi"
+    if said:
+        assert tokenizer.decode(tokenizer(" hi", add_special_tokens=False)["input_ids"]) == " hi"
+
+
+def test_special_tokens_that_the_file_leaves_out_are_llama_cpp_s(tmp_path: Path) -> None:
+    unsaid = {f"tokenizer__ggml__{name}_token_id": None for name in ("bos", "eos", "unknown")}
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", **sentencepiece(**unsaid)), tmp_path / "model")
+    tokenizer = open_model(tmp_path / "model").tokenizer
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+    assert tokenizer("hi")["input_ids"][0] == 1
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_a_padding_token_that_is_unset_is_none(tmp_path: Path) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__padding_token_id=2**32 - 1), tmp_path / "model")
+    assert open_model(tmp_path / "model").tokenizer.pad_token is None
+    assert json.loads((tmp_path / "model/config.json").read_text())["pad_token_id"] is None
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ("poro-chat", "as 'poro-chat' does"),
+        ("default", "does not say how its tokenizer cuts"),
+        (None, "does not say how its tokenizer cuts"),
+    ],
+)
+def test_a_split_that_transformers_does_not_know_is_said(
+    tmp_path: Path, split: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre=split), tmp_path / "model")
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -194,8 +292,9 @@ def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys:
     [
         ({"arch": "rwkv6"}, "rwkv6"),
         ({"arch": "bloom"}, "'bloom' is not supported"),
-        ({"blocks": 2, "llama__block_count": 3}, "lacks 9 tensors of its architecture, such as model.layers.2"),
-        ({"blocks": 3, "llama__block_count": 2}, "has .* parameters, transformers takes"),
+        ({"llama__block_count": 10**9}, "block_count is 1000000000, but it has tensors of 3 blocks"),
+        ({"llama__block_count": 2}, "block_count is 2, but it has tensors of 3 blocks"),
+        ({"blk__0__other__weight": np.ones(8, np.float32)}, "has .* parameters, transformers takes"),
         ({"left_out": "blk.1.ffn_up.weight"}, "lacks 1 tensors .* model.layers.1.mlp.up_proj.weight"),
         ({"left_out": "token_embd.weight"}, "no embedding"),
         ({"llama__vocab_size": 5_000}, "the embedding has 4,096 rows"),
@@ -207,6 +306,14 @@ def test_a_split_that_transformers_does_not_know_is_said(tmp_path: Path, capsys:
         ({"llama__rope__scaling__type": "yarn", "llama__rope__scaling__factor": 4.0}, "rotary positions are scaled"),
         ({"llama__rope__scale_linear": 4.0}, "rotary positions are scaled"),
         ({"rope_freqs__weight": np.ones(8, np.float32)}, "rotary positions are scaled"),
+        ({"llama__rope__freq_base": math.nan}, "freq_base must be a number above 0, got nan"),
+        ({"llama__rope__freq_base": 0.0}, "freq_base must be a number above 0, got 0.0"),
+        ({"llama__rope__freq_base": -1.0}, "freq_base must be a number above 0, got -1.0"),
+        ({"tokenizer__ggml__bos_token_id": 4096}, "bos_token_id must be a number below 4,096, got 4096"),
+        ({"tokenizer__ggml__eot_token_id": 2**31}, "eot_token_id must be a number below 4,096, got 2147483648"),
+        ({"tokenizer__ggml__eos_token_id": "</s>"}, "eos_token_id must be a number below 4,096, got </s>"),
+        ({"tokenizer__ggml__bos_token_id": None, "tokenizer__ggml__add_bos_token": True}, "bos_token_id is missing"),
+        ({"tokenizer__chat_template": ["a", "b"]}, "chat_template must be a text"),
         ({"tokenizer__ggml__tokens": None}, "vocabulary|config|transformers"),
         ({"tokenizer__ggml__model": "rwkv"}, "tokenizer"),
     ],

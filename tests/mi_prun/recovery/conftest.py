@@ -45,7 +45,7 @@ def heal_settings(manual: Path, harbour: Path) -> HealSettings:
 @pytest.fixture(scope="session")
 def more_settings(heal_settings: HealSettings) -> HealSettings:
     """Enough for one way of healing to be clearly better than another."""
-    return replace(heal_settings, fit_tokens=4_096, gate_tokens=2_048, validation_tokens=512)
+    return replace(heal_settings, fit_tokens=2_048, gate_tokens=1_024, validation_tokens=256)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from mi_prun.errors import UserError
 from mi_prun.model.model_folder import open_model
 from mi_prun.quality.quality import compare_models
 from mi_prun.recovery import heal
+from mi_prun.recovery.adapter import read_adapter
 from mi_prun.recovery.heal import check_healable, file_names, heal_folder
 from mi_prun.recovery.healing_text import load_healing_text
 from mi_prun.recovery.training_state import state_path
@@ -40,7 +41,7 @@ def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
     verify(out)
     pruned, healed = open_model(pruned_reference).tensors, open_model(out).tensors
     assert pruned.keys() == healed.keys()
-    assert (manifest.healing.method, manifest.healing.fit_tokens, manifest.healing.tokens) == ("fit", 4_096, 0)
+    assert (manifest.healing.method, manifest.healing.fit_tokens, manifest.healing.tokens) == ("fit", 2_048, 0)
     assert manifest.healing.text_digests == tuple(
         text_digest(source.name) for source in parse_sources(more_settings.sources)
     )
@@ -51,7 +52,7 @@ def test_closed_form_alone_is_an_ordinary_folder_that_is_nearer_to_dense(
 
     # Measured again, from the folder, as stock transformers reads it.
     text = load_healing_text(
-        parse_sources(more_settings.sources), tokenizer(reference), window_tokens=32, tokens=4_096,
+        parse_sources(more_settings.sources), tokenizer(reference), window_tokens=32, tokens=2_048,
         validation_tokens=more_settings.validation_tokens, gate_tokens=more_settings.gate_tokens, seed=0, model=None,
     )  # fmt: skip
     dense_ce, ce, kl = compare_models(load(reference), load(out), text.gate[0].tokens)
@@ -109,9 +110,9 @@ def test_manifests_without_healing_are_read(pruned_reference):
 
 @pytest.mark.parametrize(("train", "rate"), [("lora", 1e-3), pytest.param("all", 1e-4, marks=pytest.mark.long)])
 def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, more_settings, train, rate):
-    settings = replace(more_settings, train=train, tokens=4_096, learning_rate=rate)
+    settings = replace(more_settings, train=train, tokens=2_048, learning_rate=rate)
     healing = heal_folder(pruned_reference, tmp_path / "healed", settings).healing
-    assert (healing.method, healing.tokens) == (f"fit + {train}", 4_096)
+    assert (healing.method, healing.tokens) == (f"fit + {train}", 2_048)
     kl = [sum(kind.healed_kl_nats for kind in each.quality) for each in (healing, fitted[0].healing)]
     assert kl[0] < kl[1]
     verify(tmp_path / "healed")
@@ -120,7 +121,7 @@ def test_training_beats_the_closed_form(fitted, pruned_reference, tmp_path, more
 
 def test_what_does_not_help_is_not_written(pruned_reference, tmp_path, brief_settings):
     harmful = replace(brief_settings, learning_rate=0.9, tokens=256)
-    with pytest.raises(UserError, match=r"does not help: on .*, held-out part|the loss is NaN or Inf"):
+    with pytest.raises(UserError, match=r"nothing was healed; take a lower|the loss is NaN or Inf"):
         heal_folder(pruned_reference, tmp_path / "healed", harmful)
     assert not (tmp_path / "healed").exists()
 
@@ -137,6 +138,25 @@ def test_a_time_that_is_over_before_the_first_step(pruned_reference, tmp_path, h
     assert (healing.method, healing.tokens) == ("fit", 0)
     assert "what is written is the closed form's" in capsys.readouterr().err
     assert not healing.settings.keys() & {"rank", "learning_rate", "minutes"}
+
+
+def test_a_training_that_goes_wrong_is_stopped_and_the_closed_form_is_written(
+    pruned_reference, tmp_path, heal_settings, monkeypatch, capsys
+):
+    from mi_prun.recovery.training import Training
+
+    kl = iter([0.2, 0.3])
+    monkeypatch.setattr(Training, "_judged", lambda training: (next(kl), 1.0))
+    adapter = tmp_path / "adapter"
+    healing = heal_folder(pruned_reference, tmp_path / "healed", heal_settings, adapter=adapter).healing
+    said = capsys.readouterr().err
+    assert "--train lora ended after 512 tokens: KL to the dense model on validation text was 0.2 nats" in said
+    assert "what is written is the closed form's; take a lower --learning-rate than 0.001" in said
+    assert (healing.method, healing.tokens, healing.fit_tokens) == ("fit", 0, 1_024)
+    assert "rank" not in healing.settings
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "healed"]
+    learned = read_adapter(adapter, read_manifest(tmp_path / "healed").plan)
+    assert learned.names == {"model.layers.3.mlp.down_proj.weight", "model.layers.7.mlp.down_proj.weight"}
 
 
 def test_the_closed_form_leaves_the_state_of_a_training_alone(pruned_reference, tmp_path, heal_settings):
@@ -323,6 +343,15 @@ def test_a_fit_to_one_narrow_text_is_caught_by_the_other_kind(pruned_reference, 
     with pytest.raises(UserError, match=r"healing \(fit\) does not help: on self, held-out part the perplexity is"):
         heal_folder(pruned_reference, tmp_path / "healed", narrow)
     assert not any(tmp_path.iterdir())
+
+
+def test_whole_blocks_are_trained_where_there_is_memory_for_it(pruned_reference, tmp_path, heal_settings, monkeypatch):
+    monkeypatch.setattr(heal, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(heal, "load_healing_text", lambda *args, **kwargs: pytest.fail("text was read"))
+    with pytest.raises(
+        UserError, match=r"--train all: [45],\S+ parameters .* take 0\.\d+ GB more, .* 0\.01 GB are free: take"
+    ):
+        heal_folder(pruned_reference, tmp_path / "healed", replace(heal_settings, train="all"))
 
 
 def test_a_quantised_model_is_healed_before_it_is_quantised(tiny):

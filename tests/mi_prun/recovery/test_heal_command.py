@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mi_prun import pipeline
 from mi_prun.checkpoint.healing import ADAPTER_NAME
 from mi_prun.checkpoint.inspection import read_manifest
-from mi_prun.recovery.heal import NoBetterError
+from mi_prun.recovery import heal as recovery
+from mi_prun.recovery.judge import NoBetterError
+from mi_prun.settings import HealSettings
 
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A healing takes a fraction of the tokens that it takes by default."""
+    whole = recovery.heal
+
+    def heal(dense: Any, plan: Any, out: Path, settings: HealSettings, **more: Any) -> Any:
+        return whole(dense, plan, out, replace(settings, fit_tokens=8_192, gate_tokens=512), **more)
+
+    monkeypatch.setattr(recovery, "heal", heal)
+    monkeypatch.setattr(pipeline, "heal_model", heal)
+
+
+@pytest.mark.usefixtures("briefly")
 def test_the_closed_form_of_a_pruned_folder(
     run: Run, pruned_reference: Path, manual: Path, harbour: Path, tmp_path: Path
 ) -> None:
@@ -41,6 +59,7 @@ def test_the_closed_form_of_a_pruned_folder(
     assert "is healed already" in err
 
 
+@pytest.mark.usefixtures("briefly")
 def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "healed"
     status, said, err = run(
@@ -55,6 +74,7 @@ def test_pruned_and_healed_in_one_step(run: Run, reference: Path, tmp_path: Path
     assert "healed       fit" in said
     manifest = read_manifest(out)
     assert manifest.healing is not None
+    assert [kind.text for kind in manifest.healing.quality] == ["self, held-out part", "Python's manual"]
     assert manifest.plan.dropped == (4, 5)
 
 

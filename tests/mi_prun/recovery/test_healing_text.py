@@ -131,7 +131,17 @@ def test_text_that_an_analysis_has_sampled_is_not_sampled_again(tokenizer):
     text = load(["self"], tokenizer, tokens=1_024, sampled=SampledText(ids[0], ids[1]))
     assert text.windows(0, 5)[3:].tolist() == [list(range(96, 128)), list(range(130, 162))]
     assert text.gate[0].tokens[0].tolist() == list(range(2_730, 2_762))
-    assert len(text.gate) == 1
+    (_, manual) = text.gate  # text that is sampled is one kind alone
+    assert manual.text == "Python's manual"
+    assert manual.tokens.shape == text.gate[0].tokens.shape
+    assert "assert" in tokenizer.decode(manual.tokens.flatten())  # its first topic
+
+
+def test_one_text_and_no_model_to_sample_from_have_a_second_kind_too(manual, tokenizer):
+    assert [kind.text for kind in load([str(manual)], tokenizer).gate] == [
+        "manual.txt, held-out part",
+        "Python's manual",
+    ]
 
 
 def test_sampled_text_that_is_too_short_is_left(tokenizer):

@@ -8,7 +8,7 @@ import torch
 from mi_prun.errors import UserError
 from mi_prun.recovery.healing_text import HealingText, Supply
 from mi_prun.recovery.judge import Judge
-from mi_prun.recovery.training import LEAST_RATE, Training, step_windows, train_dtype
+from mi_prun.recovery.training import CHECK_AT, LEAST_RATE, LEAST_RMS, Training, step_windows, train_dtype
 from mi_prun.recovery.training_state import Progress
 from mi_prun.settings import LEARNING_RATES, SHARE_OF_RMS, HealSettings
 
@@ -36,10 +36,11 @@ SETTINGS = HealSettings(
 def test_small_numbers_get_a_smaller_rate_where_blocks_are_trained_whole(shared, training):
     """By the default rate alone, and never more than it."""
     weights = shared((2, 3))
-    small, large = weights.names((1,))[:2]
+    small, large, zeros = weights.names((1,))[:3]
     with torch.no_grad():
         weights.shared(small).fill_(0.01)
         weights.shared(large).fill_(50.0)
+        weights.shared(zeros).zero_()
     weights.give_all(torch.float32)
     whole = replace(SETTINGS, train="all", learning_rate=None)
     rates = {
@@ -51,6 +52,7 @@ def test_small_numbers_get_a_smaller_rate_where_blocks_are_trained_whole(shared,
     assert rates.keys() == weights.trained.keys()
     assert rates[small] == pytest.approx(SHARE_OF_RMS * 0.01 / LEARNING_RATES["all"], rel=1e-5)
     assert rates[large] == 1
+    assert rates[zeros] == pytest.approx(SHARE_OF_RMS * LEAST_RMS / LEARNING_RATES["all"], rel=1e-5)
     named = training(weights, replace(whole, learning_rate=1e-4))
     assert [group["share"] for group in named.optimizer.param_groups] == [1]
 
@@ -126,7 +128,7 @@ def test_the_student_comes_nearer_to_the_teacher_which_stays(shared, training, t
         (end,) = run.judge.measure()
     assert (progress.tokens, progress.step) == (2_048, 32)
     assert end.kl_nats < start.kl_nats
-    assert end.kl_nats == pytest.approx(progress.best_nats, rel=1e-5)
+    assert end.kl_nats == pytest.approx(min(progress.checks_nats), rel=1e-5)
     names = {id(parameter) for parameter in weights.trained.values()}
     after = {n: p for n, p in weights.model.model.named_parameters() if id(p) not in names}
     assert all(torch.equal(before[name.replace(".base_layer", "")], p) for name, p in after.items())
@@ -175,21 +177,36 @@ def test_minutes_end_it_too(shared, training):
     run = training(weights, replace(SETTINGS, tokens=None, minutes=0.02))
     progress = run.run()
     assert progress.seconds >= 1
-    assert progress.checked == 2
+    assert len(progress.checks_nats) == len(CHECK_AT)
 
 
-def test_the_best_state_is_what_stays(shared, training, monkeypatch):
+@pytest.mark.parametrize(
+    ("losses", "best", "tokens"),
+    [
+        ([4.0, 2.0, 1.0, 3.0], 2, 1_024),
+        ([4.0, 2.0, 3.0, 1.0], 3, 1_024),
+        ([4.0, 5.0, 4.0, 3.0], 3, 1_024),  # a little worse while the rate is high
+        ([4.0, 4.0, 4.0, 4.0], 0, 1_024),
+        ([4.0, 2.0, 5.1], 1, 768),
+        ([4.0, 5.1], 0, 384),
+    ],
+)
+def test_the_best_state_is_what_stays_and_one_that_goes_wrong_is_stopped(
+    shared, training, monkeypatch, losses, best, tokens
+):
     weights = shared((2,))
     weights.adapt(4, 8, 0)
     run = training(weights, replace(SETTINGS, tokens=1_024))
     measure, seen = run.judge.measure, []
 
-    def worse_at_the_end():
+    def told():
         (found,) = measure()
         seen.append({name: parameter.clone() for name, parameter in weights.trained.items()})
-        return [replace(found, kl_nats=float(len(seen)))]
+        return [replace(found, kl_nats=losses[len(seen) - 1])]
 
-    monkeypatch.setattr(run.judge, "measure", worse_at_the_end)
-    run.run()
-    assert len(seen) == 2
-    assert all(torch.equal(parameter, seen[0][name]) for name, parameter in weights.trained.items())
+    monkeypatch.setattr(run.judge, "measure", told)
+    progress = run.run()
+    assert progress.checks_nats == tuple(losses)
+    assert (progress.helped, progress.tokens) == (best > 0, tokens)
+    assert all(torch.equal(parameter, seen[best][name]) for name, parameter in weights.trained.items())
+    assert run.run() == progress  # nothing more is done, after a restart neither

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mi_prun.checkpoint.inspection import read_manifest
 from mi_prun.errors import UserError
@@ -35,24 +37,32 @@ def started(pruned, out, settings):
     )  # fmt: skip
 
 
+def saved_ns(out):
+    """When the state of a healing was saved last; 0: not yet."""
+    return state_path(out).stat().st_mtime_ns if state_path(out).exists() else 0
+
+
 @pytest.mark.long
 def test_killed_at_any_moment_and_started_again_gives_the_same_bits(pruned_reference, tmp_path, heal_settings):
-    settings = replace(heal_settings, save_minutes=0.0, fit_tokens=1_024)
+    """Four times, after one state more and a moment of chance: in a step, a check, or while a state is written."""
+    settings = replace(heal_settings, save_minutes=0.0, tokens=2_048)
     whole = started(pruned_reference, tmp_path / "whole", settings)
-    out = tmp_path / "healed"
-    state = state_path(out)
-    process = started(pruned_reference, out, settings)
-    while not state.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not out.exists()
+    out, chance, seen = tmp_path / "healed", random.Random(0), {0}
+    for _ in range(4):
+        process = started(pruned_reference, out, settings)
+        while saved_ns(out) in seen:
+            assert process.poll() is None
+            time.sleep(0.01)
+        seen.add(saved_ns(out))
+        time.sleep(chance.uniform(0.0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not out.exists()
     assert started(pruned_reference, out, settings).wait() == 0
     assert whole.wait() == 0
     one, two = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", out))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not state.exists()
+    assert not state_path(out).exists()
 
 
 @pytest.mark.long
@@ -76,7 +86,7 @@ def test_whole_training_goes_on_with_the_same_bits(pruned_reference, tmp_path, h
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
-    progress = Progress(step=3, tokens=300, seconds=1.5, best_nats=0.25, checked=1)
+    progress = Progress(step=3, tokens=300, seconds=1.5, checks_nats=(0.5, 0.25))
     save_state(tmp_path / "state", "mine", progress, {"own": {"a.b/c": torch.arange(3)}, "best": {"x": torch.ones(2)}})
     saved = load_state(tmp_path / "state", "mine")
     assert saved.progress == progress
@@ -112,6 +122,13 @@ def test_what_changes_no_result_may_change_between_two_starts(pruned_reference, 
     mine = fingerprint_of(plan, heal_settings)
     assert mine == fingerprint_of(plan, replace(heal_settings, checkpoint_blocks=True, save_minutes=9.0))
     assert mine != fingerprint_of(plan, replace(heal_settings, rank=5))
+
+
+def test_the_state_of_another_release_is_one_line(tmp_path):
+    before = json.dumps({"step": 3, "best_nats": 0.25, "checked": 1})
+    save_file({"own/x": torch.ones(2)}, tmp_path / "state", {"fingerprint": "mine", "progress": before})
+    with pytest.raises(UserError, match="is the state of a healing by another release; remove it, or give --force"):
+        load_state(tmp_path / "state", "mine")
 
 
 def test_a_state_that_was_cut_off_is_one_line(tmp_path):

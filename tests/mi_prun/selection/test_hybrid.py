@@ -219,7 +219,7 @@ def test_a_window_of_two_tokens_is_enough(make_context: MakeContext) -> None:
     assert choose(Context(short, own.open_model, wanted="kl"), "hybrid", 3).dropped == IDLE
 
 
-@pytest.mark.parametrize("method", ["hybrid", "greedy-loss", "exhaustive", "logit-gram"])
+@pytest.mark.parametrize("method", ["hybrid", "greedy-loss", "segment-loss", "exhaustive", "logit-gram"])
 def test_a_removal_without_finite_logits_is_not_taken(make_context: MakeContext, method: str) -> None:
     """Block 2 mends what block 1 breaks: the model works, and without block 2 it says NaN."""
     own = make_context()

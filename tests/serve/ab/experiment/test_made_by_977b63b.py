@@ -13,6 +13,7 @@ import pytest
 
 from serve.ab.experiment.aggregates_store import AggregatesStore
 from serve.ab.experiment.store import Store
+from serve.ab.verdict import sums
 from serve.ab.verdict.collector import EventCollector
 
 FOLDER = Path(__file__).with_name("made_by_977b63b")
@@ -29,13 +30,15 @@ def collector() -> EventCollector:
     return EventCollector("trial", "dense", EVEN, guardrails=GUARDRAILS, identities={"dense": "d", "pruned": "p"})
 
 
-def test_its_figures_are_those_the_older_code_read(store: Store) -> None:
+def test_its_figures_are_those_the_older_code_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its keys fall into one bucket. Its intervals of rate differences were made in another way."""
+    monkeypatch.setattr(sums, "MIN_BUCKETS", 0.0)
     older = json.loads((FOLDER / "verdict.json").read_text())
     read = collector()
     AggregatesStore(store, read).load()
     verdict = json.loads(read.verdict().model_dump_json())
     for one in (older, verdict):
-        del one["time"]
+        del one["time"], one["comparisons"][0]["error_rate"], one["comparisons"][0]["gave_up_rate"]
     assert verdict == older
     assert read.guardrail_check.breaks[0].drained
 

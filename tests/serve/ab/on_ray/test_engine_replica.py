@@ -26,13 +26,15 @@ BODY = b'{"model": "m", "prompt": "It was", "stream": true, "fake": {"tokens": 3
 
 
 def config_of(*flags: str) -> Config:
-    return read_config(None, {"arms": {"dense": {"model": "o/n", "flags": flags}}, "model_name": "m"})
+    arms = {"dense": {"model": "o/n", "flags": flags}, "fleet": {"url": "http://h", "api_key_env": "FLEET_KEY"}}
+    return read_config(None, {"arms": arms, "model_name": "m"})
 
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineReplica]:
     monkeypatch.setattr(supervisor, "SERVE", (sys.executable, str(FAKE_ENGINE)))
     monkeypatch.setenv(ADMIN_KEY_VARIABLE, "the-key-of-the-proxy")
+    monkeypatch.setenv("FLEET_KEY", "the-key-of-another-arm")
     made = EngineReplica(config_of("--name", "m"), "dense")
     yield made
     made.stop()
@@ -57,9 +59,9 @@ def test_an_answer_is_its_head_then_its_parts(replica: EngineReplica) -> None:
     assert b"".join(parts).endswith(b"data: [DONE]\n\n")
 
 
-def test_the_engine_has_a_key_of_its_own_and_none_of_the_proxys(replica: EngineReplica) -> None:
+def test_the_engine_has_a_key_of_its_own_and_no_other(replica: EngineReplica) -> None:
     environment = engine_of(replica).environ()
-    assert environment[ADMIN_KEY_VARIABLE] == ""
+    assert (environment[ADMIN_KEY_VARIABLE], environment["FLEET_KEY"]) == ("", "")
     assert len(environment["VLLM_API_KEY"]) >= 24
     head, *_ = asyncio.run(whole(replica, "GET", "/v1/models"))
     assert head[0] == 200

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.ab.proxy.agreement import agreement, logprob_difference_nats, token_agreement
-from serve.ab.proxy.completion_text import CompletionText
+from serve.ab.proxy.completion_text import CompletionText, read_completion
 
 PROMPT = "It was"
 
@@ -95,6 +95,17 @@ def test_an_engine_that_cannot_score_is_compared_where_both_said_the_same() -> N
     )
     assert nats_and_tokens == (-1.0, 2)
     assert difference({"prompt": PROMPT}, FakeArm(), spoken("abc", [-1.0] * 3), spoken("xyz", [-2.0] * 3)) is None
+
+
+@pytest.mark.parametrize("nats", ["-Infinity", "NaN", "1e999", "-1e300"])
+@pytest.mark.parametrize("scores", [None, [-1.0, -1.0]])
+def test_a_log_probability_that_is_none_makes_no_difference(nats: str, scores: list[float] | None) -> None:
+    logprobs = f'{{"tokens": ["a", "b"], "token_logprobs": [-1, {nats}]}}'
+    primary = read_completion(f'{{"choices": [{{"text": "ab", "logprobs": {logprobs}}}]}}'.encode(), streamed=False)
+    assert difference({"prompt": PROMPT}, FakeArm(scores=scores), primary, spoken("ab", [-1.0, -1.0])) is None
+    if scores:
+        arm = FakeArm(scores=[-1.0, float(nats)])
+        assert difference({"prompt": PROMPT}, arm, spoken("ab", [-1.0, -1.0]), spoken("ab", [-1.0, -1.0])) is None
 
 
 def test_nothing_is_asked_where_no_log_probabilities_were() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.ab.proxy.parsed_request import LONGEST_NAME, ParsedRequest, RefusalError, parse_request
+from serve.ab.proxy.parsed_request import LONGEST_NAME, MOST_BRACKETS, ParsedRequest, RefusalError, parse_request
 
 ARMS = {"dense": None, "pruned": None}
 
@@ -74,3 +74,27 @@ def test_the_body_goes_on_as_it_came_or_with_another_models_name() -> None:
     assert parsed(b'{"x": 1}').body_for("its-own") == b'{"x": 1}'  # an engine takes its own where none is named
     with pytest.raises(RefusalError, match="cannot be written with another model's name"):
         parsed(b'{"model": "m", "x": NaN}').body_for("its-own")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": list(range(100_000, 1_100_000))},
+        {"prompt": [[1] * 500] * 2048},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 50}]}] * 10_000},
+        {"tools": [{"type": "function", "function": {"parameters": {"properties": {"a": {"enum": [{}] * 50}}}}}] * 128},
+        {"prompt": json.dumps([{"id": place, "name": "a name", "at": [1.5, 2.5]} for place in range(60_000)])},
+    ],
+    ids=["token ids", "batch", "chat", "tools", "JSON as a prompt"],
+)
+def test_large_requests_are_read(fields: dict[str, Any]) -> None:
+    assert parsed(json.dumps(fields).encode()).fields == fields
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b'{"":[]}'])
+def test_a_body_of_very_many_lists_or_objects_is_refused_unread(item: bytes) -> None:
+    """They take a hundred times the memory of what was sent, compressed."""
+    body = b'{"prompt": [' + b",".join([item] * MOST_BRACKETS) + b"]"  # not JSON, which nobody finds out
+    refused = refusal(body)
+    assert (refused.status, refused.code) == (413, "body_limit")
+    assert refused.message == "the body has more than 262,144 [ and {"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from fastapi import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from mi_prun.errors import UserError
 from serve.ab.config import ArmConfig, Config
-from serve.ab.proxy.security import Keys, load_keys
+from serve.ab.proxy.security import Keys, OwnHosts, load_keys
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,40 @@ def test_files_that_hold_no_key(tmp_path: Path, text: str, said: str) -> None:
     assert not text or text not in str(error.value)
     with pytest.raises(UserError, match="cannot read"):
         load_keys(config(admin_key_file=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"localhost", 200),
+        (b"LocalHost:8080", 200),
+        (b"127.0.0.1:8080", 200),
+        (b"127.9.9.9", 200),
+        (b"[::1]:8080", 200),
+        (b"chat.example.org", 200),
+        (None, 200),  # HTTP/1.0
+        (b"rebound.example:8080", 403),
+        (b"127.0.0.1.rebound.example", 403),
+        (b"localhost.rebound.example", 403),
+        (b"10.0.0.1", 403),
+        (b"[::1", 403),
+        (b":8080", 403),
+        (b"\xff", 403),
+    ],
+)
+def test_a_rebound_name_is_refused(host: bytes | None, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("well")(scope, receive, send)
+
+    def asked(origins: tuple[str, ...]) -> int:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "headers": [(b"host", host)] if host is not None else []}
+        asyncio.run(OwnHosts(app, origins)(scope, None, send))  # type: ignore[arg-type]
+        return int(sent[0]["status"])
+
+    assert asked(("https://chat.example.org", "http://10.0.0.2:3000")) == status
+    assert asked(("*",)) == 200

@@ -246,3 +246,18 @@ def test_a_restart_loses_what_waited_and_what_was_in_flight(aggregates: Aggregat
     assert pruned.fewest_and_most_errors()[0].successes == 0
     again.observe(observed("dense"))
     assert again.arms["dense"].requests == 1
+
+
+def test_a_state_of_an_older_release_is_read(aggregates: Aggregates, observed: Observed, compared: Compared) -> None:
+    """It had no weighted sums of clients that gave up, and added log-probabilities that are not finite."""
+    for _ in range(5):
+        aggregates.observe(observed("pruned", outcome="client_gone"))
+        aggregates.observe(compared(0.5, logprob_difference_nats=-0.1))
+    state = aggregates.state()
+    for arm in state["arms"].values():
+        del arm["weighted_gave_up"]
+    state["shadows"]["pruned"]["logprobs"] |= {"y": float("-inf"), "yy": float("inf")}
+    state = json.loads(json.dumps(state))
+    again = Aggregates.restored(state, "dense", WEIGHTS, LEVELS, [("ttft_ms", 150.0)])
+    assert (again.arms["pruned"].gave_up.successes, again.arms["pruned"].weighted_gave_up.count) == (5, 0)
+    assert (again.shadows["pruned"].comparisons, again.shadows["pruned"].logprobs.count) == (5, 0)

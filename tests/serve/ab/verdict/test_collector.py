@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from serve.ab.verdict import build
+from serve.ab.verdict.aggregates import Aggregates
 from serve.ab.verdict.collector import EventCollector
 from serve.ab.verdict.event import Event, ShadowComparison
 from serve.ab.verdict.schema import Verdict, VerdictSettings
@@ -221,3 +222,70 @@ def test_requests_in_flight_at_a_reset_are_left_out(observed: Observed) -> None:
     collector.observe(observed("pruned", sequence=1))
     assert [arm.requests for arm in collector.verdict().arms] == [0, 1]
     assert collector.verdict().not_counted == 1
+
+
+def test_a_ramp_while_both_arms_begin_to_fail_is_no_difference(observed: Observed) -> None:
+    """A tenth of the requests goes to the arm while neither fails, then half of them while both do."""
+    rng = np.random.default_rng(25)
+    collector = EventCollector("trial", "dense", {"dense": 90.0, "pruned": 10.0})
+    for place, (draw, failure) in enumerate(rng.random((6000, 2))):
+        share = 0.1 if place < 3000 else 0.5
+        if place == 3000:
+            collector.split_changed(WEIGHTS)
+        failed = failure < 0.1 and place >= 3000
+        arm = "pruned" if draw < share else "dense"
+        collector.observe(observed(arm, outcome="timeout" if failed else "ok"))
+        collector.observe(observed(arm, outcome="client_gone" if failed else "ok"))
+    comparison = collector.verdict().comparisons[0]
+    for difference in (comparison.error_rate, comparison.gave_up_rate):
+        assert difference.direction == "no different"
+        assert difference.difference == pytest.approx(0.0, abs=0.02)
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "client_gone"])
+def test_one_client_that_always_fails_is_no_difference(observed: Observed, outcome: str) -> None:
+    """300 clients; one has 5 % of the requests, and none of them succeeds, whichever arm it has."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        keys = [f"{key:016x}" for key in rng.integers(2**63, size=300)]
+        mine = rng.random(300) < 0.5
+        collector = EventCollector("trial", "dense", WEIGHTS)
+        for client, special in zip(rng.integers(1, 300, 4000), rng.random(4000) < 0.05, strict=True):
+            one = 0 if special else client
+            ended = outcome if special else "ok"
+            collector.observe(observed("pruned" if mine[one] else "dense", key_hash=keys[one], outcome=ended))
+        comparison = collector.verdict().comparisons[0]
+        assert (comparison.error_rate.direction, comparison.gave_up_rate.direction) == ("no different",) * 2
+
+
+def test_a_few_clients_are_noted(observed: Observed) -> None:
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    for place in range(600):
+        arm = ("dense", "pruned")[place % 2]
+        collector.observe(observed(arm, key_hash=f"{place % 4:08x}", outcome="timeout" if place % 4 == 1 else "ok"))
+    verdict = collector.verdict()
+    comparison = verdict.comparisons[0]
+    assert {one.direction for one in (*comparison.differences.values(), comparison.error_rate)} == {"unknown"}
+    assert [note.partition(":")[0] for note in verdict.notes] == [
+        f"a few sticky keys have most of the requests of {arm}" for arm in ("dense", "pruned")
+    ]
+    assert "they say as much as 2 equal clients, and an interval needs 20 of each arm" in verdict.notes[0]
+
+
+def test_too_many_keys_are_noted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    assert collector.verdict().notes == []
+    monkeypatch.setattr(Aggregates, "share_of_keys_missed", 0.512)
+    assert collector.verdict().notes[0].startswith("51% of new sticky keys do not count for the sample ratio")
+
+
+@pytest.mark.parametrize("nats", [-np.inf, np.nan, 1e300])
+def test_no_log_probability_of_an_engine_breaks_the_verdict(
+    observed: Observed, compared: Compared, nats: float
+) -> None:
+    collector = EventCollector("trial", "dense", WEIGHTS)
+    for place in range(200):
+        collector.observe(compared(0.5, logprob_difference_nats=nats if place == 7 else -0.1))
+    figure = collector.verdict().comparisons[0].shadow.logprob_difference_nats
+    assert (figure.requests, figure.mean) == (199, pytest.approx(-0.1))
+    json.dumps(collector.verdict().model_dump(), allow_nan=False)

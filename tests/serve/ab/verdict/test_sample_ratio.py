@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serve.ab.verdict.sample_ratio import ALPHA, SEEN_BITS, SampleRatio, SeenKeys
+from serve.ab.verdict import sample_ratio
+from serve.ab.verdict.sample_ratio import ALPHA, MOST_SEEN_BITS, SEEN_BITS, SampleRatio, SeenKeys
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
@@ -65,3 +66,28 @@ def test_a_key_is_new_once() -> None:
     assert sum(few.is_new(f"{key:016x}") for key in range(SEEN_BITS // 10)) > 0.9 * SEEN_BITS // 10
     with pytest.raises(ValueError, match="bytes of keys"):
         SeenKeys.restored("AAAA")
+
+
+def test_new_keys_are_seen_after_very_many() -> None:
+    """With the bits that it has at first, two of three new keys would be taken for known ones."""
+    seen = SeenKeys()
+    for key in range(300_000):
+        seen.is_new(f"{key:016x}")
+    assert sum(seen.is_new(f"{key:016x}") for key in range(300_000, 301_000)) > 800
+    assert not any(seen.is_new(f"{key:016x}") for key in range(0, 300_000, 1000))
+    assert len(seen.state()) < 4 / 3 * MOST_SEEN_BITS / 8 + 4
+
+
+def test_the_keys_of_an_older_release_stay_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had the bits that there are at first, and filled them."""
+    older = SeenKeys()
+    with monkeypatch.context() as release:
+        release.setattr(sample_ratio, "GROWS_AT", {})
+        for key in range(SEEN_BITS // 2):
+            older.is_new(f"{key:016x}")
+    seen = SeenKeys.restored(older.state())
+    assert seen.share_set == older.share_set == pytest.approx(0.4, abs=0.02)
+    fresh = sum(seen.is_new(f"{key:016x}") for key in range(SEEN_BITS, 2 * SEEN_BITS))
+    assert fresh == pytest.approx(0.6 * SEEN_BITS, rel=0.05)
+    assert not any(seen.is_new(f"{key:016x}") for key in range(0, SEEN_BITS // 2, 1000))
+    assert SeenKeys.restored(seen.state()).state() == seen.state()

@@ -95,6 +95,54 @@ def test_clients_with_many_requests_each_do_not_pass_for_as_many_opinions() -> N
     assert sum(naive for _, naive in outcomes) > 2 * ALPHA * RUNS
 
 
+def of_clients(rng: np.random.Generator, sizes: np.ndarray, values: np.ndarray, count: int = 1500) -> Contrast:
+    """Equal arms: half of the clients is in each, drawn at random."""
+    clients = len(sizes)
+    mine, buckets = rng.permutation(clients) < clients / 2, rng.integers(0, BUCKETS, clients)
+    arm, control = Sums(), Sums()
+    for one in rng.choice(clients, count, p=sizes / sizes.sum()):
+        (arm if mine[one] else control).add(values[one] * rng.lognormal(0, 0.1), 1.0, 2.0, int(buckets[one]))
+    return Contrast(arm, control)
+
+
+@pytest.mark.parametrize("zipf", [0, 1], ids=["equal", "zipf"])
+@pytest.mark.parametrize("clients", [2, 3, 5, 10])
+def test_a_few_clients_tell_nothing_of_the_arms(clients: int, zipf: int) -> None:
+    rng = np.random.default_rng(23)
+    sizes = np.arange(1, clients + 1.0) ** -zipf
+    contrasts = [of_clients(rng, sizes, rng.lognormal(0, 1, clients)) for _ in range(5)]
+    assert [contrast.bounds(ALPHA) for contrast in contrasts] == [None] * 5
+    assert not any(contrast.ready for contrast in contrasts)
+
+
+@pytest.mark.parametrize("zipf", [0, 0.7], ids=["equal", "zipf"])
+def test_many_clients_of_equal_arms_are_told_apart_less_often_than_alpha(zipf: float) -> None:
+    rng = np.random.default_rng(24)
+    sizes = np.arange(1, 301.0) ** -zipf
+    contrasts = [of_clients(rng, sizes, rng.lognormal(0, 1, 300)) for _ in range(RUNS)]
+    assert sum(contrast.ready for contrast in contrasts) > 0.9 * RUNS
+    bounds = [contrast.bounds(ALPHA) or (-1.0, 1.0) for contrast in contrasts]
+    assert sum(not low < 0 < high for low, high in bounds) <= ALPHA * RUNS
+
+
+def test_the_number_of_buckets_is_an_effective_one() -> None:
+    def effective(*sizes: float) -> float:
+        sums = Sums()
+        for place, size in enumerate(sizes):
+            sums.add(1.0, size, 1.0, place)
+        return sums.effective_buckets
+
+    assert [effective(), effective(2.0), effective(*[2.0] * 30)] == [0.0, 1.0, pytest.approx(30)]
+    assert effective(1000.0, *[1.0] * 30) == pytest.approx(1.06, abs=0.01)
+
+
+def test_requests_without_a_key_are_enough_once_there_are_so_many() -> None:
+    sums = Sums()
+    for place in range(MIN_REQUESTS):
+        sums.add(1.0, 1.0, 1.0, 2 * place % BUCKETS)
+    assert sums.enough
+
+
 def filled(rng: np.random.Generator, mean: float, count: int) -> Sums:
     sums = Sums()
     for value in rng.gamma(4, mean / 4, count):
@@ -152,7 +200,22 @@ def test_values_that_are_all_alike_have_no_margin() -> None:
     for one in sums:
         for place in range(2 * MIN_REQUESTS):
             one.add(16.0, 1.0, 2.0, place % BUCKETS)
-    assert Contrast(*sums).bounds(ALPHA) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert Contrast(*sums).bounds(ALPHA) == (pytest.approx(0.0, abs=1e-6), pytest.approx(0.0, abs=1e-6))
+
+
+@pytest.mark.parametrize("value", [0.3, 33.3, 3e5])
+def test_rounding_is_no_difference(value: float) -> None:
+    """All values are alike, but their sums are of other weights: 1 in 100 requests goes to the arm."""
+    sums = (Sums(), Sums())
+    for one, percent in zip(sums, (1, 99), strict=True):
+        for place in range(100 * percent):
+            one.add(value, 1.0, 100 / percent, place % BUCKETS)
+    contrast = Contrast(*sums)
+    bounds, ratios = contrast.bounds(ALPHA), contrast.ratio_bounds(ALPHA)
+    assert bounds is not None
+    assert bounds[0] < 0 < bounds[1] < 1e-6 * value
+    assert ratios is not None
+    assert ratios[0] < 1 < (ratios[1] or 0)
 
 
 def test_so_many_requests_as_are_needed_do_show_the_effect() -> None:

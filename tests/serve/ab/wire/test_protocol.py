@@ -16,7 +16,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from serve.ab.config import Limits
-from serve.ab.wire.protocol import CYCLE_ATTRIBUTES, UVICORN_ATTRIBUTES, UVICORN_METHODS, bounded_protocol
+from serve.ab.wire.protocol import (
+    CYCLE_ATTRIBUTES,
+    MOST_PIPELINED,
+    UVICORN_ATTRIBUTES,
+    UVICORN_METHODS,
+    bounded_protocol,
+)
 
 PYPROJECT = Path(__file__).parents[4] / "pyproject.toml"
 BODY = b'{"model": "m"}'
@@ -169,10 +175,25 @@ def test_a_body_in_many_small_chunks_is_not_bounded_so() -> None:
     assert [len(body) for _, _, body, _ in seen.requests] == [200]
 
 
-def test_many_offers_at_once_get_as_many_answers() -> None:
-    request = b"GET /x HTTP/1.1\r\n" + H2C + b"\r\n"
-    seen, _ = say(request * 300)
-    assert len(seen.requests) == 300
+@pytest.mark.parametrize("offer", [b"", H2C])
+def test_many_requests_at_once_get_as_many_answers(offer: bytes) -> None:
+    request = b"GET /x HTTP/1.1\r\n" + offer + b"\r\n"
+    seen, transport = say(request * MOST_PIPELINED, *[request] * 300)
+    assert (len(seen.requests), transport.aborted) == (MOST_PIPELINED + 300, False)
+
+
+def test_too_many_requests_at_once_end_the_connection() -> None:
+    seen, transport = say(b"GET /x HTTP/1.1\r\n\r\n" * 10_000)
+    assert (transport.aborted, len(seen.requests)) == (True, 1)
+
+
+def test_trailers_are_no_headers() -> None:
+    trailers = b"0\r\nauthorization: Bearer another\r\nx-mi-prun-arm: pruned\r\n\r\n"
+    request = HEAD + b"transfer-encoding: chunked\r\n\r\n" + CHUNKS.replace(b"0\r\n\r\n", trailers)
+    seen, _ = say(request, request)
+    assert [(body, set(headers)) for _, _, body, headers in seen.requests] == [
+        (BODY, {b"host", b"transfer-encoding"})
+    ] * 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from mi_prun.process_group import free_port
 
 BODY = json.dumps({"model": "the-model", "prompt": "x"}).encode()
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 
@@ -128,6 +128,16 @@ def test_no_target_leads_elsewhere(proxy: Any, shared_fakes: list[Any], target: 
     assert seen(shared_fakes) - before <= (status == 200)
 
 
+def test_without_keys_a_name_that_was_rebound_to_this_machine_is_refused(proxy: Any, shared_fakes: list[Any]) -> None:
+    before = seen(shared_fakes)
+    for head in (HEAD, HEAD.replace(b"POST /v1/completions", b"GET /metrics")):
+        answer = say(proxy.port, head.replace(b"localhost", b"rebound.example:8080") + LENGTH + b"\r\n" + BODY)
+        assert status_of(answer) == 403
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"set API keys" in answer
+    assert seen(shared_fakes) == before
+
+
 def test_a_redirect_of_an_arm_is_not_followed(proxy: Any, shared_fakes: list[Any]) -> None:
     before = shared_fakes[1].seen()["seen"]
     answered = proxy.ask({"x-mi-prun-sticky": "a"}, fake={"redirect": f"{shared_fakes[1].url}/v1/completions"})
@@ -146,7 +156,7 @@ def test_a_body_without_an_end(proxy: Any) -> None:
     assert status_of(say(proxy.port, length)) == 413
     chunk = b"%x\r\n" % 2**16 + b"x" * 2**16 + b"\r\n"
     assert status_of(say(proxy.port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 129)) == 413
-    put = b"PUT /admin/experiment HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 2**17
+    put = b"PUT /admin/experiment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 2**17
     assert status_of(say(proxy.port, put)) == 413
 
 
@@ -178,7 +188,7 @@ def test_the_slow_are_not_waited_for(impatient: Any) -> None:
     upgrade = HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\n" + LENGTH + b"\r\n"
     assert status_of(say(proxy.port, upgrade + BODY, timeout_s=3.0)) == 200
     assert status_of(say(proxy.port, upgrade + BODY[:3], pause_s=0.1)) == 408
-    admin = b"PUT /admin/experiment HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{"
+    admin = b"PUT /admin/experiment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n{"
     assert status_of(say(proxy.port, admin, pause_s=0.1)) == 408
 
 
@@ -191,7 +201,7 @@ def test_a_client_that_takes_nothing_is_cut_off(impatient: Any) -> None:
     process = psutil.Process(proxy.group.process.pid)
     stream = json.dumps({"model": "the-model", "prompt": "x", "stream": True, "fake": {"pad": 10**6, "tokens": 99}})
     asked = [
-        b"GET /metrics/dense HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /metrics/dense HTTP/1.1\r\nHost: localhost\r\n\r\n",
         HEAD + b"Content-Length: %d\r\n\r\n" % len(stream) + stream.encode(),
     ]
 
