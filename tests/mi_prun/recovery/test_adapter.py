@@ -100,6 +100,7 @@ def test_a_dense_model_run_in_fewer_bits_is_healed_from_its_files(prune, random_
     settings = replace(heal_settings, dtype="bfloat16", train_dtype=None, fit=False, tokens=256)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mi_prun.recovery.heal.check_helps", lambda healing: None)  # random weights: nothing helps
+        patch.setattr("mi_prun.recovery.training_state.Progress.helped", True)
         heal_folder(tmp_path / "pruned", tmp_path / "healed", settings, adapter=tmp_path / "adapter")
     learned = read_adapter(tmp_path / "adapter", plan)
     with merged_by(tmp_path / "adapter", learned, plan, dense, tmp_path / "merged") as merged:
