@@ -106,7 +106,8 @@ def suite(every: bool) -> list[Part]:
     share = {"MI_PRUN_FUZZ_SHARE": "1" if every else FUZZ_SHARE}
     some = "" if every else " and not long"
     plain = "pytest", "-m", f"not engine{some}"
-    engines = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if WITH_ENGINES in file.read_text()]
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    engines = [str(file.relative_to(ROOT)) for file in files if WITH_ENGINES in file.read_text()]
     others = [word for folder in ("tests/serve", "tests/bench", RECOVERY) for word in ("--ignore", folder)]
     return [
         Part("mi_prun", [Command((*plain, *others), share)]),

@@ -200,17 +200,17 @@ def heal(
             )  # fmt: skip
             try:
                 taught = _train(training, saved)
+                helped = taught.tokens > 0 and taught.helped
+                settings = settings if helped else untrained(settings, taught, shown=ranks.first)
             except NoBetterError:
                 path.unlink(missing_ok=True)  # it would come to the same end
                 raise
-            if taught.tokens and taught.helped:
+            if helped:
                 used |= {
                     "train_dtype": str(training.dtype).removeprefix("torch."),
                     "batch_tokens": training.step_tokens,
                 }
             else:
-                path.unlink(missing_ok=True)  # there is nothing to go on with
-                settings = untrained(settings, taught, shown=ranks.first)
                 taught = replace(taught, tokens=0)
             del training  # its moments and best state are large
         dtypes = {name: STORED[dense.tensors[file][1].dtype] for name, file in names.items()}
@@ -602,13 +602,11 @@ def untrained(settings: HealSettings, taught: Progress, *, shown: bool) -> HealS
     """
     if taught.tokens:
         first, *later = taught.checks_nats
-        said, more = (
-            (
-                f"--train {settings.train} ended after {taught.tokens:,} tokens: KL to the dense model on validation "
-                f"text was {first:.4g} nats before it, and {min(later):.4g} at best since"
-            ),
-            f"take a lower --learning-rate than {settings.rate:g}",
+        said = (
+            f"--train {settings.train} ended after {taught.tokens:,} tokens: KL to the dense model on validation text "
+            f"was {first:.4g} nats before it, and {min(later):.4g} at best since"
         )
+        more = f"take a lower --learning-rate than {settings.rate:g}"
     else:
         said = f"--minutes {settings.minutes:g} were over before the first step of the training"
         more = "give more for a training"

@@ -243,9 +243,13 @@ class SharedWeights:
             return tensor.detach().to("cpu", dtypes[name]).contiguous()  # where the adapter is merged by `apply` too
 
         lora = [(name, layer) for name, layer in self.adapters.items() if layer.lora_B[ADAPTER].weight.any()]
-        own = {name: (stored(name, each.own), stored(name, each.shared)) for name, each in self.own.items()}
+        tensors = {}
+        for name, own in self.own.items():  # no second copy of them all
+            ours = stored(name, own.own)
+            if not torch.equal(ours, stored(name, own.shared)):
+                tensors[file_names[name]] = ours
         return Adapter(
-            {file_names[name]: ours for name, (ours, theirs) in own.items() if not torch.equal(ours, theirs)},
+            tensors,
             {file_names[name]: stored(name, layer.lora_A[ADAPTER].weight) for name, layer in lora},
             {file_names[name]: stored(name, layer.lora_B[ADAPTER].weight) for name, layer in lora},
             scaling=lora[0][1].scaling[ADAPTER] if lora else 1.0,

@@ -237,6 +237,12 @@ class Config(Record):
         """Return all names that clients may ask for, the model's own first."""
         return (self.model_name, *self.model_aliases)
 
+    @property
+    def key_variables(self) -> set[str]:
+        """Return the environment variables that hold keys. They are no business of an engine."""
+        of_arms = (arm.api_key_env for arm in self.arms.values() if arm.api_key_env)
+        return {API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE, *of_arms}
+
     def with_model_name(self, name: str) -> Config:
         """Return the same with another model name. Raises UserError where that cannot be one."""
         return _validated({**self.model_dump(), "model_name": name}, "model_name")

@@ -22,7 +22,7 @@ import psutil
 from mi_prun.errors import UserError
 from serve.ab.arms.arm import Arm
 from serve.ab.arms.supervisor import KEY_VARIABLE, YOUNG_S, EngineSpec, Specs, command_of
-from serve.ab.config import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Config
+from serve.ab.config import Config
 
 logger = logging.getLogger("mi_prun_ab")
 END_S = 60.0
@@ -53,8 +53,7 @@ class SupervisorClient:
             restart=config.restart,
         )
         self._keys = {spec.name: spec.key for spec in self._specs.engines}
-        variables = {arm.api_key_env for arm in config.arms.values()}
-        self._secrets = {API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE, *variables}
+        self._secrets = config.key_variables
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mi_prun.errors import UserError
 from serve.ab.arms.supervisor import EngineSpec, SupervisedEngine, command_of
-from serve.ab.config import ADMIN_KEY_VARIABLE, API_KEYS_VARIABLE, Config
+from serve.ab.config import Config
 from serve.ab.wire.upstream import Headers, Upstream
 
 Part = tuple[int, Headers] | bytes
@@ -26,12 +26,10 @@ class EngineReplica:
     def __init__(self, config: Config, arm: str) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="mi-prun-ab-")
         key = secrets.token_urlsafe(24)
-        keys_of_arms = (one.api_key_env for one in config.arms.values() if one.api_key_env)
-        hidden = (API_KEYS_VARIABLE, ADMIN_KEY_VARIABLE, *keys_of_arms)
         spec = EngineSpec(
             name=arm,
             command=command_of(config.arms[arm], config.names),
-            env={**dict.fromkeys(hidden, ""), **config.arms[arm].env},
+            env={**dict.fromkeys(config.key_variables, ""), **config.arms[arm].env},
             key=key,
             log=Path(config.log_folder or self._scratch.name) / f"{arm}-{secrets.token_hex(4)}.log",
         )

@@ -257,21 +257,16 @@ def test_each_pruned_model_is_healed_once(
     other = healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=1.0), analysis, virtual=True)
     assert other != [made]
 
-    def not_fitting(*args: Any, **options: Any) -> None:
-        raise NoClosedFormError("the closed form does not fit this family")
+    def failing(error: UserError) -> None:
+        raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(recovery, "heal", not_fitting)
-        assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=2.0), analysis, virtual=True) == []
-    assert "bi-0-3: the closed form does not fit this family" in capsys.readouterr().err
-
-    def no_memory(*args: Any, **options: Any) -> None:
-        raise UserError("out of memory while healing")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recovery, "heal", no_memory)
-        assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=3.0), analysis, virtual=True) == []
-    assert "bi-0-3: not healed: out of memory while healing" in capsys.readouterr().err
+    no_form, no_memory = NoClosedFormError("it does not fit this family"), UserError("out of memory while healing")
+    for ridge, error, said in ((2.0, no_form, no_form), (3.0, no_memory, f"not healed: {no_memory}")):
+        asked = replace(settings, ridge=ridge)
+        with monkeypatch.context() as patch:
+            patch.setattr(recovery, "heal", lambda *arguments, error=error, **options: failing(error))
+            assert healed_folders(folder, plans[:1], tmp_path, asked, analysis, virtual=True) == []
+        assert f"bi-0-3: {said}" in capsys.readouterr().err
     assert healed_folders(folder, plans[:1], tmp_path, replace(settings, ridge=3.0), analysis, virtual=True)
     assert healed.pop() == 3  # it may go another time
     # A plan made again is healed again, in its place: the folder's name says its blocks, not who chose them.
