@@ -23,7 +23,7 @@ from mi_prun.plan.ratio import Amount
 from mi_prun.planning.by_hand import plan_dropping
 from mi_prun.planning.limit import parse_limit
 from mi_prun.planning.planning import check_by_hand, check_settings, make_context, plan_for
-from mi_prun.recovery.heal import check_healable
+from mi_prun.recovery.heal import check_healable, check_model
 from mi_prun.recovery.heal import check_settings as check_heal_settings
 from mi_prun.recovery.heal import heal as heal_model
 from mi_prun.recovery.healing_text import SampledText
@@ -65,6 +65,8 @@ def prune(
     blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     sampled = None
+    if heal is not None and not (heal.stream_blocks or analyze_settings.stream_blocks):
+        check_model(load(), dense, heal)  # before the choice, which takes longest
     if isinstance(blocks, tuple):  # nothing is to be chosen
         plan = plan_dropping(dense, blocks, analyze_settings, quality=plan_settings.quality, load=load)
     else:

@@ -152,10 +152,8 @@ def heal(
         home = torch.device("cpu") if ranks.sharded else place
         model = load() if load else load_block_model(dense, device=home, dtype=pick_dtype(place, settings.dtype))
         weights = SharedWeights(model, plan.dropped, family.block_prefix)
-        names = file_names(weights, dense, family)
-        if settings.train == "lora":
-            weights.adaptable(settings.rank)  # before the long work: what cannot be adapted is refused
-        elif settings.train == "all":
+        names = check_weights(weights, dense, settings)  # before the long work
+        if settings.train == "all":
             check_trainable(weights, shown=ranks.first)
         if ranks.sharded:
             weights.shard(place, refitted(weights))
@@ -551,6 +549,20 @@ def check_healable(dense: ModelFolder) -> None:
     """Refuse quantised weights: they are healed before they are quantised."""
     if dense.config.get("quantization_config"):
         raise UserError(f"model {dense.path} is quantised: heal first, then quantise")
+
+
+def check_model(model: BlockModel, dense: ModelFolder, settings: HealSettings) -> None:
+    """Refuse a model that cannot be healed, whichever blocks go. Raises UserError."""
+    # Without block 1 all others may be trained, block 0 among them.
+    check_weights(SharedWeights(model, (1,), dense.family.block_prefix), dense, settings)
+
+
+def check_weights(weights: SharedWeights, dense: ModelFolder, settings: HealSettings) -> dict[str, str]:
+    """Return the names in the files of what may be healed. Raises UserError for what does not lie there, or adapt."""
+    names = file_names(weights, dense, dense.family)
+    if settings.train == "lora":
+        weights.adaptable(settings.rank)
+    return names
 
 
 def file_names(weights: SharedWeights, dense: ModelFolder, family: Family) -> dict[str, str]:

@@ -182,6 +182,18 @@ def test_blocks_that_were_chosen_are_said_where_healing_does_not_help(
         prune(reference, Amount(drop="4-5"), plan=PlanSettings(quality=False, device="cpu"), heal=fit)
 
 
+def test_a_model_that_cannot_be_healed_is_refused_before_the_choice(
+    reference: Path, prune: Callable[..., pipeline.Pruned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_analysis(*args: Any, **options: Any) -> None:
+        raise AssertionError("the choice has begun")
+
+    monkeypatch.setattr(pipeline, "make_analysis", make_analysis)
+    with pytest.raises(UserError, match="--rank 5000 is larger than a matrix of the model"):
+        prune(reference, heal=HealSettings(tokens=1_024, rank=5_000))
+    assert not (tmp_path / "out").exists()
+
+
 def no_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 

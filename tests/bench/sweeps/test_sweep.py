@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
@@ -275,6 +276,35 @@ def test_each_pruned_model_is_healed_once(
     assert healed_folders(folder, plans[:1], tmp_path, settings, analysis, virtual=True) == [made]
     assert read_manifest(made).plan == older
     assert healed == [3, 6, 6, 3, 3]
+
+
+def test_a_healed_model_stands_beside_its_pruned_one_on_the_same_text(reference: Path, tmp_path: Path) -> None:
+    from bench.sweeps.healing import healed_folders
+    from mi_prun.comparison.comparison import analysis_in
+
+    folder = open_model(reference)
+    checkpoints, plans = pruned_folders(folder, tmp_path, SETTINGS)
+    analysis = analysis_in(tmp_path, folder, SETTINGS.analyze)
+    prose = list(topics.values())
+    texts = [tmp_path / "one.txt", tmp_path / "two.txt"]
+    for number, text in enumerate(texts):
+        text.write_text("\n\n\n".join(prose[number::2]))
+    settings = HealSettings(
+        sources=tuple(map(str, texts)), train="none", window_tokens=32, fit_tokens=2_048, gate_tokens=512,
+        validation_tokens=256, device="cpu",
+    )  # fmt: skip
+    healed = healed_folders(folder, plans[:1], tmp_path, settings, analysis, virtual=True)
+    models = measured_model.with_made(measured_model.open_dense(str(reference)), [*map(str, checkpoints + healed)])
+    _, pruned, other, better = models.all
+    assert (pruned.arm.label, better.arm.label) == ("bi 25.0%", "bi 25.0% healed")
+    assert better.arm.healing is not None
+    assert better.arm.healing.method == "fit"
+    before, after = pruned.quality, better.quality
+    assert before is not None
+    assert after is not None
+    assert (before.text, before.dense_perplexity) == (after.text, after.dense_perplexity)
+    assert after.kl_nats_per_token < before.kl_nats_per_token
+    assert [model.quality_measured_on for model in (pruned, other, better)] == ["healing", "plan", "healing"]
 
 
 def test_a_sweep_with_healing_is_described(reference: Path, tmp_path: Path) -> None:
