@@ -65,11 +65,11 @@ def prune(
     blocks = check_prunable(dense, out, amount, analyze_settings, plan_settings, write_settings)
     load = cache(lambda: load_on(dense, analyze_settings.device, analyze_settings.dtype))
     sampled = None
-    if heal is not None and not (heal.stream_blocks or analyze_settings.stream_blocks):
-        check_model(load(), dense, heal)  # before the choice, which takes longest
     if isinstance(blocks, tuple):  # nothing is to be chosen
         plan = plan_dropping(dense, blocks, analyze_settings, quality=plan_settings.quality, load=load)
     else:
+        if heal is not None and not (heal.stream_blocks or analyze_settings.stream_blocks):
+            check_model(load(), dense, heal)  # before the choice, which takes longest
         analysis = make_analysis(dense, analyze_settings, load=load)
         if analysis is None:
             raise ValueError("prune runs as one process")

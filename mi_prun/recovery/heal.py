@@ -552,9 +552,11 @@ def check_healable(dense: ModelFolder) -> None:
 
 
 def check_model(model: BlockModel, dense: ModelFolder, settings: HealSettings) -> None:
-    """Refuse a model that cannot be healed, whichever blocks go. Raises UserError."""
-    # Without block 1 all others may be trained, block 0 among them.
-    check_weights(SharedWeights(model, (1,), dense.family.block_prefix), dense, settings)
+    """Refuse a model that cannot be healed, before its blocks are chosen. Raises UserError.
+
+    The last block but one stands for all: the first ones, which may be of another kind, are mostly not trained.
+    """
+    check_weights(SharedWeights(model, (model.num_blocks - 1,), dense.family.block_prefix), dense, settings)
 
 
 def check_weights(weights: SharedWeights, dense: ModelFolder, settings: HealSettings) -> dict[str, str]:
