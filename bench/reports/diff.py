@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from statistics import mean, variance
 
-from bench.records.comparable import Comparable, comparable, protocol_of, workload_key
+from bench.records.comparable import Comparable, comparable, protocol_of, same_text, workload_key
 from bench.records.paired import CONFIDENCE
 from bench.records.results import Run, Side
 from bench.records.schema import MeasuredArm, PointRecord, Ratio, Round, Workload
 from bench.records.task_schema import TaskRecord
-from bench.records.task_summary import comparable_answers, difference_of
+from bench.records.task_summary import comparable_answers, difference_of, healed_words
 from mi_prun.artefact import Record
 from mi_prun.errors import UserError
 
@@ -91,31 +91,49 @@ def diff(a: Side, b: Side, *, anyway: bool = False) -> RunDiff:
     notes = list(may.notes)
     if a.run and b.run:
         changes += _runs(a.run, b.run, may)
-        notes += dict.fromkeys(_other_models(a.run, b.run))
+        notes += _other_passages(a.run, b.run) if may.quality else ()
+        arms = [(before.arm, after.arm) for before, after in _pairs(a.run, b.run)]
+        notes += dict.fromkeys(_other_models(arms))
     if may.quality:
-        changes += _tasks(a.tasks, b.tasks)
+        asked = _task_pairs(a.tasks, b.tasks)
+        changes += [_task_change(before, after) for before, after in asked]
+        other = dict.fromkeys(_other_models([(before.arm, after.arm) for before, after in asked]))
+        notes += [note for note in other if note not in notes]
     if not changes:
         reason = "; ".join(notes) or "no model and load, and no task, is in both"
         raise UserError(f"{a.name} and {b.name} have nothing to compare: {reason}")
     return RunDiff(tuple(changes), tuple(notes))
 
 
-def _other_models(a: Run, b: Run) -> Iterator[str]:
+def _other_models(pairs: Iterable[tuple[MeasuredArm, MeasuredArm]]) -> Iterator[str]:
+    for before, after in pairs:
+        if before.blocks.dropped != after.blocks.dropped:
+            ours, theirs = (", ".join(map(str, arm.blocks.dropped)) for arm in (before, after))
+            yield f"{before.label} drops other blocks: {ours} -> {theirs}"
+        if before.healing != after.healing:
+            ours, theirs = (_healed_on(arm) for arm in (before, after))
+            yield f"{before.label} is healed otherwise: {ours} -> {theirs}"
+
+
+def _other_passages(a: Run, b: Run) -> list[str]:
+    """Say where quality goes by one name and protocol, but the dense model's own figure says that the text is another.
+
+    The two runs have one dense model.
+    """
     for before, after in _pairs(a, b):
-        if before.arm.blocks.dropped != after.arm.blocks.dropped:
-            ours, theirs = (", ".join(map(str, point.arm.blocks.dropped)) for point in (before, after))
-            yield f"{before.arm.label} drops other blocks: {ours} -> {theirs}"
-        if before.arm.healing != after.arm.healing:
-            ours, theirs = (_healed_on(point.arm) for point in (before, after))
-            yield f"{before.arm.label} is healed otherwise: {ours} -> {theirs}"
+        if protocol_of(before) and protocol_of(before) == protocol_of(after) and not same_text(before, after):
+            assert before.quality is not None
+            assert after.quality is not None
+            ours, theirs = (quality.dense_perplexity for quality in (before.quality, after.quality))
+            return [
+                f"{before.quality.text}: the dense model's own perplexity is another ({ours:.5g} -> {theirs:.5g}), so "
+                "the passages or the number format are: quality is not compared"
+            ]
+    return []
 
 
 def _healed_on(arm: MeasuredArm) -> str:
-    by = arm.healing
-    if by is None:
-        return "not"
-    settings = f", settings {by.settings_sha256[:8]}" if by.settings_sha256 else ""
-    return f"{by.tokens:,} tokens of {by.text}, seed {by.seed}{settings}"
+    return "not" if arm.healing is None else healed_words(arm.healing)
 
 
 def _runs(a: Run, b: Run, may: Comparable) -> Iterator[RunChange]:
@@ -145,16 +163,23 @@ def _pairs(a: Run, b: Run) -> Iterator[tuple[PointRecord, PointRecord]]:
 def _naming(a: Iterable[MeasuredArm], b: Iterable[MeasuredArm]) -> Callable[[MeasuredArm], tuple[object, ...]]:
     """Return what gives a model of one side the name by which it is compared with one of the other.
 
-    It is the model's place; with its label where one side has several models there, as of two specs of one method.
+    It is the model's place; with its label where one side has several models there, as of two specs of one method; with
+    all that tells it from others where those have one label, as of two healings.
     """
+    ways: list[Callable[[MeasuredArm], tuple[object, ...]]] = [
+        _place,
+        lambda arm: (*_place(arm), arm.label),
+        lambda arm: (*_place(arm), arm.label, arm.identity),
+    ]
+    sides = [list(side) for side in (a, b)]
     shared: set[tuple[object, ...]] = set()
-    for side in (a, b):
-        held = Counter(place for place, _ in {(_place(arm), arm.label) for arm in side})
-        shared |= {place for place, models in held.items() if models > 1}
+    for way in ways[:-1]:
+        for side in sides:
+            held = Counter(short for short, *_ in {(way(arm), arm.label, arm.identity) for arm in side})
+            shared |= {short for short, models in held.items() if models > 1}
 
     def name(arm: MeasuredArm) -> tuple[object, ...]:
-        place = _place(arm)
-        return (*place, arm.label) if place in shared else place
+        return next(short for way in ways if (short := way(arm)) not in shared)
 
     return name
 
@@ -179,7 +204,7 @@ def _once(before: PointRecord, after: PointRecord, may: Comparable) -> Iterator[
         for figure, was, becomes, least in sampled:
             if was is not None and becomes is not None:
                 yield _exact(before.arm, figure, was, becomes, more=False, least=least)
-    if may.quality and before.quality and after.quality and protocol_of(before) == protocol_of(after):
+    if may.quality and before.quality and after.quality and same_text(before, after):
         ours, theirs = before.quality, after.quality
         yield _exact(before.arm, "perplexity", ours.pruned_perplexity, theirs.pruned_perplexity, more=False)
         if before.arm.kind != "dense":
@@ -282,27 +307,29 @@ def _with_interval(
     )
 
 
-def _tasks(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> Iterator[RunChange]:
+def _task_pairs(a: Sequence[TaskRecord], b: Sequence[TaskRecord]) -> list[tuple[TaskRecord, TaskRecord]]:
+    """Return the newest records of models that are compared with each other, on the same items."""
     name = _naming((record.arm for record in a), (record.arm for record in b))
 
     def key(record: TaskRecord) -> tuple[object, ...]:
         return *name(record.arm), record.score.task
 
     theirs = {key(record): record for record in b}
-    for place, record in {key(record): record for record in a}.items():
-        other = theirs.get(place)
-        if other is None or not comparable_answers(record, other):
-            continue
-        difference = difference_of(record, other)
-        yield RunChange(
-            arm=record.arm.label,
-            load=None,
-            figure=f"task {record.score.task} {record.score.metric}",
-            before=record.score.score,
-            after=other.score.score,
-            change=difference.mean,
-            low=difference.low,
-            high=difference.high,
-            beyond_noise=difference.beyond_noise,
-            better=difference.mean > 0 if difference.beyond_noise else None,
-        )
+    pairs = [(record, theirs.get(place)) for place, record in {key(record): record for record in a}.items()]
+    return [(first, second) for first, second in pairs if second is not None and comparable_answers(first, second)]
+
+
+def _task_change(before: TaskRecord, after: TaskRecord) -> RunChange:
+    difference = difference_of(before, after)
+    return RunChange(
+        arm=before.arm.label,
+        load=None,
+        figure=f"task {before.score.task} {before.score.metric}",
+        before=before.score.score,
+        after=after.score.score,
+        change=difference.mean,
+        low=difference.low,
+        high=difference.high,
+        beyond_noise=difference.beyond_noise,
+        better=difference.mean > 0 if difference.beyond_noise else None,
+    )

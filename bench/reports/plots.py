@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from bench.records.comparable import same_text
 from bench.records.flat_rows import perplexity_of, row_of
 from bench.records.results import Run
 from bench.records.schema import MeasuredArm, PointRecord, Workload
@@ -29,6 +30,7 @@ VARIABLES = {INK: "currentColor", DENSE: "var(--dense)"} | {c: f"var(--s{i})" fo
 MARKERS = ("o", "^", "D", "v", "P", "X")
 MIB, GIB = 2**20, 2**30
 WIDTH = 5.8  # inches, of a picture that fills half a page
+SHORT_LABEL = 24  # characters: three of them stand in a line of the legend
 DASHED = (0, (2, 3))
 
 
@@ -139,7 +141,7 @@ def line_names(arms: Sequence[MeasuredArm]) -> dict[str, str]:
     several = {arm.blocks.method for arm in arms if held[arm.method, len(arm.blocks.dropped)] > 1}
 
     def name(arm: MeasuredArm) -> str:
-        end = rf"-{len(arm.blocks.dropped)}(-healed-[0-9a-f]+)?-{arm.weights}$"
+        end = rf"-{len(arm.blocks.dropped)}(-[0-9a-f]{{8}})?(-healed-[0-9a-f]+)?-{arm.weights}$"
         return f"{arm.method}, {re.sub(end, '', Path(arm.model).name)}"
 
     return {arm.label: name(arm) if arm.blocks.method in several else arm.method for arm in arms}
@@ -148,7 +150,10 @@ def line_names(arms: Sequence[MeasuredArm]) -> dict[str, str]:
 def healings(
     points: Sequence[PointRecord], dense: PointRecord
 ) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Return where each healed model's arrow begins and ends: speed and perplexity over dense, pruned and healed."""
+    """Return where each healed model's arrow begins and ends: speed and perplexity over dense, pruned and healed.
+
+    There is none where the pruned model was judged on other text: the arrow would show a change that nobody measured.
+    """
 
     def place(point: PointRecord) -> tuple[float, float]:
         row = row_of(point, dense)
@@ -158,7 +163,9 @@ def healings(
     return [
         (place(pruned[point.arm.blocks.dropped]), place(point))
         for point in points
-        if point.arm.healing is not None and point.arm.blocks.dropped in pruned
+        if point.arm.healing is not None
+        and point.arm.blocks.dropped in pruned
+        and same_text(point, pruned[point.arm.blocks.dropped])
     ]
 
 
@@ -314,7 +321,9 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel("right answers, points to dense  (right: better)")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9.5, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
+    columns = 3 if max(map(len, labels)) <= SHORT_LABEL else 1
+    look = {"frameon": False, "labelcolor": INK, "fontsize": 9.5}
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=columns, **look)
     return _svg(figure, "Difference of right answers to the dense model, by task", run)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.records.comparable import texts_of_quality
 from bench.records.flat_rows import FlatRow, row_of
 from bench.records.results import Run
 from bench.records.schema import MeasuredArm
@@ -115,6 +116,8 @@ def recommend(run: Run, limits: TradeoffLimits, tasks: Sequence[TaskRecord] = ()
         why = f"{missed}; it has {figures(row, rows[0])}"
     taken = next(point.arm for point in points if point.arm.label == row.arm)
     why += healed(taken) + answers(taken, tasks)
+    if (texts := texts_of_quality(point for point in points if point.arm.kind == "pruned")) > 1:
+        why += f"; perplexities are of {texts} texts, which do not compare: give --quality-text to measure on one"
     return Recommendation(
         fits=bool(fit),
         arm=row.arm,

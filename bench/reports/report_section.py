@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from bench.records.comparable import differences, texts_of_quality
 from bench.records.flat_rows import FlatRow, row_of
 from bench.records.machine import machine_words
 from bench.records.results import Results, Run
@@ -113,7 +114,7 @@ def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence
         drafts_table(run) if run else None,
         *(percentile_tables(run) if run else ()),
     ]
-    arms = run.arms if run else list({record.arm.label: record.arm for record in (*tasks, *generations)}.values())
+    arms = run.arms if run else _asked_arms(rows, generations)
     return Section(
         title=Path(name).name if Path(name).is_absolute() else name,
         time=time,
@@ -126,6 +127,12 @@ def _section(run: Run | None, tasks: Sequence[TaskRecord], generations: Sequence
         prompts=tuple(_prompts(generations)),
         footers=(*(_run_footers(run) if run else ()), *_asked_footers(tasks, generations), *_origin(newest)),
     )
+
+
+def _asked_arms(rows: Sequence[TaskRow], generations: Sequence[GenerationRecord]) -> list[MeasuredArm]:
+    """Return the models that were asked, as the tasks' table calls them."""
+    arms = {record.arm.identity: record.arm for record in generations}
+    return list((arms | {row.record.arm.identity: row.record.arm for row in rows}).values())
 
 
 def _pictures(run: Run | None, rows: Sequence[TaskRow], name: str) -> list[Picture]:
@@ -251,10 +258,26 @@ def _notes(run: Run | None, rows: Sequence[TaskRow]) -> list[str]:
             )
         if (rounds := len(run.dense.speed.rounds)) < FEW_ROUNDS:
             notes.append(f"Measured in {rounds} round{'s' * (rounds > 1)}: fewer than {FEW_ROUNDS} rounds tell little.")
+        if (texts := texts_of_quality(p for p in run.under(run.main) if p.arm.kind == "pruned")) > 1:
+            notes.append(
+                f"Perplexity was measured on {texts} texts (Quality, below): it compares between models of one text "
+                "only. An arrow is drawn where the pruned and the healed model share theirs."
+            )
         if full := [load.label for load in run.loads if any(point.saturated for point in run.under(load))]:
             notes.append(f"Requests arrived faster than they were answered: {'; '.join(full)}.")
         elif any(point.speed.backlog_growth is not None for point in run.points):
             notes.append("No rate was too high for any model: higher --rates would show where they end.")
+    elsewhere = {
+        f"{row.record.arm.label}: {words}": None
+        for row in rows
+        if row.base is not None
+        for words in differences(row.base.provenance, row.record.provenance)
+    }
+    if elsewhere:
+        notes.append(
+            "Some tasks were not asked under the dense model's conditions, which can turn answers too: "
+            f"{'; '.join(elsewhere)}."
+        )
     cut = [row.record for row in rows if row.record.score.truncated_items]
     if cut:
         names = ", ".join(dict.fromkeys(record.score.task for record in cut))

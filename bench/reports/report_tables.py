@@ -314,15 +314,20 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
     for row in rows:
         by_model.setdefault(model_key(row.record), {})[row.record.score.task] = row
     names = list(dict.fromkeys(row.record.score.task for row in rows))
+    items = {name: next(row.record.score.items for row in rows if row.record.score.task == name) for name in names}
     mean_of = {mean.arm.identity: mean for mean in means}
     lines = []
     for by_task in by_model.values():
         arm = next(iter(by_task.values())).record.arm
-        cells = [Cell(arm.label), *(_score(by_task.get(name)) for name in names)]
+        cells = [Cell(arm.label), *(_score(by_task.get(name), items[name]) for name in names)]
         if means:
-            cells.append(_mean(mean_of.get(arm.identity)))
+            cells.append(_mean(mean_of.get(arm.identity), len(names)))
         lines.append(tuple(cells))
-    head = [("Model", ""), *((name, _metric(rows, name)) for name in names), *([("Mean", "")] if means else [])]
+    head = [
+        ("Model", ""),
+        *((name, _metric(rows, name, items[name])) for name in names),
+        *([("Mean", "")] if means else []),
+    ]
     note = (
         "Right answers, %; under them the difference to dense in points, item by item, with its 95 % interval (Bonett "
         "and Price). Bold: beyond noise. Flips: items that turned right or wrong against dense, "
@@ -331,29 +336,32 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
     return Table("Tasks", tuple(head), tuple(lines), note)
 
 
-def _metric(rows: Sequence[TaskRow], name: str) -> str:
+def _metric(rows: Sequence[TaskRow], name: str, items: int) -> str:
     record = next(row.record for row in rows if row.record.score.task == name)
-    return f"{record.score.metric}, n={record.score.items:,}"
+    return f"{record.score.metric}, n={items:,}"
 
 
-def _score(row: TaskRow | None) -> Cell:
+def _score(row: TaskRow | None, items: int) -> Cell:
+    """Return the cell of a score. items: what the head of the column says; another number is said here."""
     if row is None:
         return Cell(NONE)
-    text, difference = f"{100 * row.record.score.score:.1f}", row.difference
+    text, difference, score = f"{100 * row.record.score.score:.1f}", row.difference, row.record.score
     if difference is None:
-        return Cell(text, "" if row.record.arm.kind == "dense" else "no pairs")
+        other = "" if score.items == items else f"n={score.items:,}"
+        return Cell(text, lines_of(other, "" if row.record.arm.kind == "dense" else "no pairs"))
     flips = f"{difference.flips} flips, {difference.flips / difference.items:.0%}"
     return Cell(text, lines_of(difference.points(), flips), strong=difference.beyond_noise)
 
 
-def _mean(mean: MeanRow | None) -> Cell:
+def _mean(mean: MeanRow | None, tasks: int) -> Cell:
+    """Return the cell of a mean. tasks: all columns; a mean of fewer of them says so: it stands beside other means."""
     if mean is None:
         return Cell(NONE)
-    text = f"{100 * mean.score:.1f}"
+    text, few = f"{100 * mean.score:.1f}", "" if mean.tasks == tasks else f"of {mean.tasks} tasks"
     if mean.difference is None:
-        return Cell(text)
+        return Cell(text, few)
     middle, low, high = (100 * value for value in mean.difference)
-    return Cell(text, f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]", strong=low > 0 or high < 0)
+    return Cell(text, lines_of(f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]", few), strong=low > 0 or high < 0)
 
 
 def other_scores(records: Sequence[TaskRecord]) -> list[str]:

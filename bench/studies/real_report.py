@@ -3,7 +3,8 @@
     python -m bench.studies.real_report bench/published/real-models -o docs/explanation/real-models.md
 
 The tables say how methods that measure nothing compare with the better of `bi` and `angular`, what dropping costs, and
-where the default is first. In `<model>.<text>-on-<other>.losses.jsonl` is what a study's sets lose on another text.
+where the default is first. In `<model>.<text>-on-<other>.losses.jsonl` is what a study's sets lose on another text;
+in `<model>.pairs.jsonl` are pairs of sets, compared on more text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from bench.studies.selection_report import report_options
-from bench.studies.selection_study import StudyRow, read_study
+from bench.studies.selection_study import Pair, StudyRow, read_rows, read_study
 from bench.studies.set_losses import LastWords, SetLoss, read_last_words, read_losses
 from mi_prun.checkpoint.card import table
 from mi_prun.comparison.comparison_plots import COLOURS, MARKERS
@@ -41,6 +42,7 @@ MOST_MEAN, MOST_SINGLE = 1.02, 1.5  # the bar of this project for PUBLISHED
 EQUAL = 1.0005  # as good: the same set on two machines differs by less
 FAR_OFF = 4.0  # over the best at the same k: such a point is at the picture's edge
 LOSSES, LAST_WORDS = ".losses.jsonl", ".last-words.jsonl"  # of `bench.studies.set_losses`, in the same folder
+PAIRS = ".pairs.jsonl"  # what `bench.studies.selection_study --confirm --pair` prints, a line for each pair
 PICTURE = "real-models.svg"
 Figure = Callable[[StudyRow], float]
 PERPLEXITY: Figure = attrgetter("perplexity")
@@ -110,6 +112,20 @@ class Text:
         better than itself, though machines round differently. None where the variant has no row, or no other method
         has all of its seeds.
         """
+        rows = self.beside_best(variant, k, figure)
+        if not rows:
+            return None
+        lowest = statistics.mean(figure(best) for _, best in rows)
+        difference = [
+            0.0 if mine.row.dropped == best.row.dropped else figure(mine) - figure(best) for mine, best in rows
+        ]
+        error = statistics.stdev(difference) / math.sqrt(len(rows)) if len(rows) > 1 else math.nan
+        return 1 + statistics.mean(difference) / lowest, error / lowest
+
+    def beside_best(self, variant: str, k: int, figure: Figure) -> list[tuple[StudyRow, StudyRow]]:
+        """Return, for each seed of a variant of the default, its row and that of the other method with the lowest mean
+        on its seeds; none where there is no such method.
+        """
         own = self.by.get((variant, k), {})
         others = [
             [theirs[seed] for seed in own]
@@ -117,15 +133,17 @@ class Text:
             if not label.startswith(DEFAULT) and own.keys() <= (theirs := self.by.get((label, k), {})).keys()
         ]
         if not own or not others:
+            return []
+        return [*zip(own.values(), min(others, key=lambda rows: statistics.mean(map(figure, rows))), strict=True)]
+
+    def behind(self, k: int) -> tuple[Dropped, Dropped] | None:
+        """Return the default's set and the best other one, where the default is behind it by its only seed."""
+        rows = self.beside_best(DEFAULT, k, PERPLEXITY)
+        if len(rows) != 1:
             return None
-        best = min(others, key=lambda rows: statistics.mean(map(figure, rows)))
-        lowest = statistics.mean(map(figure, best))
-        difference = [
-            0.0 if mine.row.dropped == theirs.row.dropped else figure(mine) - figure(theirs)
-            for mine, theirs in zip(own.values(), best, strict=True)
-        ]
-        error = statistics.stdev(difference) / math.sqrt(len(own)) if len(own) > 1 else math.nan
-        return 1 + statistics.mean(difference) / lowest, error / lowest
+        mine, best = rows[0]
+        different = mine.row.dropped != best.row.dropped
+        return (mine.row.dropped, best.row.dropped) if different and mine.perplexity > best.perplexity else None
 
     def elsewhere(self, losses: Sequence[SetLoss]) -> Text:
         """Return the same choices judged on another text, without the methods whose sets were not all measured there.
@@ -168,8 +186,16 @@ def is_variant(label: str) -> bool:
     return label.startswith(DEFAULT) and label != DEFAULT
 
 
-def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Elsewhere | None = None) -> str:
-    """Return the page. counts: what sets of any of the models foretell. elsewhere: texts as judged on other ones."""
+def page(
+    texts: Sequence[Text],
+    counts: Sequence[LastWords] = (),
+    elsewhere: Elsewhere | None = None,
+    pairs: Sequence[Pair] = (),
+) -> str:
+    """Return the page. counts: what sets of any of the models foretell. elsewhere: texts as judged on other ones.
+
+    pairs: sets of any of the models, compared on more text.
+    """
     elsewhere = elsewhere or {}
     parts = [
         "# Real models: the figures",
@@ -191,6 +217,7 @@ def page(texts: Sequence[Text], counts: Sequence[LastWords] = (), elsewhere: Els
         "information proposed no candidate.",
         *bar_section(texts),
         *default_section(texts, elsewhere),
+        *behind_section(texts, elsewhere, pairs),
     ]
     parts += [part for text in texts for part in section(text, counts, elsewhere.get(text, ()))]
     return "\n\n".join(parts) + "\n"
@@ -262,6 +289,46 @@ def default_section(texts: Sequence[Text], elsewhere: Elsewhere) -> list[str]:
         "standard error of the mean difference over seeds. Bold: behind by more than that, or by anything where there "
         "is one seed.",
         table(("model", "chosen on", "judged on", "by", "method", "seeds", *(f"k={k}" for k in ks)), rows),
+    ]
+
+
+def behind_section(texts: Sequence[Text], elsewhere: Elsewhere, pairs: Sequence[Pair]) -> list[str]:
+    """Return the parts of the page that say how sure it is that the default is behind, where its one seed is."""
+    by_sets = {(pair.model, pair.text, *pair.dropped): pair for pair in pairs}
+
+    def words(chosen_on: str, there: Text, k: int, mine: Dropped, best: Dropped) -> tuple[str, ...]:
+        blocks = (" ".join(map(str, dropped)) for dropped in (mine, best))
+        pair = by_sets.get((there.model, there.text, mine, best))
+        if pair is None:
+            return there.model, chosen_on, there.text, str(k), *blocks, "-", "-", "-", "not measured"
+        sure = pair.difference_nats > pair.standard_error_nats
+        return (
+            *(there.model, chosen_on, there.text, str(k)),
+            *blocks,
+            *(f"{perplexity:.4g}" for perplexity in pair.perplexity),
+            f"{pair.difference_nats:+.4f} +- {pair.standard_error_nats:.4f}",
+            "**behind**" if sure else "ahead" if pair.difference_nats < -pair.standard_error_nats else "tied",
+        )
+
+    rows = [
+        words(text.text, there, k, *sets)
+        for text in texts
+        for there in (text, *elsewhere.get(text, ()))
+        for k in there.ks
+        if (sets := there.behind(k))
+    ]
+    if not rows:
+        return []
+    tokens = sorted({pair.tokens for pair in pairs})
+    return [
+        "### Where one seed of it is behind",
+        "Each set of a bold cell (perplexity) of `hybrid`, and the best other one, once more"
+        + (f" on other parts of the text ({' or '.join(f'{count:,}' for count in tokens)} tokens)" if tokens else "")
+        + ". The difference is in nats a token; +- its standard error over windows. Tied: within that error.",
+        table(
+            ("model", "chosen on", "judged on", "k", "its set", "other set", "perplexity", "other", "difference", "so"),
+            rows,
+        ),
     ]
 
 
@@ -393,7 +460,7 @@ def picture(texts: Sequence[Text]) -> str:
 
 def read_texts(folder: Path) -> list[Text]:
     """Read the records of a folder. Raises UserError where there is none, or a baseline is missing."""
-    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith((LOSSES, LAST_WORDS))]
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith((LOSSES, LAST_WORDS, PAIRS))]
     texts = [Text(rows) for path in paths if (rows := read_study(path))]
     if not texts:
         raise UserError(f"{folder} has no records; make some with `python -m bench.studies.selection_study`")
@@ -407,6 +474,11 @@ def read_texts(folder: Path) -> list[Text]:
 def read_all_last_words(folder: Path) -> list[LastWords]:
     """Read what sets of all models foretell."""
     return [count for path in sorted(folder.glob(f"*{LAST_WORDS}")) for count in read_last_words(path)]
+
+
+def read_pairs(folder: Path) -> list[Pair]:
+    """Read the pairs of sets of all models that were compared on more text."""
+    return [pair for path in sorted(folder.glob(f"*{PAIRS}")) for pair in read_rows(path, Pair)]
 
 
 def read_losses_elsewhere(path: Path) -> list[SetLoss]:
@@ -438,7 +510,9 @@ def main() -> None:
         texts = read_texts(options.results)
         write_text(options.output.parent / PICTURE, picture(texts))
         elsewhere = read_elsewhere(options.results, texts)
-        write_text(options.output, page(texts, read_all_last_words(options.results), elsewhere))
+        write_text(
+            options.output, page(texts, read_all_last_words(options.results), elsewhere, read_pairs(options.results))
+        )
 
     sys.exit(run_command(write))
 

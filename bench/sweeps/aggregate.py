@@ -10,6 +10,7 @@ from statistics import median
 from bench.models.measured_model import MeasuredModel, plan_digest
 from bench.models.roofline import bound, most, work
 from bench.records.acceptance import acceptance_over
+from bench.records.comparable import SAME_TEXT
 from bench.records.paired import paired
 from bench.records.schema import (
     DenseModel,
@@ -84,7 +85,9 @@ def dense_quality(models: Sequence[MeasuredModel]) -> tuple[Quality | None, Meas
         return None, None
     quality, measured_on = measured[0]
     # Another machine's last digits are no other text.
-    if any(not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=1e-3) for other, _ in measured):
+    if any(
+        not math.isclose(other.dense_perplexity, quality.dense_perplexity, rel_tol=SAME_TEXT) for other, _ in measured
+    ):
         return None, None
     same = {"pruned_perplexity": quality.dense_perplexity, "kl_nats_per_token": 0.0}
     return quality.model_copy(update=same), measured_on

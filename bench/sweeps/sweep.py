@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.load.workloads import served_context
-from bench.models.measured_model import MeasuredModel, MeasuredModels, open_dense, with_made
+from bench.models.measured_model import MeasuredModel, MeasuredModels, blocks_digest, open_dense, with_made
 from bench.models.shape import SHAPES, open_shape, shape_flags, spread, write_shape
 from bench.models.weights import Weights, weights_of_config
 from bench.quality.quality import with_quality_on
@@ -118,12 +118,13 @@ def pruned_folders(dense: ModelFolder, out: Path, settings: SweepSettings) -> tu
     for choice in sweep_choices(settings, dense.num_blocks):
         spec, k = choice.spec, choice.k
         path = out / "plans" / f"{choice.file_name}.json"
-        checkpoint = out / "checkpoints" / f"{choice.file_name}-{weights}"
         plan = Plan.read(path) if path.is_file() else None
         if plan is None or not _chosen_by(plan, analysis, base.seed):
             say(f"{dense.name}: {k} of {dense.num_blocks} blocks by {spec.label}")
             plan = make_plan(context.fresh(), k, replace(base, method=spec.name, rerank=spec.rerank))
             plan.write(path)
+        # Another calibration text may drop other blocks: records of an earlier run name the folder of theirs.
+        checkpoint = out / "checkpoints" / f"{choice.file_name}-{blocks_digest(plan.dropped)}-{weights}"
         if not is_pruned(checkpoint) or Manifest.read(checkpoint / MANIFEST_NAME).plan != plan:
             write_checkpoint(dense, plan, checkpoint, virtual=weights == "virtual", force=True)
         checkpoints.append(checkpoint)

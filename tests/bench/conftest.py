@@ -344,3 +344,16 @@ def generation() -> Callable[..., GenerationRecord]:
         )
 
     return make
+
+
+@pytest.fixture
+def judged_elsewhere() -> Callable[..., PointRecord]:
+    """`judged_elsewhere(point, text)`: the same model, its quality measured on other text, where dense has 40."""
+
+    def judge(point: PointRecord, text: str = "other.txt") -> PointRecord:
+        assert point.quality is not None
+        ratio = point.quality.pruned_perplexity / point.quality.dense_perplexity
+        other = {"text": text, "dense_perplexity": 40.0, "pruned_perplexity": 40.0 * ratio}
+        return point.model_copy(update={"quality": point.quality.model_copy(update=other)})
+
+    return judge

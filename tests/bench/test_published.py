@@ -11,8 +11,8 @@ import pytest
 from bench.records.results import read_results
 from bench.records.schema import ROUNDS_NAME, RoundRecord, read_lines
 from bench.reports.report import write_report
-from bench.studies.real_report import LAST_WORDS
-from bench.studies.selection_study import Confirmed, Pair, blocks_of, read_study
+from bench.studies.real_report import LAST_WORDS, PAIRS
+from bench.studies.selection_study import Confirmed, Pair, blocks_of, read_rows, read_study
 from bench.studies.set_losses import read_last_words, read_losses
 from mi_prun.json_lines import parse_json, read_whole_lines
 from mi_prun.plan.plan import Plan
@@ -70,8 +70,15 @@ def read_last_words_file(path: Path) -> None:
     assert () in {count.dropped for count in counts}
 
 
+def read_pairs_file(path: Path) -> None:
+    pairs = read_rows(path, Pair)
+    assert {pair.model for pair in pairs} == {path.name.split(".")[0]}
+    assert all(len(first) == len(second) and first != second for first, second in (pair.dropped for pair in pairs))
+    assert len({(pair.text, pair.dropped) for pair in pairs}) == len(pairs)
+
+
 def read_real_study_file(path: Path) -> None:
-    if path.name.count(".") == 2 and not path.name.endswith(LAST_WORDS):  # <model>.<text>.jsonl
+    if path.name.count(".") == 2 and not path.name.endswith((LAST_WORDS, PAIRS)):  # <model>.<text>.jsonl
         read_study_file(path)
 
 
@@ -100,6 +107,7 @@ READERS: tuple[tuple[str, Callable[[Path], None]], ...] = (
     ("selection/present/*.jsonl", read_study_file),
     ("real-models/*.losses.jsonl", read_losses_file),
     ("real-models/*.last-words.jsonl", read_last_words_file),
+    ("real-models/*.pairs.jsonl", read_pairs_file),
     ("real-models/*.jsonl", read_real_study_file),
     ("real-models/before-runs/*.jsonl", read_study_file),
     ("ab/*.jsonl", read_figures_file),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from bench.records.comparable import Comparable, comparable, protocol_of, workload_key
+from bench.records.comparable import Comparable, comparable, protocol_of, same_text, texts_of_quality, workload_key
 from bench.records.results import Run, Side
 from bench.records.schema import PointRecord, Trace
 from bench.records.task_schema import TaskRecord
@@ -129,3 +129,16 @@ def test_a_quality_is_told_by_its_text_and_protocol(point: Point) -> None:
     assert protocol_of(point((3,))) == ("held-out.txt", "non-overlapping windows of 512 tokens", 2044)
     assert protocol_of(point((3,))) == protocol_of(point((2, 3)))  # whatever the perplexity
     assert protocol_of(point(quality=None, quality_measured_on=None)) == ()
+
+
+def test_a_text_is_told_by_its_passages_too(point: Point, judged_elsewhere: Callable[..., PointRecord]) -> None:
+    """Two files of one name, or text sampled by another seed."""
+    same, renamed = judged_elsewhere(point((3,)), "held-out.txt"), judged_elsewhere(point((3,)))
+    assert same_text(point((3,)), point((2, 3)))
+    assert protocol_of(same) == protocol_of(point((3,)))
+    assert not same_text(same, point((3,)))
+    assert not same_text(renamed, same)
+    blind = point((3,), quality=None, quality_measured_on=None)
+    assert not same_text(blind, blind)
+    assert texts_of_quality([blind, point((3,)), point((2, 3)), same, renamed, renamed]) == 3
+    assert texts_of_quality([blind]) == 0

@@ -123,3 +123,24 @@ def test_a_mean_of_no_change_is_said_with_its_interval(task: Task) -> None:
     dense, pruned = mean_rows(task_rows(records))
     assert dense.line() == "           dense: mean of 2                   75.0%"
     assert pruned.line().startswith("    hybrid 12.5%: mean of 2                   75.0%, to dense +0.0 [-")
+
+
+def test_two_healings_of_one_label_are_told_apart(task: Task) -> None:
+    """Each command gives its own models labels; a later one knows nothing of them."""
+    first = task((2, 3), healed=True)
+    assert first.arm.healing is not None
+    longer = first.arm.model_copy(update={"healing": first.arm.healing.model_copy(update={"tokens": 900_000})})
+    second = first.model_copy(update={"arm": longer})
+    assert [row.record.arm.label for row in task_rows([first])] == ["hybrid 25.0% healed"]
+    labels = [row.record.arm.label for row in task_rows([task(), first, second])]
+    assert labels == [
+        "dense",
+        "hybrid 25.0% healed (100,000 tokens of wiki.txt, seed 3)",
+        "hybrid 25.0% healed (900,000 tokens of wiki.txt, seed 3)",
+    ]
+    elsewhere = first.arm.model_copy(update={"blocks": first.arm.blocks.model_copy(update={"dropped": (4, 5)})})
+    rows = task_rows([first, first.model_copy(update={"arm": elsewhere})])
+    assert [row.record.arm.label for row in rows] == [
+        "hybrid 25.0% healed (without 2, 3)",
+        "hybrid 25.0% healed (without 4, 5)",
+    ]

@@ -263,3 +263,44 @@ def test_models_of_one_method_are_paired_by_their_labels(
     assert {change.arm for change in changed.changes} == arms
     told = [change.arm for change in changed.changes if change.figure.startswith("task ")]
     assert told == [first.arm.label, second.arm.label]
+
+
+def test_quality_on_other_passages_of_one_name_is_not_compared(
+    tmp_path: Path, one_sweep: list[PointRecord], save: Save, judged_elsewhere: Callable[..., PointRecord]
+) -> None:
+    """As of `self`, sampled by another seed."""
+    after = as_run([judged_elsewhere(point, "held-out.txt") for point in one_sweep], "run-2")
+    changed = against(save(tmp_path / "a", one_sweep), save(tmp_path / "b", after))
+    assert changed.beyond_noise == []
+    assert not any(change.figure in ("perplexity", "KL to dense") for change in changed.changes)
+    (note,) = changed.notes
+    assert note.startswith("held-out.txt: the dense model's own perplexity is another (50 -> 40), so the passages or")
+
+
+def healed_longer(record: TaskRecord) -> TaskRecord:
+    healing = record.arm.healing
+    assert healing is not None
+    longer = record.arm.model_copy(update={"healing": healing.model_copy(update={"tokens": 900_000})})
+    return record.model_copy(update={"arm": longer})
+
+
+def test_a_healing_is_paired_with_the_same_one_where_there_are_several(
+    tmp_path: Path, task: Callable[..., TaskRecord], save: Save
+) -> None:
+    asked = task((2, 3), [True] * 40, healed=True)
+    other = healed_longer(task((2, 3), [False] * 40, healed=True))
+    a = save(tmp_path / "a", (), [task(right=[True] * 40), asked])
+    b = save(tmp_path / "b", (), [task(right=[True] * 40), asked, other])
+    changed = against(a, b)
+    assert [(change.arm, change.change) for change in changed.changes] == [("dense", 0.0), ("hybrid 25.0% healed", 0.0)]
+
+
+def test_answers_of_another_healing_are_compared_and_it_is_said(
+    tmp_path: Path, task: Callable[..., TaskRecord], save: Save
+) -> None:
+    a = save(tmp_path / "a", (), [task(), task((2, 3), [True] * 40, healed=True)])
+    b = save(tmp_path / "b", (), [task(), healed_longer(task((2, 3), [False] * 40, healed=True))])
+    changed = against(a, b)
+    assert len(changed.beyond_noise) == 1
+    (note,) = changed.notes
+    assert note.startswith("hybrid 25.0% healed is healed otherwise: 100,000 tokens of wiki.txt, seed 3 -> 900,000")

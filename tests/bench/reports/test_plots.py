@@ -210,3 +210,13 @@ def test_the_block_map_names_every_model(one_sweep: list[PointRecord]) -> None:
     svg = block_map_svg([point.arm for point in one_sweep])
     assert Drawing(svg).words == ["dense", *RATIOS, *map(str, range(8))]
     assert re.findall(r"block (\d): dropped", svg) == ["3", "2", "3", "2", "3", "5", "6"]
+
+
+def test_no_arrow_leads_from_one_text_to_another(
+    healed_sweep: list[PointRecord], judged_elsewhere: Callable[..., PointRecord]
+) -> None:
+    moved = [judged_elsewhere(p) if p.arm.label == "hybrid 12.5%" else p for p in healed_sweep]
+    run = Run("run-1", tuple(moved))
+    assert [[round(value, 3) for place in pair for value in place] for pair in healings(run.points[1:], run.dense)] == [
+        [1.25, 1.4, 1.25, 1.16],
+    ]

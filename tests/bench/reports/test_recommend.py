@@ -152,3 +152,9 @@ def test_limits_that_are_none(options: tuple[str | None, float | None, str | Non
 def test_memory_is_in_bytes() -> None:
     assert parse_limits(None, None, "24GiB").memory_bytes == 24 * 2**30
     assert parse_limits(None, None, " 1.5 gb").memory_bytes == 1_500_000_000
+
+
+def test_perplexities_of_several_texts_are_said(run: Run, judged_elsewhere: Callable[..., PointRecord]) -> None:
+    assert "texts" not in taken(run, speedup=1.2).why
+    mixed = Run("run-1", (*run.points[:-1], judged_elsewhere(run.points[-1])))
+    assert "; perplexities are of 2 texts, which do not compare: give --quality-text" in taken(mixed, speedup=1.2).why

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.records.results import Results, Run
-from bench.records.schema import PointRecord, Ratio, Selection, Speed
+from bench.records.schema import HealedBy, PointRecord, Ratio, Selection, Speed
 from bench.records.task_schema import GenerationRecord, TaskRecord
 from bench.records.task_summary import mean_rows, task_rows
 from bench.reports import report_section
@@ -16,6 +16,7 @@ from bench.reports.report_section import Section, headline, sections, tasks_head
 Point = Callable[..., PointRecord]
 Task = Callable[..., TaskRecord]
 Generation = Callable[..., GenerationRecord]
+HEALED_LONGER = HealedBy(method="fit + lora", text="wiki.txt", tokens=900_000, fit_tokens=16_384, seed=3)
 
 
 @pytest.fixture
@@ -243,3 +244,32 @@ def test_a_wide_block_map_stands_last(point: Point) -> None:
         )
         assert block_map.wide == wide
         assert (place == len(pictures) - 1) == wide
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_perplexities_of_several_texts_are_noted(
+    one_sweep: list[PointRecord], judged_elsewhere: Callable[..., PointRecord]
+) -> None:
+    assert not any("texts" in note for note in section_of(*one_sweep).notes)
+    notes = section_of(*one_sweep[:-1], judged_elsewhere(one_sweep[-1])).notes
+    assert any(note.startswith("Perplexity was measured on 2 texts (Quality, below)") for note in notes)
+
+
+def test_answers_of_another_engine_than_the_dense_models_are_noted(task: Task) -> None:
+    elsewhere = task().provenance.model_copy(update={"versions": {"vllm": "0.33.0"}, "engines_alive": "alone"})
+    (section,) = sections(Results((), (task(), task((3,), provenance=elsewhere), task((2, 3))), ()))
+    (note,) = (note for note in section.notes if "conditions" in note)
+    assert "hybrid 12.5%: another engine (vllm 0.32.0 -> 0.33.0); hybrid 12.5%: another engine (torch" in note
+    assert "25.0%" not in note
+    assert "alone" not in note  # which engines live beside an engine changes no answer
+
+
+def test_models_of_one_label_are_named_apart_where_nothing_was_loaded(task: Task) -> None:
+    records = [task(), task((2, 3), healed=True)]
+    other = records[1].arm.model_copy(update={"healing": HEALED_LONGER})
+    (section,) = sections(Results((), (*records, records[1].model_copy(update={"arm": other})), ()))
+    assert [arm.label for arm in section.arms] == [
+        "dense",
+        "hybrid 25.0% healed (100,000 tokens of wiki.txt, seed 3)",
+        "hybrid 25.0% healed (900,000 tokens of wiki.txt, seed 3)",
+    ]

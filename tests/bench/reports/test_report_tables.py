@@ -256,3 +256,16 @@ def test_scores_beside_the_one_that_is_compared(task: Task) -> None:
     more = task((3,), scores={"acc": 0.5, "acc_norm": 0.25, "perplexity": 12345.678})
     assert other_scores([task(), more]) == ["hybrid 12.5%, boolq: acc_norm 0.25, perplexity 1.235e+04"]
     assert other_scores([]) == []
+
+
+def test_a_score_or_a_mean_of_fewer_says_so(task: Task) -> None:
+    records = [task((), [True] * 40, task=name) for name in ("boolq", "piqa", "winogrande")]
+    records += [task((3,), [True] * 40, task=name) for name in ("boolq", "piqa")]
+    records += [task((3,), [True] * 80, task="winogrande", items_sha256="4" * 64)]
+    rows = task_rows(records)
+    table = tasks_table(rows, mean_rows(rows))
+    assert table is not None
+    dense, pruned = table.rows
+    assert dense[-1] == Cell("100.0")
+    assert pruned[3] == Cell("100.0", "n=80\nno pairs")
+    assert pruned[-1].more.endswith("\nof 2 tasks")

@@ -17,9 +17,10 @@ from bench.studies.real_report import (
     picture,
     read_all_last_words,
     read_elsewhere,
+    read_pairs,
     read_texts,
 )
-from bench.studies.selection_study import StudyRow
+from bench.studies.selection_study import Pair, StudyRow
 from bench.studies.set_losses import LastWords, SetLoss
 from mi_prun.errors import UserError
 from mi_prun.files import append_line
@@ -196,6 +197,30 @@ def test_the_page_has_every_cell_and_says_where_there_is_none(rows: list[StudyRo
     assert "| `mi-prun:0 ksg` | 1 | 90; 3.00 (3.00) | - |" in said
     assert "Dense perplexity 20.00 on 1,000 tokens, windows of 100; 2 seeds." in said
     assert "| `bi:0` | 0 | 0 1 |" in said
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"), [(0.03, "**behind**"), (0.01, "tied"), (-0.03, "ahead")], ids=["behind", "tied", "ahead"]
+)
+def test_where_one_seed_is_behind_both_sets_are_compared_on_more_text(
+    with_default: list[StudyRow], difference: float, said: str, tmp_path: Path
+) -> None:
+    one_seed = [one for one in with_default if one.seed == 0]
+    text = Text(one_seed)
+    assert text.behind(1) is None  # first
+    assert text.behind(2) == ((4, 5), (0, 1))  # 90 where bi has 60
+    assert Text(with_default).behind(2) is None  # its seeds have a standard error
+    pair = Pair(
+        model="real", text="wiki", dropped=((4, 5), (0, 1)), tokens=8_000, window_tokens=100, perplexity=(80.0, 70.0),
+        difference_nats=difference, standard_error_nats=0.02, machine=one_seed[0].machine, versions={}, commit=None,
+    )  # fmt: skip
+    append_line(tmp_path / "real.pairs.jsonl", pair.model_dump_json())
+    of_another_text = pair.model_copy(update={"text": "books"})
+    assert "| 4 5 | 0 1 | - | - | - | not measured |" in page([text], pairs=[of_another_text])
+    shown = page([text], pairs=read_pairs(tmp_path))
+    assert f"| real | wiki | wiki | 2 | 4 5 | 0 1 | 80 | 70 | {difference:+.4f} +- 0.0200 | {said} |" in shown
+    assert "on other parts of the text (8,000 tokens)" in shown
+    assert "Where one seed" not in page([Text(with_default)])
 
 
 def test_what_sets_foretell_stands_beside_where_it_was_counted(rows: list[StudyRow], tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_after_the_points_the_models_are_asked(
         str(reference), out, replace(SETTINGS, ratios=".25", draft=True, tasks=asked, measure=short)
     )
     assert (len(points), answers) == (1, [])
-    checkpoint = str(out / "checkpoints" / "bi-0-3-virtual")
+    (checkpoint,) = map(str, (out / "checkpoints").glob("bi-0-3-*-virtual"))
     assert done == [
         "open_model",  # once, though the sweep prunes it, measures it and asks it
         "lengths_of",
@@ -333,3 +333,25 @@ def test_records_of_another_release_are_said_before_the_analysis(reference: Path
         with pytest.raises(UserError, match="line 1 has schema version 1; this release reads 2 and 3"):
             measure()
     assert [path.name for path in tmp_path.iterdir()] == ["points.jsonl"]
+
+
+def test_a_sweep_by_other_text_leaves_the_checkpoints_of_the_first(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: Callable[..., Any]
+) -> None:
+    """The records of the first name their folders; `recommend FOLDER@RUN` gives them to the user."""
+    made: list[Path] = []
+
+    def measured(prepared: Any, folder: Any) -> list[Any]:
+        made.extend(Path(model.arm.model) for model in prepared.models.all[1:])
+        return [point()]
+
+    monkeypatch.setattr(sweeping, "measure", measured)
+    texts = prompts_from(tmp_path / "prompts", SETTINGS.measure)
+    for name, words in (("a.txt", "the river was wide and slow "), ("b.txt", "1 2 3 4 5 6 7 8 9 { } ; ( ) return ")):
+        (tmp_path / name).write_text(words * 400)
+        analyze = replace(SETTINGS.analyze, sources=(str(tmp_path / name),))
+        settings = replace(SETTINGS, ratios=".25", methods="bi:0", analyze=analyze, measure=texts)
+        sweep(str(reference), tmp_path / "out", settings)
+    blocks = [read_manifest(folder).plan.dropped for folder in made]
+    assert blocks[0] != blocks[1]
+    assert made[0] != made[1]
