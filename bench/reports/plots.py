@@ -322,8 +322,9 @@ def tasks_svg(rows: Sequence[TaskRow], run: str) -> str:
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel("right answers, points to dense  (right: better)")
     columns = 3 if max(map(len, labels)) <= SHORT_LABEL else 1
-    look = {"frameon": False, "labelcolor": INK, "fontsize": 9.5}
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=columns, **look)
+    axes.legend(
+        frameon=False, labelcolor=INK, fontsize=9.5, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=columns
+    )
     return _svg(figure, "Difference of right answers to the dense model, by task", run)
 
 
