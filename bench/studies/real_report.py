@@ -152,7 +152,7 @@ class Text:
         """
         by_set = {loss.dropped: loss.perplexity for loss in losses}
         left_out = {row.label for row in self.rows if row.row.dropped not in by_set}
-        needed = {label for label in left_out if label in BASELINES or label.startswith(DEFAULT)}
+        needed = {label for label in left_out if label in (*BASELINES, *VARIANTS)}
         if needed or () not in by_set:
             missing = {(), *(row.row.dropped for row in self.rows if row.label in needed)} - by_set.keys()
             raise UserError(
