@@ -136,7 +136,7 @@ def heal(
     check_healable(dense)
     if not virtual:
         check_room(dense, plan, out, 0 if settings.train == "none" else _trained_bytes(dense, plan))
-    window = min(settings.window_tokens, dense.context_tokens())
+    window = dense.context_tokens(cap=settings.window_tokens)
     dense.check_window(window)
     if settings.stream_blocks:
         return _heal_streamed(

@@ -156,8 +156,12 @@ class SharedWeights:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The tensors that are trained, by name; adapters are named after the weight that they adapt."""
-        parameters = {name: own.own for name, own in self.own.items() if own.own.requires_grad}
+        """The tensors that are trained, by name; adapters are named after the weight that they adapt.
+
+        Their order is the model's, whatever was given first: the norm of all gradients is summed in it.
+        """
+        own = {name: self.own[name].own for name in self._homes if name in self.own}
+        parameters = {name: tensor for name, tensor in own.items() if tensor.requires_grad}
         for name, layer in self.adapters.items():
             parameters[f"{name}.lora_A"] = layer.lora_A[ADAPTER].weight
             parameters[f"{name}.lora_B"] = layer.lora_B[ADAPTER].weight

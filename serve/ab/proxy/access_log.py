@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import select
+import stat
 import sys
 import threading
 from collections import deque
@@ -15,6 +17,7 @@ from typing import Any
 from mi_prun.errors import UserError
 
 FLUSH_S = 0.2
+STALL_S = 1.0  # a pipe that takes nothing for so long has no reader; its lines are lost
 MOST_WAITING, MOST_CHARACTERS = 10_000, 2**26  # of lines that wait for the disk
 
 
@@ -36,8 +39,12 @@ class AccessLog:
         self._added = self._taken = 0  # characters; each is changed by one thread at a time
         self._lock = threading.Lock()  # a thread of `run` may still write when the log is closed
         self._closed = False
-        self._file = sys.stdout.fileno()
-        if path is not None:
+        self._cut = False  # the last line was written in part
+        if path is None:
+            if sys.stdout is None:  # as a daemon's, started with `>&-`
+                raise UserError("standard output is closed: name a file for the access log, --access-log FILE")
+            self._file = sys.stdout.fileno()
+        else:
             try:
                 self._file = _opened(path)
             except OSError as error:
@@ -71,16 +78,25 @@ class AccessLog:
                 self.lost += len(lines)
                 return
             self._follow()
+            data = b"\n" * self._cut + data  # a part of a line would spoil the next one
             try:
-                written = os.write(self._file, data)
+                written = self._write(data)
             except OSError:
                 self.lost += len(lines)
                 return
-            if written < len(data):
-                # A part of a line would spoil the next one: end it where that goes.
-                self.lost += data[written:].count(b"\n")
-                with contextlib.suppress(OSError):
-                    os.write(self._file, b"\n")
+            if written:
+                self._cut = data[:written][-1:] != b"\n"
+            self.lost += data[written:].count(b"\n")
+
+    def _write(self, data: bytes) -> int:
+        """Write to the file, and return how many bytes it took. A pipe that nobody reads never holds up the end."""
+        if stat.S_ISREG(self._opened.st_mode):
+            return os.write(self._file, data)
+        poll, written = select.poll(), 0
+        poll.register(self._file, select.POLLOUT)
+        while written < len(data) and poll.poll(1000 * STALL_S):
+            written += os.write(self._file, data[written : written + select.PIPE_BUF])
+        return written
 
     def _follow(self) -> None:
         """Open the file anew where it was renamed or removed, as logrotate does."""

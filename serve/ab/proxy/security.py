@@ -81,7 +81,10 @@ def load_keys(config: Config) -> Keys:
         if not api:
             raise UserError(f"{config.api_keys_file} holds no API key: one on each line")
     else:
-        api = [key for key in os.environ.get(API_KEYS_VARIABLE, "").split(",") if key]
+        said = os.environ.get(API_KEYS_VARIABLE, "")
+        api = [key for key in said.split(",") if key]
+        if said and not api:  # as of "$A,$B" with neither set: everyone would be a client
+            raise UserError(f"{API_KEYS_VARIABLE} is set and holds no API key; name some, with commas, or unset it")
     if config.admin_key_file:
         lines = _lines(config.admin_key_file)
         if len(lines) != 1:

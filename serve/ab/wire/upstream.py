@@ -313,6 +313,8 @@ class Upstream:
 
 def _why(error: OSError) -> str:
     """Return the reason without the arm's address, which asyncio's own words hold and no client is told."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted (OpenSSL's code {error.verify_code})"  # the words name the host
     if isinstance(error, socket.gaierror | ssl.SSLError):
         return error.strerror or str(error)
     return os.strerror(error.errno) if error.errno else "none of its addresses takes a connection"

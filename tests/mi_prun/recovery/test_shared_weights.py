@@ -32,6 +32,16 @@ def test_whole_training_holds_a_copy_of_what_is_trained_and_of_nothing_else(shar
     assert bytes_of(weights) - alone == trained
 
 
+def test_what_is_trained_has_one_order_whatever_was_given_first(shared):
+    """A start has the refitted matrices before the rest, a resume has not; the norm of gradients goes by the order."""
+    weights, refitted = shared((2, 3)), shared((2, 3))
+    last = weights.names((5,))[-1]
+    refitted.give(last, refitted.current(last).detach().clone())
+    for each in (weights, refitted):
+        each.give_all(torch.float32)
+    assert list(refitted.trained) == list(weights.trained)
+
+
 def test_teacher_is_the_dense_model_whatever_the_student_has(shared, tokens):
     weights = shared((2, 3))
     blocks = range(6)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mi_prun.errors import UserError
 from serve.ab.proxy import access_log
 from serve.ab.proxy.access_log import MOST_WAITING, AccessLog
 
@@ -127,3 +128,37 @@ def test_a_file_that_was_rotated_is_opened_anew(tmp_path: Path, *, removed: bool
     assert (tmp_path / "log").read_text() == '{"number": 2}\n'
     assert removed or (tmp_path / "log.1").read_text() == '{"number": 1}\n'
     assert log.lost == 0
+
+
+def test_a_pipe_that_nobody_reads_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes is whole lines, once it is read again."""
+    monkeypatch.setattr(access_log, "STALL_S", 0.05)
+    log = AccessLog(tmp_path / "log")
+    reading, writing = os.pipe()
+    os.dup2(writing, log._file)
+    os.close(writing)
+    log._opened = os.fstat(log._file)
+    monkeypatch.setattr(log, "_follow", lambda: None)
+    for number in range(9_000):
+        log.write(number=number, text="x" * 20)
+    flush = threading.Thread(target=log.flush, daemon=True)
+    flush.start()
+    flush.join(10)
+    assert not flush.is_alive()
+    assert 0 < log.lost < 9_000
+    first = os.read(reading, 2**20)
+    log.write(number=-1)
+    log.close()
+    lines = (first + os.read(reading, 2**20)).decode().splitlines()
+    os.close(reading)
+    assert json.loads(lines[-1]) == {"number": -1}
+    assert [json.loads(line)["number"] for line in lines[:-2]] == list(range(len(lines) - 2))
+
+
+def test_a_closed_standard_output_is_said_and_no_matter_where_a_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    AccessLog(tmp_path / "log").close()
+    with pytest.raises(UserError, match="standard output is closed: name a file for the access log"):
+        AccessLog(None)

@@ -61,6 +61,15 @@ def test_keys_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_keys(config()).caller(b"Bearer of-the-environment").role == "client"
 
 
+def test_a_variable_that_is_set_and_holds_no_key_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of "$A,$B", with neither set."""
+    monkeypatch.setenv("MI_PRUN_AB_API_KEYS", ",")
+    with pytest.raises(UserError, match="MI_PRUN_AB_API_KEYS is set and holds no API key"):
+        load_keys(config())
+    monkeypatch.setenv("MI_PRUN_AB_API_KEYS", "")
+    assert load_keys(config()).open
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("", "holds no API key"), ("short", "at least 8"), ("has a space", "at least 8")]
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.ab.wire.upstream import HEAD_BYTES, HELD_BYTES, Upstream, UpstreamError
+from serve.ab.wire.upstream import HEAD_BYTES, HELD_BYTES, Upstream, UpstreamError, _why
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -259,3 +260,12 @@ def test_a_query_is_asked_with_its_path() -> None:
 
     run(handler, client)
     assert [head.split(b" ")[1] for head in heads] == [b"/live?a=1&b=%20", b"/live", b"/", b"/?a"]
+
+
+def test_a_certificate_that_does_not_fit_names_no_host() -> None:
+    """Python's own words name the arm's host, which no client is told."""
+    error = ssl.SSLCertVerificationError(
+        1, "certificate verify failed: Hostname mismatch, not valid for 'inside.local'"
+    )
+    error.verify_code = 62
+    assert _why(error) == "its certificate is not accepted (OpenSSL's code 62)"
