@@ -80,10 +80,9 @@ def labelled_apart(records: Sequence[TaskRecord]) -> list[TaskRecord]:
 
     Labels of several models get what differs behind them: the blocks, or how they were healed.
     """
-    models: dict[str, set[MeasuredArm]] = defaultdict(set)
-    by_identity = {record.arm.identity: record.arm for record in records}
-    for arm in by_identity.values():
-        models[arm.label].add(arm)
+    models: dict[str, list[MeasuredArm]] = defaultdict(list)
+    for arm in {record.arm.identity: record.arm for record in records}.values():
+        models[arm.label].append(arm)
 
     def label(arm: MeasuredArm) -> str:
         alike = models[arm.label]

@@ -314,18 +314,18 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
     for row in rows:
         by_model.setdefault(model_key(row.record), {})[row.record.score.task] = row
     names = list(dict.fromkeys(row.record.score.task for row in rows))
-    items = {name: next(row.record.score.items for row in rows if row.record.score.task == name) for name in names}
+    first = {name: next(row.record.score for row in rows if row.record.score.task == name) for name in names}
     mean_of = {mean.arm.identity: mean for mean in means}
     lines = []
     for by_task in by_model.values():
         arm = next(iter(by_task.values())).record.arm
-        cells = [Cell(arm.label), *(_score(by_task.get(name), items[name]) for name in names)]
+        cells = [Cell(arm.label), *(_score(by_task.get(name), first[name].items) for name in names)]
         if means:
             cells.append(_mean(mean_of.get(arm.identity), len(names)))
         lines.append(tuple(cells))
     head = [
         ("Model", ""),
-        *((name, _metric(rows, name, items[name])) for name in names),
+        *((name, f"{first[name].metric}, n={first[name].items:,}") for name in names),
         *([("Mean", "")] if means else []),
     ]
     note = (
@@ -334,11 +334,6 @@ def tasks_table(rows: Sequence[TaskRow], means: Sequence[MeanRow]) -> Table | No
         "even where as many are right."
     )
     return Table("Tasks", tuple(head), tuple(lines), note)
-
-
-def _metric(rows: Sequence[TaskRow], name: str, items: int) -> str:
-    record = next(row.record for row in rows if row.record.score.task == name)
-    return f"{record.score.metric}, n={items:,}"
 
 
 def _score(row: TaskRow | None, items: int) -> Cell:

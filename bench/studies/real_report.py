@@ -298,13 +298,13 @@ def behind_section(texts: Sequence[Text], elsewhere: Elsewhere, pairs: Sequence[
 
     def words(chosen_on: str, there: Text, k: int, mine: Dropped, best: Dropped) -> tuple[str, ...]:
         blocks = (" ".join(map(str, dropped)) for dropped in (mine, best))
+        case = there.model, chosen_on, there.text, str(k), *blocks
         pair = by_sets.get((there.model, there.text, mine, best))
         if pair is None:
-            return there.model, chosen_on, there.text, str(k), *blocks, "-", "-", "-", "not measured"
+            return *case, "-", "-", "-", "not measured"
         sure = pair.difference_nats > pair.standard_error_nats
         return (
-            *(there.model, chosen_on, there.text, str(k)),
-            *blocks,
+            *case,
             *(f"{perplexity:.4g}" for perplexity in pair.perplexity),
             f"{pair.difference_nats:+.4f} +- {pair.standard_error_nats:.4f}",
             "**behind**" if sure else "ahead" if pair.difference_nats < -pair.standard_error_nats else "tied",

@@ -86,7 +86,7 @@ class AccessLog:
                 return
             if written:
                 self._cut = data[:written][-1:] != b"\n"
-            self.lost += data[written:].count(b"\n")
+            self.lost += min(len(lines), data[written:].count(b"\n"))  # the end of the last line is none of them
 
     def _write(self, data: bytes) -> int:
         """Write to the file, and return how many bytes it took. A pipe that nobody reads never holds up the end."""
@@ -109,6 +109,7 @@ class AccessLog:
             before, self._file = self._file, _opened(self.path)
             os.close(before)
             self._opened = os.fstat(self._file)
+            self._cut = False
 
     async def run(self) -> None:
         """Write what was added, several times a second, until cancelled."""
